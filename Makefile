@@ -1,0 +1,85 @@
+# d2_deformable: everything from nothing. `make help` lists the targets.
+#
+#   PYTHON=python3.12     which Python makes .venv (3.11 to 3.13)
+#   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
+#   MAX_JOBS=2            how many compilers run at once
+#   FORCE_CUDA=0|1        build without, or insist on, CUDA (see setup.py); after a change make clean first
+
+PYTHON ?= python3
+D2_SOURCE ?= auto
+MAX_JOBS ?= $(shell nproc)
+export D2_SOURCE MAX_JOBS
+
+# Every pip below obeys the one constraints file, also those that Detectron2's installer starts.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip
+LOG := $(VENV)/setup.log
+CSRC := $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+# $(call quietly,command): its output goes to a log, which is shown whole if it fails.
+quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"; exit 1; }
+
+.PHONY: help setup demo test test-all lint format clean
+
+help: ## list the targets (default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned dependencies, Detectron2 and the compiled operators
+
+demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) and write output/demo/report.html
+	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml --report OUTPUT_DIR output/demo
+
+test: setup lint ## lint and all tests but the slow ones
+	$(PY) -m pytest -m "not slow" --durations 10
+
+test-all: setup lint ## lint and all tests, the slow ones (big networks) too
+	$(PY) -m pytest --durations 10
+
+lint: $(VENV)/.deps ## check style: ruff for Python, clang-format for C++ and CUDA
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(if $(CXX_FILES),$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: $(VENV)/.deps ## rewrite the sources in that style
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(if $(CXX_FILES),$(VENV)/bin/clang-format -i $(CXX_FILES))
+
+clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and output/ stay
+	rm -rf build *.egg-info d2_deformable/*.so .pytest_cache .ruff_cache $(VENV)/.ops
+	find d2_deformable tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# What stands is skipped: each file below is touched when its step is done.
+
+$(VENV)/.deps: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "make: Python 3.11, 3.12 or 3.13 is needed, '$(PYTHON)' is not one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' cannot make virtual environments: apt install python3-venv"; exit 1; }
+	@command -v $(firstword $(CXX)) >/dev/null || { \
+	  echo "make: no C++ compiler '$(firstword $(CXX))': apt install g++"; exit 1; }
+	@echo "make: installing the pinned dependencies into $(VENV) (PyTorch is large: this takes minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call quietly,$(PIP) install pip setuptools wheel)
+	@$(call quietly,$(PIP) install --no-build-isolation -r constraints.txt)
+	@touch $@
+
+$(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py
+	@$(PY) tools/install_detectron2.py
+	@touch $@
+
+# pip compiles in a new folder every time; if only csrc/ changed, build/ is used, where ninja skips what stands.
+INSTALL = $(PIP) install -v --no-build-isolation --no-deps -e .
+REBUILD = $(PY) setup.py build_ext --inplace
+
+$(VENV)/.ops: setup.py $(CSRC) $(VENV)/.deps | $(VENV)/.detectron2
+	@echo "make: compiling the operators (takes a minute or two)"
+	@$(call quietly,$(if $(filter-out csrc/%,$?),$(INSTALL),$(REBUILD)))
+	@sed -n 's/^ *\(d2_deformable: .*\)/\1/p' $(LOG) | sort -u
+	@touch $@

@@ -1,0 +1,45 @@
+// Checks that every operator makes, whoever calls it: they protect memory. d2_deformable/ops/
+// explains to users.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace d2_deformable {
+
+inline void check_dims(const char* op, const char* name, const at::Tensor& tensor, int64_t dims) {
+  TORCH_CHECK(tensor.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got shape ",
+              tensor.sizes());
+}
+
+inline void check_shape(const char* op, const char* name, const at::Tensor& tensor,
+                        at::IntArrayRef expected) {
+  TORCH_CHECK(tensor.sizes() == expected, op, ": ", name, " must have shape ", expected, ", got ",
+              tensor.sizes());
+}
+
+inline void check_like(const char* op, const char* name, const at::Tensor& tensor,
+                       const at::Tensor& input) {
+  TORCH_CHECK(tensor.device() == input.device(), op, ": ", name, " is on ", tensor.device(),
+              " but input on ", input.device());
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " is ",
+              tensor.scalar_type(), " but input ", input.scalar_type());
+}
+
+// sampling.h needs maps that are not empty, with sides that float32 holds exactly.
+inline void check_map_sizes(const char* op, at::IntArrayRef sizes) {
+  TORCH_CHECK(sizes.size() == 4, op, ": input must be (N, C, H, W), got shape ", sizes);
+  TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0, op, ": input ", sizes,
+              " has an empty C, H or W");
+  TORCH_CHECK(sizes[2] < (1 << 24) && sizes[3] < (1 << 24), op, ": input ", sizes,
+              " has a side of 2^24 or more");
+}
+
+inline void check_rois(const char* op, const at::Tensor& rois, at::IntArrayRef output_size) {
+  TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must be (R, 5), got shape ",
+              rois.sizes());
+  TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0, op,
+              ": output_size takes two positive numbers, got ", output_size);
+}
+
+}  // namespace d2_deformable

@@ -1,0 +1,48 @@
+// What the RoI operators share: the box of a RoI on the map, and how bins fall into groups or
+// parts.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../sampling.h"
+
+namespace d2_deformable {
+
+// Which bins belong to one of several equal parts (bin b belongs to part b * parts / bins, in
+// integers).
+struct BinRange {
+  int64_t begin, end;
+  D2_HOST_DEVICE BinRange(int64_t part, int64_t parts, int64_t bins)
+      : begin((part * bins + parts - 1) / parts), end(((part + 1) * bins + parts - 1) / parts) {}
+};
+
+// A RoI in map pixels. rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels, x1
+// and y1 exclusive.
+//
+// The released operators take inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here that
+// is round(x1) * scale, halves away from zero; the two differ for x2 = -0.5 alone, a box that ends
+// at the border.
+template <typename T>
+struct RoiBox {
+  int64_t image;
+  T y, x, height, width;
+
+  template <typename scalar_t>
+  D2_HOST_DEVICE RoiBox(const scalar_t* roi, T spatial_scale, T shift, bool round_rois)
+      : image(int64_t(roi[0])) {
+    T corner[4];
+    for (int k = 0; k < 4; ++k) {
+      const T pixel = T(roi[1 + k]);
+      corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + shift;
+    }
+    x = corner[0];
+    y = corner[1];
+    width = at_least_a_tenth(corner[2] - corner[0]);
+    height = at_least_a_tenth(corner[3] - corner[1]);
+  }
+
+  D2_HOST_DEVICE static T at_least_a_tenth(T side) { return side > T(0.1) ? side : T(0.1); }
+};
+
+}  // namespace d2_deformable

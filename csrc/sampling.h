@@ -1,0 +1,93 @@
+// Bilinear sampling of a map at a real (y, x): value and gradients, for host and device, written
+// once. Height stands before width and y before x everywhere in this project.
+//
+// A bilinear sample is separable, so all rules about borders are rules about one axis: an
+// AxisSample names the two neighbours along the axis, their weights, and the slopes (derivatives)
+// of these weights by the coordinate:
+//
+//   value = sum over a, b in {0, 1} of  y.weight[a] * x.weight[b] * map[y.index[a]][x.index[b]]
+//   d/dy  = the same with y.slope[a] in the place of y.weight[a];  d/dx  = with x.slope[b]
+//
+// Indices always lie inside the map; a neighbour that does not count has weight and slope 0. So
+// kernels read and add without bounds tests. Coordinates are tested as floating-point numbers
+// before they become integers: NaN, infinity and 1e30 are simply outside. Sizes are positive and
+// below 2^24 (checked by the callers).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define D2_HOST_DEVICE __host__ __device__ inline
+#else
+#define D2_HOST_DEVICE inline
+#endif
+
+namespace d2_deformable {
+
+// What a deformable convolution reads beyond the border of its input.
+//   kZero:   the map is surrounded by zeros: equations (3) and (4) of the paper, and the 2018
+//   operator. kLegacy: the released 2017 operator: 0 outside [0, size), and the last row or column
+//   repeated in (size - 1, size).
+enum class Border { kZero, kLegacy };
+
+template <typename T>
+struct AxisSample {
+  int64_t index[2];
+  T weight[2];
+  T slope[2];
+};
+
+// Samples one axis for a convolution tap; false: the tap reads 0 and passes no gradient.
+// At integer coordinates the slopes are those of the right-hand side.
+template <typename T>
+D2_HOST_DEVICE bool sample_axis(T coordinate, int64_t size, Border border, AxisSample<T>& axis) {
+  const bool legacy = border == Border::kLegacy;
+  const bool inside = coordinate < T(size) && (legacy ? coordinate >= T(0) : coordinate > T(-1));
+  if (!inside) return false;
+
+  const int64_t low = int64_t(coordinate) - (coordinate < T(0) ? 1 : 0);
+  const T fraction = coordinate - T(low);
+  axis = {{low, low + 1}, {T(1) - fraction, fraction}, {T(-1), T(1)}};
+  if (low < 0) {
+    axis.index[0] = 0;
+    axis.weight[0] = axis.slope[0] = T(0);
+  }
+  if (low + 1 == size) {
+    axis.index[1] = low;
+    axis.weight[1] = axis.slope[1] = T(0);
+    if (legacy) {
+      axis.weight[0] = T(1);
+      axis.slope[0] = T(0);
+    }
+  }
+  return true;
+}
+
+// Samples one axis for RoI pooling; false: the sample is skipped and not counted.
+// Within half a pixel of the map the coordinate is clamped to it; the neighbours are floor and
+// ceil, so that at integer (and thus at clamped) coordinates both are the same pixel and the slopes
+// are 0.
+template <typename T>
+D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int64_t size, AxisSample<T>& axis) {
+  const bool inside = coordinate >= T(-0.5) && coordinate <= T(size) - T(0.5);
+  if (!inside) return false;
+
+  const T last = T(size - 1);
+  const T clamped = coordinate < T(0) ? T(0) : (coordinate > last ? last : coordinate);
+  const int64_t low = int64_t(clamped);
+  const T fraction = clamped - T(low);
+  const bool between = fraction > T(0);
+  const T slope = between ? T(1) : T(0);
+  axis = {{low, low + (between ? 1 : 0)}, {T(1) - fraction, fraction}, {-slope, slope}};
+  return true;
+}
+
+// Adds to memory that one thread owns; CUDA passes an atomic add in its place.
+struct PlainAdd {
+  template <typename T>
+  D2_HOST_DEVICE void operator()(T* address, T value) const {
+    *address += value;
+  }
+};
+
+}  // namespace d2_deformable

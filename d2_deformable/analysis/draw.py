@@ -1,0 +1,268 @@
+"""Pictures of detections and of where the network looks (paper figures 5 and 6).
+
+Every picture is drawn on a figure of fixed width, whatever the size of the image, so that lines
+and text stay readable. Boxes are (x0, y0, x1, y1) and points (y, x) in pixels of the image.
+"""
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from .sampling import Inspection, conv_sampling_points, part_boxes
+
+WIDTH = 1200  # pixels of every picture
+DPI = 100
+RED, YELLOW, GREEN, INK = "#e3181f", "#ffd60a", "#12d65a", "#23272e"
+PALETTE = (
+    *("#1769b5", "#c2570c", "#2e7d32", "#8e3bab", "#00838f"),
+    *("#b0246f", "#6d6a00", "#3f4fb3", "#8d5524", "#4a5a66"),
+)
+
+
+def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Figure:
+    """The boxes of `instances` on the image, with class and score.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        instances: pred_boxes, scores and pred_classes.
+        class_names: name of each class index.
+    """
+    height, width = image.shape[:2]
+    # A tall image would make a picture longer than a screen.
+    figure, ((axes,),) = _panels([[image]], WIDTH * min(1.0, 1.1 * width / height))
+    order = instances.scores.argsort()  # the best on top
+    for box, score, index in zip(
+        instances.pred_boxes.tensor[order],
+        instances.scores[order].tolist(),
+        instances.pred_classes[order].tolist(),
+    ):
+        color = class_color(index)
+        _box(axes, box, color, 3)
+        x0, y0, x1, _ = box.tolist()
+        to_right = (x0 + x1) / 2 > 0.75 * width
+        inside = y0 < 0.05 * height
+        axes.annotate(
+            f"{class_names[index]} {score:.0%}",
+            (min(x1, width) if to_right else max(x0, 0), max(y0, 0)),
+            xytext=(0, -3 if inside else 3),
+            textcoords="offset points",
+            ha="right" if to_right else "left",
+            va="top" if inside else "bottom",
+            fontsize=13,
+            color="white",
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 2.5},
+        )
+    return figure
+
+
+def draw_sampling_points(
+    image: np.ndarray, inspection: Inspection, instances: Instances, num_layers: int = 3
+) -> Figure:
+    """What units on the background and on objects see through the last deformable convolutions.
+
+    Paper figure 5. One column per unit (green): the background, if there is any, and the centres
+    of the two best detections, the smaller first. Above, the fixed grid of the plain network;
+    below, the learned one (red), of all offset groups.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        instances: detections in it, best first; may be empty.
+        num_layers: at most this many of the last deformable layers, see `conv_sampling_points`.
+    """
+    best = instances[:2]
+    best = best[best.pred_boxes.area().argsort()]
+    units = [
+        ("unit on an object", center.flip(0), box)
+        for center, box in zip(best.pred_boxes.get_centers(), best.pred_boxes.tensor)
+    ]
+    background = background_point(image.shape[:2], instances.pred_boxes.tensor)
+    if background is not None:
+        units.insert(0, ("unit on the background", background, None))
+
+    pale = _pale(image)
+    width = WIDTH * len(units) / 3
+    figure, rows = _panels([[pale] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
+    for row, deformed in zip(rows, (False, True)):
+        for axes, (title, point, box) in zip(row, units):
+            if not deformed:
+                axes.set_title(title, fontsize=13, color=INK, pad=5)
+            if box is not None:
+                _box(axes, box, INK, 1.2)
+            seen = conv_sampling_points(inspection, point, num_layers, deformed)
+            y, x = seen.points[seen.inside].T
+            axes.scatter(x, y, s=9, color=RED, alpha=0.75, linewidths=0)
+            axes.scatter(
+                *seen.unit.flip(0)[:, None], s=70, color=GREEN, edgecolors="white", linewidths=1.6
+            )
+    return figure
+
+
+def draw_parts(image: np.ndarray, inspection: Inspection, instances: Instances) -> Figure:
+    """Boxes (yellow) and the parts (red) that deformable RoI pooling looks at in them.
+
+    Paper figure 6, with the three best detections as RoIs, one column each. Above, the fixed bins
+    of plain pooling; below, the learned ones. Each panel shows the surroundings of its box.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        instances: detections in it, best first, at least one.
+    """
+    best = instances[:3]
+    boxes, classes = best.pred_boxes.tensor, best.pred_classes
+    views = [_square_around(box) for box in boxes]
+    crops = [_crop(image, view) for view in views]
+    width = WIDTH * len(boxes) / 3
+    figure, rows = _panels([crops] * 2, width, ["fixed bins", "learned offsets"])
+    for row, deformed in zip(rows, (False, True)):
+        parts = part_boxes(inspection, boxes, classes, deformed)
+        for axes, box, view, of_box in zip(row, boxes, views, parts):
+            corner = view[:2].repeat(2)
+            for part in of_box:
+                _box(axes, part - corner, RED, 1.6)
+            _box(axes, box - corner, YELLOW, 3.5)
+    return figure
+
+
+def background_point(image_size, boxes: torch.Tensor) -> torch.Tensor | None:
+    """The point (y, x) farthest from all boxes (R, 4) and the image's border; None if none is free.
+
+    Args:
+        image_size: (height, width).
+    """
+    size = torch.tensor(image_size)
+    grid = torch.cartesian_prod(*((torch.arange(32) + 0.5) / 32 * n for n in image_size))
+    free = torch.cat([grid, size - grid], dim=1).min(dim=1).values
+    if len(boxes):
+        low, high = boxes[:, [1, 0]], boxes[:, [3, 2]]
+        outside = torch.maximum(low - grid[:, None], grid[:, None] - high).clamp(min=0)
+        free = free.minimum(outside.norm(dim=2).min(dim=1).values)
+    best = free.argmax()
+    return grid[best] if free[best] > 0.02 * size.min() else None
+
+
+def class_color(index: int) -> str:
+    """The color of a class: dark enough for white text; ten of them, then from the start again."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _panels(rows, width: float, labels=("",)):
+    """A figure of images in rows and columns of equal size, and its axes in image pixels.
+
+    Args:
+        rows: lists of images (H, W, 3), all of one aspect ratio.
+        width: of the figure in pixels.
+        labels: written upright beside each row.
+    """
+    height, image_width = rows[0][0].shape[:2]
+    left, top, gap = (26, 26, 6) if any(labels) else (0, 0, 0)
+    columns = len(rows[0])
+    panel_w = round((width - left - gap * (columns - 1)) / columns)
+    panel_h = round(panel_w * height / image_width)
+    total_w = left + columns * panel_w + (columns - 1) * gap
+    total_h = top + len(rows) * panel_h + (len(rows) - 1) * gap
+    figure = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = []
+    for r, (images, label) in enumerate(zip(rows, labels)):
+        y = total_h - top - (r + 1) * panel_h - r * gap
+        figure.text(
+            0.45 * left / total_w,
+            (y + panel_h / 2) / total_h,
+            label,
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=13,
+            color=INK,
+        )
+        axes.append([])
+        for c, image in enumerate(images):
+            x = left + c * (panel_w + gap)
+            ax = figure.add_axes(
+                (x / total_w, y / total_h, panel_w / total_w, panel_h / total_h),
+                xticks=[],
+                yticks=[],
+                frame_on=False,
+            )
+            # Resized here: matplotlib would blur or alias it.
+            resized = Image.fromarray(image).resize((panel_w, panel_h), Image.Resampling.LANCZOS)
+            ax.imshow(resized, extent=(0, image.shape[1], image.shape[0], 0), aspect="auto")
+            ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
+            axes[-1].append(ax)
+    return figure, axes
+
+
+def _box(axes, box, color, width):
+    x0, y0, x1, y1 = box.tolist()
+    axes.add_patch(
+        Rectangle(
+            (x0, y0),
+            x1 - x0,
+            y1 - y0,
+            fill=False,
+            edgecolor=color,
+            linewidth=width,
+            # A dark rim keeps every color visible on every image.
+            path_effects=[withStroke(linewidth=width + 1.2, foreground="#00000066")],
+        )
+    )
+
+
+def _pale(image):
+    """The image nearer to white and grey, so that points stand out."""
+    image = image.astype(np.float32)
+    grey = image.mean(axis=2, keepdims=True)
+    return (0.35 * image + 0.25 * grey + 0.40 * 255).astype(np.uint8)
+
+
+def _square_around(box, margin: float = 0.35):
+    """The square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side."""
+    side = (box[2:] - box[:2]).max() * (1 + 2 * margin)
+    center = (box[:2] + box[2:]) / 2
+    x0, y0 = (center - side / 2).floor().int().tolist()
+    side = max(8, int(side))
+    return torch.tensor([x0, y0, x0 + side, y0 + side])
+
+
+def _crop(image, view):
+    """The part of the image inside the square `view`; light grey beyond the image."""
+    x0, y0, x1, y1 = view.tolist()
+    height, width = image.shape[:2]
+    crop = np.full((y1 - y0, x1 - x0, 3), 235, np.uint8)
+    top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
+    if top < bottom and left < right:
+        crop[top - y0 : bottom - y0, left - x0 : right - x0] = image[top:bottom, left:right]
+    return crop
+
+
+def draw_curves(history) -> Figure:
+    """Losses and learning rate over the iterations.
+
+    Args:
+        history: one dict of scalars per logged iteration, as `Run.history`.
+    """
+    lines = [line for line in history if "total_loss" in line]
+    names = sorted({key for line in lines for key in line if key.startswith("loss")})
+    figure = Figure(figsize=(WIDTH / DPI, 0.5 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rate = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    for i, name in enumerate(["total_loss", *names]):
+        x, y = zip(*((line["iteration"], line[name]) for line in lines if name in line))
+        color = INK if name == "total_loss" else class_color(i - 1)
+        losses.plot(x, y, color=color, label=name, linewidth=2.4 if i == 0 else 1.6, marker=".")
+    losses.set(ylabel="loss", ylim=(0, None))
+    losses.legend(frameon=False, fontsize=13, ncols=2)
+    rate.plot(*zip(*((line["iteration"], line["lr"]) for line in lines)), color=INK)
+    rate.set(ylabel="learning rate", xlabel="iteration", ylim=(0, None))
+    for axes in (losses, rate):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.tick_params(labelsize=12)
+        axes.xaxis.label.set_size(13)
+        axes.yaxis.label.set_size(13)
+    return figure

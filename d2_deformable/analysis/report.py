@@ -1,0 +1,261 @@
+"""One self-contained HTML page about a finished run: settings, results, curves and pictures."""
+
+import base64
+import io
+import math
+import os
+import platform
+import subprocess
+from html import escape
+from pathlib import Path
+
+import detectron2
+import torch
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from ..compat import detectron2_source
+from ..data import DatasetMapper, register_custom_datasets
+from . import draw
+from .run import read_run
+from .sampling import inspect_image
+
+CAPTIONS = {
+    "detections": "What was detected: class and score.",
+    "sampling_points": "Where single units (green) of the last deformable convolution look, "
+    "through the last {layers} deformable layers (figure 5 of the paper). Above, the fixed grid of "
+    "a plain network; below, the {points} red points that this network learned to look at. Points "
+    "beyond the image are left out. Black: the object that the unit stands on.",
+    "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling looks at in "
+    "each (figure 6 of the paper). Above, the fixed bins of plain pooling; below, where this "
+    "network learned to shift them.",
+}
+
+
+def write_report(folder, num_images: int = 4, score_thresh: float = 0.5, overrides=()) -> Path:
+    """Write `folder`/pictures/*.png and `folder`/report.html.
+
+    Args:
+        folder: OUTPUT_DIR of a finished run, see `read_run`.
+        num_images: how many test images, taken at equal distances, get pictures.
+        score_thresh: detections below it are not drawn.
+        overrides: KEY, VALUE, ... on top of the run's config.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        FileNotFoundError: the folder or its data set is not complete.
+    """
+    run = read_run(folder, overrides)
+    cfg = run.cfg
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    register_custom_datasets(cfg)
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(run.checkpoint))
+
+    pictures = run.folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("*.png"):
+        old.unlink()
+    sections = [_facts(run, model), _results(run.results)]
+    if run.iterations:
+        figure = draw.draw_curves(run.history)
+        text = "Losses (medians of the last 20 steps) and learning rate."
+        sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
+    sections.append(_images(cfg, model, num_images, score_thresh, pictures))
+    config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
+    page = PAGE.format(title=escape(run.name), body="\n".join([*sections, config]))
+    report = run.folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return report
+
+
+def _facts(run, model):
+    machine = _cpu_name()
+    if torch.cuda.is_available():
+        machine += ", " + torch.cuda.get_device_name()
+    rows = {
+        "Config": run.config_file or "unknown",
+        "Command": run.command or "unknown",
+        "Data": f"trained on {', '.join(run.cfg.DATASETS.TRAIN) or 'nothing'}, "
+        f"tested on {', '.join(run.cfg.DATASETS.TEST) or 'nothing'}",
+        "Training": f"{run.iterations:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
+        f"{run.seconds:,.0f} seconds",
+        "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "Checkpoint": run.checkpoint.name,
+        "Device": f"{run.cfg.MODEL.DEVICE}; this page was written on {machine}",
+        "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}, Detectron2 {detectron2.__version__} ({detectron2_source()})",
+        "Commit of d2_deformable": _commit(),
+    }
+    cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    return f"<div class=scroll><table class=facts>{''.join(cells)}</table></div>"
+
+
+def _cpu_name():
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []  # not Linux
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    return f"{os.cpu_count()} x {name}"
+
+
+def _commit():
+    """The git commit this package's files are of, with "-dirty" where they were changed."""
+    here = Path(__file__)
+
+    def git(*args):
+        return subprocess.run(
+            ["git", "-C", here.parent, *args], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty")
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+
+
+def _results(results):
+    html = "<h2>Results</h2>"
+    if not results:
+        return html + "<p>This run was not evaluated.</p>"
+    summary, per_class = {}, {}
+    for group, metrics in results.items():
+        for metric, value in metrics.items():
+            name, _, of_class = metric.partition("-")
+            if of_class:
+                per_class.setdefault(of_class, {})[f"{_title(group)} {name}"] = value
+            else:
+                summary.setdefault(_title(group), {})[name] = value
+    html += _table("", summary)
+    if per_class:
+        html += "<h3>Per class</h3>" + _table("class", per_class)
+    return html
+
+
+def _title(group):
+    *dataset, task = group.split("/")
+    names = {"bbox": "COCO", "voc": "VOC", "segm": "COCO masks", "sem_seg": "segmentation"}
+    return " ".join([*dataset, names.get(task, task)])
+
+
+def _table(corner, rows):
+    """A table of {row name: {column name: number}}."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    html = "".join(f"<th>{escape(name)}</th>" for name in [corner, *columns])
+    for name, row in rows.items():
+        numbers = (row.get(column, math.nan) for column in columns)
+        cells = "".join(f"<td>{'–' if math.isnan(n) else f'{n:.1f}'}</td>" for n in numbers)
+        html += f"</tr><tr><th>{escape(name)}</th>{cells}"
+    return f"<div class=scroll><table><tr>{html}</tr></table></div>"
+
+
+def _images(cfg, model, num_images, score_thresh, pictures):
+    """Pictures of evenly spaced images of the first test set, or of the training set without."""
+    name = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
+    if name is None or num_images < 1:
+        return ""
+    dataset = DatasetCatalog.get(name)
+    classes = _class_names(name, cfg)
+    mapper = DatasetMapper(cfg, False)
+    num_images = min(num_images, len(dataset))
+    html = f"<h2>Images of {escape(name)}</h2>"
+    for i in range(num_images):
+        record = dataset[len(dataset) * (2 * i + 1) // (2 * num_images)]
+        image = read_image(record["file_name"], "RGB")
+        inspection = inspect_image(model, mapper(record))
+        found = _above(inspection, score_thresh)
+        html += f"<h3>{escape(Path(record['file_name']).name)}</h3>"
+        if not len(found):
+            html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
+        for kind, figure, text in _draw(image, inspection, found, classes):
+            html += _picture(figure, pictures / f"{i}_{kind}.png", text)
+        if not (inspection.record.convs or inspection.record.pools):
+            html += "<p>This network has no deformable layers.</p>"
+    return html
+
+
+def _draw(image, inspection, found, classes):
+    """Yields (kind, figure, caption) of every picture that this network and image give."""
+    convs, pools = inspection.record.convs[-3:], inspection.record.pools
+    if len(found):
+        yield "detections", draw.draw_detections(image, found, classes), CAPTIONS["detections"]
+    if convs:
+        points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
+        text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
+        yield "sampling_points", draw.draw_sampling_points(image, inspection, found), text
+    if pools and len(found):
+        yield "parts", draw.draw_parts(image, inspection, found), CAPTIONS["parts"]
+
+
+def _above(inspection, score_thresh):
+    """The detections with at least this score, best first."""
+    found = inspection.instances
+    if found is None:
+        found = Instances(inspection.image_size)
+        found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
+        found.pred_classes = torch.zeros(0, dtype=torch.int64)
+    found = found[found.scores >= score_thresh]
+    return found[found.scores.argsort(descending=True)]
+
+
+def _class_names(dataset_name, cfg):
+    names = MetadataCatalog.get(dataset_name).get("thing_classes", None) or []
+    return [*names, *(f"class {i}" for i in range(len(names), cfg.MODEL.ROI_HEADS.NUM_CLASSES))]
+
+
+def _picture(figure, file, caption):
+    """Save the figure as PNG, and show it in the page as JPEG, which is much smaller."""
+    figure.savefig(file)
+    jpeg = io.BytesIO()
+    Image.open(file).convert("RGB").save(jpeg, "JPEG", quality=88, subsampling=0)
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    caption = escape(caption)
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ max-width: 60rem; margin: 0 auto; padding: 1rem; color: #23272e; background: #fff;
+  font: 1rem/1.5 system-ui, sans-serif }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #d8dce1 }}
+h3 {{ font-size: 1rem; margin: 2rem 0 .5rem }}
+table {{ border-collapse: collapse; font-size: .9rem }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e7eaed; text-align: right }}
+th {{ font-weight: 600; text-align: left }}
+tr:first-child th:not(:first-child) {{ text-align: right }}
+.facts th, .facts td {{ text-align: left; vertical-align: top; padding-left: 0 }}
+.facts td {{ overflow-wrap: anywhere }}
+.scroll {{ overflow-x: auto }}
+figure {{ margin: 0 0 1.5rem }}
+img {{ max-width: 100%; height: auto; display: block }}
+figcaption {{ font-size: .9rem; color: #5a626d; margin-top: .3rem }}
+pre {{ font-size: .8rem; overflow-x: auto; background: #f6f7f8; padding: .7rem }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""

@@ -1,0 +1,128 @@
+"""What a training run left in its OUTPUT_DIR, read back."""
+
+import ast
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_deformable_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    folder: its OUTPUT_DIR.
+    cfg: its config, not frozen.
+    checkpoint: the weights it ended with.
+    history: one dict of scalars per logged iteration, rising in "iteration".
+    config_file, command: as its log says; "" where there is no log.
+    """
+
+    folder: Path
+    cfg: CfgNode
+    checkpoint: Path
+    history: list[dict]
+    config_file: str
+    command: str
+
+    @property
+    def name(self) -> str:
+        """The YAML's stem, or the folder's name where the YAML is not known."""
+        return Path(self.config_file).stem or self.folder.resolve().name
+
+    @property
+    def iterations(self) -> int:
+        """Training iterations done, as far as they were logged."""
+        steps = [line["iteration"] + 1 for line in self.history if "total_loss" in line]
+        return max(steps, default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Time in training steps: the logged time per step, over the steps since the last log."""
+        seconds, last = 0.0, -1
+        for line in self.history:
+            if "time" in line:
+                seconds += line["time"] * (line["iteration"] - last)
+                last = line["iteration"]
+        return seconds
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """The last evaluation, {"bbox": {"AP": ...}, "voc": ...}.
+
+        With several test sets the names are "<data set>/bbox" and so on.
+        """
+        results = {}
+        for line in self.history:
+            for key, value in line.items():
+                group, _, metric = key.rpartition("/")
+                if group and re.match("AP|(m|fw)?IoU|(m|p)?ACC", metric):
+                    results.setdefault(group, {})[metric] = value
+        return results
+
+
+def read_run(folder, overrides=()) -> Run:
+    """Read the run whose OUTPUT_DIR is `folder`.
+
+    Args:
+        overrides: KEY, VALUE, ... on top of its config.
+
+    Raises:
+        FileNotFoundError: it holds no config.yaml or no checkpoint.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no config.yaml: give the OUTPUT_DIR of a run of train_net.py"
+        )
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.merge_from_file(str(config))
+    cfg.merge_from_list(list(overrides))
+    config_file, command = _command(folder / "log.txt")
+    return Run(
+        folder, cfg, _checkpoint(folder), _history(folder / "metrics.json"), config_file, command
+    )
+
+
+def _checkpoint(folder):
+    last = folder / "last_checkpoint"
+    names = ["model_final.pth"] + ([last.read_text().strip()] if last.is_file() else [])
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoint ({' or '.join(names)}): let the training finish, or lower "
+        "SOLVER.CHECKPOINT_PERIOD"
+    )
+
+
+def _history(file):
+    """The lines of metrics.json. Runs append to it: what was trained again replaces the old."""
+    history = []
+    for text in file.read_text().splitlines() if file.is_file() else ():
+        line = json.loads(text)
+        while history and history[-1]["iteration"] >= line["iteration"]:
+            history.pop()
+        history.append(line)
+    return history
+
+
+def _command(log):
+    """The config file and the command line of the last training that log.txt tells of."""
+    pattern = re.compile(r"Command line arguments: Namespace\((.*)\)$", re.MULTILINE)
+    for arguments in reversed(pattern.findall(log.read_text() if log.is_file() else "")):
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        args = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if not args["eval_only"]:
+            words = ["python", "train_net.py", "--config-file", args["config_file"]]
+            words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
+            words += ["--resume"] if args["resume"] else []
+            return args["config_file"], shlex.join(words + list(args["opts"] or []))
+    return "", ""

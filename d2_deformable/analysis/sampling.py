@@ -1,0 +1,352 @@
+"""Where a deformable network looks: the geometry of the paper's figures 5 and 6, without drawing.
+
+`inspect_image` runs one image and keeps what the deformable layers predicted for it;
+`conv_sampling_points` and `part_boxes` turn that into points and boxes in pixels of the original
+image. Points are (y, x), boxes (x0, y0, x1, y1).
+
+Pixel coordinates are continuous: the centre of cell i of a feature map lies at
+(i + 0.5) * image size / map size (released lib/utils/show_offset.py).
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from ..layers import DeformConv2d, PSRoIPredictor
+from ..modeling.poolers import DeformROIPooler
+
+
+@dataclass(frozen=True)
+class ConvOffsets:
+    """What one `DeformConv2d` predicted for one image.
+
+    name: of the layer in its model.
+    offset: (G, taps, 2, H_out, W_out) of (dy, dx) in pixels of the layer's input map.
+    mask: (G, taps, H_out, W_out), or None when not modulated.
+    input_size: (H, W) of the layer's input map.
+    kernel_size, stride, padding, dilation: pairs (y, x).
+    """
+
+    name: str
+    offset: torch.Tensor
+    mask: torch.Tensor | None
+    input_size: tuple[int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(self.offset.shape[-2:])
+
+
+@dataclass(frozen=True)
+class PartOffsets:
+    """How one deformable RoI pooling places its parts in one image.
+
+    predict: boxes (R, 4) in network input pixels -> normalised shifts (R, classes, 2, k, k) of
+        (dy, dx), and 1 / stride (R,) of the feature map that each box is pooled from.
+    num_classes: sets of shifts, background included; 1 when all classes share one.
+    gamma, round_rois: see `d2_deformable.ops.deform_roi_pool`.
+    """
+
+    name: str
+    num_classes: int
+    predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    gamma: float
+    round_rois: bool
+
+
+@dataclass
+class OffsetRecord:
+    """What `record_offsets` saw: layers in the order in which they ran.
+
+    input_size: (H, W) of the network input, padding included.
+    """
+
+    convs: list[ConvOffsets] = field(default_factory=list)
+    pools: list[PartOffsets] = field(default_factory=list)
+    input_size: tuple[int, int] = (0, 0)
+
+
+@contextmanager
+def record_offsets(model: nn.Module):
+    """Record the deformable layers of `model` while it runs on one image.
+
+    Yields:
+        an `OffsetRecord`, filled by the forward pass.
+    """
+    record = OffsetRecord()
+
+    def on_backbone(module, args):
+        if len(args[0]) != 1:
+            raise ValueError(f"record_offsets takes one image at a time, got {len(args[0])}")
+        record.input_size = tuple(args[0].shape[-2:])
+
+    def on_conv(name):
+        return lambda layer, args: record.convs.append(_conv_offsets(name, layer, *args))
+
+    def on_predictor(name):
+        return lambda layer, args: record.pools.append(_predictor_parts(name, layer, *args))
+
+    def on_pooler(name):
+        return lambda layer, args: record.pools.append(_pooler_parts(name, layer, *args))
+
+    with ExitStack() as stack:
+
+        def watch(module, hook):
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+
+        watch(model.backbone, on_backbone)
+        for name, module in model.named_modules():
+            if isinstance(module, DeformConv2d):
+                watch(module, on_conv(name))
+            elif isinstance(module, PSRoIPredictor) and module.offset_maps is not None:
+                watch(module, on_predictor(name))
+            elif isinstance(module, DeformROIPooler):
+                watch(module, on_pooler(name))
+        yield record
+
+
+def _conv_offsets(name, layer, x):
+    offset, mask = layer.predict_offsets(x)
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    return ConvOffsets(
+        name=name,
+        offset=offset[0].unflatten(0, (-1, taps, 2)).cpu(),
+        mask=None if mask is None else mask[0].unflatten(0, (-1, taps)).cpu(),
+        input_size=tuple(x.shape[-2:]),
+        kernel_size=layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+    )
+
+
+def _to_rois(boxes):
+    return torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
+
+
+def _predictor_parts(name, layer, x, _):
+    def predict(boxes):
+        offset = layer.predict_offsets(x, _to_rois(boxes.to(x)))
+        return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
+
+    num_classes = layer.offset_maps.out_channels // (2 * layer.output_size**2)
+    return PartOffsets(name, num_classes, predict, layer.gamma, layer.round_rois)
+
+
+def _pooler_parts(name, pooler, x, _):
+    pool = pooler.roi_pool
+
+    def predict(boxes):
+        boxes = boxes.to(x[0])
+        levels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        if len(x) > 1:
+            levels = assign_boxes_to_levels(
+                [Boxes(boxes)],
+                pooler.min_level,
+                pooler.max_level,
+                pooler.canonical_box_size,
+                pooler.canonical_level,
+            )
+        offset = boxes.new_zeros(len(boxes), 2, pool.output_size, pool.output_size)
+        for level, (feature, scale) in enumerate(zip(x, pooler.scales, strict=True)):
+            here = levels == level
+            offset[here] = pool.predict_offsets(feature, _to_rois(boxes[here]), scale)
+        return offset[:, None], boxes.new_tensor(pooler.scales)[levels]
+
+    return PartOffsets(name, 1, predict, pool.gamma, pool.round_rois)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One image, what was detected in it, and where the network looked.
+
+    instances: detections in original image pixels, or None of a model that detects nothing.
+    image_size: (height, width) of the original image.
+    pixel: (y, x) original image pixels per network input pixel.
+    """
+
+    record: OffsetRecord
+    instances: Instances | None
+    image_size: tuple[int, int]
+    pixel: tuple[float, float]
+
+
+@torch.no_grad()
+def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
+    """Run `model` in evaluation mode on one image of Detectron2's input format.
+
+    Args:
+        inputs: "image" (C, H, W), resized, and "height", "width" of the original image.
+    """
+    resized = tuple(inputs["image"].shape[-2:])
+    size = (inputs.get("height", resized[0]), inputs.get("width", resized[1]))
+    training = model.training
+    model.eval()
+    try:
+        with record_offsets(model) as record:
+            output = model([inputs])[0]
+    finally:
+        model.train(training)
+    instances = output.get("instances")
+    return Inspection(
+        record,
+        None if instances is None else instances.to("cpu"),
+        size,
+        (size[0] / resized[0], size[1] / resized[1]),
+    )
+
+
+class SamplingPoints(NamedTuple):
+    """Points (y, x) in original image pixels.
+
+    unit: (2,), the centre of the unit that looks.
+    points: (G, P, 2), what it sees through each offset group.
+    inside: (G, P) bool, False where a point, or one on the way to it, lies outside its map: there
+        the map counts as zero, so nothing is seen.
+    """
+
+    unit: torch.Tensor
+    points: torch.Tensor
+    inside: torch.Tensor
+
+
+def conv_sampling_points(
+    inspection: Inspection, point, num_layers: int = 3, deformed: bool = True
+) -> SamplingPoints:
+    """The points that the unit at `point` reaches through the last deformable convolutions.
+
+    Paper figure 5: 9^3 = 729 points for three layers of 3x3. Only the deformable layers count;
+    what stands between them (1x1 convolutions, plain 3x3 ones) is taken as looking straight
+    down.
+
+    Args:
+        point: (y, x) in original image pixels; the unit is the cell of the last layer's map that
+            holds it.
+        num_layers: how many of the last deformable layers, at most as many as there are.
+        deformed: False leaves the offsets out: the fixed grid of the plain network.
+    """
+    convs = inspection.record.convs[-num_layers:]
+    if not convs:
+        raise ValueError("this network has no deformable convolution")
+
+    def pixels_per_cell(size):
+        return torch.tensor(
+            [n / m * f for n, m, f in zip(inspection.record.input_size, size, inspection.pixel)]
+        )
+
+    top = pixels_per_cell(convs[-1].output_size)
+    cell = (torch.as_tensor(point, dtype=torch.float32) / top).floor()
+    cell = torch.minimum(cell.clamp(min=0), torch.tensor(convs[-1].output_size) - 1)
+    cells, inside = compose_taps(convs, cell, deformed)
+    bottom = pixels_per_cell(convs[0].input_size)
+    return SamplingPoints((cell + 0.5) * top, (cells + 0.5) * bottom, inside)
+
+
+def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
+    """Follow the taps of stacked convolutions from one output cell down to the lowest input map.
+
+    Every point has its kernel's taps at p * stride - padding + tap * dilation + offset, where
+    the offset is read at the cell nearest to p (as released); p itself is not rounded. Between
+    two layers of different map size a point is scaled by the whole ratio of the sizes, as a 1x1
+    convolution of that stride would.
+
+    Args:
+        convs: `ConvOffsets`, lowest first, with the same number G of offset groups.
+        cell: (y, x) in the last layer's output map.
+
+    Returns:
+        points (G, P, 2) of (y, x) in the first layer's input map, P the product of the numbers of
+        taps, the topmost layer's tap the slowest index; and inside (G, P) as `SamplingPoints`.
+    """
+    groups = convs[-1].offset.shape[0]
+    points = cell.to(torch.float32).expand(groups, 1, 2)
+    inside = torch.ones(groups, 1, dtype=torch.bool)
+    size = convs[-1].output_size
+    for conv in reversed(convs):
+        ratio = [max(1, round(n / m)) for n, m in zip(conv.output_size, size, strict=True)]
+        points = points * torch.tensor(ratio)
+        inside = inside & _is_inside(points, conv.output_size)
+        reached = _taps(conv) + (
+            points * torch.tensor(conv.stride) - torch.tensor(conv.padding)
+        ).unsqueeze(2)
+        if deformed:
+            reached = reached + _at_nearest_cell(conv.offset, points)
+        points = reached.flatten(1, 2)
+        inside = inside.repeat_interleave(reached.shape[2], dim=1)
+        size = conv.input_size
+    return points, inside & _is_inside(points, size)
+
+
+def _taps(conv):
+    """(taps, 2) of (y, x) in pixels of the input map, row by row, the first at (0, 0)."""
+    rows, columns = (
+        torch.arange(k) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
+    )
+    return torch.cartesian_prod(rows, columns)
+
+
+def _is_inside(points, size):
+    """Whether the cell nearest to each point (..., 2) is one of the map's."""
+    return ((points >= -0.5) & (points < torch.tensor(size) - 0.5)).all(dim=-1)
+
+
+def _at_nearest_cell(offset, points):
+    """Offsets (G, taps, 2, H, W) read at points (G, P, 2) -> (G, P, taps, 2)."""
+    # Clamped: beyond the map, and for NaN, any cell will do, for such a point sees nothing.
+    last = torch.tensor(offset.shape[-2:]) - 1
+    y, x = torch.minimum((points + 0.5).floor().long().clamp(min=0), last).unbind(-1)
+    return offset[torch.arange(len(offset))[:, None], :, :, y, x]
+
+
+@torch.no_grad()
+def part_boxes(
+    inspection: Inspection, boxes: torch.Tensor, classes: torch.Tensor, deformed: bool = True
+) -> torch.Tensor:
+    """The k * k parts that deformable RoI pooling looks at for each box. Paper figure 6.
+
+    Each part is a bin of the box, rounded to whole network input pixels as the operator does and
+    shifted by offset * gamma * (height, width) of the box. The operator's samples lie at the top
+    left corners of the cells of a grid in the part.
+
+    Args:
+        boxes: (R, 4), x0, y0, x1, y1 in original image pixels.
+        classes: (R,), which offsets a class-wise pooling (R-FCN's class scores) takes.
+        deformed: False leaves the offsets out: the fixed bins of the plain network.
+
+    Returns:
+        (R, k * k, 4), x0, y0, x1, y1 in original image pixels, row by row, not clipped.
+    """
+    if not inspection.record.pools:
+        raise ValueError("this network has no deformable RoI pooling")
+    pool = max(inspection.record.pools, key=lambda pool: pool.num_classes)
+    pixel = torch.tensor(inspection.pixel).flip(0).repeat(2)
+    boxes = boxes.float() / pixel
+    offset, scale = (t.float().cpu() for t in pool.predict(boxes))
+    classes = classes if offset.shape[1] > 1 else torch.zeros_like(classes)
+    shift = offset[torch.arange(len(boxes)), classes] * pool.gamma  # (R, 2, k, k)
+
+    if pool.round_rois:
+        boxes = round_half_away(boxes)
+    # The operator never takes a box for smaller than 0.1 cells of the feature map.
+    size = (boxes[:, 2:] - boxes[:, :2]).maximum((0.1 / scale)[:, None])
+    k = shift.shape[-1]
+    corner = torch.cartesian_prod(torch.arange(k), torch.arange(k)).flip(1) / k
+    if deformed:
+        corner = corner + shift.flip(1).flatten(2).transpose(1, 2)
+    corner = boxes[:, None, :2] + corner * size[:, None]
+    return torch.cat([corner, corner + size[:, None] / k], dim=2) * pixel
+
+
+def round_half_away(x: torch.Tensor) -> torch.Tensor:
+    """C's round, as the original operators use it; torch.round takes halves to even."""
+    return (x.abs() + 0.5).floor() * x.sign()

@@ -1,0 +1,77 @@
+"""What every data set format checks in the same way: paths, and boxes against their image."""
+
+import logging
+import os
+from pathlib import Path
+
+from detectron2.utils.logger import log_first_n
+
+ROUNDING = 0.02  # pixels: boxes written with two decimals overhang their image by this much
+
+
+def datasets_root() -> Path:
+    """The folder that relative ROOTs start at: Detectron2's $DETECTRON2_DATASETS or "datasets"."""
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+
+
+def existing(path: Path, field: str, kind: str = "file") -> Path:
+    """`path`, which the field of DATASETS.CUSTOM led to.
+
+    Args:
+        kind: "file" or "folder".
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+    """
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        raise FileNotFoundError(
+            f"{path}: no such {kind}, from {field}. Relative paths start at ROOT, and a relative "
+            f"ROOT at $DETECTRON2_DATASETS, now {datasets_root()}"
+        )
+    return path
+
+
+class AnnotationReport:
+    """Counts what a loader changed or flagged, for one log line each: total and first files."""
+
+    MEANING = {
+        "dropped": "boxes without area inside their image, dropped",
+        "clipped": "boxes reaching beyond their image, clipped to it",
+        "difficult": "objects marked difficult, kept and flagged (VOC AP ignores them)",
+    }
+
+    def __init__(self):
+        self.files = {kind: [] for kind in self.MEANING}
+
+    def add(self, kind: str, file) -> None:
+        self.files[kind].append(Path(file).name)
+
+    def clip(self, box, width: int, height: int, file) -> list[float] | None:
+        """Clip `box` to its image and count it; None where nothing of it is left.
+
+        Args:
+            box: (x0, y0, x1, y1) in continuous pixels.
+            file: the file to name.
+        """
+        limits = (width, height, width, height)
+        inside = [min(max(v, 0.0), float(m)) for v, m in zip(box, limits, strict=True)]
+        x0, y0, x1, y1 = inside
+        if x1 <= x0 or y1 <= y0:
+            self.add("dropped", file)
+            return None
+        if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > ROUNDING:
+            self.add("clipped", file)
+        return inside
+
+    def log(self, name: str) -> None:
+        """Warn about each kind that occurred, once per process however often a set is loaded."""
+        for kind, files in self.files.items():
+            if files:
+                distinct = list(dict.fromkeys(files))
+                more = f" and {len(distinct) - 5} more files" if len(distinct) > 5 else ""
+                log_first_n(
+                    logging.WARNING,
+                    f"{name}: {len(files)} {self.MEANING[kind]}: {', '.join(distinct[:5])}{more}",
+                    name=__name__,
+                    key="message",
+                )

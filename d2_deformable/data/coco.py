@@ -1,0 +1,156 @@
+"""FORMAT coco: one json of instances. Detectron2 reads it, after it was checked here."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+from detectron2.structures import BoxMode
+
+from .checks import AnnotationReport, existing
+
+
+@dataclass(frozen=True)
+class COCOFormat:
+    """The fields of FORMAT coco; `load` reads the annotations.
+
+    Args:
+        root: folder of the data set.
+        images: folder under `root` at which the json's file names start.
+        annotations: path of the json under `root`.
+        classes: names in the order of their indices; categories of the json that have no
+            annotation may be left out. Empty: the json's categories in the order of their ids.
+
+    Raises:
+        ValueError: no annotations.
+    """
+
+    root: Path = Path()
+    images: str = ""
+    annotations: str = ""
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.annotations:
+            raise ValueError("FORMAT coco needs ANNOTATIONS, the path of its json")
+
+    def metadata(self) -> dict:
+        # No "json_file": evaluators then convert the loaded dicts, so that the ground truth is
+        # the one trained on (boxes clipped, empty ones dropped) and json files without the
+        # "area" and "iscrowd" that pycocotools insists on work as well.
+        known = {"thing_classes": list(self.classes)} if self.classes else {}
+        return {**known, "image_root": str(self.root / self.images)}
+
+    def load(self, name: str) -> list[dict]:
+        """The data set in Detectron2's standard format, as `load_coco_json` gives it.
+
+        Sets `thing_classes` and `thing_dataset_id_to_contiguous_id` of the metadata of `name`.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        file = existing(self.root / self.annotations, "ANNOTATIONS")
+        images = existing(self.root / self.images, "IMAGES", "folder")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not a json file ({error})") from error
+        _check(content, file)
+        id_map = self._contiguous_ids(content, file)
+        dicts = load_coco_json(str(file), str(images), extra_annotation_keys=["difficult"])
+        report = AnnotationReport()
+        for record in dicts:
+            existing(Path(record["file_name"]), f"IMAGES and a file_name of {file}")
+            record["annotations"] = [
+                annotation
+                for annotation in record["annotations"]
+                if _clip(annotation, record, report)
+            ]
+            for annotation in record["annotations"]:
+                annotation["category_id"] = id_map[annotation["category_id"]]
+                annotation.setdefault("iscrowd", 0)
+                if annotation.get("difficult"):
+                    report.add("difficult", record["file_name"])
+        report.log(name)
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        MetadataCatalog.get(name).set(
+            thing_classes=[names[i] for i in sorted(id_map, key=id_map.get)],
+            thing_dataset_id_to_contiguous_id=id_map,
+        )
+        return dicts
+
+    def _contiguous_ids(self, content: dict, file: Path) -> dict[int, int]:
+        """{category id of the json: class index}."""
+        names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        classes = self.classes or tuple(names.values())
+        known = ", ".join(map(str, names.values()))
+        for label in classes:
+            if label not in names.values():
+                raise ValueError(f"{file}: has no class {label!r} of CLASSES; it has {known}")
+        for annotation in content["annotations"]:
+            label = names[annotation["category_id"]]
+            if label not in classes:
+                raise ValueError(
+                    f"{file}: annotation {annotation['id']} has the class {label!r}, unknown to "
+                    f"CLASSES {', '.join(classes)}"
+                )
+        return {i: classes.index(label) for i, label in names.items() if label in classes}
+
+
+def _clip(annotation: dict, record: dict, report: AnnotationReport) -> bool:
+    """Clip the box of `annotation` to its image, in place; False where nothing is left."""
+    x0, y0, width, height = annotation["bbox"]
+    box = (x0, y0, x0 + width, y0 + height)
+    inside = report.clip(box, record["width"], record["height"], record["file_name"])
+    if inside and inside != list(box):
+        annotation.update(bbox=inside, bbox_mode=BoxMode.XYXY_ABS)
+    return inside is not None
+
+
+def _check(content, file: Path) -> None:
+    """Refuse what `load_coco_json` and pycocotools would stumble over, naming `file` and the id."""
+
+    def fail(problem):
+        raise ValueError(f"{file}: {problem}")
+
+    def is_number(value):
+        return isinstance(value, int | float) and math.isfinite(value)
+
+    for part in ("images", "annotations", "categories"):
+        items = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            fail(f"expected COCO's instance format, with a list of objects named {part!r}")
+        ids = [item.get("id") for item in items]
+        if None in ids or len(set(map(str, ids))) < len(ids):
+            fail(f"every one of {part!r} needs an id of its own")
+    if not content["images"]:
+        fail("holds no image")
+    for image in content["images"]:
+        if not isinstance(image.get("file_name"), str):
+            fail(f"image {image['id']} has no file_name")
+        if not all(is_number(image.get(side)) and image[side] > 0 for side in ("width", "height")):
+            fail(f"image {image['id']} needs a positive width and height")
+    names = [category.get("name") for category in content["categories"]]
+    if not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
+        fail(f"every category needs a name of its own, got {names}")
+    categories = {category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        here = f"annotation {annotation['id']}"
+        box, shape = annotation.get("bbox"), annotation.get("segmentation")
+        if "image_id" not in annotation:
+            fail(f"{here} has no image_id")
+        if annotation.get("category_id") not in categories:
+            fail(f"{here} has category_id {annotation.get('category_id')}, no id of 'categories'")
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+            fail(f"{here} needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
+        polygons = isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape)
+        code = isinstance(shape, dict) and {"counts", "size"} <= shape.keys()
+        if shape and not polygons and not code:
+            fail(f"{here} has a segmentation that is neither polygons nor a run-length code")
+        if annotation.get("ignore"):
+            fail(
+                f"{here} is marked 'ignore', which Detectron2 has no use for: mark it 'difficult' "
+                "or 'iscrowd' instead, or remove it"
+            )

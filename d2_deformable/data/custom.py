@@ -1,0 +1,148 @@
+"""A user's own data sets from YAML alone: DATASETS.CUSTOM -> Detectron2's catalogs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .checks import datasets_root, existing
+from .coco import COCOFormat
+from .voc import VOCFormat
+from .warped_shapes import WarpedShapesFormat
+
+# A format is a frozen dataclass: its fields in capitals are those of the YAML, its `load(name)`
+# gives Detectron2's dicts, its `metadata()` what is known before loading.
+FORMATS = {"voc": VOCFormat, "coco": COCOFormat, "warped_shapes": WarpedShapesFormat}
+
+Names = tuple[str, ...]
+
+logger = logging.getLogger(__name__)
+_registered = {}  # name -> format object
+
+
+def register_custom_datasets(cfg) -> None:
+    """Register every data set of cfg.DATASETS.CUSTOM under its name; no image file is read yet.
+
+    A name that was registered by this function before is kept where its fields are the same, and
+    replaced where they changed.
+
+    Raises:
+        ValueError: a field or value that is unknown, or a name that another data set has.
+        FileNotFoundError: CLASSES is the path of a file that is missing.
+    """
+    for name, node in cfg.DATASETS.CUSTOM.items():
+        spec = parse(name, node)
+        if name in DatasetCatalog:
+            if name not in _registered:
+                raise ValueError(
+                    f"DATASETS.CUSTOM.{name}: a data set of this name exists already, in "
+                    "Detectron2 or in your code; choose another name"
+                )
+            if _registered[name] == spec:
+                continue
+            logger.info("Data set %s is replaced, since its DATASETS.CUSTOM changed.", name)
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        _registered[name] = spec
+        DatasetCatalog.register(name, partial(spec.load, name))
+        # "coco" lets Detectron2's own tools evaluate every format: they convert what they load.
+        MetadataCatalog.get(name).set(
+            **spec.metadata(), evaluator_type="coco", dirname=str(spec.root)
+        )
+
+
+def check_datasets(cfg) -> None:
+    """Load the custom data sets of DATASETS.TRAIN and TEST once, to fail before training does.
+
+    Raises:
+        FileNotFoundError, ValueError: what the loaders find; or class names that differ between
+            the data sets.
+    """
+    used = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in _registered]
+    classes = {}
+    for name in dict.fromkeys(used):
+        DatasetCatalog.get(name)
+        classes[name] = MetadataCatalog.get(name).thing_classes
+        if classes[name] != classes[used[0]]:
+            raise ValueError(
+                f"{used[0]} has the classes {classes[used[0]]}, but {name} has {classes[name]}: "
+                "give both the same CLASSES"
+            )
+
+
+def parse(name: str, node):
+    """The format object that the fields of DATASETS.CUSTOM.<name> describe.
+
+    Raises:
+        ValueError, FileNotFoundError: see `register_custom_datasets`.
+    """
+    here = f"DATASETS.CUSTOM.{name}"
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{here} must be a mapping such as {{FORMAT: voc, ROOT: ...}}, not {node}")
+    given = {key: value for key, value in node.items() if value is not None}
+    kind = given.pop("FORMAT", None)
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise ValueError(f"{here}.FORMAT must be one of {', '.join(FORMATS)}; got {kind!r}")
+    form = FORMATS[kind]
+    known = {field.name.upper(): field for field in fields(form)}
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{here}.{key}: unknown field; FORMAT {kind} has {', '.join(known)}")
+    values = {}
+    for key, field in known.items():  # ROOT comes first: CLASSES may be a file under it
+        try:
+            value = _CONVERT[field.type](given.get(key, field.default))
+            if field.type == Path:
+                value = datasets_root() / value
+            elif field.type == Names:
+                value = _read_names(value, values["root"], f"{here}.{key}")
+        except ValueError as error:
+            raise ValueError(f"{here}.{key}: {error}") from None
+        values[field.name] = value
+    try:
+        return form(**values)
+    except ValueError as error:
+        raise ValueError(f"{here}: {error}") from None
+
+
+def _text(value) -> str:
+    # Numbers too: YAML and yacs read a split called 2007 or a class called 10 as one.
+    if isinstance(value, bool) or not isinstance(value, str | int | Path):
+        raise ValueError(f"expected text, got {value!r}; quote it")
+    return str(value)
+
+
+def _integer(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _names(value) -> Names | str:
+    """Class names, or the path of a file that lists them."""
+    if isinstance(value, str) and value:
+        return value
+    if value and not isinstance(value, list | tuple):
+        raise ValueError(f"expected a list of names or the path of a text file, got {value!r}")
+    return tuple(map(_text, value))
+
+
+def _read_names(names: Names | str, root: Path, field: str) -> Names:
+    if isinstance(names, str):
+        file = existing(root / names, f"{field} (text is taken as a path; give names as a list)")
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name stands twice in {', '.join(names)}")
+    return names
+
+
+_CONVERT = {
+    Path: lambda value: Path(_text(value)).expanduser(),
+    str: _text,
+    int: _integer,
+    Names: _names,
+}

@@ -1,0 +1,216 @@
+"""FORMAT voc: one XML per image, as in PASCAL VOC or written by labelImg, CVAT, Roboflow, ..."""
+
+import math
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PureWindowsPath
+
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from .checks import AnnotationReport, existing
+
+EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+@dataclass(frozen=True)
+class VOCFormat:
+    """The fields of FORMAT voc; `load` reads the annotations.
+
+    Args:
+        root: folder of the data set.
+        images: folder of the images, of any suffix, under `root`.
+        annotations: folder of the XML files under `root`.
+        split: <split> for ImageSets/Main/<split>.txt, or the path of a text file under `root`:
+            one image per line, without suffix. Empty: every XML file of `annotations`.
+        classes: names in the order of their indices.
+
+    Raises:
+        ValueError: no classes.
+    """
+
+    root: Path = Path()
+    images: str = "JPEGImages"
+    annotations: str = "Annotations"
+    split: str = ""
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.classes:
+            raise ValueError(
+                "FORMAT voc needs CLASSES, as a list or a text file: names collected from the "
+                "annotations would number the classes differently wherever a split lacks one"
+            )
+
+    def metadata(self) -> dict:
+        return {"thing_classes": list(self.classes), "image_root": str(self.root / self.images)}
+
+    def load(self, name: str) -> list[dict]:
+        """The data set in Detectron2's standard format; image_id is the line of the split.
+
+        A box is (xmin - 1, ymin - 1, xmax, ymax): VOC's corners are 1-based pixels that belong to
+        the box, ours are continuous edges, so both have the same width and height.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        annotations = existing(self.root / self.annotations, "ANNOTATIONS", "folder")
+        images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
+        report = AnnotationReport()
+        dicts = [
+            self._load_image(stem, existing(annotations / f"{stem}.xml", listed_in), images, report)
+            for stem, listed_in in self._stems(annotations)
+        ]
+        report.log(name)
+        return dicts
+
+    def _stems(self, annotations: Path) -> list[tuple[str, str]]:
+        """(image, where it is listed) for each image of the split, in order."""
+        if not self.split:
+            stems = sorted(path.stem for path in annotations.glob("*.xml"))
+            if not stems:
+                raise ValueError(f"{annotations}: holds no .xml file (SPLIT is empty: all of them)")
+            return [(stem, "ANNOTATIONS") for stem in stems]
+        by_name = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
+        by_path = self.root / self.split
+        file = by_path if by_path.is_file() else existing(by_name, "SPLIT")
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        stems = {}
+        for number, line in enumerate(map(str.strip, lines), 1):
+            if line in stems:
+                raise ValueError(f"{file}: line {number} lists {line} a second time")
+            if line:
+                stems[line] = f"line {number} of {file} (one image per line, without suffix)"
+        if not stems:
+            raise ValueError(f"{file}: this split lists no image")
+        return list(stems.items())
+
+    def _load_image(self, stem: str, xml: Path, images, report: AnnotationReport) -> dict:
+        try:
+            root = ET.parse(xml).getroot()
+        except (ET.ParseError, LookupError, ValueError) as error:
+            raise ValueError(f"{xml}: not well-formed XML ({error})") from error
+        if root.tag != "annotation":
+            raise ValueError(f"{xml}: expected <annotation> at the top, got <{root.tag}>")
+        image = images.find(stem, root.findtext("filename"), xml)
+        width, height = _size(root, xml) or image_size(image)
+        return {
+            "file_name": str(image),
+            "image_id": stem,
+            "width": width,
+            "height": height,
+            "annotations": [
+                annotation
+                for obj in root.iterfind("object")
+                if (annotation := self._load_object(obj, xml, width, height, report))
+            ],
+        }
+
+    def _load_object(self, obj, xml: Path, width: int, height: int, report) -> dict | None:
+        label = (obj.findtext("name") or "").strip()
+        if label not in self.classes:
+            raise ValueError(
+                f"{xml}: unknown class {label!r}; CLASSES holds {', '.join(self.classes)}"
+            )
+        corners = obj.find("bndbox")
+        if corners is None:
+            raise ValueError(f"{xml}: an object of class {label} has no <bndbox>")
+        x0, y0, x1, y1 = (_number(corners, tag, xml) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        box = report.clip((x0 - 1, y0 - 1, x1, y1), width, height, xml)
+        if box is None:
+            return None
+        difficult = obj.find("difficult") is not None and _number(obj, "difficult", xml) != 0
+        if difficult:
+            report.add("difficult", xml)
+        return {
+            "bbox": box,
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": self.classes.index(label),
+            "iscrowd": 0,
+            "difficult": int(difficult),
+        }
+
+
+class ImageFolder:
+    """Finds the image of an annotation by its stem, whatever the suffix."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._listing = cache(_images_by_stem)  # each subfolder is listed once
+
+    def find(self, stem: str, filename: str | None, xml: Path) -> Path:
+        """The image with this stem, of which `filename` picks one; else `filename` itself.
+
+        The stem goes first because XML files that were copied or renamed keep their old
+        <filename>.
+
+        Raises:
+            FileNotFoundError: neither exists.
+            ValueError: several images share the stem and <filename> is none of them.
+        """
+        folder, base = (self.root / stem).parent, Path(stem).name
+        # Some tools write the path of the image on another machine.
+        filename = PureWindowsPath((filename or "").strip()).name
+        candidates = self._listing(folder).get(base, ())
+        if filename in candidates:
+            return folder / filename
+        if len(candidates) > 1:
+            raise ValueError(
+                f"{xml}: {', '.join(candidates)} in {folder} all have its name; "
+                "say which in <filename>"
+            )
+        if candidates:
+            return folder / candidates[0]
+        if filename and (folder / filename).is_file():
+            return folder / filename
+        raise FileNotFoundError(
+            f"{xml}: no image {base}.* in {folder}"
+            + (f", nor its <filename> {filename}" if filename else "")
+        )
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """{stem: [file name, ...]} of the files in `folder` whose suffix Pillow can read."""
+    readable = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    stems = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in readable:
+            stems.setdefault(path.stem, []).append(path.name)
+    return stems
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header, turned by EXIF as Detectron2 turns the image it reads.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+    except Exception as error:  # Pillow's readers raise many types on broken files
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    return (height, width) if sideways else (width, height)
+
+
+def _size(root, xml: Path) -> tuple[int, int] | None:
+    """(width, height) of <size>; None where it is missing or 0, as some tools write it."""
+    size = root.find("size")
+    if size is None or size.find("width") is None or size.find("height") is None:
+        return None
+    width, height = int(_number(size, "width", xml)), int(_number(size, "height", xml))
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _number(parent, tag: str, xml: Path) -> float:
+    text = parent.findtext(tag)
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{xml}: <{tag}> in <{parent.tag}> must be a finite number, got {text!r}")
+    return value

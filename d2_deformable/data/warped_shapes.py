@@ -1,0 +1,131 @@
+"""FORMAT warped_shapes: the embedded benchmark, generated at first use and kept on disk."""
+
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask
+from PIL import Image
+
+from . import shapes
+from .coco import COCOFormat
+
+VERSION = 1  # goes up whenever the pictures change, so that stale ones are never used
+SPLITS = {"train": 0, "val": 1}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarpedShapesFormat:
+    """The fields of FORMAT warped_shapes; `load` generates what is missing.
+
+    Eight classes of shapes under the variation the paper is about: rotation, scale, aspect and
+    non-rigid warps, on textured backgrounds, with boxes and masks (run-length codes: mask heads
+    need INPUT.MASK_FORMAT bitmask). Colour and texture tell nothing about the class.
+
+    Args:
+        root: folder that holds all generated sets.
+        split: train or val; they share no picture.
+        num_images: more images extend a set, the first ones stay the same.
+        image_size: side of the square images in pixels, at least 32.
+        seed: of the pictures, not negative.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    root: Path = Path("warped_shapes")
+    split: str = "train"
+    num_images: int = 1000
+    image_size: int = 160
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"SPLIT must be one of {', '.join(SPLITS)}; got {self.split!r}")
+        for field, least in (("num_images", 1), ("image_size", 32), ("seed", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"{field.upper()} must be at least {least}; got {getattr(self, field)}"
+                )
+
+    @property
+    def folder(self) -> Path:
+        """Where this set lies; the name says all that its content depends on."""
+        return self.root / (
+            f"v{VERSION}-{self.split}-{self.num_images}-{self.image_size}px-seed{self.seed}"
+        )
+
+    def metadata(self) -> dict:
+        return {"thing_classes": list(shapes.NAMES), "image_root": str(self.folder)}
+
+    def load(self, name: str) -> list[dict]:
+        """The data set in Detectron2's standard format.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if not (self.folder / "instances.json").is_file():
+            self._generate()
+        return COCOFormat(self.folder, annotations="instances.json").load(name)
+
+    def draw(self, index: int):
+        """Picture `index` of this seed and split, see `shapes.draw`."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS[self.split], index]))
+        return shapes.draw(rng, self.image_size)
+
+    def _generate(self) -> None:
+        """Write into a folder of our own, then rename: readers see all of it or nothing, and of
+        several processes the first one wins."""
+        logger.info("Generating %d images of warped_shapes in %s", self.num_images, self.folder)
+        start = time.perf_counter()
+        scratch = self.root / f".{self.folder.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            scratch.mkdir(parents=True)
+            self._write(scratch)
+            os.rename(scratch, self.folder)
+        except OSError as error:
+            if not (self.folder / "instances.json").is_file():  # nobody else was faster
+                raise OSError(
+                    f"{self.folder}: cannot generate warped_shapes here ({error}). Remove the "
+                    "folder if it exists, or give another ROOT in DATASETS.CUSTOM"
+                ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        logger.info("Generated them in %.0f s", time.perf_counter() - start)
+
+    def _write(self, folder: Path) -> None:
+        images, annotations = [], []
+        for index in range(self.num_images):
+            pixels, objects = self.draw(index)
+            file_name = f"{index:06d}.png"
+            # Level 1: three times as fast, hardly larger on noisy pictures.
+            Image.fromarray(pixels).save(folder / file_name, compress_level=1)
+            side = self.image_size
+            images.append({"id": index, "file_name": file_name, "width": side, "height": side})
+            for label, mask in objects:
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": index, **_annotation(label, mask)}
+                )
+        categories = [{"id": i, "name": label} for i, label in enumerate(shapes.NAMES, 1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "instances.json").write_text(json.dumps(content))
+
+
+def _annotation(label: int, mask: np.ndarray) -> dict:
+    """COCO's fields of one mask (H, W) bool; its box is (x0, y0, width, height)."""
+    code = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    return {
+        "category_id": label + 1,
+        "bbox": pycocotools.mask.toBbox(code).tolist(),
+        "area": int(mask.sum()),
+        "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
+        "iscrowd": 0,
+    }

@@ -1,0 +1,67 @@
+"""Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
+
+from pathlib import Path
+
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import GeneralizedRCNNWithTTA
+
+from ..data import DatasetMapper
+from ..evaluation import build_evaluators
+from .optimizer import build_optimizer
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` that checks cfg first, multiplies learning rates and evaluates VOC AP."""
+
+    def __init__(self, cfg):
+        check_frozen_layers(cfg)
+        super().__init__(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
+        return build_evaluators(cfg, dataset_name, folder)
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model):
+        """Evaluate with Detectron2's test-time augmentation (TEST.AUG); names gain "_TTA"."""
+        folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
+        evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def check_frozen_layers(cfg) -> None:
+    """Refuse to train a network whose frozen layers would stay random.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
+            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
+    """
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM:
+        return
+    frozen = []
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        frozen.append(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}")
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        frozen.append("MODEL.RESNETS.NORM FrozenBN")
+    if frozen:
+        raise ValueError(
+            f"MODEL.WEIGHTS is empty, so what {' and '.join(frozen)} freezes would stay random. "
+            "Give MODEL.WEIGHTS a pre-trained checkpoint; or train from scratch with "
+            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
+            "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
+        )

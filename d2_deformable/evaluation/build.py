@@ -1,0 +1,49 @@
+"""The evaluators of a detection data set: COCO's metrics and VOC's."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+
+from ..compat import has_compiled_d2
+from .voc import VOCEvaluator
+
+
+def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
+    """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON), VOC's under "voc".
+
+    COCO's know no `difficult`: such objects count in them.
+
+    Args:
+        output_dir: default OUTPUT_DIR/inference, as in Detectron2.
+    """
+    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    with _as_coco_json(dataset_name):
+        coco = COCOEvaluator(
+            dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
+        )
+    return DatasetEvaluators([coco, VOCEvaluator(dataset_name, cfg.TEST.VOC_METRIC, output_dir)])
+
+
+@contextmanager
+def _as_coco_json(dataset_name: str):
+    """For the block, the metadata of a data set without a json file names a fresh conversion.
+
+    COCOEvaluator reads it when it is built. Left alone it would keep the conversion in its output
+    folder and, in Detectron2 0.5 always, take an earlier run's for this data set.
+    """
+    meta = MetadataCatalog.get(dataset_name)
+    if meta.get("json_file"):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meta.json_file = os.path.join(folder, f"{dataset_name}.json")
+        try:
+            convert_to_coco_json(dataset_name, meta.json_file)
+            yield
+        finally:
+            del meta.json_file

@@ -1,0 +1,247 @@
+"""PASCAL VOC's average precision for every detection data set, at full precision.
+
+Detectron2's evaluator reads VOC's own folders only, rounds scores to three digits and boxes to one,
+and does not report AP70, the paper's second number.
+"""
+
+import json
+import logging
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from ..data.voc import VOCFormat
+
+METRICS = ("area", "07")
+THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
+HEADLINES = ("AP", "AP50", "AP70")
+
+
+class VOCEvaluator(DatasetEvaluator):
+    """AP (mean over IoU .50:.05:.95), AP50 and AP70 by the rules of the VOC devkit.
+
+    * Detections of a class are taken by falling score over all images. Each looks only at the
+      ground truth of its image that it overlaps most: a match above the threshold is true where
+      it is the first, false where it is a repetition, and not counted where that ground truth is
+      `difficult` (or a crowd). Neither are these counted as positives.
+    * A match needs an IoU above the threshold, as in the code released with the paper and in
+      Detectron2; the devkit's Matlab code also accepts one that equals it.
+    * Boxes are continuous (x0, y0, x1, y1). The devkit's corners are inclusive pixels, whence its
+      "+ 1"; `FORMAT: voc` (as Detectron2) turns (xmin, ymin, xmax, ymax) into
+      (xmin - 1, ymin - 1, xmax, ymax), which keeps every width and every IoU, so the numbers
+      compare with published ones.
+    * Classes without ground truth are NaN and left out of the means.
+
+    Args:
+        dataset_name: a registered data set. Detectron2's own voc_* are read again from their XML,
+            as its loader loses `difficult`.
+        metric: "area" under the precision envelope (VOC 2010 and later) or "07" (11 points).
+        output_dir: where to write voc_results_<dataset_name>.json; None: nowhere.
+        distributed: gather from all processes; results are those of the main one.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        metric: str = "area",
+        output_dir: str | None = None,
+        distributed: bool = True,
+    ):
+        if metric not in METRICS:
+            raise ValueError(f"the VOC metric must be one of {', '.join(METRICS)}; got {metric!r}")
+        self._logger = logging.getLogger(__name__)
+        self._name, self._metric = dataset_name, metric
+        self._output_dir, self._distributed = output_dir, distributed
+        self._dicts = _load(dataset_name)
+        self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
+        self.reset()
+
+    def reset(self):
+        self._predictions = {}  # image_id -> (boxes (R, 4), scores (R,), classes (R,))
+
+    def process(self, inputs, outputs):
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            self._predictions[image["image_id"]] = (
+                instances.pred_boxes.tensor.double().cpu().numpy(),
+                instances.scores.double().cpu().numpy(),
+                instances.pred_classes.cpu().numpy(),
+            )
+
+    def evaluate(self) -> dict:
+        """{"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent; {} without input.
+
+        Raises:
+            ValueError: an image_id or a class that the data set does not have.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = {key: value for part in gathered for key, value in part.items()}
+        if not predictions:
+            self._logger.warning("VOCEvaluator did not receive any image of %s.", self._name)
+            return {}
+
+        table = 100 * _ap_table(self._dicts, predictions, len(self._classes), self._metric)
+        at = [THRESHOLDS.index(0.5), THRESHOLDS.index(0.7)]
+        rows = np.column_stack([_nan_mean(table, axis=1), table[:, at]])  # AP, AP50, AP70
+        means = _nan_mean(rows, axis=0)
+        self._logger.info(
+            "VOC AP of %s (metric %s):\n%s",
+            self._name,
+            self._metric,
+            tabulate(
+                [
+                    ("mean", *means),
+                    *((c, *row) for c, row in zip(self._classes, rows, strict=True)),
+                ],
+                headers=("class", *HEADLINES),
+                tablefmt="pipe",
+                floatfmt=".2f",
+            ),
+        )
+        if self._output_dir:
+            self._write(table)
+        results = OrderedDict(zip(HEADLINES, means.tolist(), strict=True))
+        for label, ap50 in zip(self._classes, table[:, at[0]].tolist(), strict=True):
+            results[f"AP50-{label}"] = ap50
+        return {"voc": results}
+
+    def _write(self, table: np.ndarray) -> None:
+        rows = [[None if np.isnan(ap) else ap for ap in row] for row in table.tolist()]
+        content = {
+            "metric": self._metric,
+            "iou_thresholds": THRESHOLDS,
+            "ap": dict(zip(self._classes, rows, strict=True)),
+        }
+        folder = Path(self._output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"voc_results_{self._name}.json").write_text(json.dumps(content, indent=1))
+
+
+def average_precision(true: np.ndarray, positives: int, metric: str) -> float:
+    """Average precision in [0, 1] of one class at one IoU threshold.
+
+    Args:
+        true: (R,) bool, whether each detection, by falling score, found new ground truth.
+        positives: how many there are to find, at least 1.
+        metric: "area" under the precision envelope, the best precision at a recall or beyond; or
+            "07", its mean at the recalls 0, .1, ..., 1 on the devkit's float grid (whose 0.3 is
+            0.30000000000000004, so that a recall of 3/10 does not reach it).
+    """
+    found = np.cumsum(true)
+    precision = found / np.arange(1, len(true) + 1)
+    if metric == "07":
+        reached = [precision[found / positives >= t] for t in np.arange(0.0, 1.1, 0.1)]
+        return float(np.mean([p.max(initial=0.0) for p in reached]))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[true].sum() / positives)
+
+
+def _load(name: str) -> list[dict]:
+    meta = MetadataCatalog.get(name)
+    if meta.get("evaluator_type") == "pascal_voc":
+        form = VOCFormat(Path(meta.dirname), split=meta.split, classes=tuple(meta.thing_classes))
+        return form.load(name)
+    return DatasetCatalog.get(name)
+
+
+def _ap_table(dicts, predictions: dict, num_classes: int, metric: str) -> np.ndarray:
+    """(K, len(THRESHOLDS)) AP in [0, 1]; NaN rows for classes without ground truth."""
+    unknown = predictions.keys() - {record["image_id"] for record in dicts}
+    if unknown:
+        raise ValueError(f"predictions for image_id {unknown.pop()!r}, which the data set lacks")
+    # Images in the order of the data set: how ties in the score fall must not depend on which
+    # process saw which image.
+    matches = [[(np.zeros(0), np.zeros(0), np.zeros(0, int))] for _ in range(num_classes)]
+    ignored = [[] for _ in range(num_classes)]
+    nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    for record in dicts:
+        gt_boxes, gt_classes, gt_ignored = _ground_truth(record)
+        boxes, scores, classes = predictions.get(record["image_id"], nothing)
+        if classes.max(initial=0) >= num_classes:
+            raise ValueError(
+                f"class {classes.max()} was predicted, but the data set has {num_classes} classes: "
+                "set MODEL.ROI_HEADS.NUM_CLASSES to that"
+            )
+        for c in {*gt_classes.tolist(), *classes.tolist()}:
+            mine, truth = classes == c, gt_classes == c
+            # A column of -1 stands for "no ground truth", so that argmax always has one.
+            ious = pairwise_iou(boxes[mine], gt_boxes[truth])
+            ious = np.pad(ious, ((0, 0), (0, 1)), constant_values=-1)
+            first = len(ignored[c])  # ground truth is numbered over all images of the class
+            matches[c].append((scores[mine], ious.max(1), first + ious.argmax(1)))
+            ignored[c].extend(gt_ignored[truth].tolist())
+    return np.array(
+        [
+            _class_aps(match, np.array(skip, bool), metric)
+            for match, skip in zip(matches, ignored, strict=True)
+        ]
+    )
+
+
+def _class_aps(matches, ignored: np.ndarray, metric: str) -> list[float]:
+    """AP of one class at each of THRESHOLDS.
+
+    Args:
+        matches: per image, the scores of its detections, each one's highest IoU and that ground
+            truth's number.
+        ignored: (G,) bool, of the ground truth.
+    """
+    positives = int((~ignored).sum())
+    if positives == 0:
+        return [np.nan] * len(THRESHOLDS)
+    scores, ious, truths = (np.concatenate(part) for part in zip(*matches, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    ious, truths = ious[order], truths[order]
+    aps = []
+    for threshold in THRESHOLDS:
+        hit = np.flatnonzero(ious > threshold)
+        first = hit[np.unique(truths[hit], return_index=True)[1]]
+        true = np.zeros(len(ious), bool)
+        true[first] = True
+        counted = np.ones(len(ious), bool)
+        counted[hit] = ~ignored[truths[hit]]
+        aps.append(average_precision(true[counted], positives, metric))
+    return aps
+
+
+def _ground_truth(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (G, 4) as (x0, y0, x1, y1), class indices (G,) and whether to ignore them (G,)."""
+    annotations = record.get("annotations", [])
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
+    ignored = [bool(a.get("difficult") or a.get("iscrowd")) for a in annotations]
+    return (
+        np.array(boxes, float).reshape(-1, 4),
+        np.array([a["category_id"] for a in annotations], int),
+        np.array(ignored, bool),
+    )
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(R, G) IoU of boxes (R, 4) and (G, 4), (x0, y0, x1, y1) in float64; 0 for empty unions.
+
+    Detectron2's is float32, which can flip a match at the threshold.
+    """
+    corner = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
+    inter = np.clip(corner, 0, None).prod(2)
+    union = (a[:, 2:] - a[:, :2]).prod(1)[:, None] + (b[:, 2:] - b[:, :2]).prod(1) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+
+
+def _nan_mean(values: np.ndarray, axis=None):
+    """`np.nanmean`, without its warning where every value is NaN."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis) / known.sum(axis)

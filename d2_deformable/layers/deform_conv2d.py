@@ -1,0 +1,136 @@
+"""Deformable convolution that predicts its own offsets (paper sec. 2.1, figure 2)."""
+
+import torch
+from torch import nn
+
+from detectron2.layers import Conv2d
+
+from ..ops import deform_conv2d
+
+
+class DeformConv2d(Conv2d):
+    """A convolution whose sampling grid is moved by offsets predicted from its own input.
+
+    An ordinary convolution `conv_offset` of the same kernel size and stride reads the input and
+    predicts a (dy, dx) pair for every kernel tap and offset group, in feature-map pixels. It
+    starts at zero, so at first the layer equals the plain convolution it replaces: weight, bias,
+    norm and activation keep the meaning and the parameter names of `detectron2.layers.Conv2d`.
+
+    Shapes: input (N, in_channels, H, W) -> output (N, out_channels, H_out, W_out).
+
+    Args:
+        offset_groups: input channels are split into this many groups with offsets of their own
+            (1 in the paper, 4 in its released detectors). Must divide `in_channels`.
+        offset_dilation: dilation of `conv_offset`; 0 takes that of this convolution.
+        modulated: also predict a mask per tap (Deformable ConvNets v2). The mask is
+            2 * sigmoid(prediction), as in its authors' example, so that it starts at one.
+        border: "zero" (paper eq. 3 and 4) or "legacy" (the 2017 operator); see
+            `d2_deformable.ops.deform_conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        *,
+        offset_groups: int = 1,
+        offset_dilation: int = 0,
+        modulated: bool = False,
+        border: str = "zero",
+        **kwargs,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+        if in_channels % offset_groups:
+            raise ValueError(
+                f"offset_groups={offset_groups} does not divide the {in_channels} input channels; "
+                "choose MODEL.RESNETS.DEFORM_NUM_GROUPS so that it divides the channels of every "
+                "deformable layer"
+            )
+        if not isinstance(self.padding, tuple) or self.padding_mode != "zeros":
+            raise ValueError(
+                "DeformConv2d takes numeric zero padding, "
+                f"got padding={self.padding!r}, padding_mode={self.padding_mode!r}"
+            )
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.border = border
+
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        dilation = (offset_dilation, offset_dilation) if offset_dilation else self.dilation
+        # The padding grows with the dilation, so that the offset map has the size of the output.
+        self.conv_offset = nn.Conv2d(
+            in_channels,
+            (3 if modulated else 2) * taps * offset_groups,
+            self.kernel_size,
+            stride=self.stride,
+            padding=tuple(
+                p + (d_offset - d) * (k - 1) // 2
+                for p, d_offset, d, k in zip(
+                    self.padding, dilation, self.dilation, self.kernel_size, strict=True
+                )
+            ),
+            dilation=dilation,
+        )
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **kwargs) -> "DeformConv2d":
+        """The deformable twin of `conv`, sharing its parameters, norm and activation.
+
+        Args:
+            kwargs: offset_groups, offset_dilation, modulated, border.
+        """
+        deform = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+            bias=conv.bias is not None,
+            norm=getattr(conv, "norm", None),
+            activation=getattr(conv, "activation", None),
+            **kwargs,
+        )
+        deform.weight, deform.bias = conv.weight, conv.bias
+        deform.conv_offset.to(conv.weight)
+        return deform.train(conv.training)
+
+    def predict_offsets(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Offsets (N, offset_groups * 2 * taps, H_out, W_out), (dy, dx) interleaved per tap, and
+        the mask (N, offset_groups * taps, H_out, W_out) or None."""
+        prediction = self.conv_offset(x)
+        if not self.modulated:
+            return prediction, None
+        taps = prediction.shape[1] // 3
+        offset, mask = prediction.split([2 * taps, taps], dim=1)
+        return offset, 2 * mask.sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        offset, mask = self.predict_offsets(x)
+        x = deform_conv2d(
+            x,
+            offset,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            mask=mask,
+            border=self.border,
+        )
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, offset_groups={self.offset_groups}, "
+            f"modulated={self.modulated}, border={self.border}"
+        )

@@ -1,0 +1,76 @@
+"""Deformable RoI pooling that predicts its own offsets (paper sec. 2.2, figure 3)."""
+
+import torch
+from torch import nn
+
+from ..ops import deform_roi_pool
+
+
+class DeformRoIPool(nn.Module):
+    """Pools each RoI, predicts a shift of every bin from the result, and pools again.
+
+    One fully connected layer `offset_fc`, zero at the start, turns the first pooling into
+    normalised shifts (dy, dx) of every bin: fractions of the RoI's height and width, times
+    `gamma`. Paper sec. 2.3 trains it at 0.01 of the learning rate (SOLVER.LR_MULTIPLIERS).
+
+    Args:
+        channels: channels of the feature map.
+        output_size: bins per side k.
+        gamma: scale of the normalised shifts.
+        samples_per_part: samples per bin and axis.
+        round_rois: round box corners to whole pixels before scaling, as the released operator.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        output_size: int,
+        *,
+        gamma: float = 0.1,
+        samples_per_part: int = 4,
+        round_rois: bool = True,
+    ):
+        super().__init__()
+        self.output_size = output_size
+        self.gamma = gamma
+        self.samples_per_part = samples_per_part
+        self.round_rois = round_rois
+        bins = output_size * output_size
+        self.offset_fc = nn.Linear(channels * bins, 2 * bins)
+        nn.init.zeros_(self.offset_fc.weight)
+        nn.init.zeros_(self.offset_fc.bias)
+
+    def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
+        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx."""
+        pooled = self._pool(x, rois, None, spatial_scale)
+        return self.offset_fc(pooled.flatten(1)).view(-1, 2, self.output_size, self.output_size)
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
+        """
+        Args:
+            x: feature map (N, C, H, W).
+            rois: (R, 5) of (image index, x0, y0, x1, y1) in input pixels.
+            spatial_scale: feature-map pixels per input pixel, 1 / stride.
+
+        Returns:
+            (R, C, k, k)
+        """
+        return self._pool(x, rois, self.predict_offsets(x, rois, spatial_scale), spatial_scale)
+
+    def _pool(self, x, rois, offset, spatial_scale):
+        return deform_roi_pool(
+            x,
+            rois,
+            offset,
+            output_size=self.output_size,
+            spatial_scale=spatial_scale,
+            samples_per_part=self.samples_per_part,
+            gamma=self.gamma,
+            round_rois=self.round_rois,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, gamma={self.gamma}, "
+            f"samples_per_part={self.samples_per_part}, round_rois={self.round_rois}"
+        )

@@ -1,0 +1,103 @@
+"""Position-sensitive score maps, pooled per RoI and averaged: R-FCN's last layer.
+
+Source: R-FCN (Dai et al. 2016) and paper sec. 2.2 "Deformable Position-Sensitive RoI Pooling";
+layer layout of the released rfcn/symbols/resnet_v1_101_rfcn_dcn.py.
+"""
+
+import torch
+from torch import nn
+
+from ..ops import deform_roi_pool, ps_roi_pool
+
+
+class PSRoIPredictor(nn.Module):
+    """One number per RoI and output, voted for by the k x k parts of the RoI.
+
+    A 1x1 convolution `score_maps` makes k*k position-sensitive maps per output; bin (i, j) of a
+    RoI pools from map (i, j) alone; the mean over the bins is the output. When deformable,
+    another 1x1 convolution `offset_maps` on the same features, zero at the start and pooled
+    position-sensitively too, gives each bin a shift (dy, dx), normalised by the RoI's size.
+
+    Args:
+        in_channels: channels of the features.
+        num_outputs: outputs per RoI, e.g. K + 1 class scores or 4 box deltas.
+        output_size: bins per side k.
+        spatial_scale: feature-map pixels per input pixel, 1 / stride.
+        offset_classes: 0 for plain pooling; n > 0 for deformable pooling with n sets of shifts,
+            the outputs divided evenly among them (K + 1 for scores, 1 for boxes in the paper).
+        gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_outputs: int,
+        output_size: int,
+        *,
+        spatial_scale: float,
+        offset_classes: int = 0,
+        gamma: float = 0.1,
+        samples_per_part: int = 4,
+        round_rois: bool = True,
+    ):
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.gamma = gamma
+        self.samples_per_part = samples_per_part
+        self.round_rois = round_rois
+        bins = output_size * output_size
+        self.score_maps = nn.Conv2d(in_channels, num_outputs * bins, 1)
+        nn.init.normal_(self.score_maps.weight, std=0.01)
+        nn.init.zeros_(self.score_maps.bias)
+        self.offset_maps = None
+        if offset_classes:
+            self.offset_maps = nn.Conv2d(in_channels, 2 * offset_classes * bins, 1)
+            nn.init.zeros_(self.offset_maps.weight)
+            nn.init.zeros_(self.offset_maps.bias)
+
+    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx."""
+        return self._deform_pool(self.offset_maps(x), rois, None)
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: features (N, in_channels, H, W).
+            rois: (R, 5) of (image index, x0, y0, x1, y1) in input pixels.
+
+        Returns:
+            (R, num_outputs)
+        """
+        maps = self.score_maps(x)
+        if self.offset_maps is None:
+            pooled = ps_roi_pool(
+                maps,
+                rois,
+                output_size=self.output_size,
+                spatial_scale=self.spatial_scale,
+                round_rois=self.round_rois,
+            )
+        else:
+            pooled = self._deform_pool(maps, rois, self.predict_offsets(x, rois))
+        return pooled.mean(dim=(2, 3))
+
+    def _deform_pool(self, maps, rois, offset):
+        return deform_roi_pool(
+            maps,
+            rois,
+            offset,
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            group_size=self.output_size,
+            samples_per_part=self.samples_per_part,
+            gamma=self.gamma,
+            round_rois=self.round_rois,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"gamma={self.gamma}, samples_per_part={self.samples_per_part}, "
+            f"round_rois={self.round_rois}"
+        )

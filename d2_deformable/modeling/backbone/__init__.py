@@ -1,0 +1,15 @@
+from .deform import deform_convs, dilate_stage, kernel_convs
+from .resnet import (
+    DeformResNet,
+    build_deform_resnet_backbone,
+    build_deform_resnet_fpn_backbone,
+)
+
+__all__ = [
+    "DeformResNet",
+    "build_deform_resnet_backbone",
+    "build_deform_resnet_fpn_backbone",
+    "deform_convs",
+    "dilate_stage",
+    "kernel_convs",
+]

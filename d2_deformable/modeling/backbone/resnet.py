@@ -1,0 +1,168 @@
+"""ResNet 18 to 152 of any width, dilated and deformable, and its FPN.
+
+The plain network comes from Detectron2's blocks; `deform.py` then changes its last convolutions.
+"""
+
+import torch.nn.functional as F
+from torch import nn
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+
+from .deform import deform_convs, dilate_stage, kernel_convs
+
+BLOCKS_PER_STAGE = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
+REDUCED = "res5_reduced"
+
+
+class DeformResNet(ResNet):
+    """Detectron2's ResNet with one more feature map, "res5_reduced": a 1x1 convolution on res5.
+
+    Args:
+        reduced_channels: channels of "res5_reduced" (paper sec. 2.3: 1024, or 256 for Faster
+            R-CNN). Needed when it is among `out_features`.
+        stem, stages, out_features, freeze_at: see `detectron2.modeling.ResNet`.
+    """
+
+    def __init__(self, stem, stages, *, out_features, freeze_at=0, reduced_channels=0):
+        if (REDUCED in out_features) != (reduced_channels > 0):
+            raise ValueError(
+                f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)} and REDUCED_CHANNELS is "
+                f"{reduced_channels}: give {REDUCED!r} and a number of channels, or neither"
+            )
+        of_stages = [f for f in out_features if f != REDUCED]
+        super().__init__(
+            stem,
+            stages,
+            out_features=of_stages if not reduced_channels else list({*of_stages, "res5"}),
+            freeze_at=freeze_at,
+        )
+        self._requested = list(out_features)
+        if reduced_channels:
+            self.reduction = nn.Conv2d(
+                self._out_feature_channels["res5"], reduced_channels, kernel_size=1
+            )
+            nn.init.normal_(self.reduction.weight, std=0.01)
+            nn.init.zeros_(self.reduction.bias)
+            self._out_feature_channels[REDUCED] = reduced_channels
+            self._out_feature_strides[REDUCED] = self._out_feature_strides["res5"]
+
+    def forward(self, x):
+        """(N, 3, H, W) -> {feature name: (N, C, H / stride, W / stride)}."""
+        features = super().forward(x)
+        if REDUCED in self._requested:
+            features[REDUCED] = F.relu_(self.reduction(features["res5"]))
+        return {name: features[name] for name in self._requested}
+
+    def output_shape(self):
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._requested
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_backbone(cfg, input_shape):
+    """A plain, dilated or deformable ResNet from MODEL.RESNETS.
+
+    As Detectron2's `build_resnet_backbone`, but DEPTH 18 and 34 may have any width
+    (STEM_OUT_CHANNELS, RES2_OUT_CHANNELS), RES5_DILATION may be any number (above 1 res5 keeps
+    stride 16), the last DEFORM_NUM_LAYERS 3x3 convolutions and those of the stages flagged in
+    DEFORM_ON_PER_STAGE are deformable, and "res5_reduced" is a feature map.
+    """
+    c = cfg.MODEL.RESNETS
+    if c.DEPTH not in BLOCKS_PER_STAGE:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
+        )
+    stem = BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM)
+    stages = _plain_stages(c)
+    if c.RES5_DILATION > 1 and len(stages) == 4:
+        dilate_stage(stages[3], c.RES5_DILATION)
+    deform_convs(
+        stages,
+        _deformable_names(c, stages),
+        offset_groups=c.DEFORM_NUM_GROUPS,
+        offset_dilation=c.DEFORM_OFFSET_DILATION,
+        modulated=c.DEFORM_MODULATED,
+        border=c.DEFORM_BORDER,
+    )
+    return DeformResNet(
+        stem,
+        [list(stage) for stage in stages],
+        out_features=c.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        reduced_channels=c.REDUCED_CHANNELS,
+    )
+
+
+def _plain_stages(c) -> nn.ModuleList:
+    """res2 to res5 of the plain network (strides 1, 2, 2, 2) from Detectron2's blocks.
+
+    Stages above the highest of OUT_FEATURES are left out, so that "the last n" is of what runs.
+    """
+    last = max({"res2": 2, "res3": 3, "res4": 4}.get(feature, 5) for feature in c.OUT_FEATURES)
+    strides = (1, 2, 2, 2)[: last - 1]
+    stages = nn.ModuleList()
+    in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
+    bottleneck_channels = c.NUM_GROUPS * c.WIDTH_PER_GROUP
+    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], strides, strict=False):
+        block = {"block_class": BasicBlock}
+        if c.DEPTH >= 50:
+            block = {
+                "block_class": BottleneckBlock,
+                "bottleneck_channels": bottleneck_channels,
+                "stride_in_1x1": c.STRIDE_IN_1X1,
+                "num_groups": c.NUM_GROUPS,
+            }
+        blocks = ResNet.make_stage(
+            num_blocks=num_blocks,
+            stride_per_block=[stride] + [1] * (num_blocks - 1),
+            in_channels=in_channels,
+            out_channels=out_channels,
+            norm=c.NORM,
+            **block,
+        )
+        stages.append(nn.Sequential(*blocks))
+        in_channels, out_channels = out_channels, out_channels * 2
+        bottleneck_channels *= 2
+    return stages
+
+
+def _deformable_names(c, stages: nn.ModuleList) -> list[str]:
+    """Names in `kernel_convs(stages)` of the convolutions that cfg wants deformable."""
+    names = list(kernel_convs(stages))
+    if not 0 <= c.DEFORM_NUM_LAYERS <= len(names):
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_NUM_LAYERS is {c.DEFORM_NUM_LAYERS}; "
+            f"ResNet-{c.DEPTH} has {len(names)} 3x3 convolutions after its stem"
+        )
+    first = len(names) - c.DEFORM_NUM_LAYERS
+    return [
+        name
+        for i, name in enumerate(names)
+        if i >= first or c.DEFORM_ON_PER_STAGE[int(name.split(".")[0])]
+    ]
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_fpn_backbone(cfg, input_shape):
+    """FPN over `build_deform_resnet_backbone`, as Detectron2's `build_resnet_fpn_backbone`."""
+    return FPN(
+        bottom_up=build_deform_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,54 @@
+"""Deformable RoI pooling behind the interface of Detectron2's ROIPooler."""
+
+import torch
+from torch import nn
+
+from detectron2.layers import nonzero_tuple
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+
+from ..layers import DeformRoIPool
+
+
+class DeformROIPooler(ROIPooler):
+    """`DeformRoIPool` over one feature map or the levels of a pyramid.
+
+    The levels share one offset layer, as they share the head behind it. A RoI goes to the level
+    that Detectron2 assigns it (FPN eq. 1).
+
+    Args:
+        roi_pool: the layer, shared by all levels.
+        scales: 1 / stride of each level, finest first.
+    """
+
+    def __init__(self, roi_pool: DeformRoIPool, scales):
+        # The base keeps the size and the level range; its own pooling layers have no weights and
+        # give way to the deformable one.
+        super().__init__(roi_pool.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
+        self.level_poolers = nn.ModuleList()
+        self.scales = tuple(scales)
+        self.roi_pool = roi_pool
+
+    def forward(self, x, box_lists):
+        """
+        Args:
+            x: a list of feature maps (N, C, H, W), one per level.
+            box_lists: N Boxes in input pixels.
+
+        Returns:
+            (R, C, k, k), R boxes of all images in order.
+        """
+        rois = convert_boxes_to_pooler_format(box_lists)
+        if len(x) == 1:
+            return self.roi_pool(x[0], rois, self.scales[0])
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        pooled, order = [], []
+        for level, (feature, scale) in enumerate(zip(x, self.scales, strict=True)):
+            order.append(nonzero_tuple(levels == level)[0])
+            pooled.append(self.roi_pool(feature, rois[order[-1]], scale))
+        return torch.cat(pooled)[torch.cat(order).argsort()]

@@ -1,0 +1,4 @@
+from .faster_rcnn import DeformCascadeROIHeads, DeformROIHeads
+from .rfcn import RFCNHeads, RFCNOutputLayers
+
+__all__ = ["DeformCascadeROIHeads", "DeformROIHeads", "RFCNHeads", "RFCNOutputLayers"]

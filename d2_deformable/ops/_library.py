@@ -1,0 +1,26 @@
+"""Loads the compiled operators: importing this module makes torch.ops.d2_deformable exist."""
+
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).resolve().parents[1] / "_C.so"
+BUILD = "`pip install --no-build-isolation -e .` in the repository"
+
+
+def load(path: Path) -> None:
+    """Loads the library at `path`, or raises an ImportError that says how to build it."""
+    if not path.exists():
+        raise ImportError(
+            f"d2_deformable's operators are not built ({path} is missing): run {BUILD}"
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"d2_deformable's operators in {path} do not load with torch {torch.__version__}: they "
+            f"were built for another torch or machine; run {BUILD} again ({error})"
+        ) from error
+
+
+load(PATH)

@@ -1,0 +1,166 @@
+"""Deformable convolution, plain or modulated: public function, fake kernels and autograd."""
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+from ._checks import check_like_input, check_map, check_pair, shape
+
+BORDERS = ("zero", "legacy")
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,
+    border: str = "zero",
+) -> Tensor:
+    """Convolution whose taps read the input at shifted, real-valued points (paper, eq. 2 to 4).
+
+    A drop-in replacement for ``torchvision.ops.deform_conv2d`` that knows the released 2017 border
+    rule too. The number of groups follows from the channels of input and weight, the number G of
+    offset groups from the channels of the offset. K = kernel_h * kernel_w is the number of taps.
+
+    Args:
+        input: (N, C, H, W).
+        offset: (N, G*K*2, H_out, W_out), in input-map pixels, neither normalised nor clamped.
+            Channel order: offset group, then tap (row by row), then (dy, dx). Input channel c uses
+            offset group c // (C/G).
+        weight: (C_out, C/groups, kernel_h, kernel_w).
+        bias: (C_out,).
+        stride, padding, dilation: an int or a (height, width) pair.
+        mask: (N, G*K, H_out, W_out), multiplies the value of each tap (modulation, DCN v2).
+        border: what a tap reads near and beyond the border of the map. "zero": zeros surround the
+            map, as in equations 3 and 4 of the paper, the 2018 operator and torchvision. "legacy":
+            the operator of the 2017 models; points outside [0, H) x [0, W) read 0, and those in the
+            last pixel's span [H-1, H) or [W-1, W) read the last row or column.
+
+    Returns:
+        (N, C_out, H_out, W_out), contiguous; H_out and W_out as of an ordinary convolution.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together.
+
+    At integer coordinates gradients by the offset are right-hand ones, as in all released
+    operators. On the CPU gradients are deterministic. Double backward is not supported.
+
+    Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
+    DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
+    """
+    op = "deform_conv2d"
+    stride = check_pair(op, "stride", stride, least=1)
+    padding = check_pair(op, "padding", padding, least=0)
+    dilation = check_pair(op, "dilation", dilation, least=1)
+    if border not in BORDERS:
+        raise ValueError(f"{op}: border must be one of {BORDERS}, got {border!r}")
+    check_map(op, input)
+    check_like_input(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
+    _check_weight(op, input, weight, bias)
+    size = output_size(input, weight, stride, padding, dilation)
+    if min(size) < 1:
+        raise ValueError(
+            f"{op}: weight {shape(weight)} with dilation {tuple(dilation)} does not fit into input "
+            f"{shape(input)} with padding {tuple(padding)}: the output would be {tuple(size)}; "
+            "use a larger input or more padding"
+        )
+    _check_offset(op, input, offset, weight, mask, size)
+    return torch.ops.d2_deformable.deform_conv2d(
+        input, offset, weight, bias, stride, padding, dilation, mask, border
+    )
+
+
+def output_size(input: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
+    """[H_out, W_out] of an ordinary convolution."""
+    spans = [
+        input.shape[2 + k] + 2 * padding[k] - dilation[k] * (weight.shape[2 + k] - 1)
+        for k in (0, 1)
+    ]
+    return [(span - 1) // step + 1 for span, step in zip(spans, stride)]
+
+
+def _check_weight(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 4 or 0 in weight.shape:
+        raise ValueError(
+            f"{op}: weight must be (C_out, C/groups, kernel_h, kernel_w) and not empty, "
+            f"got shape {shape(weight)}"
+        )
+    out_channels, group_channels = weight.shape[:2]
+    channels = input.shape[1]
+    if channels % group_channels or out_channels % (channels // group_channels):
+        raise ValueError(
+            f"{op}: weight {shape(weight)} does not fit input {shape(input)}: groups = {channels} "
+            f"input channels / weight.shape[1] = {channels / group_channels:g} must be a whole "
+            f"number that divides the {out_channels} output channels"
+        )
+    if bias is not None and shape(bias) != (out_channels,):
+        raise ValueError(
+            f"{op}: bias has shape {shape(bias)}, expected ({out_channels},): one value per output "
+            f"channel of weight {shape(weight)}"
+        )
+
+
+def _check_offset(op, input, offset, weight, mask, size) -> None:
+    images, channels = input.shape[:2]
+    taps = weight.shape[2] * weight.shape[3]
+    groups = offset.shape[1] // (2 * taps) if offset.dim() == 4 else 0
+    expected = (images, groups * 2 * taps, *size)
+    if groups < 1 or channels % groups or shape(offset) != expected:
+        raise ValueError(
+            f"{op}: the shape of the offset is {shape(offset)}, expected (N, G*{2 * taps}, H_out, "
+            f"W_out) = ({images}, G*{2 * taps}, {size[0]}, {size[1]}) for input {shape(input)} and "
+            f"weight {shape(weight)}: a (dy, dx) pair per tap, in G groups that divide {channels}"
+        )
+    if mask is not None and shape(mask) != (images, groups * taps, *size):
+        raise ValueError(
+            f"{op}: the shape of the mask is {shape(mask)}, expected (N, G*{taps}, H_out, W_out) = "
+            f"({images}, {groups * taps}, {size[0]}, {size[1]}) for offset {shape(offset)}: "
+            "one factor per tap"
+        )
+
+
+# Fake kernels: shapes only, for torch.compile, torch.export and the meta device.
+
+
+@torch.library.register_fake("d2_deformable::deform_conv2d")
+def _(input, offset, weight, bias, stride, padding, dilation, mask=None, border="zero"):
+    size = output_size(input, weight, stride, padding, dilation)
+    return input.new_empty([input.shape[0], weight.shape[0], *size])
+
+
+@torch.library.register_fake("d2_deformable::deform_conv2d_backward")
+def _(grad_output, input, offset, weight, mask, stride, padding, dilation, border):
+    mask_shape = [0] if mask is None else mask.shape
+    return tuple(input.new_empty(s) for s in (input.shape, offset.shape, weight.shape, mask_shape))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    input, offset, weight, bias, stride, padding, dilation, mask, border = inputs
+    ctx.save_for_backward(input, offset, weight, mask)
+    ctx.has_bias = bias is not None
+    ctx.arguments = stride, padding, dilation, border
+
+
+def _backward(ctx, grad_output: Tensor):
+    input, offset, weight, mask = ctx.saved_tensors
+    gradients = torch.ops.d2_deformable.deform_conv2d_backward(
+        grad_output, input, offset, weight, mask, *ctx.arguments
+    )
+    grad_input, grad_offset, grad_weight, grad_mask = gradients
+    grad_bias = grad_output.sum((0, 2, 3)) if ctx.has_bias else None
+    grad_mask = None if mask is None else grad_mask
+    return grad_input, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask, None
+
+
+def _double_backward(ctx, *gradients):
+    raise NotImplementedError("deform_conv2d has no second derivatives (double backward)")
+
+
+torch.library.register_autograd(
+    "d2_deformable::deform_conv2d", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("d2_deformable::deform_conv2d_backward", _double_backward)

@@ -1,0 +1,138 @@
+"""Deformable (position-sensitive) RoI pooling: public function, fake kernels and autograd."""
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+from ._checks import check_like_input, check_map, check_pair, check_rois, shape
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None = None,
+    *,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    group_size: int = 1,
+    samples_per_part: int = 4,
+    gamma: float = 0.1,
+    round_rois: bool = True,
+) -> Tensor:
+    """Average pooling of RoIs into bins that the offset shifts (paper, equations 5 and 6).
+
+    A bin is the mean of ``samples_per_part``^2 bilinear samples, at the top left of the cells of a
+    grid over the bin. Samples more than half a pixel outside the map are left out and not counted;
+    a bin without samples is 0. With ``group_size > 1`` pooling is position-sensitive (deformable
+    R-FCN): bin (i, j) of output channel c reads input channel
+    (c*group_size + i*group_size // bins_h) * group_size + j*group_size // bins_w.
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5), each (image index, x0, y0, x1, y1) in input-image pixels, continuous as in
+            Detectron2: x1 and y1 are the inclusive x2 and y2 of the released operator plus 1.
+        offset: (R, 2*classes, part_h, part_w), a (dy, dx) pair per class and part, in units of
+            ``gamma`` times the RoI's height and width. Output channel c uses the pairs of class
+            c // (C_out/classes), bin (i, j) those of part (i*part_h // bins_h, j*part_w // bins_w).
+            None leaves the bins in place. (The released operator reads dx before dy.)
+        output_size: bins per RoI, an int or (bins_h, bins_w).
+        spatial_scale: map pixels per image pixel, e.g. 1/16.
+        group_size: position-sensitive groups per side.
+        samples_per_part: samples per bin and axis.
+        gamma: scale of the offset.
+        round_rois: round RoI corners to whole pixels (halves away from zero) before they are
+            scaled, as the released operator does. False skips the rounding only.
+
+    Returns:
+        (R, C / group_size^2, bins_h, bins_w), contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together.
+        RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
+
+    RoIs get no gradient. Gradients by the offset are 0 where a sampling coordinate is an integer or
+    clamped to the map, as in the released operator. Double backward is not supported.
+
+    Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/deformable_psroi_pooling.cu. A RoI
+    covers round(x0)*scale - 0.5 to round(x1)*scale - 0.5 of the map, and at least 0.1 pixels.
+    """
+    op = "deform_roi_pool"
+    output_size = check_pair(op, "output_size", output_size, least=1)
+    check_map(op, input)
+    check_rois(op, input, rois)
+    check_like_input(op, input, offset=offset)
+    if group_size < 1 or samples_per_part < 1:
+        raise ValueError(
+            f"{op}: group_size and samples_per_part must be at least 1, "
+            f"got {group_size} and {samples_per_part}"
+        )
+    channels = input.shape[1]
+    if channels % group_size**2:
+        raise ValueError(
+            f"{op}: input {shape(input)} has {channels} channels, "
+            f"not a multiple of group_size^2 = {group_size**2}"
+        )
+    if offset is not None:
+        _check_offset(op, rois, offset, out_channels=channels // group_size**2)
+    return torch.ops.d2_deformable.deform_roi_pool(
+        input,
+        rois,
+        offset,
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        group_size=group_size,
+        samples_per_part=samples_per_part,
+        gamma=gamma,
+        round_rois=round_rois,
+    )
+
+
+def _check_offset(op: str, rois: Tensor, offset: Tensor, out_channels: int) -> None:
+    fits = offset.dim() == 4 and offset.shape[0] == rois.shape[0] and 0 not in offset.shape[1:]
+    if not fits or offset.shape[1] % 2:
+        raise ValueError(
+            f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, "
+            f"2*classes, part_h, part_w) for rois {shape(rois)}: a (dy, dx) pair per class and part"
+        )
+    classes = offset.shape[1] // 2
+    if out_channels % classes:
+        raise ValueError(
+            f"{op}: offset {shape(offset)} holds (dy, dx) pairs for {classes} classes, "
+            f"which do not divide the {out_channels} output channels"
+        )
+
+
+# Fake kernels: shapes only, for torch.compile, torch.export and the meta device.
+
+
+@torch.library.register_fake("d2_deformable::deform_roi_pool")
+def _(input, rois, offset=None, *, output_size, spatial_scale, group_size=1, **_):
+    return input.new_empty([rois.shape[0], input.shape[1] // group_size**2, *output_size])
+
+
+@torch.library.register_fake("d2_deformable::deform_roi_pool_backward")
+def _(grad_output, input, rois, offset, **_):
+    return input.new_empty(input.shape), input.new_empty([0] if offset is None else offset.shape)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.arguments = keyword_only_inputs
+
+
+def _backward(ctx, grad_output: Tensor):
+    input, rois, offset = ctx.saved_tensors
+    grad_input, grad_offset = torch.ops.d2_deformable.deform_roi_pool_backward(
+        grad_output, input, rois, offset, **ctx.arguments
+    )
+    return grad_input, None, None if offset is None else grad_offset
+
+
+def _double_backward(ctx, *gradients):
+    raise NotImplementedError("deform_roi_pool has no second derivatives (double backward)")
+
+
+torch.library.register_autograd(
+    "d2_deformable::deform_roi_pool", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("d2_deformable::deform_roi_pool_backward", _double_backward)

@@ -1,0 +1,97 @@
+"""Position-sensitive RoI pooling of plain R-FCN: public function, fake kernels and autograd."""
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+from ._checks import check_map, check_pair, check_rois, shape
+
+
+def ps_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    *,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    round_rois: bool = True,
+) -> Tensor:
+    """Average pooling of RoIs into bins, each with channels of its own, as in the released R-FCN.
+
+    Bin (i, j) of output channel c is the mean of input channel (c*bins_h + i)*bins_w + j over the
+    whole map pixels that the bin touches, the last row and column of the map included. (Those
+    ``torchvision.ops.ps_roi_pool`` never reads, and it rounds after scaling.) A bin outside the map
+    is 0.
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5), each (image index, x0, y0, x1, y1) in input-image pixels, continuous as in
+            Detectron2: x1 and y1 are the inclusive x2 and y2 of the released operator plus 1.
+        output_size: bins per RoI, an int or (bins_h, bins_w).
+        spatial_scale: map pixels per image pixel, e.g. 1/16.
+        round_rois: round RoI corners to whole pixels (halves away from zero) before they are
+            scaled, as the released operator does. False skips the rounding only.
+
+    Returns:
+        (R, C / (bins_h*bins_w), bins_h, bins_w), contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together.
+        RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
+
+    RoIs get no gradient. Double backward is not supported.
+
+    Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/psroi_pooling.cu. A RoI covers
+    round(x0)*scale to round(x1)*scale of the map, and at least 0.1 pixels.
+    """
+    op = "ps_roi_pool"
+    output_size = check_pair(op, "output_size", output_size, least=1)
+    check_map(op, input)
+    check_rois(op, input, rois)
+    bins = output_size[0] * output_size[1]
+    if input.shape[1] % bins:
+        raise ValueError(
+            f"{op}: input {shape(input)} has {input.shape[1]} channels, not a multiple of the "
+            f"{bins} bins of output_size {tuple(output_size)}"
+        )
+    return torch.ops.d2_deformable.ps_roi_pool(
+        input, rois, output_size=output_size, spatial_scale=spatial_scale, round_rois=round_rois
+    )
+
+
+# Fake kernels: shapes only, for torch.compile, torch.export and the meta device.
+
+
+@torch.library.register_fake("d2_deformable::ps_roi_pool")
+def _(input, rois, *, output_size, **_):
+    bins = output_size[0] * output_size[1]
+    return input.new_empty([rois.shape[0], input.shape[1] // bins, *output_size])
+
+
+@torch.library.register_fake("d2_deformable::ps_roi_pool_backward")
+def _(grad_output, rois, *, input_size, **_):
+    return rois.new_empty(input_size)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    input, rois = inputs
+    ctx.save_for_backward(rois)
+    ctx.input_size = input.shape
+    ctx.arguments = keyword_only_inputs
+
+
+def _backward(ctx, grad_output: Tensor):
+    (rois,) = ctx.saved_tensors
+    grad_input = torch.ops.d2_deformable.ps_roi_pool_backward(
+        grad_output, rois, input_size=ctx.input_size, **ctx.arguments
+    )
+    return grad_input, None
+
+
+def _double_backward(ctx, *gradients):
+    raise NotImplementedError("ps_roi_pool has no second derivatives (double backward)")
+
+
+torch.library.register_autograd(
+    "d2_deformable::ps_roi_pool", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("d2_deformable::ps_roi_pool_backward", _double_backward)

@@ -1,0 +1,118 @@
+"""Builds the Python package and one library of compiled operators, d2_deformable/_C.so.
+
+The library does not know Python (no Python.h, no libtorch_python): torch.ops.load_library loads it,
+and one binary serves every Python version. It does depend on the torch that it was built with.
+
+Environment: FORCE_CUDA=0 or 1 overrides the choice of CUDA, MAX_JOBS limits the compilers that run
+at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ModuleNotFoundError:
+    sys.exit(
+        "d2_deformable compiles its operators against the torch that will run them: install torch "
+        "first (pip install torch torchvision), then `pip install --no-build-isolation -e .`"
+    )
+
+ROOT = Path(__file__).resolve().parent
+
+
+def sources(suffix):
+    """Paths under csrc/, relative to setup.py as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
+
+
+def choose_cuda():
+    """Whether to compile the CUDA sources, and the one line that says why."""
+    toolkit = cpp_extension.CUDA_HOME
+    if toolkit is not None and not Path(toolkit, "bin", "nvcc").exists():
+        toolkit = None
+    force = os.environ.get("FORCE_CUDA", "")
+    if force not in ("", "0", "1"):
+        sys.exit(f"FORCE_CUDA={force} is neither 0 nor 1")
+    if force == "1" and not (torch.version.cuda and toolkit):
+        missing = (
+            "a CUDA toolkit (set CUDA_HOME)" if torch.version.cuda else "a torch built for CUDA"
+        )
+        sys.exit(
+            f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"
+        )
+    if force == "0":
+        return False, "operators for the CPU only: FORCE_CUDA=0"
+    if not torch.version.cuda:
+        return (
+            False,
+            f"operators for the CPU only: torch {torch.__version__} was built without CUDA",
+        )
+    if not toolkit:
+        return False, "operators for the CPU only: no CUDA toolkit found (CUDA_HOME)"
+    if not sources(".cu"):
+        return False, "operators for the CPU only: csrc/ holds no CUDA sources"
+    return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {toolkit}"
+
+
+def operator_library():
+    with_cuda, _ = choose_cuda()
+    openmp = (
+        ["-fopenmp"] if sys.platform == "linux" else []
+    )  # at::parallel_for is serial without it
+    arguments = {
+        "name": "d2_deformable._C",
+        "sources": sources(".cpp"),
+        "py_limited_api": True,  # does not link libtorch_python
+        "extra_compile_args": {"cxx": ["-O3", "-g0", *openmp]},
+        "extra_link_args": openmp,
+    }
+    if not with_cuda:
+        return cpp_extension.CppExtension(**arguments)
+    # Some toolkits lack the headers of the CUDA libraries; torch's own CUDA packages have them.
+    cuda_packages = Path(torch.__file__).parents[1] / "nvidia"
+    headers = cuda_packages / f"cu{torch.version.cuda.split('.')[0]}" / "include"
+    arguments["sources"] += sources(".cu")
+    arguments["include_dirs"] = [str(headers)] if headers.is_dir() else []
+    arguments["extra_compile_args"]["nvcc"] = ["-O3"]
+    return cpp_extension.CUDAExtension(**arguments)
+
+
+class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
+    def run(self):
+        print("d2_deformable:", choose_cuda()[1])
+        super().run()
+
+
+class BuildPackage(build_py):
+    """Puts the YAMLs of configs/ into wheels; an editable install reads them in the repository."""
+
+    def run(self):
+        super().run()
+        configs = ROOT / "configs"
+        if configs.is_dir() and not getattr(self, "editable_mode", False):
+            target = Path(self.build_lib, "d2_deformable", "model_zoo", "configs")
+            shutil.copytree(configs, target, dirs_exist_ok=True)
+
+
+setup(
+    name="d2_deformable",
+    version="0.1.0",
+    description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
+    package_data={"d2_deformable": ["_C.so"]},
+    # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
+    install_requires=["torch>=2.7", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
+    ext_modules=[operator_library()],
+    cmdclass={"build_ext": BuildOperators, "build_py": BuildPackage},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    zip_safe=False,
+)

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from detectron2.config import get_cfg
+from d2_deformable import add_deformable_config
+from d2_deformable.engine import build_optimizer, check_frozen_layers
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.SOLVER.BASE_LR = 0.1
+    return cfg
+
+
+@pytest.fixture
+def model():
+    return nn.ModuleDict(
+        {"body": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "offset": nn.Conv2d(4, 2, 1)}
+    )
+
+
+def learning_rates(optimizer, model):
+    names = {p: name for name, p in model.named_parameters()}
+    return {names[p]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_multipliers_multiply_on_full_names(cfg, model):
+    cfg.SOLVER.LR_MULTIPLIERS = [["^offset", 0.01], ["bias$", 2.0]]
+    rates = learning_rates(build_optimizer(cfg, model), model)
+    assert rates == pytest.approx(
+        {
+            "body.weight": 0.1,
+            "body.bias": 0.2,
+            "norm.weight": 0.1,
+            "norm.bias": 0.2,
+            "offset.weight": 0.001,
+            "offset.bias": 0.002,
+        }
+    )
+
+
+def test_detectron2s_own_keys_still_hold(cfg, model):
+    cfg.SOLVER.LR_MULTIPLIERS = [["offset", 0.5]]
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.25
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    optimizer = build_optimizer(cfg, model)
+    names = {p: name for name, p in model.named_parameters()}
+    decay = {names[p]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay["norm.weight"] == 0.25 and decay["body.bias"] == 0.0
+    assert len(optimizer.param_groups) < len(decay) == 6
+    assert "Clip" in type(optimizer).__name__
+
+
+def test_a_step_moves_by_the_multiplied_rate(cfg, model):
+    cfg.SOLVER.LR_MULTIPLIERS = [["offset", 0.5]]
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    optimizer = build_optimizer(cfg, model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = {name: (before[name] - p).mean().item() for name, p in model.named_parameters()}
+    assert moved["body.weight"] == pytest.approx(0.1, rel=1e-4)
+    assert moved["offset.weight"] == pytest.approx(0.05, rel=1e-4)
+
+
+def test_frozen_parameters_stay_out(cfg, model):
+    model["body"].requires_grad_(False)
+    assert "body.weight" not in learning_rates(build_optimizer(cfg, model), model)
+
+
+@pytest.mark.parametrize(
+    "multipliers, message",
+    [
+        ([["ofset", 0.1]], "'ofset' is found in no trainable parameter's name; .*offset.bias"),
+        ([["offset"]], "expected \\[regex, factor\\]"),
+        ([["offset(", 1.0]], "expected \\[regex, factor\\]"),
+        ([["offset", "fast"]], "expected \\[regex, factor\\]"),
+    ],
+)
+def test_bad_multipliers_say_what_to_do(cfg, model, multipliers, message):
+    cfg.SOLVER.LR_MULTIPLIERS = multipliers
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg, model)
+
+
+def test_random_frozen_layers_are_refused(cfg):
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    with pytest.raises(ValueError, match="FREEZE_AT 2 and MODEL.RESNETS.NORM FrozenBN freezes"):
+        check_frozen_layers(cfg)
+    cfg.MODEL.RESNETS.NORM = "BN"
+    with pytest.raises(ValueError, match="FREEZE_AT 2 freezes"):
+        check_frozen_layers(cfg)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    check_frozen_layers(cfg)
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = True
+    check_frozen_layers(cfg)
+    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    check_frozen_layers(cfg)

@@ -1,0 +1,121 @@
+import math
+import sys
+import types
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2_deformable import add_deformable_config
+from d2_deformable.compat import has_compiled_d2
+from d2_deformable.evaluation import build_evaluators
+
+BOX = (10, 10, 30, 30)
+FAR = (60, 60, 80, 80)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    return cfg
+
+
+def test_coco_and_voc_metrics(data_set, process, cfg, tmp_path):
+    name = data_set({"a": [(0, BOX), (1, FAR)], "b": [(1, BOX)]})
+    detections = {"a": [(0, 0.9, BOX), (1, 0.8, FAR)], "b": [(1, 0.9, BOX), (1, 0.5, FAR)]}
+    results = process(build_evaluators(cfg, name), detections).evaluate()
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP50"] == pytest.approx(100)
+    assert results["voc"]["AP"] == results["voc"]["AP70"] == 100
+    folder = tmp_path / "output/inference"
+    assert (folder / "coco_instances_results.json").is_file()
+    assert (folder / f"voc_results_{name}.json").is_file()
+
+
+def test_equals_coco_where_both_are_exact(data_set, process, cfg):
+    """One object per class, found first, second or not at all: precision is flat in recall, so
+    101 points and the area agree; and no IoU equals a threshold."""
+    truth = {"a": [(0, BOX), (1, BOX), (2, BOX)], "b": [(3, FAR)]}
+    name = data_set(truth, classes=["first", "second", "never", "loose"])
+    loose = (61, 61, 80, 80)  # IoU .9025
+    detections = {
+        "a": [(0, 0.9, BOX), (1, 0.9, FAR), (1, 0.8, BOX), (2, 0.9, FAR)],
+        "b": [(3, 0.9, loose)],
+    }
+    results = process(build_evaluators(cfg, name), detections).evaluate()
+    coco, voc = results["bbox"], results["voc"]
+    assert voc["AP"] == pytest.approx((100 + 50 + 0 + 90) / 4)
+    assert coco["AP"] == pytest.approx(voc["AP"])
+    assert coco["AP50"] == pytest.approx(voc["AP50"])
+    assert voc["AP50"] == pytest.approx((100 + 50 + 0 + 100) / 4)
+
+
+def test_metric_comes_from_the_config(data_set, process, cfg):
+    name = data_set({"a": [(0, BOX)], "b": [(0, BOX)]}, classes=["cat"])
+    for metric, expected in (("area", 50), ("07", 600 / 11)):
+        cfg.TEST.VOC_METRIC = metric
+        results = process(build_evaluators(cfg, name), {"a": [(0, 0.9, BOX)]}).evaluate()
+        assert results["voc"]["AP50"] == pytest.approx(expected)
+
+
+def test_empty_predictions(data_set, process, cfg):
+    name = data_set({"a": [(0, BOX)]})
+    results = process(build_evaluators(cfg, name), {"a": []}).evaluate()
+    assert math.isnan(results["bbox"]["AP"])
+    assert results["voc"]["AP"] == 0
+    cfg.MODEL.MASK_ON = True
+    results = process(build_evaluators(cfg, name), {"a": []}).evaluate()
+    assert math.isnan(results["segm"]["AP"])
+    assert process(build_evaluators(cfg, name), {}).evaluate() == {}
+
+
+def test_images_without_objects(data_set, process, cfg):
+    """Detectron2 then leaves "annotations" out of its json; nothing to measure, but no crash."""
+    name = data_set({"a": []})
+    results = process(build_evaluators(cfg, name), {"a": [(0, 0.9, BOX)]}).evaluate()
+    assert math.isnan(results["voc"]["AP"])
+
+
+def test_changed_data_set_is_evaluated_anew(data_set, process, cfg):
+    """Detectron2 alone would find the old conversion in the output folder, and in the metadata."""
+    detections = {"a": [(0, 0.9, BOX)]}
+    name = data_set({"a": [(0, BOX)]}, classes=["cat"])
+    results = process(build_evaluators(cfg, name), detections).evaluate()
+    assert results["bbox"]["AP50"] == pytest.approx(100)
+    changed = DatasetCatalog.get(name)
+    changed[0]["annotations"][0]["bbox"] = list(FAR)
+    results = process(build_evaluators(cfg, name), detections).evaluate()
+    assert results["bbox"]["AP50"] == 0
+    assert not hasattr(MetadataCatalog.get(name), "json_file")
+
+
+def test_json_file_of_the_metadata_is_used(data_set, process, cfg, tmp_path):
+    name = data_set({"a": [(0, BOX)]}, classes=["cat"])
+    MetadataCatalog.get(name).json_file = str(tmp_path / "gone.json")
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        build_evaluators(cfg, name)
+
+
+def test_has_compiled_d2(monkeypatch):
+    import detectron2
+
+    def stub(**members):
+        module = types.ModuleType("detectron2._C")
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, "detectron2._C", module)
+        monkeypatch.setattr(detectron2, "_C", module, raising=False)
+
+    def placeholder(name):
+        raise ImportError(name)
+
+    stub(COCOevalEvaluateImages=len)
+    assert has_compiled_d2()
+    stub(__getattr__=placeholder)
+    assert not has_compiled_d2()
+    stub()
+    assert not has_compiled_d2()
+    monkeypatch.delattr(detectron2, "_C")
+    monkeypatch.setitem(sys.modules, "detectron2._C", None)  # not installed
+    assert not has_compiled_d2()

@@ -1,0 +1,72 @@
+import torch
+
+from d2_deformable import ops
+from d2_deformable.layers import DeformRoIPool, PSRoIPredictor
+
+ROIS = torch.tensor(
+    [[0, 10.0, 20.0, 90.0, 120.0], [1, 0.0, 0.0, 40.0, 30.0], [0, 50.0, 5.0, 140.0, 70.0]]
+)
+
+
+def test_deform_roi_pool_starts_without_shifts():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 9, 10)
+    layer = DeformRoIPool(5, 3)
+    expected = ops.deform_roi_pool(x, ROIS, output_size=3, spatial_scale=1 / 16)
+    torch.testing.assert_close(layer(x, ROIS, 1 / 16), expected)
+    with torch.no_grad():
+        layer.offset_fc.bias += 1.0
+    assert not torch.allclose(layer(x, ROIS, 1 / 16), expected)
+
+
+def test_deform_roi_pool_offsets_are_dy_then_dx():
+    x = torch.arange(20.0).expand(1, 1, 20, 20)  # grows to the right, constant downwards
+    rois = torch.tensor([[0, 80.0, 80.0, 160.0, 160.0]])
+    layer = DeformRoIPool(1, 2)
+    plain = layer(x, rois, 1 / 16)
+    with torch.no_grad():
+        layer.offset_fc.bias[:4] = 1.0  # dy of the 2 x 2 bins
+    torch.testing.assert_close(layer(x, rois, 1 / 16), plain)
+    with torch.no_grad():
+        layer.offset_fc.bias[4:] = 1.0  # dx = gamma * width = 0.1 * 5 cells
+    torch.testing.assert_close(layer(x, rois, 1 / 16), plain + 0.5)
+
+
+def test_ps_roi_predictor_averages_position_sensitive_pooling():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 9, 10)
+    plain = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16)
+    maps = plain.score_maps(x)
+    expected = ops.ps_roi_pool(maps, ROIS, output_size=3, spatial_scale=1 / 16).mean((2, 3))
+    torch.testing.assert_close(plain(x, ROIS), expected)
+    assert plain(x, ROIS).shape == (3, 4)
+
+    deform = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=2)
+    deform.load_state_dict(plain.state_dict(), strict=False)
+    expected = ops.deform_roi_pool(
+        maps, ROIS, output_size=3, spatial_scale=1 / 16, group_size=3
+    ).mean((2, 3))
+    torch.testing.assert_close(deform(x, ROIS), expected)
+    assert deform.predict_offsets(x, ROIS).shape == (3, 4, 3, 3)
+
+
+def test_ps_roi_predictor_moves_only_the_outputs_of_a_class():
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 9, 10)
+    layer = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=2)
+    rois = ROIS[ROIS[:, 0] == 0]
+    before = layer(x, rois)
+    with torch.no_grad():
+        layer.offset_maps.bias[2 * 9 :] += 1.0  # (dy, dx) of the second class
+    after = layer(x, rois)
+    torch.testing.assert_close(after[:, :2], before[:, :2])
+    assert (after[:, 2:] != before[:, 2:]).all()
+
+
+def test_no_rois():
+    x = torch.randn(1, 5, 9, 10)
+    none = torch.zeros(0, 5)
+    assert DeformRoIPool(5, 3)(x, none, 1 / 16).shape == (0, 5, 3, 3)
+    layer = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=4)
+    assert layer(x, none).shape == (0, 4)
+    layer(x, none).sum().backward()

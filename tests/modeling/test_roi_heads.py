@@ -1,0 +1,242 @@
+import pytest
+import torch
+from torch import nn
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model, build_roi_heads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from d2_deformable.layers import DeformRoIPool
+from d2_deformable.modeling.poolers import DeformROIPooler
+from d2_deformable.modeling.roi_heads.ohem import hardest, loss_per_roi
+
+SHAPES = {"f": ShapeSpec(channels=6, stride=16)}
+NUM_CLASSES = 3
+
+
+@pytest.fixture
+def heads_cfg(cfg):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["f"]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 3
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    return cfg
+
+
+def rfcn(cfg, pooler="PSROIPool", sampling="random", agnostic=True):
+    cfg.MODEL.ROI_HEADS.NAME = "RFCNHeads"
+    cfg.MODEL.ROI_HEADS.SAMPLING = sampling
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = agnostic
+    return build_roi_heads(cfg, SHAPES)
+
+
+def inputs(num_gt=(2, 1), num_proposals=(20, 15), seed=0):
+    """Features, proposals and targets of two images of 96 x 128 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(n):
+        corner = torch.rand(n, 2, generator=generator) * torch.tensor([90.0, 60.0])
+        size = 8 + torch.rand(n, 2, generator=generator) * 28
+        return torch.cat([corner, corner + size], dim=1)
+
+    proposals, targets = [], []
+    for gt, n in zip(num_gt, num_proposals, strict=True):
+        gt_boxes = boxes(gt)
+        near = gt_boxes[torch.arange(n // 2) % gt] + 2 if gt else boxes(n // 2)
+        proposal_boxes = torch.cat([near, boxes(n - n // 2)])
+        proposals.append(
+            Instances(
+                (96, 128),
+                proposal_boxes=Boxes(proposal_boxes),
+                objectness_logits=torch.zeros(n),
+            )
+        )
+        classes = torch.arange(gt) % NUM_CLASSES
+        targets.append(Instances((96, 128), gt_boxes=Boxes(gt_boxes), gt_classes=classes))
+    features = {"f": torch.randn(2, 6, 6, 8, generator=generator)}
+    return features, proposals, targets
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+@pytest.mark.parametrize("sampling", ["random", "ohem"])
+@pytest.mark.parametrize("pooler", ["PSROIPool", "DeformPSROIPool"])
+def test_rfcn_trains_every_parameter_and_infers(heads_cfg, pooler, sampling, agnostic):
+    heads = rfcn(heads_cfg, pooler, sampling, agnostic)
+    features, proposals, targets = inputs()
+    with EventStorage():
+        _, losses = heads(None, features, proposals, targets)
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    assert not any(isinstance(m, nn.Linear) for m in heads.modules())
+
+    heads.eval()
+    detections, _ = heads(None, features, inputs()[1], None)
+    assert [len(d) > 0 for d in detections] == [True, True]
+    assert detections[0].pred_classes.max() < NUM_CLASSES
+
+
+@pytest.mark.parametrize("pooler", ["PSROIPool", "DeformPSROIPool"])
+@pytest.mark.parametrize("sampling", ["random", "ohem"])
+def test_rfcn_without_objects_or_proposals(heads_cfg, pooler, sampling):
+    heads = rfcn(heads_cfg, pooler, sampling)
+    for num_gt, num_proposals in [((0, 0), (5, 5)), ((0, 1), (5, 0)), ((0, 0), (0, 0))]:
+        features, proposals, targets = inputs(num_gt, num_proposals)
+        with EventStorage():
+            _, losses = heads(None, features, proposals, targets)
+        if sum(num_proposals) + sum(num_gt):
+            assert torch.isfinite(sum(losses.values()))
+        detections, _ = heads.eval()(None, features, inputs(num_gt, num_proposals)[1], None)
+        assert [len(d) for d in detections] == [0, 0] or sum(num_proposals)
+        heads.train()
+
+
+def test_rfcn_layers(heads_cfg):
+    heads = rfcn(heads_cfg, "DeformPSROIPool")
+    shapes = {name: tuple(p.shape[:2]) for name, p in heads.named_parameters() if "weight" in name}
+    assert shapes == {
+        "box_predictor.cls_score.score_maps.weight": (9 * (NUM_CLASSES + 1), 6),
+        "box_predictor.cls_score.offset_maps.weight": (9 * 2 * (NUM_CLASSES + 1), 6),
+        "box_predictor.bbox_pred.score_maps.weight": (9 * 4, 6),
+        "box_predictor.bbox_pred.offset_maps.weight": (9 * 2, 6),
+    }
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
+    heads = rfcn(heads_cfg, sampling="ohem", agnostic=agnostic)
+    for p in heads.parameters():
+        nn.init.normal_(p, std=0.3)
+    features, proposals, targets = inputs()
+    with EventStorage():
+        labelled = heads.label_and_sample_proposals(proposals, targets)
+        assert [len(p) for p in labelled] == [22, 16]  # all, with the ground truth
+        predictions = heads._predict(features["f"], labelled)
+        losses = heads.box_predictor.losses(predictions, labelled)
+    per_roi = loss_per_roi(heads.box_predictor, predictions, labelled)
+    torch.testing.assert_close(per_roi.mean(), losses["loss_cls"] + losses["loss_box_reg"])
+
+    kept = hardest(labelled, per_roi, 8)
+    assert [len(p) for p in kept] == [8, 8]
+    with EventStorage():
+        predictions = heads._predict(features["f"], kept)
+        kept_losses = heads.box_predictor.losses(predictions, kept)
+        _, trained = heads(None, features, inputs()[1], targets)
+    assert kept_losses["loss_cls"] + kept_losses["loss_box_reg"] > per_roi.mean()
+    torch.testing.assert_close(trained, kept_losses)
+
+
+def test_ohem_leaves_out_what_the_matcher_ignores(heads_cfg):
+    heads_cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.1, 0.5]
+    heads_cfg.MODEL.ROI_HEADS.IOU_LABELS = [-1, 0, 1]
+    heads = rfcn(heads_cfg, sampling="ohem")
+    index, classes = heads._sample_proposals(
+        torch.tensor([0, 1, 0]), torch.tensor([1, -1, 0]), torch.tensor([2, 1])
+    )
+    assert index.tolist() == [0, 2] and classes.tolist() == [2, NUM_CLASSES]
+
+
+def test_ohem_refuses_another_box_loss(heads_cfg):
+    heads_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "giou"
+    heads = rfcn(heads_cfg, sampling="ohem")
+    with EventStorage(), pytest.raises(ValueError, match="'giou': set it to 'smooth_l1'"):
+        heads(None, *inputs())
+
+
+@pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
+def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name):
+    heads_cfg.MODEL.ROI_HEADS.NAME = name
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "DeformROIPool"
+    heads_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in name
+    heads = build_roi_heads(heads_cfg, SHAPES)
+    assert heads.box_pooler.roi_pool.offset_fc.weight.shape == (2 * 9, 6 * 9)
+    features, proposals, targets = inputs()
+    with EventStorage():
+        _, losses = heads(None, features, proposals, targets)
+    sum(losses.values()).backward()
+    assert heads.box_pooler.roi_pool.offset_fc.weight.grad.abs().sum() > 0
+    assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
+
+
+def test_pooler_keeps_the_order_of_rois_over_levels():
+    torch.manual_seed(0)
+    pool = DeformRoIPool(4, 3)
+    nn.init.normal_(pool.offset_fc.weight)
+    pooler = DeformROIPooler(pool, scales=(1 / 8, 1 / 16, 1 / 32))
+    maps = [torch.randn(2, 4, 32 // s, 40 // s) for s in (1, 2, 4)]
+    boxes = [
+        Boxes(torch.tensor([[0.0, 0, 240, 230], [5, 5, 30, 25], [10, 0, 110, 120]])),
+        Boxes(torch.tensor([[20.0, 30, 70, 60]])),
+    ]
+    pooled = pooler(maps, boxes)
+    levels = [1, 0, 0, 0]  # 224-pixel boxes belong to stride 16
+    rois = torch.cat([torch.tensor([[0.0], [0], [0], [1]]), Boxes.cat(boxes).tensor], dim=1)
+    assert pooled.shape == (4, 4, 3, 3)
+    for i, level in enumerate(levels):
+        expected = pool(maps[level], rois[i : i + 1], pooler.scales[level])[0]
+        torch.testing.assert_close(pooled[i], expected)
+    none = pooler(maps, [Boxes(torch.zeros(0, 4)), Boxes(torch.zeros(0, 4))])
+    assert none.shape == (0, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2"}, "RFCNHeads takes one of PSROIPool, Deform"),
+        ({"ROI_HEADS.SAMPLING": "hard"}, "'hard'; choose 'random' or 'ohem'"),
+        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map"),
+    ],
+)
+def test_bad_settings_say_what_to_do(heads_cfg, change, message):
+    heads_cfg.MODEL.ROI_HEADS.NAME = "RFCNHeads"
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "PSROIPool"
+    heads_cfg.merge_from_list([x for k, v in change.items() for x in (f"MODEL.{k}", v)])
+    with pytest.raises(ValueError, match=message):
+        build_roi_heads(heads_cfg, SHAPES)
+
+
+RESNET_101_VOC = """
+VERSION: 2
+MODEL:
+  BACKBONE: {NAME: build_deform_resnet_backbone}
+  RESNETS: {DEPTH: 101, RES5_DILATION: 2, OUT_FEATURES: [res4, res5_reduced]}
+  ANCHOR_GENERATOR: {SIZES: [[128, 256, 512]]}
+  RPN: {CONV_DIMS: [512]}
+  ROI_HEADS: {NUM_CLASSES: 20, IN_FEATURES: [res5_reduced]}
+  ROI_BOX_HEAD: {POOLER_RESOLUTION: 7, NAME: FastRCNNConvFCHead, NUM_FC: 2, FC_DIM: 1024}
+"""
+
+
+@pytest.mark.parametrize(
+    "name, plain_type, deform_type, channels, count, count_without_rpn, growth",
+    [
+        ("RFCNHeads", "PSROIPool", "DeformPSROIPool", 1024, 50_596_150, 45_853_961, 2_458_786),
+        ("DeformROIHeads", "ROIPool", "DeformROIPool", 256, 61_766_098, 57_023_909, 1_478_296),
+    ],
+)
+def test_parameter_counts_on_voc(
+    cfg, tmp_path, name, plain_type, deform_type, channels, count, count_without_rpn, growth
+):
+    """Paper table 4 with Detectron2's heads; BN counts its affine pair."""
+    (tmp_path / "voc.yaml").write_text(RESNET_101_VOC)
+    cfg.merge_from_file(str(tmp_path / "voc.yaml"))
+    cfg.MODEL.RESNETS.REDUCED_CHANNELS = channels
+    cfg.MODEL.ROI_HEADS.NAME = name
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = name == "RFCNHeads"
+    cfg.MODEL.DEVICE = "meta"
+
+    def counts(pooler_type, num_layers):
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler_type
+        cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = num_layers
+        with torch.device("meta"):
+            model = build_model(cfg)
+        total = sum(p.numel() for p in model.parameters())
+        return total, total - sum(p.numel() for p in model.proposal_generator.parameters())
+
+    assert counts(plain_type, 0) == (count, count_without_rpn)
+    assert counts(deform_type, 3)[0] - count == growth

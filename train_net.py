@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Train or evaluate any model of this package from a YAML: Detectron2's usual command line.
+
+python train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml
+python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+import logging
+import sys
+
+import torch
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import verify_results
+
+from d2_deformable import add_deformable_config
+from d2_deformable.data import register_custom_datasets
+from d2_deformable.engine import Trainer
+
+
+def setup(args):
+    """The frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    on_cpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
+    if on_cpu:
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    if on_cpu:
+        logging.getLogger("d2_deformable").info("No GPU is visible: running on the CPU.")
+    register_custom_datasets(cfg)
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks(
+            [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
+        )
+    return trainer.train()
+
+
+def parse_args(argv=None):
+    return default_argument_parser().parse_args(argv)
+
+
+if __name__ == "__main__":
+    args = parse_args(sys.argv[1:])
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
