@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser, default_setup, hooks, lau
 from detectron2.evaluation import verify_results
 
 from d2_deformable import add_deformable_config
-from d2_deformable.data import register_custom_datasets
+from d2_deformable.data import check_datasets, register_custom_datasets
 from d2_deformable.engine import Trainer
 
 
@@ -52,6 +52,7 @@ def main(args):
             verify_results(cfg, results)
         return results
 
+    check_datasets(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:

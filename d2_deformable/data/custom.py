@@ -59,7 +59,7 @@ def check_datasets(cfg) -> None:
 
     Raises:
         FileNotFoundError, ValueError: what the loaders find; or class names that differ between
-            the data sets.
+            the data sets, or in number from MODEL.ROI_HEADS.NUM_CLASSES of a detector.
     """
     used = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in _registered]
     classes = {}
@@ -71,6 +71,13 @@ def check_datasets(cfg) -> None:
                 f"{used[0]} has the classes {classes[used[0]]}, but {name} has {classes[name]}: "
                 "give both the same CLASSES"
             )
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    detects = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    if used and detects and len(classes[used[0]]) != num_classes:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {used[0]} has the "
+            f"{len(classes[used[0]])} classes {classes[used[0]]}: set it to that number"
+        )
 
 
 def parse(name: str, node):

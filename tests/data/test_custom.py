@@ -120,6 +120,7 @@ def test_check_datasets(register, write_voc, root):
         check_wrong="{FORMAT: voc, ROOT: set, CLASSES: [cat, dog], SPLIT: wrong}",
     )
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("check_a", "coco_2017_train"), ("check_b",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     check_datasets(cfg)  # Detectron2's own are left alone
     cfg.DATASETS.TEST = ("check_wrong",)
     with pytest.raises(FileNotFoundError, match=r"b\.xml: no such file"):
@@ -128,6 +129,13 @@ def test_check_datasets(register, write_voc, root):
     message = r"check_a has the classes \['cat', 'dog'\], but check_other has \['dog', 'cat'\]"
     with pytest.raises(ValueError, match=message):
         check_datasets(cfg)
+    cfg.DATASETS.TEST = ()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    message = "NUM_CLASSES is 80, but check_a has the 2 classes"
+    with pytest.raises(ValueError, match=message):
+        check_datasets(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"  # knows no classes
+    check_datasets(cfg)
 
 
 def test_fields_may_come_from_code(write_voc, root):

@@ -51,6 +51,19 @@ def test_split_by_name_by_path_and_all(write_voc, register, root):
     assert ids("voc_all") == ["a", "b", "c"]
 
 
+def test_images_in_subfolders(write_voc, register, root):
+    for folder in ("JPEGImages", "Annotations"):
+        (root / "set" / folder / "sub").mkdir(parents=True)
+    write_voc("a", size=(9, 9))
+    write_voc("sub/a")
+    (root / "set/ImageSets/Main/all.txt").write_text("a\nsub/a")
+    register(voc_sub="{FORMAT: voc, ROOT: set, CLASSES: [cat], SPLIT: all}")
+    a, sub = DatasetCatalog.get("voc_sub")
+    assert a["file_name"].endswith("/JPEGImages/a.jpg")
+    assert sub["file_name"].endswith("/JPEGImages/sub/a.jpg")
+    assert sub["image_id"] == "sub/a"
+
+
 def test_images_and_annotations_in_one_folder(write_voc, register, root):
     xml = write_voc("a.v2", suffix=".png")
     xml.rename(root / "set/JPEGImages/a.v2.xml")
@@ -157,6 +170,14 @@ def test_other_xml_is_refused(write_voc, register):
     register(voc_html=VOC)
     with pytest.raises(ValueError, match=f"{xml}: expected <annotation> at the top, got <html>"):
         DatasetCatalog.get("voc_html")
+
+
+def test_unknown_encoding_is_named(write_voc, register):
+    xml = write_voc("a")
+    xml.write_text("<?xml version='1.0' encoding='klingon'?><annotation/>")
+    register(voc_encoding=VOC)
+    with pytest.raises(ValueError, match=f"^{xml}: not well-formed XML"):
+        DatasetCatalog.get("voc_encoding")
 
 
 def test_broken_image_without_size_is_named(write_voc, register, root):
