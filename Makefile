@@ -58,7 +58,7 @@ clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and
 # What stands is skipped: each file below is touched when its step is done.
 
 $(VENV)/.deps: constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "make: Python 3.11, 3.12 or 3.13 is needed, '$(PYTHON)' is not one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: '$(PYTHON)' cannot make virtual environments: apt install python3-venv"; exit 1; }

@@ -8,6 +8,7 @@ at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,13 +19,16 @@ from setuptools.command.build_py import build_py
 try:
     import torch
     from torch.utils import cpp_extension
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     sys.exit(
         "d2_deformable compiles its operators against the torch that will run them: install torch "
         "first (pip install torch torchvision), then `pip install --no-build-isolation -e .`"
     )
 
 ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "d2_deformable" / "__init__.py"
 
 
 def sources(suffix):
@@ -103,7 +107,7 @@ class BuildPackage(build_py):
 
 setup(
     name="d2_deformable",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
     description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
     license="Apache-2.0",
     python_requires=">=3.11",

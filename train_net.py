@@ -8,9 +8,8 @@ python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fin
 import logging
 import sys
 
-import torch
-
 import detectron2.utils.comm as comm
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, hooks, launch

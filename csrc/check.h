@@ -1,5 +1,5 @@
-// Checks that every operator makes, whoever calls it: they protect memory. d2_deformable/ops/
-// explains to users.
+// Checks that every operator makes, whoever calls it, to protect memory. (For users,
+// d2_deformable/ops/ checks the same beforehand and explains more.)
 #pragma once
 
 #include <ATen/core/Tensor.h>

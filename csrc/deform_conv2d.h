@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <numeric>
 #include <optional>
 #include <string_view>
 
@@ -71,7 +70,6 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
     check_shape(op, "mask", *mask,
                 {s.images, s.offset_groups * s.taps(), s.out_height, s.out_width});
   }
-  s.unit = std::gcd(s.offset_group_channels(), s.group_channels());
   return s;
 }
 

@@ -1,48 +1,44 @@
-// Every operator of torch.ops.d2_deformable. Each back end registers its kernels in its own files
-// (cpu/, cuda/); fake kernels and autograd formulas stand in d2_deformable/ops/<op>.py, beside the
-// public functions.
+// Every operator of torch.ops.d2_deformable. Each back end registers its kernels in its own files,
+// cpu/ and cuda/; fake kernels and autograd formulas stand beside the public functions, in
+// d2_deformable/ops/<op>.py.
 //
 // Shapes: N images, C channels, H W map size, R RoIs, K = kernel_h * kernel_w taps, G offset
-// groups. Order: height before width and y before x. RoIs are (image index, x0, y0, x1, y1) in
-// continuous input pixels.
+// groups. Order: height before width and y before x; RoIs (image index, x0, y0, x1, y1) in input
+// pixels.
 #include <torch/library.h>
 
 TORCH_LIBRARY(d2_deformable, m) {
-  // input (N, C, H, W), offset (N, G*K*2, Ho, Wo), weight (O, C/groups, kernel_h, kernel_w), bias
-  // (O), mask (N, G*K, Ho, Wo), border "zero" or "legacy" -> (N, O, Ho, Wo)
+  // input (N, C, H, W), offset (N, G*K*2, Ho, Wo), weight (O, C/groups, kernel_h, kernel_w),
+  // bias (O), mask (N, G*K, Ho, Wo), border "zero" or "legacy" -> (N, O, Ho, Wo)
   m.def(
-      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, int[2] "
-      "stride=1, "
-      "int[2] padding=0, int[2] dilation=1, Tensor? mask=None, str border=\"zero\") -> Tensor");
-  // grad_output (N, O, Ho, Wo) -> gradients of input, offset, weight and mask (an empty tensor
-  // without a mask)
+      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, "
+      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, Tensor? mask=None, "
+      "str border=\"zero\") -> Tensor");
+  // -> gradients of input, offset, weight and mask (an empty tensor without a mask)
   m.def(
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, "
-      "Tensor? mask, "
-      "int[2] stride, int[2] padding, int[2] dilation, str border) -> (Tensor, Tensor, Tensor, "
-      "Tensor)");
+      "Tensor? mask, int[2] stride, int[2] padding, int[2] dilation, str border) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 
-  // input (N, C, H, W), rois (R, 5), offset (R, 2*classes, part_h, part_w), output_size (bins_h,
-  // bins_w)
-  // -> (R, C / group_size^2, bins_h, bins_w)
+  // input (N, C, H, W), rois (R, 5), offset (R, 2*classes, part_h, part_w),
+  // output_size (bins_h, bins_w) -> (R, C / group_size^2, bins_h, bins_w)
   m.def(
       "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset=None, *, int[2] output_size, "
-      "float spatial_scale, "
-      "int group_size=1, int samples_per_part=4, float gamma=0.1, bool round_rois=True) -> Tensor");
+      "float spatial_scale, int group_size=1, int samples_per_part=4, float gamma=0.1, "
+      "bool round_rois=True) -> Tensor");
   // -> gradients of input and offset (an empty tensor without an offset)
   m.def(
       "deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, *, "
-      "int[2] output_size, float spatial_scale, int group_size, int samples_per_part, float gamma, "
-      "bool round_rois) -> (Tensor, Tensor)");
+      "int[2] output_size, float spatial_scale, int group_size, int samples_per_part, "
+      "float gamma, bool round_rois) -> (Tensor, Tensor)");
 
-  // input (N, C, H, W), rois (R, 5), output_size (bins_h, bins_w) -> (R, C / (bins_h*bins_w),
-  // bins_h, bins_w)
+  // input (N, C, H, W), rois (R, 5), output_size (bins_h, bins_w)
+  // -> (R, C / (bins_h*bins_w), bins_h, bins_w)
   m.def(
       "ps_roi_pool(Tensor input, Tensor rois, *, int[2] output_size, float spatial_scale, "
       "bool round_rois=True) -> Tensor");
   // input_size (N, C, H, W) -> gradient of input
   m.def(
-      "ps_roi_pool_backward(Tensor grad_output, Tensor rois, *, SymInt[] input_size, int[2] "
-      "output_size, "
-      "float spatial_scale, bool round_rois) -> Tensor");
+      "ps_roi_pool_backward(Tensor grad_output, Tensor rois, *, SymInt[] input_size, "
+      "int[2] output_size, float spatial_scale, bool round_rois) -> Tensor");
 }

@@ -1,5 +1,5 @@
-// Bilinear sampling of a map at a real (y, x): value and gradients, for host and device, written
-// once. Height stands before width and y before x everywhere in this project.
+// Bilinear sampling of a map at a real (y, x): value and gradients, host and device, written once.
+// Height stands before width and y before x everywhere in this project.
 //
 // A bilinear sample is separable, so all rules about borders are rules about one axis: an
 // AxisSample names the two neighbours along the axis, their weights, and the slopes (derivatives)
@@ -25,9 +25,9 @@
 namespace d2_deformable {
 
 // What a deformable convolution reads beyond the border of its input.
-//   kZero:   the map is surrounded by zeros: equations (3) and (4) of the paper, and the 2018
-//   operator. kLegacy: the released 2017 operator: 0 outside [0, size), and the last row or column
-//   repeated in (size - 1, size).
+// - kZero: zeros surround the map, as in equations (3) and (4) of the paper and the 2018 operator.
+// - kLegacy: 0 outside [0, size), the last row or column again in (size - 1, size), as in the 2017
+//   operator.
 enum class Border { kZero, kLegacy };
 
 template <typename T>
@@ -64,9 +64,8 @@ D2_HOST_DEVICE bool sample_axis(T coordinate, int64_t size, Border border, AxisS
 }
 
 // Samples one axis for RoI pooling; false: the sample is skipped and not counted.
-// Within half a pixel of the map the coordinate is clamped to it; the neighbours are floor and
-// ceil, so that at integer (and thus at clamped) coordinates both are the same pixel and the slopes
-// are 0.
+// Up to half a pixel outside the map a coordinate is clamped to it. The neighbours are floor and
+// ceil: at integer, and thus at clamped, coordinates they are one pixel, and the slopes are 0.
 template <typename T>
 D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int64_t size, AxisSample<T>& axis) {
   const bool inside = coordinate >= T(-0.5) && coordinate <= T(size) - T(0.5);

@@ -9,6 +9,8 @@ At integer coordinates the hat function has a kink, where the operators define o
 compare gradients away from integers.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -40,22 +42,18 @@ def deform_conv2d(
     sampled = input.new_zeros(images, channels, kernel_h, kernel_w, out_h, out_w)
     grid_y = (torch.arange(out_h, **like) * stride[0] - padding[0])[:, None]
     grid_x = (torch.arange(out_w, **like) * stride[1] - padding[1])[None, :]
-    for group, group_input in enumerate(input.chunk(offset_groups, dim=1)):
-        first = group * channels // offset_groups
-        for i in range(kernel_h):
-            for j in range(kernel_w):
-                y = grid_y + i * dilation[0] + offset[:, group, i, j, 0]  # (N, out_h, out_w)
-                x = grid_x + j * dilation[1] + offset[:, group, i, j, 1]
-                read = mask[:, group, i, j]
-                if border == "legacy":
-                    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-                    read = read * inside
-                    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-                value = torch.einsum(
-                    "nchw,nabh,nabw->ncab", group_input, hat(y, height), hat(x, width)
-                )
-                here = (slice(None), slice(first, first + channels // offset_groups), i, j)
-                sampled[here] = value * read[:, None]
+    for group, i, j in itertools.product(range(offset_groups), range(kernel_h), range(kernel_w)):
+        y = grid_y + i * dilation[0] + offset[:, group, i, j, 0]  # (N, out_h, out_w)
+        x = grid_x + j * dilation[1] + offset[:, group, i, j, 1]
+        factor = mask[:, group, i, j]
+        if border == "legacy":
+            factor = factor * ((y >= 0) & (y < height) & (x >= 0) & (x < width))
+            y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+        first, last = (g * channels // offset_groups for g in (group, group + 1))
+        value = torch.einsum(
+            "nchw,nabh,nabw->ncab", input[:, first:last], hat(y, height), hat(x, width)
+        )
+        sampled[:, first:last, i, j] = value * factor[:, None]
 
     # An ordinary convolution's sum of products, per weight group.
     groups = channels // group_channels
@@ -93,37 +91,31 @@ def deform_roi_pool(
 ):
     bins_h, bins_w = pair(output_size)
     height, width = input.shape[2:]
-    # (N, output channel, group row, group column, H, W)
-    maps = input.view(input.shape[0], -1, group_size, group_size, height, width)
-    out_channels = maps.shape[1]
-    if offset is None:
-        offset = input.new_zeros(len(rois), 2, 1, 1)
+    # (N, class, channel of the class, group row, group column, H, W)
+    offset = input.new_zeros(len(rois), 2, 1, 1) if offset is None else offset
     classes, part_h, part_w = offset.shape[1] // 2, *offset.shape[2:]
+    maps = input.view(input.shape[0], classes, -1, group_size, group_size, height, width)
+    offset = offset.view(len(rois), classes, 2, part_h, part_w) * gamma
     steps = torch.arange(samples_per_part, dtype=input.dtype, device=input.device)
 
-    output = input.new_zeros(len(rois), out_channels, bins_h, bins_w)
+    output = input.new_zeros(len(rois), classes, maps.shape[2], bins_h, bins_w)
     for r, roi in enumerate(rois):
         y0, x0, roi_h, roi_w = roi_box(roi, spatial_scale, round_rois)
         y0, x0 = y0 - 0.5, x0 - 0.5
         bin_h, bin_w = roi_h / bins_h, roi_w / bins_w
-        for c in range(out_channels):
-            class_of_c = c // (out_channels // classes)
-            for i in range(bins_h):
-                for j in range(bins_w):
-                    part = (i * part_h // bins_h, j * part_w // bins_w)
-                    dy = offset[(r, 2 * class_of_c, *part)] * gamma * roi_h
-                    dx = offset[(r, 2 * class_of_c + 1, *part)] * gamma * roi_w
-                    y = y0 + i * bin_h + dy + steps * (bin_h / samples_per_part)
-                    x = x0 + j * bin_w + dx + steps * (bin_w / samples_per_part)
-                    y = y[(y >= -0.5) & (y <= height - 0.5)]
-                    x = x[(x >= -0.5) & (x <= width - 0.5)]
-                    if len(y) == 0 or len(x) == 0:
-                        continue
-                    plane = maps[int(roi[0]), c, i * group_size // bins_h, j * group_size // bins_w]
-                    rows = hat(y.clamp(0, height - 1), height)
-                    columns = hat(x.clamp(0, width - 1), width)
-                    output[r, c, i, j] = (rows @ plane @ columns.T).mean()
-    return output
+        for k, i, j in itertools.product(range(classes), range(bins_h), range(bins_w)):
+            dy, dx = offset[r, k, :, i * part_h // bins_h, j * part_w // bins_w]
+            y = y0 + i * bin_h + dy * roi_h + steps * (bin_h / samples_per_part)
+            x = x0 + j * bin_w + dx * roi_w + steps * (bin_w / samples_per_part)
+            y = y[(y >= -0.5) & (y <= height - 0.5)]
+            x = x[(x >= -0.5) & (x <= width - 0.5)]
+            if len(y) > 0 and len(x) > 0:
+                rows = hat(y.clamp(0, height - 1), height)
+                columns = hat(x.clamp(0, width - 1), width)
+                group = (i * group_size // bins_h, j * group_size // bins_w)
+                planes = maps[(int(roi[0]), k, slice(None), *group)]
+                output[r, k, :, i, j] = (rows @ planes @ columns.T).mean(dim=(1, 2))
+    return output.flatten(1, 2)
 
 
 def ps_roi_pool(input, rois, *, output_size, spatial_scale, round_rois=True):
@@ -133,13 +125,12 @@ def ps_roi_pool(input, rois, *, output_size, spatial_scale, round_rois=True):
     output = input.new_zeros(len(rois), maps.shape[1], bins_h, bins_w)
     for r, roi in enumerate(rois):
         y0, x0, roi_h, roi_w = roi_box(roi, spatial_scale, round_rois)
-        for i in range(bins_h):
-            for j in range(bins_w):
-                top = int((y0 + i * (roi_h / bins_h)).floor().clamp(0, height))
-                bottom = int((y0 + (i + 1) * (roi_h / bins_h)).ceil().clamp(0, height))
-                left = int((x0 + j * (roi_w / bins_w)).floor().clamp(0, width))
-                right = int((x0 + (j + 1) * (roi_w / bins_w)).ceil().clamp(0, width))
-                if bottom > top and right > left:
-                    cells = maps[int(roi[0]), :, i, j, top:bottom, left:right]
-                    output[r, :, i, j] = cells.mean(dim=(1, 2))
+        for i, j in itertools.product(range(bins_h), range(bins_w)):
+            top = int((y0 + i * (roi_h / bins_h)).floor().clamp(0, height))
+            bottom = int((y0 + (i + 1) * (roi_h / bins_h)).ceil().clamp(0, height))
+            left = int((x0 + j * (roi_w / bins_w)).floor().clamp(0, width))
+            right = int((x0 + (j + 1) * (roi_w / bins_w)).ceil().clamp(0, width))
+            if bottom > top and right > left:
+                cells = maps[int(roi[0]), :, i, j, top:bottom, left:right]
+                output[r, :, i, j] = cells.mean(dim=(1, 2))
     return output

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
 from d2_deformable import add_deformable_config
 from d2_deformable.engine import build_optimizer
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.config import get_cfg
 
 import train_net
-from detectron2.config import get_cfg
 from d2_deformable import add_deformable_config
 
 ROOT = Path(__file__).parents[1]

@@ -14,6 +14,10 @@
 namespace d2_deformable {
 namespace {
 
+int64_t bin_cost(const DeformRoiPoolSizes& s, int64_t channels) {
+  return s.samples * s.samples * (16 + 4 * channels);
+}
+
 at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
                                const std::optional<at::Tensor>& offset, at::IntArrayRef output_size,
                                double spatial_scale, int64_t group_size, int64_t samples_per_part,
@@ -35,7 +39,7 @@ at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
         boxes,
         offset ? offset_c.const_data_ptr<scalar_t>() : nullptr,
         output.mutable_data_ptr<acc_t>()};
-    parallel_each(kernel.count(), s.samples * s.samples * kernel.blocks.size, kernel);
+    parallel_each(kernel.count(), bin_cost(s, kernel.blocks.size), kernel);
   });
   return output.permute({0, 3, 1, 2}).contiguous();
 }
@@ -68,14 +72,14 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
         shifts,
         grad_map.mutable_data_ptr<acc_t>(),
         PlainAdd{}};
-    scatter_bins(boxes, s.rois, s.images, s.bins_h, s.bins_w, s.group_size, s.group_size,
-                 scatter.blocks, scatter);
+    const int64_t cost = bin_cost(s, scatter.blocks.size);
+    scatter_bins(s, s.group_size, s.group_size, scatter.blocks, boxes, cost, scatter);
     if (offset) {
       const auto map = to_grouped(input, s.groups());
       const DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t> kernel{
           s,      grad.const_data_ptr<scalar_t>(),      map.const_data_ptr<scalar_t>(), boxes,
           shifts, grad_offset.mutable_data_ptr<acc_t>()};
-      parallel_each(kernel.count(), s.samples * s.samples * s.class_channels(), kernel);
+      parallel_each(kernel.count(), bin_cost(s, s.class_channels()), kernel);
     }
   });
   return {from_grouped(grad_map), grad_offset};

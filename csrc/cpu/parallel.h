@@ -11,11 +11,11 @@ namespace d2_deformable {
 // blocks to each thread. A constant, because results must not depend on the number of threads.
 constexpr int64_t kCpuBlockChannels = 64;
 
-// Calls kernel(i) for 0 <= i < count, where all calls may run at the same time; `work` is the rough
-// cost of a call.
+// Calls kernel(i) for 0 <= i < count, in any order, at the same time where there is enough to do:
+// `cost` is what one call costs, roughly, in multiply-adds.
 template <typename Kernel>
-void parallel_each(int64_t count, int64_t work, const Kernel& kernel) {
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(work, 1));
+void parallel_each(int64_t count, int64_t cost, const Kernel& kernel) {
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(cost, 1));
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) kernel(i);
   });

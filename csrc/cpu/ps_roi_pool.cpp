@@ -52,8 +52,7 @@ at::Tensor ps_roi_pool_backward_cpu(const at::Tensor& grad_output, const at::Ten
         boxes,
         grad_map.mutable_data_ptr<acc_t>(),
         PlainAdd{}};
-    scatter_bins(boxes, s.rois, s.images, s.bins_h, s.bins_w, s.bins_h, s.bins_w, scatter.blocks,
-                 scatter);
+    scatter_bins(s, s.bins_h, s.bins_w, scatter.blocks, boxes, 4 * scatter.blocks.size, scatter);
   });
   return from_grouped(grad_map);
 }

@@ -37,28 +37,30 @@ void check_image_indices(const char* op, const scalar_t* rois, int64_t count, in
 
 // Calls scatter(i) for every i = (roi, bin, channel block). One thread owns one channel block of
 // one group of one image: no two threads add to the same place, and each place is added to in the
-// order of the RoIs, whatever the number of threads. Bins fall into groups_h x groups_w groups.
-template <typename scalar_t, typename Kernel>
-void scatter_bins(const scalar_t* rois, int64_t count, int64_t images, int64_t bins_h,
-                  int64_t bins_w, int64_t groups_h, int64_t groups_w, const ChannelBlocks& blocks,
-                  const Kernel& scatter) {
-  const int64_t groups = groups_h * groups_w;
-  at::parallel_for(0, images * groups * blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t block = item % blocks.count(), group = item / blocks.count() % groups;
-      const int64_t image = item / blocks.count() / groups;
-      const BinRange bins_y(group / groups_w, groups_h, bins_h),
-          bins_x(group % groups_w, groups_w, bins_w);
-      for (int64_t roi = 0; roi < count; ++roi) {
-        if (int64_t(rois[roi * 5]) != image) continue;
-        for (int64_t y = bins_y.begin; y < bins_y.end; ++y) {
-          for (int64_t x = bins_x.begin; x < bins_x.end; ++x) {
-            scatter(((roi * bins_h + y) * bins_w + x) * blocks.count() + block);
-          }
+// order of the RoIs, whatever the number of threads. Bins fall into groups_h x groups_w groups;
+// `cost` is that of one call.
+template <typename Sizes, typename scalar_t, typename Kernel>
+void scatter_bins(const Sizes& s, int64_t groups_h, int64_t groups_w, const ChannelBlocks& blocks,
+                  const scalar_t* rois, int64_t cost, const Kernel& scatter) {
+  const auto scatter_item = [&](int64_t item) {
+    const int64_t block = item % blocks.count();
+    const int64_t group_x = item / blocks.count() % groups_w;
+    const int64_t group_y = item / blocks.count() / groups_w % groups_h;
+    const int64_t image = item / blocks.count() / groups_w / groups_h;
+    const BinRange bins_y(group_y, groups_h, s.bins_h);
+    const BinRange bins_x(group_x, groups_w, s.bins_w);
+    for (int64_t roi = 0; roi < s.rois; ++roi) {
+      if (int64_t(rois[roi * 5]) != image) continue;
+      for (int64_t y = bins_y.begin; y < bins_y.end; ++y) {
+        for (int64_t x = bins_x.begin; x < bins_x.end; ++x) {
+          scatter(((roi * s.bins_h + y) * s.bins_w + x) * blocks.count() + block);
         }
       }
     }
-  });
+  };
+  const int64_t items = s.images * groups_h * groups_w * blocks.count();
+  const int64_t calls = s.rois * s.bins() * blocks.count();
+  parallel_each(items, calls * cost / std::max<int64_t>(items, 1), scatter_item);
 }
 
 }  // namespace d2_deformable

@@ -1,6 +1,6 @@
-// How kernels share out channels, and the loops over a run of neighbouring channels in which they
-// spend their time. All maps are channels-last here: one pixel's channels are neighbours in memory,
-// so coordinates and weights are computed once and the inner loops are plain vector arithmetic.
+// How kernels share out channels, and the loops over neighbouring channels in which they spend
+// their time. Maps are channels-last here: the channels of a pixel are neighbours in memory, so
+// coordinates and weights are computed once and the inner loops are plain vector arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,9 @@
 
 namespace d2_deformable {
 
-// Channels 0 .. count * unit, cut into units that share their sampling points (an offset group, a
-// class), and each unit into blocks of at most `size` channels. Blocks are what threads own: CPU
-// blocks are long, for vector loops; CUDA ones may be short, so that neighbouring threads read
-// neighbouring channels.
+// All channels, cut into units that share their sampling points (an offset group, a class), and
+// each unit into blocks. A kernel call works on one block: on the CPU a long one, for vector loops;
+// CUDA may take short ones, so that neighbouring threads read neighbouring channels.
 struct ChannelBlocks {
   int64_t units;
   int64_t unit;      // channels per unit
@@ -22,8 +21,8 @@ struct ChannelBlocks {
   D2_HOST_DEVICE ChannelBlocks(int64_t channels, int64_t unit_channels, int64_t block_channels)
       : units(channels / unit_channels),
         unit(unit_channels),
-        size(block_channels),
-        per_unit((unit_channels + block_channels - 1) / block_channels) {}
+        size(block_channels < unit_channels ? block_channels : unit_channels),
+        per_unit((unit_channels + size - 1) / size) {}
 
   D2_HOST_DEVICE int64_t count() const { return units * per_unit; }
   D2_HOST_DEVICE int64_t begin(int64_t block) const {
@@ -55,11 +54,28 @@ struct Corners {
   }
 };
 
-// dot[k] = sum over channels of grad * (corner k's pixel): all a sample's gradients follow from
-// these four numbers.
-template <typename acc_t, typename grad_t, typename scalar_t>
-D2_HOST_DEVICE void corner_dots(const grad_t* grad, const scalar_t* map,
-                                const Corners<acc_t>& corners, int64_t channels, acc_t (&dot)[4]) {
+// Calls store(c, value) with each channel's bilinear value.
+template <typename acc_t, typename scalar_t, typename Store>
+D2_HOST_DEVICE void interpolate(const scalar_t* map, const Corners<acc_t>& corners,
+                                int64_t channels, Store store) {
+  const scalar_t* p0 = map + corners.offset[0];
+  const scalar_t* p1 = map + corners.offset[1];
+  const scalar_t* p2 = map + corners.offset[2];
+  const scalar_t* p3 = map + corners.offset[3];
+  const acc_t w0 = corners.weight[0], w1 = corners.weight[1];
+  const acc_t w2 = corners.weight[2], w3 = corners.weight[3];
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    store(c, w0 * acc_t(p0[c]) + w1 * acc_t(p1[c]) + w2 * acc_t(p2[c]) + w3 * acc_t(p3[c]));
+  }
+}
+
+// dots[k] += sum over channels of grad * (pixel of corner k). All the gradients of a sample by its
+// coordinates and its factor are weighted sums of these four numbers.
+template <typename acc_t, typename scalar_t>
+D2_HOST_DEVICE void add_corner_dots(const scalar_t* grad, const scalar_t* map,
+                                    const Corners<acc_t>& corners, int64_t channels,
+                                    acc_t (&dots)[4]) {
   const scalar_t* p0 = map + corners.offset[0];
   const scalar_t* p1 = map + corners.offset[1];
   const scalar_t* p2 = map + corners.offset[2];
@@ -73,7 +89,7 @@ D2_HOST_DEVICE void corner_dots(const grad_t* grad, const scalar_t* map,
     d2 += g * acc_t(p2[c]);
     d3 += g * acc_t(p3[c]);
   }
-  dot[0] = d0, dot[1] = d1, dot[2] = d2, dot[3] = d3;
+  dots[0] += d0, dots[1] += d1, dots[2] += d2, dots[3] += d3;
 }
 
 template <typename T>
@@ -81,15 +97,7 @@ D2_HOST_DEVICE T weighted_sum(const T (&weight)[4], const T (&value)[4]) {
   return weight[0] * value[0] + weight[1] * value[1] + weight[2] * value[2] + weight[3] * value[3];
 }
 
-template <typename scalar_t>
-D2_HOST_DEVICE bool all_zero(const scalar_t* values, int64_t channels) {
-  for (int64_t c = 0; c < channels; ++c) {
-    if (!(values[c] == scalar_t(0))) return false;
-  }
-  return true;
-}
-
-// Adds scale * grad to one corner's pixel, for each corner that has a weight.
+// Adds scale * weight * grad to the pixel of each corner that has a weight.
 template <typename Add, typename acc_t, typename grad_t>
 D2_HOST_DEVICE void scatter_to_corners(acc_t* map, const Corners<acc_t>& corners,
                                        const grad_t* grad, acc_t scale, int64_t channels, Add add) {
@@ -100,6 +108,14 @@ D2_HOST_DEVICE void scatter_to_corners(acc_t* map, const Corners<acc_t>& corners
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) add(pixel + c, weight * acc_t(grad[c]));
   }
+}
+
+template <typename scalar_t>
+D2_HOST_DEVICE bool all_zero(const scalar_t* values, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    if (!(values[c] == scalar_t(0))) return false;
+  }
+  return true;
 }
 
 }  // namespace d2_deformable

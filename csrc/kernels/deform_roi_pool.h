@@ -1,8 +1,7 @@
 // Kernel bodies of deform_roi_pool: one functor per kernel, for host and device, free of ATen.
 //
 // Maps are group-major channels-last, [N][H][W][group][Ctop]: a position-sensitive bin reads the
-// channels of its own group only, and these are neighbours in memory. Ctop = C / group_size^2
-// channels come out.
+// channels of its own group only, and these are neighbours in memory. Ctop = C / group_size^2.
 #pragma once
 
 #include "channels.h"
@@ -26,9 +25,8 @@ struct DeformRoiPoolSizes {
   D2_HOST_DEVICE int64_t row_stride() const { return width * pixel_stride(); }
 };
 
-// One bin of one RoI for one class: the grid of its sampling points, shifted by equation (6) of the
-// paper (the offset of the bin's part, times gamma, times the RoI's size), and where its channels
-// lie.
+// One bin of one RoI for one class: its grid of sampling points, shifted as in equation (6) of the
+// paper by the offset of the bin's part, times gamma, times the RoI's size.
 template <typename acc_t>
 struct DeformRoiBin {
   RoiBox<acc_t> box;
@@ -109,16 +107,7 @@ struct DeformRoiPoolKernel {
     acc_t* out = output + roi_bin * sizes.top_channels + channel;
     for (int64_t c = 0; c < channels; ++c) out[c] = acc_t(0);
     const int64_t samples = bin.for_each_sample(sizes, [&](const Corners<acc_t>& corners) {
-      const scalar_t* p0 = map + corners.offset[0];
-      const scalar_t* p1 = map + corners.offset[1];
-      const scalar_t* p2 = map + corners.offset[2];
-      const scalar_t* p3 = map + corners.offset[3];
-      const acc_t w0 = corners.weight[0], w1 = corners.weight[1], w2 = corners.weight[2],
-                  w3 = corners.weight[3];
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        out[c] += w0 * acc_t(p0[c]) + w1 * acc_t(p1[c]) + w2 * acc_t(p2[c]) + w3 * acc_t(p3[c]);
-      }
+      interpolate(map, corners, channels, [=](int64_t c, acc_t value) { out[c] += value; });
     });
     if (samples == 0) return;
     for (int64_t c = 0; c < channels; ++c) out[c] /= acc_t(samples);
@@ -154,9 +143,8 @@ struct DeformRoiPoolInputGradientKernel {
   }
 };
 
-// Gradient of the offset. One call owns the two offsets of one part of one RoI for one class, i =
-// (roi, class, part_y, part_x), and sums over the part's bins, their samples and the channels of
-// the class.
+// Gradient of the offset. One call owns dy and dx of one part of one RoI for one class, i = (roi,
+// class, part_y, part_x), and sums over the part's bins, their samples and the class's channels.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolOffsetGradientKernel {
   DeformRoiPoolSizes sizes;
@@ -196,10 +184,10 @@ struct DeformRoiPoolOffsetGradientKernel {
     const DeformRoiBin<acc_t> bin(sizes, rois, offset, roi, bin_index, class_index);
     acc_t sum_y = 0, sum_x = 0;
     const int64_t samples = bin.for_each_sample(sizes, [&](const Corners<acc_t>& corners) {
-      acc_t dot[4];
-      corner_dots(grad, input + bin.map + channel, corners, channels, dot);
-      sum_y += weighted_sum(corners.slope_y, dot);
-      sum_x += weighted_sum(corners.slope_x, dot);
+      acc_t dots[4] = {0, 0, 0, 0};
+      add_corner_dots(grad, input + bin.map + channel, corners, channels, dots);
+      sum_y += weighted_sum(corners.slope_y, dots);
+      sum_x += weighted_sum(corners.slope_x, dots);
     });
     if (samples == 0) return;
     grad_y += sum_y * acc_t(sizes.gamma) * bin.box.height / acc_t(samples);

@@ -41,8 +41,7 @@ struct PsRoiBin {
     return y_end > y_begin && x_end > x_begin ? (y_end - y_begin) * (x_end - x_begin) : 0;
   }
 
-  // Bounds are tested before the number becomes an integer; NaN counts as 0, which leaves the bin
-  // empty.
+  // Bounds are tested before the number becomes an integer; NaN counts as 0.
   D2_HOST_DEVICE static acc_t inside(acc_t value, int64_t size) {
     return value > acc_t(0) ? (value < acc_t(size) ? value : acc_t(size)) : acc_t(0);
   }
@@ -55,8 +54,8 @@ struct PsRoiBin {
   }
 };
 
-// Position-sensitive average pooling. One call averages one bin for one block of channels: i =
-// (roi, bin, channel block). No two calls write the same place.
+// Position-sensitive average pooling. One call averages one bin for one block of channels,
+// i = (roi, bin, channel block). No two calls write the same place.
 template <typename scalar_t, typename acc_t>
 struct PsRoiPoolKernel {
   PsRoiPoolSizes sizes;
@@ -87,7 +86,7 @@ struct PsRoiPoolKernel {
 };
 
 // Gradient of the input. One call spreads one bin's gradient over its pixels for one block of
-// channels: i = (roi, bin, channel block). Other RoIs reach the same pixels: hence Add, atomic
+// channels, i = (roi, bin, channel block). Other RoIs reach the same pixels: hence Add, atomic
 // where threads share an image's channels.
 template <typename scalar_t, typename acc_t, typename Add>
 struct PsRoiPoolInputGradientKernel {

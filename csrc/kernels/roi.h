@@ -1,5 +1,4 @@
-// What the RoI operators share: the box of a RoI on the map, and how bins fall into groups or
-// parts.
+// What the RoI operators share: the box of a RoI on the map, and how bins fall into parts.
 #pragma once
 
 #include <cmath>
@@ -9,20 +8,18 @@
 
 namespace d2_deformable {
 
-// Which bins belong to one of several equal parts (bin b belongs to part b * parts / bins, in
-// integers).
+// The bins of one part of several: bin b belongs to part b * parts / bins, in integers.
 struct BinRange {
   int64_t begin, end;
   D2_HOST_DEVICE BinRange(int64_t part, int64_t parts, int64_t bins)
       : begin((part * bins + parts - 1) / parts), end(((part + 1) * bins + parts - 1) / parts) {}
 };
 
-// A RoI in map pixels. rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels, x1
-// and y1 exclusive.
+// A RoI in map pixels, from rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels.
 //
-// The released operators take inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here that
-// is round(x1) * scale, halves away from zero; the two differ for x2 = -0.5 alone, a box that ends
-// at the border.
+// The released operators take the inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here
+// that is round(x1) * scale, halves away from zero. The two differ for x2 = -0.5 alone, a box that
+// ends at the left border.
 template <typename T>
 struct RoiBox {
   int64_t image;

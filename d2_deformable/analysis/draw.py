@@ -34,7 +34,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     """
     height, width = image.shape[:2]
     # A tall image would make a picture longer than a screen.
-    figure, ((axes,),) = _panels([[image]], WIDTH * min(1.0, 1.1 * width / height))
+    figure, ((axes,),) = _panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
     order = instances.scores.argsort()  # the best on top
     for box, score, index in zip(
         instances.pred_boxes.tensor[order],
@@ -53,7 +53,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
             textcoords="offset points",
             ha="right" if to_right else "left",
             va="top" if inside else "bottom",
-            fontsize=13,
+            fontsize=14,
             color="white",
             bbox={"facecolor": color, "edgecolor": "none", "pad": 2.5},
         )
@@ -61,7 +61,11 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
 
 
 def draw_sampling_points(
-    image: np.ndarray, inspection: Inspection, instances: Instances, num_layers: int = 3
+    image: np.ndarray,
+    inspection: Inspection,
+    instances: Instances,
+    class_names,
+    num_layers: int = 3,
 ) -> Figure:
     """What units on the background and on objects see through the last deformable convolutions.
 
@@ -72,17 +76,20 @@ def draw_sampling_points(
     Args:
         image: RGB, (H, W, 3) uint8.
         instances: detections in it, best first; may be empty.
+        class_names: name of each class index.
         num_layers: at most this many of the last deformable layers, see `conv_sampling_points`.
     """
     best = instances[:2]
     best = best[best.pred_boxes.area().argsort()]
     units = [
-        ("unit on an object", center.flip(0), box)
-        for center, box in zip(best.pred_boxes.get_centers(), best.pred_boxes.tensor)
+        (class_names[index], center.flip(0), box)
+        for index, center, box in zip(
+            best.pred_classes.tolist(), best.pred_boxes.get_centers(), best.pred_boxes.tensor
+        )
     ]
     background = background_point(image.shape[:2], instances.pred_boxes.tensor)
     if background is not None:
-        units.insert(0, ("unit on the background", background, None))
+        units.insert(0, ("background", background, None))
 
     pale = _pale(image)
     width = WIDTH * len(units) / 3
@@ -90,7 +97,7 @@ def draw_sampling_points(
     for row, deformed in zip(rows, (False, True)):
         for axes, (title, point, box) in zip(row, units):
             if not deformed:
-                axes.set_title(title, fontsize=13, color=INK, pad=5)
+                _title(axes, title)
             if box is not None:
                 _box(axes, box, INK, 1.2)
             seen = conv_sampling_points(inspection, point, num_layers, deformed)
@@ -102,7 +109,9 @@ def draw_sampling_points(
     return figure
 
 
-def draw_parts(image: np.ndarray, inspection: Inspection, instances: Instances) -> Figure:
+def draw_parts(
+    image: np.ndarray, inspection: Inspection, instances: Instances, class_names
+) -> Figure:
     """Boxes (yellow) and the parts (red) that deformable RoI pooling looks at in them.
 
     Paper figure 6, with the three best detections as RoIs, one column each. Above, the fixed bins
@@ -111,16 +120,19 @@ def draw_parts(image: np.ndarray, inspection: Inspection, instances: Instances) 
     Args:
         image: RGB, (H, W, 3) uint8.
         instances: detections in it, best first, at least one.
+        class_names: name of each class index.
     """
     best = instances[:3]
     boxes, classes = best.pred_boxes.tensor, best.pred_classes
-    views = [_square_around(box) for box in boxes]
+    views = [_square_around(box, image.shape[:2]) for box in boxes]
     crops = [_crop(image, view) for view in views]
     width = WIDTH * len(boxes) / 3
     figure, rows = _panels([crops] * 2, width, ["fixed bins", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
         parts = part_boxes(inspection, boxes, classes, deformed)
-        for axes, box, view, of_box in zip(row, boxes, views, parts):
+        for axes, index, box, view, of_box in zip(row, classes.tolist(), boxes, views, parts):
+            if not deformed:
+                _title(axes, class_names[index])
             corner = view[:2].repeat(2)
             for part in of_box:
                 _box(axes, part - corner, RED, 1.6)
@@ -197,7 +209,13 @@ def _panels(rows, width: float, labels=("",)):
     return figure, axes
 
 
+def _title(axes, text):
+    axes.set_title(text, fontsize=13, color=INK, pad=5)
+
+
 def _box(axes, box, color, width):
+    # A rim of the opposite brightness keeps the line visible on an image of its own color.
+    rim = "#00000066" if color == YELLOW else "#ffffff88"
     x0, y0, x1, y1 = box.tolist()
     axes.add_patch(
         Rectangle(
@@ -207,8 +225,7 @@ def _box(axes, box, color, width):
             fill=False,
             edgecolor=color,
             linewidth=width,
-            # A dark rim keeps every color visible on every image.
-            path_effects=[withStroke(linewidth=width + 1.2, foreground="#00000066")],
+            path_effects=[withStroke(linewidth=width + 1.2, foreground=rim)],
         )
     )
 
@@ -220,13 +237,17 @@ def _pale(image):
     return (0.35 * image + 0.25 * grey + 0.40 * 255).astype(np.uint8)
 
 
-def _square_around(box, margin: float = 0.35):
-    """The square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side."""
-    side = (box[2:] - box[:2]).max() * (1 + 2 * margin)
-    center = (box[:2] + box[2:]) / 2
-    x0, y0 = (center - side / 2).floor().int().tolist()
-    side = max(8, int(side))
-    return torch.tensor([x0, y0, x0 + side, y0 + side])
+def _square_around(box, image_size, margin: float = 0.35):
+    """The square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side.
+
+    Moved into the image where that is large enough.
+    """
+    center, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+    side = max(8, int(size.max() * (1 + 2 * margin)))
+    low = (center - side / 2).floor().long()
+    room = torch.tensor(image_size).flip(0) - side
+    low = torch.where(room >= 0, low.clamp(min=0).minimum(room), low)
+    return torch.cat([low, low + side])
 
 
 def _crop(image, view):

@@ -9,7 +9,6 @@ import subprocess
 from html import escape
 from pathlib import Path
 
-import detectron2
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
@@ -25,6 +24,7 @@ from . import draw
 from .run import read_run
 from .sampling import inspect_image
 
+METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
     "detections": "What was detected: class and score.",
     "sampling_points": "Where single units (green) of the last deformable convolution look, "
@@ -87,12 +87,12 @@ def _facts(run, model):
         "Data": f"trained on {', '.join(run.cfg.DATASETS.TRAIN) or 'nothing'}, "
         f"tested on {', '.join(run.cfg.DATASETS.TEST) or 'nothing'}",
         "Training": f"{run.iterations:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
-        f"{run.seconds:,.0f} seconds",
+        f"{run.seconds:,.0f} seconds without evaluation",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "Checkpoint": run.checkpoint.name,
         "Device": f"{run.cfg.MODEL.DEVICE}; this page was written on {machine}",
         "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, Detectron2 {detectron2.__version__} ({detectron2_source()})",
+        f"{torchvision.__version__}, {detectron2_source()}",
         "Commit of d2_deformable": _commit(),
     }
     cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
@@ -152,7 +152,8 @@ def _title(group):
 
 def _table(corner, rows):
     """A table of {row name: {column name: number}}."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    columns = sorted(columns, key=lambda c: METRICS.index(c) if c in METRICS else len(METRICS))
     html = "".join(f"<th>{escape(name)}</th>" for name in [corner, *columns])
     for name, row in rows.items():
         numbers = (row.get(column, math.nan) for column in columns)
@@ -194,9 +195,9 @@ def _draw(image, inspection, found, classes):
     if convs:
         points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
         text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
-        yield "sampling_points", draw.draw_sampling_points(image, inspection, found), text
+        yield "sampling_points", draw.draw_sampling_points(image, inspection, found, classes), text
     if pools and len(found):
-        yield "parts", draw.draw_parts(image, inspection, found), CAPTIONS["parts"]
+        yield "parts", draw.draw_parts(image, inspection, found, classes), CAPTIONS["parts"]
 
 
 def _above(inspection, score_thresh):
@@ -221,10 +222,9 @@ def _picture(figure, file, caption):
     jpeg = io.BytesIO()
     Image.open(file).convert("RGB").save(jpeg, "JPEG", quality=88, subsampling=0)
     data = base64.b64encode(jpeg.getvalue()).decode()
-    caption = escape(caption)
     return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{file.stem}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

@@ -57,12 +57,13 @@ class Run:
 
         With several test sets the names are "<data set>/bbox" and so on.
         """
+        # The class at the end, "voc/AP50-and/or", may hold anything.
+        pattern = re.compile(r"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*)", re.DOTALL)
         results = {}
         for line in self.history:
             for key, value in line.items():
-                group, _, metric = key.rpartition("/")
-                if group and re.match("AP|(m|fw)?IoU|(m|p)?ACC", metric):
-                    results.setdefault(group, {})[metric] = value
+                if match := pattern.fullmatch(key):
+                    results.setdefault(match[1], {})[match[2]] = value
         return results
 
 
@@ -124,5 +125,5 @@ def _command(log):
             words = ["python", "train_net.py", "--config-file", args["config_file"]]
             words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
             words += ["--resume"] if args["resume"] else []
-            return args["config_file"], shlex.join(words + list(args["opts"] or []))
+            return args["config_file"], shlex.join(words + list(args["opts"]))
     return "", ""

@@ -227,7 +227,7 @@ def conv_sampling_points(
 
     Paper figure 5: 9^3 = 729 points for three layers of 3x3. Only the deformable layers count;
     what stands between them (1x1 convolutions, plain 3x3 ones) is taken as looking straight
-    down.
+    down, and the layers as one chain in the order in which they ran.
 
     Args:
         point: (y, x) in original image pixels; the unit is the cell of the last layer's map that
@@ -296,7 +296,11 @@ def _taps(conv):
 
 
 def _is_inside(points, size):
-    """Whether the cell nearest to each point (..., 2) is one of the map's."""
+    """Whether the cell nearest to each point (..., 2) is one of the map's.
+
+    That is: whether the point is in the image. The operator's zero border still lets a point up
+    to half a cell beyond see a little.
+    """
     return ((points >= -0.5) & (points < torch.tensor(size) - 0.5)).all(dim=-1)
 
 

@@ -3,7 +3,6 @@
 import re
 
 import torch
-
 from detectron2 import solver
 
 

@@ -1,9 +1,8 @@
 """Deformable convolution that predicts its own offsets (paper sec. 2.1, figure 2)."""
 
 import torch
-from torch import nn
-
 from detectron2.layers import Conv2d
+from torch import nn
 
 from ..ops import deform_conv2d
 

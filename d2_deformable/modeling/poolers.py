@@ -1,14 +1,13 @@
 """Deformable RoI pooling behind the interface of Detectron2's ROIPooler."""
 
 import torch
-from torch import nn
-
 from detectron2.layers import nonzero_tuple
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
     convert_boxes_to_pooler_format,
 )
+from torch import nn
 
 from ..layers import DeformRoIPool
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from detectron2.config import get_cfg
 from torch import nn
 
-from detectron2.config import get_cfg
 from d2_deformable import add_deformable_config
 from d2_deformable.engine import build_optimizer, check_frozen_layers
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from detectron2.layers import Conv2d
 from torch import nn
 
-from detectron2.layers import Conv2d
 from d2_deformable.layers import DeformConv2d
 
 

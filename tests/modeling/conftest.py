@@ -1,6 +1,6 @@
 import pytest
-
 from detectron2.config import get_cfg
+
 from d2_deformable import add_deformable_config
 
 

@@ -2,12 +2,12 @@ import logging
 
 import pytest
 import torch
-from torch import nn
-
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from torch import nn
+
 from d2_deformable.layers import DeformConv2d
 from d2_deformable.modeling.backbone import (
     build_deform_resnet_backbone,

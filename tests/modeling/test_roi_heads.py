@@ -1,11 +1,11 @@
 import pytest
 import torch
-from torch import nn
-
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
+
 from d2_deformable.layers import DeformRoIPool
 from d2_deformable.modeling.poolers import DeformROIPooler
 from d2_deformable.modeling.roi_heads.ohem import hardest, loss_per_roi

@@ -8,9 +8,8 @@ nothing of ResNet: any module tree whose registration order is its network order
 from collections.abc import Iterable
 from functools import partial
 
-from torch import nn
-
 from detectron2.layers import CNNBlockBase
+from torch import nn
 
 from ...layers import DeformConv2d
 

@@ -4,12 +4,11 @@ The plain network comes from Detectron2's blocks; `deform.py` then changes its l
 """
 
 import torch.nn.functional as F
-from torch import nn
-
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torch import nn
 
 from .deform import deform_convs, dilate_stage, kernel_convs
 

@@ -7,9 +7,8 @@ classification and box loss are kept, without NMS among them.
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import smooth_l1_loss
-
 from detectron2.structures import Boxes
+from fvcore.nn import smooth_l1_loss
 
 
 def loss_per_roi(predictor, predictions, proposals) -> torch.Tensor:

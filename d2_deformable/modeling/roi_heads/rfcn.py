@@ -6,7 +6,6 @@ has a second one that is never used).
 """
 
 import torch
-
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
@@ -117,9 +116,7 @@ class RFCNHeads(StandardROIHeads):
     def from_config(cls, cfg, input_shape):
         sampling = cfg.MODEL.ROI_HEADS.SAMPLING
         if sampling not in ("random", "ohem"):
-            raise ValueError(
-                f"MODEL.ROI_HEADS.SAMPLING is {sampling!r}; choose 'random' or 'ohem'"
-            )
+            raise ValueError(f"MODEL.ROI_HEADS.SAMPLING is {sampling!r}; choose 'random' or 'ohem'")
         return {**super().from_config(cfg, input_shape), "ohem": sampling == "ohem"}
 
     @classmethod

@@ -1,0 +1,84 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from d2_deformable.analysis import draw
+
+
+def pixels(figure):
+    """What the figure shows, (H, W, 3) uint8."""
+    file = io.BytesIO()
+    figure.savefig(file)
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+def detections(size, boxes, scores):
+    found = Instances(size)
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.tensor(scores)
+    found.pred_classes = torch.arange(len(scores))
+    return found
+
+
+def is_color(pixel, color):
+    return abs(pixel - 255 * np.array(to_rgb(color))).max() < 30
+
+
+@pytest.mark.parametrize("size", [(60, 80), (600, 800), (1200, 1600)])
+def test_boxes_lie_where_they_are_at_every_image_size(size):
+    height, width = size
+    found = detections(size, [[0.25 * width, 0.5 * height, 0.75 * width, height]], [0.9])
+    shown = pixels(draw.draw_detections(np.full((*size, 3), 255, np.uint8), found, ["cat"]))
+    assert shown.shape == (900, 1200, 3)
+    for y, x in ((450, 600), (700, 300), (700, 899)):
+        assert is_color(shown[y, x], draw.class_color(0)), (y, x)
+    assert (shown[700, 600] == 255).all()
+    # The label stands on the box, at its left.
+    assert is_color(shown[440, 302], draw.class_color(0))
+
+
+def test_a_tall_image_makes_no_tall_picture():
+    found = detections((900, 90), [[0, 0, 90, 900]], [0.5])
+    shown = pixels(draw.draw_detections(np.zeros((900, 90, 3), np.uint8), found, ["cat"]))
+    assert shown.shape == (900, 90, 3)
+
+
+def test_background_point_is_far_from_boxes_and_border():
+    y, x = draw.background_point((100, 200), torch.zeros(0, 4)).tolist()
+    assert abs(y - 50) < 4 and 45 < x < 155
+    boxes = torch.tensor([[0.0, 0.0, 140.0, 100.0]])
+    y, x = draw.background_point((100, 200), boxes).tolist()
+    assert abs(y - 50) < 25 and abs(x - 170) < 8
+    assert draw.background_point((100, 200), torch.tensor([[0.0, 0.0, 200.0, 100.0]])) is None
+
+
+def test_crops_stay_in_the_image_where_they_can():
+    box = torch.tensor([0.0, 40.0, 20.0, 60.0])
+    assert draw._square_around(box, (100, 200)).tolist() == [0, 33, 34, 67]
+    image = np.full((20, 60, 3), 7, np.uint8)
+    view = draw._square_around(torch.tensor([20.0, 0.0, 40.0, 20.0]), image.shape[:2])
+    assert view.tolist() == [13, -7, 47, 27]
+    crop = draw._crop(image, view)
+    assert crop.shape == (34, 34, 3)
+    assert (crop[7:27] == 7).all() and (crop[:7] == 235).all() and (crop[27:] == 235).all()
+
+
+def test_curves_of_losses_that_come_and_go():
+    history = [
+        {"iteration": 19, "total_loss": 3.0, "loss_cls": 2.0, "lr": 0.1},
+        {"iteration": 20, "bbox/AP": 1.0},
+        {"iteration": 39, "total_loss": 2.0, "loss_cls": 1.0, "loss_mask": 1.0, "lr": 0.1},
+    ]
+    losses, rate = draw.draw_curves(history).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
+    assert drawn == {
+        "total_loss": [[19, 3], [39, 2]],
+        "loss_cls": [[19, 2], [39, 1]],
+        "loss_mask": [[39, 1]],
+    }
+    assert rate.lines[0].get_xydata().tolist() == [[19, 0.1], [39, 0.1]]

@@ -1,0 +1,195 @@
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from d2_deformable import add_deformable_config
+from d2_deformable.analysis import report
+from d2_deformable.analysis.sampling import inspect_image
+
+QUICK = Path(__file__).parents[2] / "configs" / "quick"
+EVIL = "<script>alert('&')</script>"
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.RESNETS.REDUCED_CHANNELS", 16),
+    *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "DATASETS.CUSTOM", {}),
+]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A registered data set of three images, without annotations and class names."""
+    name = "report_test"
+    records = []
+    for i, size in enumerate([(40, 40), (90, 60), (64, 80)]):
+        file = tmp_path / f"image&{i}.png"
+        Image.new("RGB", size, (200, 60 * i, 90)).save(file)
+        records.append({"file_name": str(file), "image_id": i, "width": size[0], "height": size[1]})
+    DatasetCatalog.register(name, lambda: records)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def make_run(tmp_path, dataset):
+    """make_run(yaml) -> OUTPUT_DIR of a run whose network is random."""
+
+    def make_run(yaml):
+        cfg = get_cfg()
+        add_deformable_config(cfg)
+        cfg.merge_from_file(str(QUICK / yaml))
+        cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (), "DATASETS.TEST", (dataset,)])
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(cfg.dump())
+        torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+        lines = [
+            {"iteration": 19, "total_loss": 3.0, "loss_cls": 2.0, "lr": 0.1, "time": 0.5},
+            {"iteration": 20, "bbox/AP": 61.54, f"voc/AP50-{EVIL}": float("nan")},
+        ]
+        (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return make_run
+
+
+@pytest.fixture
+def two_objects(monkeypatch):
+    """Every image shows two objects: a random network finds none for sure."""
+
+    def inspect(model, inputs):
+        inspection = inspect_image(model, inputs)
+        found = Instances(inspection.image_size)
+        found.pred_boxes = Boxes(torch.tensor([[2.0, 3, 20, 30], [10, 10, 30, 25]]))
+        found.scores = torch.tensor([0.6, 0.9])
+        found.pred_classes = torch.tensor([1, 0])
+        return type(inspection)(inspection.record, found, inspection.image_size, inspection.pixel)
+
+    monkeypatch.setattr(report, "inspect_image", inspect)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("head", ["rfcn", "faster_rcnn"])
+def test_report_of_a_deformable_network(make_run, two_objects, head):
+    folder = make_run(f"warped_shapes_{head}_R_18_dconv3_dpool.yaml")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "9_old.png").touch()
+    file = report.write_report(folder, num_images=2)
+    assert file == folder / "report.html"
+    kinds = ("detections", "parts", "sampling_points")
+    names = [f"{i}_{kind}.png" for i in range(2) for kind in kinds] + ["curves.png"]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
+
+    page = Page(file)
+    assert "image&0.png" in page.text and "image&2.png" in page.text
+    assert "729 red points" in page.text
+    assert "61.5" in page.text
+    assert "20 iterations of 8 images, 10 seconds" in page.text
+    assert "RES5_DILATION: 2" in page.text  # the full config
+    images = [value for name, value in page.attributes if name == "src"]
+    assert len(images) == 7
+    data = base64.b64decode(images[1].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(data)).size == Image.open(folder / "pictures" / names[0]).size
+
+
+def test_report_needs_nothing_but_itself_and_escapes(make_run, two_objects):
+    page = Page(report.write_report(make_run("warped_shapes_rfcn_R_18.yaml"), num_images=1))
+    assert not {"script", "link", "iframe", "base", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in {"src", "href", "srcset", "data", "action", "poster"}:
+            assert value.startswith("data:image/jpeg;base64,")
+    assert "url(" not in page.text and "@import" not in page.text  # the style sheet
+    assert EVIL in page.text
+
+
+def test_report_of_a_plain_network_shows_detections_only(make_run, two_objects):
+    folder = make_run("warped_shapes_faster_rcnn_R_18.yaml")
+    (folder / "metrics.json").unlink()
+    page = Page(report.write_report(folder, num_images=1))
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["0_detections.png"]
+    assert "This network has no deformable layers" in page.text
+    assert "This run was not evaluated" in page.text
+
+
+def test_report_of_images_where_nothing_is_found(make_run):
+    folder = make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
+    page = Page(report.write_report(folder, num_images=9, score_thresh=0.99))
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert pictures == [*(f"{i}_sampling_points.png" for i in range(3)), "curves.png"]
+    assert page.text.count("Nothing was detected with a score of 99% or more") == 3
+
+
+def test_detections_above_the_threshold_come_best_first():
+    found = Instances((8, 8))
+    found.scores = torch.tensor([0.4, 0.6, 0.5, 0.9])
+    inspection = type("Inspection", (), {"instances": found})
+    assert report._above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+
+
+def test_classes_without_names_are_numbered(dataset):
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    assert report._class_names(dataset, cfg) == ["class 0", "class 1", "class 2"]
+    MetadataCatalog.get(dataset).thing_classes = ["cat", "dog"]
+    assert report._class_names(dataset, cfg) == ["cat", "dog", "class 2"]
+
+
+def test_tables_take_all_columns():
+    html = report._table("class", {"cat": {"AP": 1.25}, "dog": {"x": 4.0, "AP50": 3.0, "AP": 2.0}})
+    assert "<th>class</th><th>AP</th><th>AP50</th><th>x</th>" in html
+    assert "<th>cat</th><td>1.2</td><td>–</td><td>–</td>" in html
+    assert "<th>dog</th><td>2.0</td><td>3.0</td><td>4.0</td>" in html
+
+
+def test_the_tool_says_in_a_sentence_what_is_missing(tmp_path, load_tool, capsys):
+    tool = load_tool("write_report")
+    with pytest.raises(SystemExit, match="write_report: .* holds no config.yaml"):
+        tool.main([str(tmp_path), "--num-images", "2", "MODEL.DEVICE", "cpu"])
+
+
+def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypatch, capsys):
+    tool, calls = load_tool("write_report"), []
+    monkeypatch.setattr(tool, "write_report", lambda *args: calls.append(args))
+    tool.main(["out", "--num-images", "2", "MODEL.DEVICE", "cpu"])
+    tool.main(["--score-thresh", "0.3", "out"])
+    assert calls == [("out", 2, 0.5, ["MODEL.DEVICE", "cpu"]), ("out", 4, 0.3, [])]
+
+
+@pytest.fixture
+def load_tool():
+    """load_tool(name) imports tools/<name>.py, which lies in no package."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    def load(name):
+        file = Path(__file__).parents[2] / "tools" / f"{name}.py"
+        spec = spec_from_file_location(name, file)
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

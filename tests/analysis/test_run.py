@@ -1,0 +1,100 @@
+import json
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.engine import default_argument_parser
+
+from d2_deformable import add_deformable_config
+from d2_deformable.analysis.run import read_run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """OUTPUT_DIR of a run, with a config and a checkpoint."""
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.SEED = 7
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "model_final.pth").touch()
+    return tmp_path
+
+
+def write_metrics(folder, lines):
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_log(folder, *commands):
+    lines = ["[11/23 05:46:10] detectron2 INFO: Rank of current process: 0. World size: 1"]
+    for command in commands:
+        args = default_argument_parser().parse_args(command)
+        lines.append(f"[11/23 05:46:11] detectron2 INFO: Command line arguments: {args}")
+        lines.append("[11/23 05:46:11] detectron2 INFO: Contents of args.config_file=a.yaml:")
+    (folder / "log.txt").write_text("\n".join(lines))
+
+
+def test_config_and_overrides(folder):
+    run = read_run(folder, ["MODEL.DEVICE", "cpu"])
+    assert run.cfg.SEED == 7 and run.cfg.MODEL.DEVICE == "cpu"
+    assert run.checkpoint == folder / "model_final.pth"
+    assert (run.command, run.history, run.iterations, run.seconds) == ("", [], 0, 0)
+    assert run.name == folder.name
+
+
+def test_a_run_without_config_or_checkpoint_is_an_error(folder):
+    (folder / "model_final.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint \(model_final.pth\)"):
+        read_run(folder)
+    (folder / "last_checkpoint").write_text("model_0000099.pth")
+    with pytest.raises(FileNotFoundError, match="model_final.pth or model_0000099.pth"):
+        read_run(folder)
+    (folder / "model_0000099.pth").touch()
+    assert read_run(folder).checkpoint.name == "model_0000099.pth"
+    (folder / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no config.yaml: give the OUTPUT_DIR"):
+        read_run(folder)
+
+
+def test_what_was_trained_again_replaces_the_old(folder):
+    steps = [{"iteration": i, "total_loss": 9.0, "time": 1.0} for i in (19, 39, 59)]
+    resumed = [{"iteration": i, "total_loss": 1.0, "time": 0.5} for i in (39, 79)]
+    write_metrics(folder, steps + resumed)
+    run = read_run(folder)
+    assert [line["total_loss"] for line in run.history] == [9, 1, 1]
+    assert run.iterations == 80
+    assert run.seconds == 20 * 1.0 + 20 * 0.5 + 40 * 0.5
+
+
+def test_results_are_those_of_the_last_evaluation(folder):
+    scalars = {"total_loss": 1.0, "rpn/num_pos_anchors": 3.0, "fast_rcnn/cls_accuracy": 0.5}
+    write_metrics(
+        folder,
+        [
+            {"iteration": 10, "bbox/AP": 1.0, "voc/AP50-cat": float("nan"), **scalars},
+            {"iteration": 20, "bbox/AP": 2.0, "voc/AP50-cat": 3.0, "voc/AP-and/or": 6.0},
+            {"iteration": 21, "a/sem_seg/mIoU": 4.0, "a/sem_seg/IoU-cat": 5.0},
+        ],
+    )
+    assert read_run(folder).results == {
+        "bbox": {"AP": 2.0},
+        "voc": {"AP50-cat": 3.0, "AP-and/or": 6.0},
+        "a/sem_seg": {"mIoU": 4.0, "IoU-cat": 5.0},
+    }
+
+
+def test_the_command_is_that_of_the_last_training(folder):
+    write_log(folder, ["--config-file", "old.yaml"])
+    assert read_run(folder).command == "python train_net.py --config-file old.yaml"
+    write_log(
+        folder,
+        ["--config-file", "old.yaml"],
+        ["--config-file", "configs/it's new.yaml", "--num-gpus", "2", "--resume"]
+        + ["SOLVER.STEPS", "(1, 2)"],
+        ["--config-file", "other.yaml", "--eval-only"],
+    )
+    run = read_run(folder)
+    assert run.config_file == "configs/it's new.yaml"
+    assert run.name == "it's new"
+    assert run.command == (
+        """python train_net.py --config-file 'configs/it'"'"'s new.yaml' --num-gpus 2 --resume """
+        "SOLVER.STEPS '(1, 2)'"
+    )

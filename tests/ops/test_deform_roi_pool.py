@@ -1,0 +1,410 @@
+"""deform_roi_pool against the slow reference and against numbers computed by hand."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import reference
+from d2_deformable.ops import deform_roi_pool
+
+FORWARD = torch.ops.d2_deformable.deform_roi_pool.default
+BACKWARD = torch.ops.d2_deformable.deform_roi_pool_backward.default
+
+
+def make_inputs(
+    images=3,
+    rois=5,
+    top_channels=6,
+    group_size=1,
+    classes=1,
+    parts=(3, 3),
+    size=(13, 9),
+    dtype=torch.float64,
+    device="cpu",
+) -> tuple:
+    """Input, RoIs (some reach beyond the map at scale 1/4) and an offset; corners are no integers
+    and offsets are random, so no sampling coordinate is an integer."""
+    like = {"dtype": dtype, "device": device}
+    image = torch.randn(images, top_channels * group_size**2, *size, **like)
+    corner = torch.rand(rois, 2, **like) * 40 - 6
+    index = torch.randint(max(images, 1), (rois, 1)).to(**like)
+    boxes = torch.cat([index, corner, corner + torch.rand(rois, 2, **like) * 30], dim=1)
+    offset = torch.randn(rois, 2 * classes, *parts, **like)
+    return image.requires_grad_(), boxes, offset.requires_grad_()
+
+
+def values_and_gradients(function, image, rois, offset, **arguments) -> list:
+    output = function(image, rois, offset, **arguments)
+    weights = torch.cos(torch.arange(output.numel(), device=output.device)).to(output.dtype)
+    total = (output * weights.view(output.shape)).sum()
+    leaves = [image] if offset is None else [image, offset]
+    return [output, *torch.autograd.grad(total, leaves)]
+
+
+CASES = [
+    pytest.param({}, {"output_size": 3}, id="deformable"),
+    pytest.param({"classes": 3}, {"output_size": 3}, id="class-wise"),
+    pytest.param(
+        {"group_size": 3, "classes": 6}, {"output_size": 3, "group_size": 3}, id="one per class"
+    ),
+    pytest.param(
+        {"group_size": 2, "classes": 2, "parts": (2, 4)},
+        {"output_size": (5, 3), "group_size": 2, "samples_per_part": 3, "gamma": 0.3},
+        id="no two sizes equal",
+    ),
+    pytest.param(
+        {"parts": (5, 2), "group_size": 3},
+        {"output_size": 2, "group_size": 3},
+        id="more parts and groups than bins",
+    ),
+    pytest.param(
+        {"top_channels": 130, "rois": 3}, {"output_size": 2}, id="more than two channel blocks"
+    ),
+    pytest.param({}, {"output_size": 3, "samples_per_part": 1}, id="one sample"),
+]
+
+
+@pytest.mark.parametrize("round_rois", [True, False], ids=["rounded", "exact"])
+@pytest.mark.parametrize("sizes, arguments", CASES)
+def test_equals_reference(sizes, arguments, round_rois, device, assert_close):
+    inputs = make_inputs(**sizes, device=device)
+    arguments = {"spatial_scale": 0.26, "round_rois": round_rois, **arguments}
+    actual = values_and_gradients(deform_roi_pool, *inputs, **arguments)
+    expected = values_and_gradients(reference.deform_roi_pool, *inputs, **arguments)
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_equals_reference_without_offset(group_size, device, assert_close):
+    image, rois, _ = make_inputs(group_size=group_size, device=device)
+    arguments = {"output_size": 3, "spatial_scale": 0.26, "group_size": group_size}
+    actual = values_and_gradients(deform_roi_pool, image, rois, None, **arguments)
+    expected = values_and_gradients(reference.deform_roi_pool, image, rois, None, **arguments)
+    assert_close(actual, expected)
+
+
+def test_float32_equals_float64(device, assert_close):
+    inputs = make_inputs(group_size=3, classes=2, dtype=torch.float32, device=device)
+    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
+    arguments = {"output_size": 3, "spatial_scale": 0.26, "group_size": 3}
+    actual = values_and_gradients(deform_roi_pool, *inputs, **arguments)
+    expected = values_and_gradients(deform_roi_pool, *doubles, **arguments)
+    assert all(tensor.dtype == torch.float32 for tensor in actual)
+    assert_close(actual, [tensor.float() for tensor in expected])
+
+
+@pytest.mark.parametrize("images", [1, 65])
+def test_batches(images, device, assert_close):
+    inputs = make_inputs(images=images, rois=70, top_channels=2, size=(5, 4), device=device)
+    arguments = {"output_size": 2, "spatial_scale": 0.1, "samples_per_part": 2}
+    actual = values_and_gradients(deform_roi_pool, *inputs, **arguments)
+    expected = values_and_gradients(reference.deform_roi_pool, *inputs, **arguments)
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_no_rois(images, device):
+    inputs = make_inputs(images=images, rois=0, group_size=3, device=device)
+    output, grad_input, grad_offset = values_and_gradients(
+        deform_roi_pool, *inputs, output_size=3, spatial_scale=0.25, group_size=3
+    )
+    assert output.shape == (0, 6, 3, 3)
+    assert grad_input.shape == inputs[0].shape and not grad_input.any()
+    assert grad_offset.shape == inputs[2].shape
+
+
+def test_gradcheck(device):
+    inputs = make_inputs(
+        images=2, rois=3, top_channels=2, group_size=2, classes=2, size=(4, 3), device=device
+    )
+    image, rois, offset = inputs
+    assert torch.autograd.gradcheck(
+        lambda image, offset: deform_roi_pool(
+            image, rois, offset, output_size=3, spatial_scale=0.09, group_size=2
+        ),
+        (image, offset),
+        eps=1e-7,
+        nondet_tol=0.0 if device.type == "cpu" else 1e-12,
+    )
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_opcheck(with_offset, device):
+    image, rois, offset = make_inputs(group_size=2, classes=2, device=device)
+    offset = offset if with_offset else None
+    arguments = {
+        "output_size": [3, 2],
+        "spatial_scale": 0.26,
+        "group_size": 2,
+        "samples_per_part": 2,
+        "gamma": 0.2,
+        "round_rois": False,
+    }
+    opcheck(FORWARD, (image, rois, offset), arguments)
+    grad = torch.randn_like(deform_roi_pool(image, rois, offset, **arguments))
+    offset = offset.detach() if with_offset else None
+    opcheck(BACKWARD, (grad, image.detach(), rois, offset), arguments)
+
+
+def test_traces_with_dynamic_shapes(device, assert_close):
+    compiled = torch.compile(deform_roi_pool, backend="aot_eager", fullgraph=True, dynamic=True)
+    arguments = {"output_size": 3, "spatial_scale": 0.26}
+    for rois, size in ((5, (13, 9)), (4, (7, 8))):
+        inputs = make_inputs(rois=rois, size=size, device=device)
+        actual = values_and_gradients(compiled, *inputs, **arguments)
+        assert_close(actual, values_and_gradients(deform_roi_pool, *inputs, **arguments))
+
+
+def test_meta_device_gives_shapes():
+    image, rois, offset = (t.to("meta") for t in make_inputs(group_size=3, classes=2))
+    output = deform_roi_pool(
+        image, rois, offset, output_size=(4, 5), spatial_scale=0.25, group_size=3
+    )
+    assert output.shape == (5, 6, 4, 5)
+
+
+# Numbers by hand. On the ramp 10*y + x a bin is 10 * (mean y of its samples) + (mean x).
+
+
+def ramp(height=10, width=10, **like) -> torch.Tensor:
+    y, x = torch.arange(height, **like)[:, None], torch.arange(width, **like)
+    return (10 * y + x)[None, None]
+
+
+@pytest.mark.parametrize(
+    "roi, arguments, expected",
+    [
+        # Starts at -0.5, 4 pixels wide. Bin 0 samples -0.5 (clamped to 0), 0, 0.5, 1: mean 0.375;
+        # bin 1 samples 1.5, 2, 2.5, 3: mean 2.25.
+        ((0, 0, 4, 4), {"output_size": 2}, [[4.125, 6.0], [22.875, 24.75]]),
+        # x samples -2.5, -1.5 (both skipped), -0.5 (clamped), 0.5: mean 0.25 of two;
+        # y samples -0.5, 0.5, 1.5, 2.5: mean 1.125 of four.
+        ((-2, 0, 2, 4), {"output_size": 1}, [[11.5]]),
+        # y samples 7.5, 8.5, 9.5 (counted, clamped to 9), 10.5 (skipped): mean 25/3; x as above.
+        ((0, 8, 4, 12), {"output_size": 1}, [[250 / 3 + 1.125]]),
+        # One sample per bin stands at its top left corner.
+        ((1, 2, 5, 6), {"output_size": 1, "samples_per_part": 1}, [[15.5]]),
+        # Halves are rounded away from zero: x0 = 0.5 -> 1, y0 = 2.5 -> 3 (not to even, 0 and 2).
+        ((0.5, 2.5, 5, 7), {"output_size": 1, "samples_per_part": 1}, [[25.5]]),
+        # ... and negative ones too: x0 = -0.5 -> -1; the width is 5 - -1 = 6, samples -1.5, 1.5.
+        ((-0.5, 1, 5, 2), {"output_size": (1, 2), "samples_per_part": 1}, [[0.0, 6.5]]),
+        # x1 = 3.5 -> 4: the second bin starts at -0.5 + 4/2.
+        ((0, 1, 3.5, 2), {"output_size": (1, 2), "samples_per_part": 1}, [[5.0, 6.5]]),
+        # Without rounding x runs from 0.4 - 0.5 for 3.2 pixels: -0.1 (clamped) and 1.5.
+        (
+            (0.4, 1, 3.6, 2),
+            {"output_size": (1, 2), "samples_per_part": 1, "round_rois": False},
+            [[5.0, 6.5]],
+        ),
+        # An empty RoI covers 0.1 pixels: samples 2.5, 2.525, 2.55, 2.575 on both axes.
+        ((3, 3, 3, 3), {"output_size": 1}, [[11 * 2.5375]]),
+        # Far outside: nothing to count.
+        ((40, 40, 50, 50), {"output_size": 1}, [[0.0]]),
+        # Rounding comes before scaling: 6.4 -> 6 -> 3.0 (after scaling it would be 3.2 -> 3).
+        (
+            (6.4, 5.0, 10, 9),
+            {"output_size": 1, "samples_per_part": 1, "spatial_scale": 0.5},
+            [[22.5]],
+        ),
+    ],
+)
+def test_plain_bins_by_hand(roi, arguments, expected, device, assert_close):
+    like = {"dtype": torch.float64, "device": device}
+    rois = torch.tensor([[0, *roi]], **like)
+    output = deform_roi_pool(ramp(**like), rois, **{"spatial_scale": 1.0, **arguments})
+    assert_close(output[0, 0], torch.tensor(expected, **like))
+
+
+def test_offset_moves_bins_by_fractions_of_the_roi(device, assert_close):
+    """RoI 4 high and 8 wide, gamma 0.1: dy = 1 moves by 0.4 pixels, dx = 2 by 1.6 pixels."""
+    like = {"dtype": torch.float64, "device": device}
+    rois = torch.tensor([[0.0, 0, 1, 8, 5]], **like)
+    offset = torch.tensor([1.0, 2.0], **like).view(1, 2, 1, 1).requires_grad_()
+    arguments = {"output_size": 1, "spatial_scale": 1.0, "samples_per_part": 1}
+    # The corner (y, x) = (0.5, -0.5) moves to (0.9, 1.1).
+    output = deform_roi_pool(ramp(**like), rois, offset, **arguments)
+    assert_close(output, torch.full_like(output, 10.1))
+    output.backward()
+    assert_close(offset.grad.flatten(), torch.tensor([10 * 0.1 * 4, 1 * 0.1 * 8], **like))
+
+
+def test_offset_classes_and_parts_by_hand(device, assert_close):
+    """Four channels in two classes, bins 2 x 2, parts 1 x 2: only class 1's right part moves, one
+    pixel down (RoI 10 high, gamma 0.1)."""
+    like = {"dtype": torch.float64, "device": device}
+    image = ramp(20, 20, **like).expand(1, 4, -1, -1)
+    rois = torch.tensor([[0.0, 1, 1, 11, 11]], **like)
+    offset = torch.zeros(1, 4, 1, 2, **like)
+    offset[0, 2, 0, 1] = 1.0
+    output = deform_roi_pool(image, rois, offset, output_size=2, spatial_scale=1.0)[0]
+    still = deform_roi_pool(image, rois, output_size=2, spatial_scale=1.0)[0]
+    moved = torch.zeros(4, 2, 2, **like)
+    moved[2:, :, 1] = 10.0
+    assert_close(output - still, moved)
+
+
+def test_position_sensitive_channels(device):
+    """Input channel (c*g + i)*g + j goes to output channel c, bin (i, j)."""
+    image = torch.arange(18.0, device=device).view(1, 18, 1, 1).expand(-1, -1, 6, 6)
+    rois = torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
+    output = deform_roi_pool(image, rois, output_size=3, spatial_scale=1.0, group_size=3)
+    assert torch.equal(output, torch.arange(18.0, device=device).view(1, 2, 3, 3))
+
+
+def test_position_sensitive_groups_of_bins(device):
+    """Five bins over two groups per side: bins 0, 1, 2 belong to group 0, bins 3, 4 to group 1."""
+    image = torch.arange(4.0, device=device).view(1, 4, 1, 1).expand(-1, -1, 6, 6)
+    rois = torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
+    output = deform_roi_pool(image, rois, output_size=5, spatial_scale=1.0, group_size=2)
+    row = torch.tensor([0, 0, 0, 1, 1], device=device)
+    assert torch.equal(output[0, 0], (2 * row[:, None] + row).float())
+
+
+def test_no_offset_gradient_at_integer_and_clamped_points(device):
+    like = {"dtype": torch.float64, "device": device}
+    offset = torch.zeros(1, 2, 4, 4, **like, requires_grad=True)
+    arguments = {"output_size": 4, "samples_per_part": 1}
+    # Scale 1/2 and corner 1 start at 0; bins stand at 0, 1, 2, 3.
+    rois = torch.tensor([[0.0, 1, 1, 9, 9]], **like)
+    deform_roi_pool(ramp(**like), rois, offset, spatial_scale=0.5, **arguments).sum().backward()
+    assert not offset.grad.any()
+    # Scale 1 and corner 0 start at -0.5, clamped; bins stand at -0.5, 0.5, 1.5, 2.5.
+    rois = torch.tensor([[0.0, 0, 0, 4, 4]], **like)
+    deform_roi_pool(ramp(**like), rois, offset, spatial_scale=1.0, **arguments).sum().backward()
+    moves = torch.tensor([0.0, 1, 1, 1], **like) * 0.1 * 4
+    assert torch.equal(offset.grad[0, 0], (10 * moves)[:, None].expand(4, 4))
+    assert torch.equal(offset.grad[0, 1], moves.expand(4, 4))
+
+
+def test_input_gradient_by_hand(device, assert_close):
+    """One sample at (1.5, 0.25), the other skipped: count 1, all of the gradient to 4 pixels."""
+    like = {"dtype": torch.float64, "device": device}
+    image = torch.zeros(1, 1, 4, 4, **like, requires_grad=True)
+    rois = torch.tensor([[0.0, 0.75, 2, 8.75, 4]], **like)
+    output = deform_roi_pool(
+        image, rois, output_size=(2, 1), spatial_scale=1.0, samples_per_part=2, round_rois=False
+    )
+    # x samples 0.25 and 4.25 (skipped); y samples 1.5, 2.0 and 2.5, 3.0.
+    output[0, 0, 0, 0].backward()
+    expected = torch.zeros(4, 4, **like)
+    expected[1, :2] = torch.tensor([0.75, 0.25], **like) * 0.5 / 2
+    expected[2, :2] = torch.tensor([0.75, 0.25], **like) * (0.5 + 1) / 2
+    assert_close(image.grad[0, 0], expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_any_layout(channels_last, device):
+    inputs = make_inputs(group_size=2, classes=2, device=device)
+    arguments = {"output_size": 3, "spatial_scale": 0.26, "group_size": 2}
+    expected = values_and_gradients(deform_roi_pool, *inputs, **arguments)
+    image, rois, offset = (t.detach() for t in inputs)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+        offset = offset.contiguous(memory_format=torch.channels_last)
+    else:
+        image, offset = (torch.stack([t, t], dim=-1)[..., 0] for t in (image, offset))
+    strided = (image.requires_grad_(), rois.T.contiguous().T, offset.requires_grad_())
+    assert not any(t.is_contiguous() for t in strided)
+    actual = values_and_gradients(deform_roi_pool, *strided, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
+    assert actual[0].is_contiguous()
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_results_do_not_depend_on_threads(group_size, threads):
+    inputs = make_inputs(
+        images=2, rois=200, top_channels=70, group_size=group_size, dtype=torch.float32
+    )
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        results.append(
+            values_and_gradients(
+                deform_roi_pool, *inputs, output_size=3, spatial_scale=0.26, group_size=group_size
+            )
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9])
+def test_wild_boxes_and_offsets_leave_bins_empty(value, device):
+    image, rois, offset = make_inputs(rois=4, dtype=torch.float32, device=device)
+    arguments = {"output_size": 3, "spatial_scale": 0.26}
+    for place in range(1, 5):
+        wild = rois.clone()
+        wild[:, place] = value
+        for tensor in values_and_gradients(deform_roi_pool, image, wild, offset, **arguments):
+            assert tensor.isfinite().all()
+    for axis in (0, 1):
+        wild = offset.detach().clone()
+        wild[:, axis] = value
+        wild.requires_grad_()
+        for tensor in values_and_gradients(deform_roi_pool, image, rois, wild, **arguments):
+            assert not tensor.any()
+
+
+@pytest.mark.parametrize("index", [-1, 3, 0.5, -0.5, float("nan"), float("inf"), 1e30])
+def test_image_index_out_of_range(index):
+    image, rois, offset = make_inputs(images=3)
+    rois[2, 0] = index
+    with pytest.raises(RuntimeError, match=r"rois\[2\] names image .* input holds 3 images"):
+        deform_roi_pool(image, rois, offset, output_size=3, spatial_scale=0.25)
+
+
+def wrong(**changes) -> dict:
+    image, rois, offset = (t.detach() for t in make_inputs(group_size=3, classes=2))
+    call = {"input": image, "rois": rois, "offset": offset}
+    call.update(output_size=3, spatial_scale=0.25, group_size=3)
+    changed = {n: c(call[n]) if callable(c) else c for n, c in changes.items()}
+    return {**call, **changed}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (wrong(input=lambda t: t[0]), r"input must be \(N, C, H, W\).*got shape \(54, 13, 9\)"),
+        (wrong(input=lambda t: t[:, :50]), r"input \(3, 50, 13, 9\) .* group_size\^2 = 9"),
+        (wrong(input=lambda t: t.int()), r"input is torch.int32, but float32 and float64"),
+        (wrong(rois=lambda t: t[:, 1:]), r"rois must be \(R, 5\).*\(5, 4\) for input \(3, 54,"),
+        (wrong(rois=lambda t: t.float()), r"rois is torch.float32 but input is torch.float64"),
+        (wrong(rois=lambda t: t.to("meta")), r"rois is on meta but input is on cpu"),
+        (wrong(offset=lambda t: t[:4]), r"offset is \(4, 4, 3, 3\), expected \(5, .* \(5, 5\)"),
+        (wrong(offset=lambda t: t[:, :3]), r"offset is \(5, 3, 3, 3\), expected \(5, 2\*classes"),
+        (wrong(offset=lambda t: t[0]), r"offset is \(4, 3, 3\)"),
+        (wrong(offset=lambda t: t.repeat(1, 2, 1, 1)), r"4 classes.* 6 output channels"),
+        (wrong(offset=lambda t: t.float()), r"offset is torch.float32 but input"),
+        (wrong(output_size=0), r"output_size is an int or .* at least 1; got 0"),
+        (wrong(group_size=0), "group_size and samples_per_part must be at least 1, got 0 and 4"),
+        (wrong(samples_per_part=0), "must be at least 1, got 3 and 0"),
+    ],
+)
+def test_wrong_arguments_are_explained(call, message):
+    with pytest.raises(ValueError, match=f"deform_roi_pool: .*{message}"):
+        deform_roi_pool(**call)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rois": torch.zeros(5, 4)}, r"rois must be \(R, 5\), got shape \[5, 4\]"),
+        ({"offset": torch.zeros(4, 4, 3, 3)}, r"offset must have shape \[5, 4, 3, 3\]"),
+        ({"offset": torch.zeros(5, 8, 3, 3)}, "divides the 6 output channels"),
+        ({"group_size": 5}, r"not a multiple of group_size\^2 = 25"),
+        ({"output_size": [3, 0]}, "two positive numbers"),
+        ({"samples_per_part": 0}, "must be positive"),
+    ],
+)
+def test_operator_protects_memory(change, message):
+    """The registered operator checks sizes for those who call it without the public function."""
+    call = wrong(input=lambda t: t.float(), rois=lambda t: t.float(), offset=lambda t: t.float())
+    with pytest.raises(RuntimeError, match=message):
+        FORWARD(**{**call, "output_size": [3, 3], **change})
+
+
+def test_double_backward_is_refused(device):
+    image, rois, offset = make_inputs(device=device)
+    output = deform_roi_pool(image, rois, offset, output_size=3, spatial_scale=0.26)
+    (gradient,) = torch.autograd.grad(output.sum(), offset, create_graph=True)
+    with pytest.raises(NotImplementedError, match="deform_roi_pool has no second derivatives"):
+        gradient.square().sum().backward()
