@@ -33,7 +33,8 @@ help: ## list the targets (default)
 setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned dependencies, Detectron2 and the compiled operators
 
 demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) and write output/demo/report.html
-	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml --report OUTPUT_DIR output/demo
+	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml OUTPUT_DIR output/demo
+	$(PY) tools/write_report.py output/demo
 
 test: setup lint ## lint and all tests but the slow ones
 	$(PY) -m pytest -m "not slow" --durations 10

@@ -24,6 +24,9 @@ def add_deformable_config(cfg: CN) -> None:
     # "res5_reduced" of MODEL.RESNETS.OUT_FEATURES; 0 leaves it out. Paper sec. 2.3: 1024 for
     # R-FCN and class-aware RPN, 256 for Faster R-CNN.
     resnets.REDUCED_CHANNELS = 0
+    # Standard deviation of its initial weights: 0.01 as released, for pre-trained networks; 0 takes
+    # He initialisation, which a network from scratch needs to pass enough gradient down.
+    resnets.REDUCED_INIT_STD = 0.01
 
     # FrozenBN or FREEZE_AT > 0 keep random layers random when MODEL.WEIGHTS is empty. Training
     # then stops with a message unless this is True.

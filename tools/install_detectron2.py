@@ -10,11 +10,10 @@ An importable Detectron2 is left alone. Otherwise the environment variable D2_SO
 
 import argparse
 import hashlib
-import importlib.metadata
 import importlib.util
-import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GIT_URL = "https://github.com/facebookresearch/detectron2"
 GIT_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -129,23 +130,15 @@ def installed_source():
     importlib.invalidate_caches()
     if importlib.util.find_spec("detectron2") is None:
         return None
+    # By path: the package itself needs Detectron2 and the operators to import.
+    compat = runpy.run_path(str(ROOT / "d2_deformable" / "compat.py"))
     try:
-        version = importlib.import_module("detectron2").__version__
+        return compat["detectron2_source"]()
     except Exception as error:
         raise InstallError(
             f"the installed Detectron2 does not import ({type(error).__name__}: {error}): "
             "repair it, or remove it with pip uninstall detectron2."
         ) from error
-    try:
-        dist = importlib.metadata.distribution("detectron2")
-    except importlib.metadata.PackageNotFoundError:
-        return f"Detectron2 {version}, not installed by pip"
-    if dist.version.endswith(PYPI_LABEL):
-        return dist.metadata["Summary"]
-    origin = json.loads(dist.read_text("direct_url.json") or "{}")
-    if "vcs_info" in origin:
-        return f"Detectron2 {version} from {origin['url']}@{origin['vcs_info']['commit_id']}"
-    return f"Detectron2 {version} of unknown origin"
 
 
 def git_obstacle():

@@ -189,7 +189,7 @@ def test_pooler_keeps_the_order_of_rois_over_levels():
     [
         ({"ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2"}, "RFCNHeads takes one of PSROIPool, Deform"),
         ({"ROI_HEADS.SAMPLING": "hard"}, "'hard'; choose 'random' or 'ohem'"),
-        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map"),
+        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map, but"),
     ],
 )
 def test_bad_settings_say_what_to_do(heads_cfg, change, message):

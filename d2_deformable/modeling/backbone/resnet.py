@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
 from .deform import deform_convs, dilate_stage, kernel_convs
@@ -28,10 +29,21 @@ class DeformResNet(ResNet):
     Args:
         reduced_channels: channels of "res5_reduced" (paper sec. 2.3: 1024, or 256 for Faster
             R-CNN). Needed when it is among `out_features`.
+        reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
+            He initialisation.
         stem, stages, out_features, freeze_at: see `detectron2.modeling.ResNet`.
     """
 
-    def __init__(self, stem, stages, *, out_features, freeze_at=0, reduced_channels=0):
+    def __init__(
+        self,
+        stem,
+        stages,
+        *,
+        out_features,
+        freeze_at=0,
+        reduced_channels=0,
+        reduced_init_std=0.01,
+    ):
         if (REDUCED in out_features) != (reduced_channels > 0):
             raise ValueError(
                 f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)} and REDUCED_CHANNELS is "
@@ -49,8 +61,9 @@ class DeformResNet(ResNet):
             self.reduction = nn.Conv2d(
                 self._out_feature_channels["res5"], reduced_channels, kernel_size=1
             )
-            nn.init.normal_(self.reduction.weight, std=0.01)
-            nn.init.zeros_(self.reduction.bias)
+            c2_msra_fill(self.reduction)
+            if reduced_init_std:
+                nn.init.normal_(self.reduction.weight, std=reduced_init_std)
             self._out_feature_channels[REDUCED] = reduced_channels
             self._out_feature_strides[REDUCED] = self._out_feature_strides["res5"]
 
@@ -102,6 +115,7 @@ def build_deform_resnet_backbone(cfg, input_shape):
         out_features=c.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         reduced_channels=c.REDUCED_CHANNELS,
+        reduced_init_std=c.REDUCED_INIT_STD,
     )
 
 

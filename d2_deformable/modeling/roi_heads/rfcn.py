@@ -124,7 +124,8 @@ class RFCNHeads(StandardROIHeads):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         if len(in_features) != 1:
             raise ValueError(
-                f"RFCNHeads pools from one feature map; MODEL.ROI_HEADS.IN_FEATURES is {in_features}"
+                "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
+                f"{in_features}: name one"
             )
         return {
             "box_in_features": in_features,

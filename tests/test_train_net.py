@@ -1,0 +1,78 @@
+"""The command line, in this process: training, resuming, evaluating, refusing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_net
+
+CONFIGS = Path(__file__).parents[1] / "configs/quick"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs train_net.py's main on four tiny images and gives what it returns."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+
+    def run(*arguments, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
+        flags = [a for a in arguments if a.startswith("--")]
+        overrides = [str(a) for a in arguments if a not in flags]
+        small = {
+            "OUTPUT_DIR": tmp_path / "output",
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.MAX_ITER": 2,
+            "DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES": 4,
+            "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES": 2,
+        }
+        pairs = [str(x) for pair in small.items() for x in pair]
+        file = ["--config-file", str(CONFIGS / f"{config}.yaml")]
+        return train_net.main(train_net.parse_args([*file, *flags, *pairs, *overrides]))
+
+    return run
+
+
+def lines(tmp_path):
+    return [json.loads(x) for x in (tmp_path / "output/metrics.json").read_text().splitlines()]
+
+
+def test_trains_resumes_and_evaluates(run, tmp_path):
+    run()
+    assert {"bbox/AP", "voc/AP50", "voc/AP70"} <= set(lines(tmp_path)[-1])
+    assert list((tmp_path / "output").glob("events.out.tfevents*"))
+    first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    assert first["iteration"] == 1
+
+    run("--resume", "SOLVER.MAX_ITER", "3")
+    resumed = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    assert resumed["iteration"] == 2
+
+    results = run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth"))
+    last = lines(tmp_path)[-1]
+    assert results["voc"]["AP50"] == pytest.approx(last["voc/AP50"], nan_ok=True)
+
+
+def test_the_same_seed_gives_the_same_weights(run, tmp_path):
+    weights = []
+    for _ in range(2):
+        run("SOLVER.MAX_ITER", "2")
+        weights.append(torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"])
+        shutil.rmtree(tmp_path / "output")
+    for name in weights[0]:
+        assert torch.equal(weights[0][name], weights[1][name]), name
+
+
+@pytest.mark.parametrize(
+    "overrides, error, message",
+    [
+        (["MODEL.RESNETS.NORM", "FrozenBN"], ValueError, "NORM FrozenBN freezes would stay random"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ValueError, "NUM_CLASSES is 80, but .* 8 classes"),
+        (["MODEL.RESNETS.DEFROM_NUM_LAYERS", "3"], AssertionError, "DEFROM_NUM_LAYERS"),
+        (["SOLVER.LR_MULTIPLIERS", "[['offsets', 0.1]]"], ValueError, "'offsets' is found in no"),
+    ],
+)
+def test_refuses_with_one_message(run, overrides, error, message):
+    with pytest.raises(error, match=message):
+        run(*overrides)
