@@ -67,25 +67,29 @@ def choose_cuda():
 
 def operator_library():
     with_cuda, _ = choose_cuda()
-    openmp = (
-        ["-fopenmp"] if sys.platform == "linux" else []
-    )  # at::parallel_for is serial without it
+    # Without OpenMP at::parallel_for is serial.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     arguments = {
         "name": "d2_deformable._C",
         "sources": sources(".cpp"),
         "py_limited_api": True,  # does not link libtorch_python
         "extra_compile_args": {"cxx": ["-O3", "-g0", *openmp]},
-        "extra_link_args": openmp,
+        "extra_link_args": list(openmp),
     }
     if not with_cuda:
         return cpp_extension.CppExtension(**arguments)
-    # Some toolkits lack the headers of the CUDA libraries; torch's own CUDA packages have them.
-    cuda_packages = Path(torch.__file__).parents[1] / "nvidia"
-    headers = cuda_packages / f"cu{torch.version.cuda.split('.')[0]}" / "include"
+    # Some toolkits hold the compiler alone. torch's own CUDA packages have the rest: the headers of
+    # the CUDA libraries, and the runtime that torch loads anyway.
+    cuda = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
     arguments["sources"] += sources(".cu")
-    arguments["include_dirs"] = [str(headers)] if headers.is_dir() else []
+    arguments["include_dirs"] = [str(path) for path in cuda.glob("include")]
     arguments["extra_compile_args"]["nvcc"] = ["-O3"]
-    return cpp_extension.CUDAExtension(**arguments)
+    library = cpp_extension.CUDAExtension(**arguments)
+    runtime = next(cuda.glob("lib/libcudart.so.*"), None)
+    if runtime:
+        library.libraries.remove("cudart")
+        library.extra_link_args.append(str(runtime))
+    return library
 
 
 class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
@@ -114,7 +118,7 @@ setup(
     packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
     package_data={"d2_deformable": ["_C.so"]},
     # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
-    install_requires=["torch>=2.7", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
+    install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
     ext_modules=[operator_library()],
     cmdclass={"build_ext": BuildOperators, "build_py": BuildPackage},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
