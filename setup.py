@@ -9,12 +9,10 @@ at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
 
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
-from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -51,6 +49,8 @@ def choose_cuda():
         sys.exit(
             f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"
         )
+    if force == "1" and not sources(".cu"):
+        sys.exit("FORCE_CUDA=1, but csrc/ holds no CUDA sources yet; unset FORCE_CUDA")
     if force == "0":
         return False, "operators for the CPU only: FORCE_CUDA=0"
     if not torch.version.cuda:
@@ -98,17 +98,6 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
         super().run()
 
 
-class BuildPackage(build_py):
-    """Puts the YAMLs of configs/ into wheels; an editable install reads them in the repository."""
-
-    def run(self):
-        super().run()
-        configs = ROOT / "configs"
-        if configs.is_dir() and not getattr(self, "editable_mode", False):
-            target = Path(self.build_lib, "d2_deformable", "model_zoo", "configs")
-            shutil.copytree(configs, target, dirs_exist_ok=True)
-
-
 setup(
     name="d2_deformable",
     version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
@@ -120,7 +109,7 @@ setup(
     # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
     install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
     ext_modules=[operator_library()],
-    cmdclass={"build_ext": BuildOperators, "build_py": BuildPackage},
+    cmdclass={"build_ext": BuildOperators},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     zip_safe=False,
 )

@@ -5,19 +5,18 @@ python train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_d
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
-import logging
 import sys
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, hooks, launch
 from detectron2.evaluation import verify_results
+from detectron2.utils.logger import setup_logger
 
 from d2_deformable import add_deformable_config
-from d2_deformable.data import check_datasets, register_custom_datasets
-from d2_deformable.engine import Trainer
+from d2_deformable.data import allow_custom_fields, check_datasets, register_custom_datasets
+from d2_deformable.engine import Trainer, why_not_cuda
 
 
 def setup(args):
@@ -25,21 +24,29 @@ def setup(args):
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.merge_from_file(args.config_file)
+    allow_custom_fields(cfg, args.opts)
     cfg.merge_from_list(args.opts)
-    on_cpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
-    if on_cpu:
+    no_gpu = why_not_cuda() if cfg.MODEL.DEVICE == "cuda" else ""
+    if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     default_setup(cfg, args)
-    if on_cpu:
-        logging.getLogger("d2_deformable").info("No GPU is visible: running on the CPU.")
+    logger = setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2_deformable")
+    if no_gpu:
+        logger.info("Running on the CPU: %s", no_gpu)
     register_custom_datasets(cfg)
     return cfg
 
 
 def main(args):
     cfg = setup(args)
+    check_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
     if args.eval_only:
+        if not cfg.MODEL.WEIGHTS and not args.resume:
+            raise ValueError(
+                "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
+                "--resume to take the last one of OUTPUT_DIR"
+            )
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
@@ -51,7 +58,6 @@ def main(args):
             verify_results(cfg, results)
         return results
 
-    check_datasets(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:

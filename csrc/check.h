@@ -35,11 +35,19 @@ inline void check_map_sizes(const char* op, at::IntArrayRef sizes) {
               " has a side of 2^24 or more");
 }
 
+// Two numbers from `least` on; their upper bound keeps products of them within 64 bits.
+inline void check_numbers(const char* op, const char* name, at::IntArrayRef values, int64_t least) {
+  TORCH_CHECK(values.size() == 2, op, ": ", name, " takes two numbers, got ", values);
+  for (const int64_t value : values) {
+    TORCH_CHECK(value >= least && value < (1 << 24), op, ": ", name, " must be at least ", least,
+                " and below 2^24, got ", values);
+  }
+}
+
 inline void check_rois(const char* op, const at::Tensor& rois, at::IntArrayRef output_size) {
   TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must be (R, 5), got shape ",
               rois.sizes());
-  TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0, op,
-              ": output_size takes two positive numbers, got ", output_size);
+  check_numbers(op, "output_size", output_size, 1);
 }
 
 }  // namespace d2_deformable

@@ -21,12 +21,9 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
   check_dims(op, "weight", weight, 4);
   check_like(op, "offset", offset, input);
   check_like(op, "weight", weight, input);
-  TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
-              ": stride, padding and dilation take two numbers each");
-  TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0, op, ": stride ",
-              stride, " and dilation ", dilation, " must be positive");
-  TORCH_CHECK(padding[0] >= 0 && padding[1] >= 0, op, ": padding ", padding,
-              " must not be negative");
+  check_numbers(op, "stride", stride, 1);
+  check_numbers(op, "padding", padding, 0);
+  check_numbers(op, "dilation", dilation, 1);
   TORCH_CHECK(border == "zero" || border == "legacy", op, ": border is 'zero' or 'legacy', got '",
               border, "'");
 

@@ -17,8 +17,7 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   check_map_sizes(op, input.sizes());
   check_rois(op, rois, output_size);
   check_like(op, "rois", rois, input);
-  TORCH_CHECK(group_size > 0 && samples_per_part > 0, op, ": group_size ", group_size,
-              " and samples_per_part ", samples_per_part, " must be positive");
+  check_numbers(op, "group_size, samples_per_part", {group_size, samples_per_part}, 1);
   TORCH_CHECK(input.size(1) % (group_size * group_size) == 0, op, ": input ", input.sizes(),
               " has ", input.size(1),
               " channels, not a multiple of group_size^2 = ", group_size * group_size);

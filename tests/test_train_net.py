@@ -41,6 +41,8 @@ def lines(tmp_path):
 def test_trains_resumes_and_evaluates(run, tmp_path):
     run()
     assert {"bbox/AP", "voc/AP50", "voc/AP70"} <= set(lines(tmp_path)[-1])
+    log = (tmp_path / "output/log.txt").read_text()
+    assert "VOC AP of warped_shapes_val (metric area)" in log and "Generating 4 images" in log
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert first["iteration"] == 1
@@ -76,3 +78,13 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
 def test_refuses_with_one_message(run, overrides, error, message):
     with pytest.raises(error, match=message):
         run(*overrides)
+
+
+def test_refuses_to_evaluate_random_weights(run):
+    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+        run("--eval-only")
+
+
+def test_overrides_reach_fields_that_the_yaml_leaves_out(run, tmp_path):
+    run("DATASETS.CUSTOM.warped_shapes_train.ROOT", str(tmp_path / "elsewhere"))
+    assert any((tmp_path / "elsewhere").iterdir())

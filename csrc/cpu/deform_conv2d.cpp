@@ -19,7 +19,7 @@ namespace d2_deformable {
 namespace {
 
 // Size of the column buffer, whatever the batch (but at least one row).
-constexpr int64_t kColumnBytes = 4 << 20;
+constexpr int64_t kColumnBytes = 8 << 20;
 
 // (N, C, H, W) -> [N*H*W][C]
 at::Tensor to_rows(const at::Tensor& map) {
@@ -197,7 +197,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
           grad_offset.sum(0).view(offset.sizes()),
           grad_weight.view({s.out_channels, s.taps(), s.channels / s.groups})
               .transpose(1, 2)
-              .reshape(weight.sizes()),
+              .reshape(weight.sizes())
+              .contiguous(),
           mask ? grad_mask.sum(0).view(mask->sizes()) : grad_mask.view({0})};
 }
 

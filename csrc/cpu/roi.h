@@ -20,7 +20,8 @@ inline at::Tensor to_grouped(const at::Tensor& map, int64_t groups) {
 // [N][H][W][groups][Ctop] -> (N, Ctop*groups, H, W)
 inline at::Tensor from_grouped(const at::Tensor& map) {
   return map.permute({0, 4, 3, 1, 2})
-      .reshape({map.size(0), map.size(3) * map.size(4), map.size(1), map.size(2)});
+      .reshape({map.size(0), map.size(3) * map.size(4), map.size(1), map.size(2)})
+      .contiguous();
 }
 
 // Every image index must be one of 0 .. images - 1; NaN and fractions are not.

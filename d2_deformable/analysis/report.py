@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..compat import detectron2_source
 from ..data import DatasetMapper, register_custom_datasets
+from ..engine import why_not_cuda
 from . import draw
 from .run import read_run
 from .sampling import inspect_image
@@ -54,7 +55,7 @@ def write_report(folder, num_images: int = 4, score_thresh: float = 0.5, overrid
     """
     run = read_run(folder, overrides)
     cfg = run.cfg
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
         cfg.MODEL.DEVICE = "cpu"
     register_custom_datasets(cfg)
     model = build_model(cfg)

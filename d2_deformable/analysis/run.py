@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config
+from ..data import allow_custom_fields
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def read_run(folder, overrides=()) -> Run:
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.merge_from_file(str(config))
+    allow_custom_fields(cfg, overrides)
     cfg.merge_from_list(list(overrides))
     config_file, command = _command(folder / "log.txt")
     return Run(

@@ -1,4 +1,4 @@
-from .custom import check_datasets, register_custom_datasets
+from .custom import allow_custom_fields, check_datasets, register_custom_datasets
 from .mapper import DatasetMapper
 
-__all__ = ["DatasetMapper", "check_datasets", "register_custom_datasets"]
+__all__ = ["DatasetMapper", "allow_custom_fields", "check_datasets", "register_custom_datasets"]

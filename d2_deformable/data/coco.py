@@ -36,6 +36,11 @@ class COCOFormat:
         if not self.annotations:
             raise ValueError("FORMAT coco needs ANNOTATIONS, the path of its json")
 
+    @property
+    def source(self) -> str:
+        """Where the annotations are."""
+        return str(self.root / self.annotations)
+
     def metadata(self) -> dict:
         # No "json_file": evaluators then convert the loaded dicts, so that the ground truth is
         # the one trained on (boxes clipped, empty ones dropped) and json files without the
@@ -54,7 +59,7 @@ class COCOFormat:
         file = existing(self.root / self.annotations, "ANNOTATIONS")
         images = existing(self.root / self.images, "IMAGES", "folder")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file}: not a json file ({error})") from error
         _check(content, file)
@@ -116,15 +121,16 @@ def _check(content, file: Path) -> None:
         raise ValueError(f"{file}: {problem}")
 
     def is_number(value):
-        return isinstance(value, int | float) and math.isfinite(value)
+        return type(value) in (int, float) and math.isfinite(value)
 
     for part in ("images", "annotations", "categories"):
         items = content.get(part) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             fail(f"expected COCO's instance format, with a list of objects named {part!r}")
         ids = [item.get("id") for item in items]
-        if None in ids or len(set(map(str, ids))) < len(ids):
-            fail(f"every one of {part!r} needs an id of its own")
+        one_type = all(type(i) is int for i in ids) or all(type(i) is str for i in ids)
+        if not one_type or len(set(ids)) < len(ids):
+            fail(f"every one of {part!r} needs an id of its own, all numbers or all text")
     if not content["images"]:
         fail("holds no image")
     for image in content["images"]:
@@ -135,20 +141,25 @@ def _check(content, file: Path) -> None:
     names = [category.get("name") for category in content["categories"]]
     if not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
         fail(f"every category needs a name of its own, got {names}")
-    categories = {category["id"] for category in content["categories"]}
+    ids = {part: {item["id"] for item in content[part]} for part in ("images", "categories")}
     for annotation in content["annotations"]:
         here = f"annotation {annotation['id']}"
         box, shape = annotation.get("bbox"), annotation.get("segmentation")
-        if "image_id" not in annotation:
-            fail(f"{here} has no image_id")
-        if annotation.get("category_id") not in categories:
-            fail(f"{here} has category_id {annotation.get('category_id')}, no id of 'categories'")
+        for key, part in (("image_id", "images"), ("category_id", "categories")):
+            value = annotation.get(key)
+            if not isinstance(value, int | str) or value not in ids[part]:
+                fail(f"{here} has {key} {value!r}, no id of {part!r}")
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             fail(f"{here} needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
         polygons = isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape)
         code = isinstance(shape, dict) and {"counts", "size"} <= shape.keys()
+        code = code and len(shape["size"]) == 2 and all(map(is_number, shape["size"]))
+        if polygons:
+            polygons = all(is_number(value) for polygon in shape for value in polygon)
         if shape and not polygons and not code:
             fail(f"{here} has a segmentation that is neither polygons nor a run-length code")
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            fail(f"{here} has iscrowd {annotation['iscrowd']!r}, expected 0 or 1")
         if annotation.get("ignore"):
             fail(
                 f"{here} is marked 'ignore', which Detectron2 has no use for: mark it 'difficult' "

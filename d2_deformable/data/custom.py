@@ -54,17 +54,38 @@ def register_custom_datasets(cfg) -> None:
         )
 
 
-def check_datasets(cfg) -> None:
-    """Load the custom data sets of DATASETS.TRAIN and TEST once, to fail before training does.
+def allow_custom_fields(cfg, overrides) -> None:
+    """Let KEY VALUE overrides name fields of DATASETS.CUSTOM that the YAML leaves out.
+
+    yacs takes new keys from files alone, and insists on the type of the value that is there.
+
+    Args:
+        overrides: KEY, VALUE, KEY, VALUE, ..., to be merged into `cfg` afterwards.
+    """
+    for key in overrides[::2]:
+        if key.startswith("DATASETS.CUSTOM.") and key.count(".") == 3:
+            name, field = key.split(".")[2:]
+            cfg.DATASETS.CUSTOM.setdefault(name, type(cfg)(new_allowed=True))[field] = None
+
+
+def check_datasets(cfg, names=None) -> None:
+    """Load custom data sets once, to fail before training does.
+
+    Args:
+        names: default DATASETS.TRAIN and TEST.
 
     Raises:
         FileNotFoundError, ValueError: what the loaders find; or class names that differ between
             the data sets, or in number from MODEL.ROI_HEADS.NUM_CLASSES of a detector.
     """
-    used = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in _registered]
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
+    used = [name for name in names if name in _registered]
     classes = {}
     for name in dict.fromkeys(used):
-        DatasetCatalog.get(name)
+        if not any(record["annotations"] for record in DatasetCatalog.get(name)):
+            raise ValueError(
+                f"{name}: none of its images has an object, says {_registered[name].source}"
+            )
         classes[name] = MetadataCatalog.get(name).thing_classes
         if classes[name] != classes[used[0]]:
             raise ValueError(

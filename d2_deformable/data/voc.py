@@ -44,6 +44,11 @@ class VOCFormat:
                 "annotations would number the classes differently wherever a split lacks one"
             )
 
+    @property
+    def source(self) -> str:
+        """Where the annotations are."""
+        return str(self.root / self.annotations)
+
     def metadata(self) -> dict:
         return {"thing_classes": list(self.classes), "image_root": str(self.root / self.images)}
 
@@ -121,7 +126,8 @@ class VOCFormat:
         box = report.clip((x0 - 1, y0 - 1, x1, y1), width, height, xml)
         if box is None:
             return None
-        difficult = obj.find("difficult") is not None and _number(obj, "difficult", xml) != 0
+        flag = (obj.findtext("difficult") or "").strip()  # some tools leave it empty
+        difficult = flag != "" and _number(obj, "difficult", xml) != 0
         if difficult:
             report.add("difficult", xml)
         return {

@@ -63,6 +63,11 @@ class WarpedShapesFormat:
             f"v{VERSION}-{self.split}-{self.num_images}-{self.image_size}px-seed{self.seed}"
         )
 
+    @property
+    def source(self) -> str:
+        """Where the annotations are."""
+        return str(self.folder / "instances.json")
+
     def metadata(self) -> dict:
         return {"thing_classes": list(shapes.NAMES), "image_root": str(self.folder)}
 

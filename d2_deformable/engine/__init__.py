@@ -1,4 +1,4 @@
 from .optimizer import build_optimizer
-from .trainer import Trainer, check_frozen_layers
+from .trainer import Trainer, check_settings, why_not_cuda
 
-__all__ = ["Trainer", "build_optimizer", "check_frozen_layers"]
+__all__ = ["Trainer", "build_optimizer", "check_settings", "why_not_cuda"]

@@ -1,5 +1,6 @@
 """Detectron2's optimizer with learning rates multiplied by parameter name."""
 
+import math
 import re
 
 import torch
@@ -42,6 +43,8 @@ def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, 
         try:
             pattern, factor = entry
             regex, factor = re.compile(pattern), float(factor)
+            if not 0 <= factor < math.inf:
+                raise ValueError("the factor must be finite and not negative")
         except (TypeError, ValueError, re.error) as error:
             raise ValueError(
                 f"SOLVER.LR_MULTIPLIERS holds {entry!r} ({error}); expected [regex, factor], "

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from ..data import DatasetMapper
 from ..evaluation import build_evaluators
+from ..ops import has_cuda
 from .optimizer import build_optimizer
 
 
@@ -15,7 +17,7 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` that checks cfg first, multiplies learning rates and evaluates VOC AP."""
 
     def __init__(self, cfg):
-        check_frozen_layers(cfg)
+        check_settings(cfg)
         super().__init__(cfg)
 
     @classmethod
@@ -44,24 +46,42 @@ class Trainer(DefaultTrainer):
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
-def check_frozen_layers(cfg) -> None:
-    """Refuse to train a network whose frozen layers would stay random.
+def why_not_cuda() -> str:
+    """What keeps this process from running on a GPU, in words; empty if nothing does."""
+    if not torch.cuda.is_available():
+        return "no GPU is visible"
+    return "" if has_cuda() else "the operators were built without CUDA"
+
+
+def check_settings(cfg) -> None:
+    """Refuse settings that would train something else than they seem to say.
 
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
-            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
+            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
+            the chosen backbone or heads do not read.
     """
-    if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM:
-        return
+    model = cfg.MODEL
     frozen = []
-    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        frozen.append(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}")
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    if model.BACKBONE.FREEZE_AT > 0:
+        frozen.append(f"MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}")
+    if model.RESNETS.NORM == "FrozenBN":
         frozen.append("MODEL.RESNETS.NORM FrozenBN")
-    if frozen:
+    if frozen and not model.WEIGHTS and not model.BACKBONE.ALLOW_FROZEN_RANDOM:
         raise ValueError(
             f"MODEL.WEIGHTS is empty, so what {' and '.join(frozen)} freezes would stay random. "
             "Give MODEL.WEIGHTS a pre-trained checkpoint; or train from scratch with "
             "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
             "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
+        )
+    if model.RESNETS.DEFORM_NUM_LAYERS and not model.BACKBONE.NAME.startswith("build_deform_"):
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read "
+            "MODEL.RESNETS.DEFORM_NUM_LAYERS; choose build_deform_resnet_backbone or "
+            "build_deform_resnet_fpn_backbone"
+        )
+    if model.ROI_HEADS.SAMPLING != "random" and model.ROI_HEADS.NAME != "RFCNHeads":
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
+            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads does"
         )

@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
-from ..ops import deform_conv2d
+from ..ops import BORDERS, deform_conv2d
 
 
 class DeformConv2d(Conv2d):
@@ -25,6 +25,10 @@ class DeformConv2d(Conv2d):
             2 * sigmoid(prediction), as in its authors' example, so that it starts at one.
         border: "zero" (paper eq. 3 and 4) or "legacy" (the 2017 operator); see
             `d2_deformable.ops.deform_conv2d`.
+        kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
+
+    Raises:
+        ValueError: values that no offset map fits.
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class DeformConv2d(Conv2d):
         **kwargs,
     ):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
-        if in_channels % offset_groups:
+        if border not in BORDERS:
+            raise ValueError(f"border must be one of {', '.join(BORDERS)}; got {border!r}")
+        if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(
                 f"offset_groups={offset_groups} does not divide the {in_channels} input channels; "
                 "choose MODEL.RESNETS.DEFORM_NUM_GROUPS so that it divides the channels of every "
@@ -58,17 +64,22 @@ class DeformConv2d(Conv2d):
         taps = self.kernel_size[0] * self.kernel_size[1]
         dilation = (offset_dilation, offset_dilation) if offset_dilation else self.dilation
         # The padding grows with the dilation, so that the offset map has the size of the output.
+        growth = [
+            (d_offset - d) * (k - 1)
+            for d_offset, d, k in zip(dilation, self.dilation, self.kernel_size, strict=True)
+        ]
+        padding = tuple(p + g // 2 for p, g in zip(self.padding, growth, strict=True))
+        if any(g % 2 for g in growth) or min(padding) < 0:
+            raise ValueError(
+                f"offset_dilation={offset_dilation} gives another map size than kernel "
+                f"{self.kernel_size}, padding {self.padding}, dilation {self.dilation}; leave it 0"
+            )
         self.conv_offset = nn.Conv2d(
             in_channels,
             (3 if modulated else 2) * taps * offset_groups,
             self.kernel_size,
             stride=self.stride,
-            padding=tuple(
-                p + (d_offset - d) * (k - 1) // 2
-                for p, d_offset, d, k in zip(
-                    self.padding, dilation, self.dilation, self.kernel_size, strict=True
-                )
-            ),
+            padding=padding,
             dilation=dilation,
         )
         nn.init.zeros_(self.conv_offset.weight)

@@ -5,7 +5,13 @@ csrc/ checks sizes again, for callers of torch.ops.d2_deformable; fake kernels r
 
 import torch
 
+from . import _library
+
 DTYPES = (torch.float32, torch.float64)
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """Arguments that do not fit: ValueError is Python's name for it, RuntimeError torchvision's."""
 
 
 def shape(tensor: torch.Tensor) -> tuple:
@@ -14,9 +20,9 @@ def shape(tensor: torch.Tensor) -> tuple:
 
 def check_pair(op: str, name: str, value, least: int) -> list[int]:
     """An int or a (height, width) pair, each at least `least`, as [height, width]."""
-    pair = [value, value] if isinstance(value, int) else list(value)
+    pair = list(value) if isinstance(value, (tuple, list)) else [value, value]
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: {name} is an int or a (height, width) pair of ints, each at least {least}; "
             f"got {value!r}"
         )
@@ -25,14 +31,20 @@ def check_pair(op: str, name: str, value, least: int) -> list[int]:
 
 def check_map(op: str, input: torch.Tensor) -> None:
     if input.dim() != 4 or 0 in input.shape[1:]:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: input must be (N, C, H, W) with C, H and W above 0, got shape {shape(input)}; "
             "a single image takes input[None]"
         )
     if input.dtype not in DTYPES:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: input is {input.dtype}, but float32 and float64 are supported; "
             "convert it with input.float()"
+        )
+
+    if input.device.type == "cuda" and not _library.has_cuda():
+        raise ArgumentError(
+            f"{op}: input is on {input.device}, but the operators were built for the CPU only; "
+            "use the CPU (MODEL.DEVICE cpu), or build them for CUDA"
         )
 
 
@@ -42,12 +54,12 @@ def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | Non
         if tensor is None:
             continue
         if tensor.device != input.device:
-            raise ValueError(
+            raise ArgumentError(
                 f"{op}: {name} is on {tensor.device} but input is on {input.device}; "
                 f"move it with {name}.to(input.device)"
             )
         if tensor.dtype != input.dtype:
-            raise ValueError(
+            raise ArgumentError(
                 f"{op}: {name} is {tensor.dtype} but input is {input.dtype}; "
                 f"convert it with {name}.to(input.dtype)"
             )
@@ -55,7 +67,7 @@ def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | Non
 
 def check_rois(op: str, input: torch.Tensor, rois: torch.Tensor) -> None:
     if rois.dim() != 2 or rois.shape[1] != 5:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: rois must be (R, 5), each (image index, x0, y0, x1, y1), got shape "
             f"{shape(rois)} for input {shape(input)}"
         )

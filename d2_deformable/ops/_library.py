@@ -23,4 +23,9 @@ def load(path: Path) -> None:
         ) from error
 
 
+def has_cuda() -> bool:
+    """Whether the loaded library holds CUDA kernels."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
+
+
 load(PATH)

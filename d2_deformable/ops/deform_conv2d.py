@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import check_like_input, check_map, check_pair, shape
+from ._checks import ArgumentError, check_like_input, check_map, check_pair, shape
 
 BORDERS = ("zero", "legacy")
 
@@ -22,9 +22,10 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolution whose taps read the input at shifted, real-valued points (paper, eq. 2 to 4).
 
-    A drop-in replacement for ``torchvision.ops.deform_conv2d`` that knows the released 2017 border
-    rule too. The number of groups follows from the channels of input and weight, the number G of
-    offset groups from the channels of the offset. K = kernel_h * kernel_w is the number of taps.
+    A drop-in replacement for ``torchvision.ops.deform_conv2d`` (but for TorchScript) that knows the
+    released 2017 border rule too. The number of groups follows from the channels of input and
+    weight, the number G of offset groups from the channels of the offset. K = kernel_h * kernel_w
+    is the number of taps.
 
     Args:
         input: (N, C, H, W).
@@ -44,7 +45,7 @@ def deform_conv2d(
         (N, C_out, H_out, W_out), contiguous; H_out and W_out as of an ordinary convolution.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together.
+        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
     operators. On the CPU gradients are deterministic. Double backward is not supported.
@@ -57,18 +58,18 @@ def deform_conv2d(
     padding = check_pair(op, "padding", padding, least=0)
     dilation = check_pair(op, "dilation", dilation, least=1)
     if border not in BORDERS:
-        raise ValueError(f"{op}: border must be one of {BORDERS}, got {border!r}")
+        raise ArgumentError(f"{op}: border must be one of {BORDERS}, got {border!r}")
     check_map(op, input)
-    check_like_input(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
     _check_weight(op, input, weight, bias)
     size = output_size(input, weight, stride, padding, dilation)
     if min(size) < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: weight {shape(weight)} with dilation {tuple(dilation)} does not fit into input "
             f"{shape(input)} with padding {tuple(padding)}: the output would be {tuple(size)}; "
             "use a larger input or more padding"
         )
     _check_offset(op, input, offset, weight, mask, size)
+    check_like_input(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
     return torch.ops.d2_deformable.deform_conv2d(
         input, offset, weight, bias, stride, padding, dilation, mask, border
     )
@@ -85,20 +86,20 @@ def output_size(input: Tensor, weight: Tensor, stride, padding, dilation) -> lis
 
 def _check_weight(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.dim() != 4 or 0 in weight.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: weight must be (C_out, C/groups, kernel_h, kernel_w) and not empty, "
             f"got shape {shape(weight)}"
         )
     out_channels, group_channels = weight.shape[:2]
     channels = input.shape[1]
     if channels % group_channels or out_channels % (channels // group_channels):
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: weight {shape(weight)} does not fit input {shape(input)}: groups = {channels} "
             f"input channels / weight.shape[1] = {channels / group_channels:g} must be a whole "
             f"number that divides the {out_channels} output channels"
         )
     if bias is not None and shape(bias) != (out_channels,):
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: bias has shape {shape(bias)}, expected ({out_channels},): one value per output "
             f"channel of weight {shape(weight)}"
         )
@@ -110,15 +111,18 @@ def _check_offset(op, input, offset, weight, mask, size) -> None:
     groups = offset.shape[1] // (2 * taps) if offset.dim() == 4 else 0
     expected = (images, groups * 2 * taps, *size)
     if groups < 1 or channels % groups or shape(offset) != expected:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: the shape of the offset is {shape(offset)}, expected (N, G*{2 * taps}, H_out, "
             f"W_out) = ({images}, G*{2 * taps}, {size[0]}, {size[1]}) for input {shape(input)} and "
             f"weight {shape(weight)}: a (dy, dx) pair per tap, in G groups that divide {channels}"
         )
-    if mask is not None and shape(mask) != (images, groups * taps, *size):
-        raise ValueError(
-            f"{op}: the shape of the mask is {shape(mask)}, expected (N, G*{taps}, H_out, W_out) = "
-            f"({images}, {groups * taps}, {size[0]}, {size[1]}) for offset {shape(offset)}: "
+    expected = (images, groups * taps, *size)
+    if mask is not None and shape(mask) != expected:
+        sides = zip(mask.shape, expected, strict=False)
+        wrong = next((k for k, (given, wanted) in enumerate(sides) if given != wanted), "...")
+        raise ArgumentError(
+            f"{op}: mask.shape[{wrong}] is not valid: the shape of the mask is {shape(mask)}, "
+            f"expected (N, G*{taps}, H_out, W_out) = {expected} for offset {shape(offset)}: "
             "one factor per tap"
         )
 
@@ -127,7 +131,17 @@ def _check_offset(op, input, offset, weight, mask, size) -> None:
 
 
 @torch.library.register_fake("d2_deformable::deform_conv2d")
-def _(input, offset, weight, bias, stride, padding, dilation, mask=None, border="zero"):
+def _(
+    input,
+    offset,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    mask=None,
+    border="zero",
+):  # with the schema's defaults: the dispatcher leaves out trailing arguments that equal them
     size = output_size(input, weight, stride, padding, dilation)
     return input.new_empty([input.shape[0], weight.shape[0], *size])
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import check_like_input, check_map, check_pair, check_rois, shape
+from ._checks import ArgumentError, check_like_input, check_map, check_pair, check_rois, shape
 
 
 def deform_roi_pool(
@@ -47,7 +47,7 @@ def deform_roi_pool(
         (R, C / group_size^2, bins_h, bins_w), contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together.
+        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
         RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
 
     RoIs get no gradient. Gradients by the offset are 0 where a sampling coordinate is an integer or
@@ -62,13 +62,13 @@ def deform_roi_pool(
     check_rois(op, input, rois)
     check_like_input(op, input, offset=offset)
     if group_size < 1 or samples_per_part < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: group_size and samples_per_part must be at least 1, "
             f"got {group_size} and {samples_per_part}"
         )
     channels = input.shape[1]
     if channels % group_size**2:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: input {shape(input)} has {channels} channels, "
             f"not a multiple of group_size^2 = {group_size**2}"
         )
@@ -90,13 +90,13 @@ def deform_roi_pool(
 def _check_offset(op: str, rois: Tensor, offset: Tensor, out_channels: int) -> None:
     fits = offset.dim() == 4 and offset.shape[0] == rois.shape[0] and 0 not in offset.shape[1:]
     if not fits or offset.shape[1] % 2:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, "
             f"2*classes, part_h, part_w) for rois {shape(rois)}: a (dy, dx) pair per class and part"
         )
     classes = offset.shape[1] // 2
     if out_channels % classes:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: offset {shape(offset)} holds (dy, dx) pairs for {classes} classes, "
             f"which do not divide the {out_channels} output channels"
         )

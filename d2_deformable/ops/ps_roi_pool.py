@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import check_map, check_pair, check_rois, shape
+from ._checks import ArgumentError, check_map, check_pair, check_rois, shape
 
 
 def ps_roi_pool(
@@ -35,7 +35,7 @@ def ps_roi_pool(
         (R, C / (bins_h*bins_w), bins_h, bins_w), contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together.
+        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
         RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
 
     RoIs get no gradient. Double backward is not supported.
@@ -49,7 +49,7 @@ def ps_roi_pool(
     check_rois(op, input, rois)
     bins = output_size[0] * output_size[1]
     if input.shape[1] % bins:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: input {shape(input)} has {input.shape[1]} channels, not a multiple of the "
             f"{bins} bins of output_size {tuple(output_size)}"
         )

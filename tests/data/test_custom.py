@@ -110,15 +110,19 @@ def test_key_value_overrides(register, write_voc):
     assert len(DatasetCatalog.get("custom_override")) == 1
 
 
-def test_check_datasets(register, write_voc, root):
-    write_voc("a")
+def test_check_datasets(register, write_voc, voc_object, root):
+    write_voc("a", voc_object("cat", (1, 1, 9, 9)))
+    write_voc("nothing", folder="empty")
     (root / "set/ImageSets/Main/wrong.txt").write_text("b")
     cfg = register(
         check_a=VOC,
         check_b=VOC,
         check_other="{FORMAT: voc, ROOT: set, CLASSES: [dog, cat]}",
         check_wrong="{FORMAT: voc, ROOT: set, CLASSES: [cat, dog], SPLIT: wrong}",
+        check_empty="{FORMAT: voc, ROOT: empty, CLASSES: [cat, dog]}",
     )
+    with pytest.raises(ValueError, match="check_empty: none of its images has an object"):
+        check_datasets(cfg, ["check_empty"])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("check_a", "coco_2017_train"), ("check_b",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     check_datasets(cfg)  # Detectron2's own are left alone

@@ -118,7 +118,7 @@ def test_odd_boxes_are_counted_and_listed(write_voc, voc_object, register, warni
     write_voc("b", voc_object("dog", beyond) + voc_object("dog", (70, 1, 80, 9)))
     difficult = voc_object("dog", inside, "<difficult>1</difficult>")
     for stem in "cdefgh":
-        write_voc(stem, difficult + voc_object("dog", inside, "<difficult>0</difficult>"))
+        write_voc(stem, difficult + voc_object("dog", inside, "<difficult/>"))
     register(voc_odd=VOC)
     a, b, *others = DatasetCatalog.get("voc_odd")
     assert [x["bbox"] for x in a["annotations"]] == [[0, 0, 9, 9]]
@@ -151,8 +151,10 @@ CORNERS = "<xmin>1</xmin><ymin>1</ymin><ymax>9</ymax>"
         (GOOD.format(CORNERS + "<xmax>nan</xmax>"), "must be a finite number, got 'nan'"),
         (GOOD.format(CORNERS + "<xmax>1e999</xmax>"), "must be a finite number, got '1e999'"),
         (
-            GOOD.format(CORNERS + "<xmax>9</xmax>").replace("<bndbox>", "<difficult/><bndbox>"),
-            "<difficult> in <object> must be a finite number, got ''",
+            GOOD.format(CORNERS + "<xmax>9</xmax>").replace(
+                "<bndbox>", "<difficult>x</difficult><bndbox>"
+            ),
+            "<difficult> in <object> must be a finite number, got 'x'",
         ),
     ],
 )

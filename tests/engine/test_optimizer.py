@@ -4,7 +4,7 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine import build_optimizer, check_frozen_layers
+from d2_deformable.engine import build_optimizer, check_settings
 
 
 @pytest.fixture
@@ -80,6 +80,8 @@ def test_frozen_parameters_stay_out(cfg, model):
         ([["offset"]], "expected \\[regex, factor\\]"),
         ([["offset(", 1.0]], "expected \\[regex, factor\\]"),
         ([["offset", "fast"]], "expected \\[regex, factor\\]"),
+        ([["offset", "nan"]], "the factor must be finite and not negative"),
+        ([["offset", -1]], "the factor must be finite and not negative"),
     ],
 )
 def test_bad_multipliers_say_what_to_do(cfg, model, multipliers, message):
@@ -93,15 +95,32 @@ def test_random_frozen_layers_are_refused(cfg):
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     with pytest.raises(ValueError, match="FREEZE_AT 2 and MODEL.RESNETS.NORM FrozenBN freezes"):
-        check_frozen_layers(cfg)
+        check_settings(cfg)
     cfg.MODEL.RESNETS.NORM = "BN"
     with pytest.raises(ValueError, match="FREEZE_AT 2 freezes"):
-        check_frozen_layers(cfg)
+        check_settings(cfg)
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    check_frozen_layers(cfg)
+    check_settings(cfg)
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = True
-    check_frozen_layers(cfg)
+    check_settings(cfg)
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
     cfg.MODEL.WEIGHTS = "R-50.pkl"
-    check_frozen_layers(cfg)
+    check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["MODEL.RESNETS.DEFORM_NUM_LAYERS", 3],
+            "build_resnet_backbone does not read",
+        ),
+        (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.merge_from_list(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)

@@ -62,5 +62,11 @@ def test_offset_layer_learns_from_the_first_step():
 def test_bad_arguments_say_what_to_do():
     with pytest.raises(ValueError, match="offset_groups=3 does not divide the 4 input channels"):
         DeformConv2d(4, 6, 3, offset_groups=3)
+    with pytest.raises(ValueError, match="offset_groups=0 does not divide"):
+        DeformConv2d(4, 6, 3, offset_groups=0)
+    with pytest.raises(ValueError, match="offset_dilation=2 gives another map size than kernel"):
+        DeformConv2d(4, 6, 2, offset_dilation=2)
+    with pytest.raises(ValueError, match="offset_dilation=1 gives another map size than kernel"):
+        DeformConv2d(4, 6, 3, dilation=2, offset_dilation=1)
     with pytest.raises(ValueError, match="padding='same'"):
         DeformConv2d(4, 6, 3, padding="same")

@@ -82,7 +82,7 @@ def test_last_layers_in_network_order(cfg, depth, num_layers, expected):
 
 def test_last_layers_are_counted_in_what_runs(cfg):
     small(cfg).MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["stem", "res4"]
     assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == ["res4.5.conv2"]
 
 
@@ -183,14 +183,17 @@ def test_conversion_of_any_network():
         ("DEPTH", 20, "DEPTH is 20; choose one of"),
         ("DEFORM_NUM_LAYERS", 17, "ResNet-50 has 16 3x3 convolutions"),
         ("REDUCED_CHANNELS", 8, "give 'res5_reduced' and a number of channels, or neither"),
-        ("DEFORM_BORDER", "reflect", "border"),
+        ("DEFORM_BORDER", "reflect", "border must be one of zero, legacy; got 'reflect'"),
+        ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; there are stem, res2"),
+        ("RES5_DILATION", 0, "RES5_DILATION is 0"),
+        ("DEFORM_ON_PER_STAGE", [True], "four flags for res2 to res5"),
     ],
 )
 def test_bad_settings_say_what_to_do(cfg, key, value, message):
     small(cfg).MODEL.RESNETS[key] = value
     cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = max(1, cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS)
     with pytest.raises(ValueError, match=message):
-        build_deform_resnet_backbone(cfg, IMAGE)(torch.randn(1, 3, 64, 64))
+        build_deform_resnet_backbone(cfg, IMAGE)
 
 
 def test_names_of_unknown_layers():

@@ -335,6 +335,7 @@ def wrong(**changes) -> dict:
         (wrong(mask=lambda t: t.float()), r"mask is torch.float32 but .* mask.to\(input.dtype\)"),
         (wrong(offset=lambda t: t.to("meta")), r"offset is on meta but input is on cpu; move it"),
         (wrong(stride=0), r"stride is an int or .* at least 1; got 0"),
+        (wrong(stride=1.5), r"stride is an int or .* got 1.5"),
         (wrong(stride=(1, 2, 3)), r"stride is an int or a \(height, width\) pair.*got \(1, 2, 3\)"),
         (wrong(dilation=(1, 0)), r"dilation is an int or .* at least 1; got \(1, 0\)"),
         (wrong(padding=-1), r"padding is an int or .* at least 0; got -1"),

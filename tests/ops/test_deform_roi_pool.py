@@ -36,6 +36,7 @@ def make_inputs(
 def values_and_gradients(function, image, rois, offset, **arguments) -> list:
     output = function(image, rois, offset, **arguments)
     weights = torch.cos(torch.arange(output.numel(), device=output.device)).to(output.dtype)
+    weights[::5] = 0  # gradients of zero are skipped, but only those
     total = (output * weights.view(output.shape)).sum()
     leaves = [image] if offset is None else [image, offset]
     return [output, *torch.autograd.grad(total, leaves)]

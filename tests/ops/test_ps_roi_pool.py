@@ -26,6 +26,7 @@ def make_inputs(
 def value_and_gradient(function, image, rois, **arguments) -> list:
     output = function(image, rois, **arguments)
     weights = torch.cos(torch.arange(output.numel(), device=output.device)).to(output.dtype)
+    weights[::5] = 0  # gradients of zero are skipped, but only those
     return [output, *torch.autograd.grad((output * weights.view(output.shape)).sum(), image)]
 
 

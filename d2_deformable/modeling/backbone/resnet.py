@@ -21,6 +21,8 @@ BLOCKS_PER_STAGE = {
     152: [3, 8, 36, 3],
 }
 REDUCED = "res5_reduced"
+# The last stage that each feature map needs.
+LAST_STAGE = {"stem": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5, REDUCED: 5}
 
 
 class DeformResNet(ResNet):
@@ -91,11 +93,19 @@ def build_deform_resnet_backbone(cfg, input_shape):
     (STEM_OUT_CHANNELS, RES2_OUT_CHANNELS), RES5_DILATION may be any number (above 1 res5 keeps
     stride 16), the last DEFORM_NUM_LAYERS 3x3 convolutions and those of the stages flagged in
     DEFORM_ON_PER_STAGE are deformable, and "res5_reduced" is a feature map.
+
+    Raises:
+        ValueError: a value that this network cannot have.
     """
     c = cfg.MODEL.RESNETS
     if c.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(
             f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
+        )
+    if c.RES5_DILATION < 1 or len(c.DEFORM_ON_PER_STAGE) != 4:
+        raise ValueError(
+            f"MODEL.RESNETS.RES5_DILATION is {c.RES5_DILATION} and DEFORM_ON_PER_STAGE is "
+            f"{list(c.DEFORM_ON_PER_STAGE)}; expected at least 1, and four flags for res2 to res5"
         )
     stem = BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM)
     stages = _plain_stages(c)
@@ -124,7 +134,12 @@ def _plain_stages(c) -> nn.ModuleList:
 
     Stages above the highest of OUT_FEATURES are left out, so that "the last n" is of what runs.
     """
-    last = max({"res2": 2, "res3": 3, "res4": 4}.get(feature, 5) for feature in c.OUT_FEATURES)
+    last = max(LAST_STAGE.get(feature, 0) for feature in c.OUT_FEATURES)
+    if not set(c.OUT_FEATURES) <= LAST_STAGE.keys():
+        raise ValueError(
+            f"MODEL.RESNETS.OUT_FEATURES is {list(c.OUT_FEATURES)}; "
+            f"there are {', '.join(LAST_STAGE)}"
+        )
     strides = (1, 2, 2, 2)[: last - 1]
     stages = nn.ModuleList()
     in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS

@@ -15,16 +15,10 @@ def loss_per_roi(predictor, predictions, proposals) -> torch.Tensor:
     """Classification plus box loss of every RoI, (R,), as `predictor.losses` before its mean.
 
     Args:
-        predictor: a `FastRCNNOutputLayers` with smooth L1 box loss.
+        predictor: a `FastRCNNOutputLayers` that `check_losses` lets pass.
         predictions: its output, logits (R, K + 1) and deltas (R, 4) or (R, 4 * K).
         proposals: labelled Instances of every image, R in all.
     """
-    if predictor.box_reg_loss_type != "smooth_l1":
-        raise ValueError(
-            "MODEL.ROI_HEADS.SAMPLING 'ohem' ranks by smooth L1 box loss, but "
-            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {predictor.box_reg_loss_type!r}: "
-            "set it to 'smooth_l1' or SAMPLING to 'random'"
-        )
     logits, deltas = predictions
     classes = torch.cat([p.gt_classes for p in proposals])
     loss = F.cross_entropy(logits, classes, reduction="none")
@@ -43,6 +37,22 @@ def loss_per_roi(predictor, predictions, proposals) -> torch.Tensor:
         reduction="none",
     )
     return loss.index_add(0, foreground, box_loss.sum(dim=1).to(loss.dtype))
+
+
+def check_losses(predictor) -> None:
+    """Refuse losses other than softmax cross-entropy and smooth L1, which `loss_per_roi` ranks by.
+
+    Raises:
+        ValueError: `predictor` trains on another loss.
+    """
+    box_loss = predictor.box_reg_loss_type
+    sigmoid = getattr(predictor, "use_sigmoid_ce", False)  # Detectron2 0.5 has no such loss
+    if box_loss != "smooth_l1" or sigmoid:
+        raise ValueError(
+            "MODEL.ROI_HEADS.SAMPLING ohem ranks by softmax and smooth L1 loss, but "
+            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {box_loss} and USE_SIGMOID_CE is {sigmoid}: "
+            "set them to smooth_l1 and False, or SAMPLING to random"
+        )
 
 
 def hardest(proposals, losses: torch.Tensor, num_per_image: int):

@@ -13,7 +13,7 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from ...layers import PSRoIPredictor
-from .ohem import hardest, loss_per_roi
+from .ohem import check_losses, hardest, loss_per_roi
 
 POOLER_TYPES = ("PSROIPool", "DeformPSROIPool")
 
@@ -111,6 +111,8 @@ class RFCNHeads(StandardROIHeads):
     def __init__(self, *, ohem: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.ohem = ohem
+        if ohem:
+            check_losses(self.box_predictor)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
