@@ -356,7 +356,7 @@ def test_wrong_arguments_are_explained(call, message):
         (2, lambda t: t[:, :5], r"input \[3, 12, 9, 7\] has 12 channels, which weight"),
         (2, lambda t: t.float(), "weight is Float but input Double"),
         (3, lambda t: t[:2], r"bias must have shape \[6\], got \[2\]"),
-        (4, lambda t: [0, 1], "must be positive"),
+        (4, lambda t: [0, 1], "must be at least 1 and below"),
         (7, lambda t: t[:, :3], r"mask must have shape \[3, 6, 5, 9\], got \[3, 3, 5, 9\]"),
         (8, lambda t: "mirror", "border is 'zero' or 'legacy', got 'mirror'"),
     ],

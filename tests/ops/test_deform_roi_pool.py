@@ -392,8 +392,8 @@ def test_wrong_arguments_are_explained(call, message):
         ({"offset": torch.zeros(4, 4, 3, 3)}, r"offset must have shape \[5, 4, 3, 3\]"),
         ({"offset": torch.zeros(5, 8, 3, 3)}, "divides the 6 output channels"),
         ({"group_size": 5}, r"not a multiple of group_size\^2 = 25"),
-        ({"output_size": [3, 0]}, "two positive numbers"),
-        ({"samples_per_part": 0}, "must be positive"),
+        ({"output_size": [3, 0]}, "must be at least 1 and below"),
+        ({"samples_per_part": 0}, "samples_per_part must be at least 1"),
     ],
 )
 def test_operator_protects_memory(change, message):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2_deformable import ops
 from d2_deformable.ops import _library
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,3 +70,46 @@ def test_setup_refuses_cuda_that_cannot_be(monkeypatch, force, version, message)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     with pytest.raises(SystemExit, match=message):
         runpy.run_path(SETUP)
+
+
+def default_calls():
+    """Each operator with the arguments that have no default, and one gradient's leaf."""
+    x = torch.randn(2, 8, 6, 5, requires_grad=True)
+    rois = torch.tensor([[0, 1.0, 2, 40, 50], [1, 0, 0, 60, 30]])
+    weight = torch.randn(4, 8, 1, 1, requires_grad=True)
+    pool = {"output_size": 2, "spatial_scale": 0.1}
+    return [
+        (ops.deform_conv2d, (x, torch.randn(2, 2, 6, 5), weight), {}, weight),
+        (ops.deform_roi_pool, (x, rois), pool, x),
+        (ops.ps_roi_pool, (x, rois), {**pool, "output_size": 1}, x),
+        (ops.ps_roi_pool, (x, rois), pool, x),
+    ]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_defaults_compile(index):
+    """The dispatcher leaves out trailing default arguments, for fake kernels too."""
+    function, arguments, keywords, _ = default_calls()[index]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments, **keywords), function(*arguments, **keywords))
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_gradients_are_contiguous(index):
+    """As their fake kernels say; compiled code relies on it."""
+    function, arguments, keywords, leaf = default_calls()[index]
+    (gradient,) = torch.autograd.grad(function(*arguments, **keywords).square().sum(), leaf)
+    assert gradient.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "keywords"),
+    [
+        ("deform_roi_pool", (), {"output_size": [2, 2], "group_size": 2**32}),
+        ("ps_roi_pool", (), {"output_size": [2**32, 2**32]}),
+    ],
+)
+def test_sizes_beyond_64_bits_are_refused(op, arguments, keywords):
+    x, rois = torch.zeros(1, 8, 4, 4), torch.zeros(1, 5)
+    with pytest.raises(RuntimeError, match="below 2.24"):
+        getattr(torch.ops.d2_deformable, op)(x, rois, *arguments, spatial_scale=1.0, **keywords)

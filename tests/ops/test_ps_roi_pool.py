@@ -236,7 +236,7 @@ def test_wrong_arguments_are_explained(call, message):
     [
         ({"rois": torch.zeros(5, 4)}, r"rois must be \(R, 5\), got shape \[5, 4\]"),
         ({"output_size": [5, 2]}, "not a multiple of the 10 bins"),
-        ({"output_size": [0, 2]}, "two positive numbers"),
+        ({"output_size": [0, 2]}, "must be at least 1 and below"),
         ({"rois": torch.zeros(5, 5)}, "rois is Float but input Double"),
     ],
 )
