@@ -29,9 +29,12 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
 
 
-def sources(suffix):
-    """Paths under csrc/, relative to setup.py as setuptools wants them."""
-    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
+def sources(with_cuda):
+    """What to compile under csrc/, relative to setup.py as setuptools wants it."""
+    paths = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    if with_cuda:
+        paths += [*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
 def choose_cuda():
@@ -49,8 +52,6 @@ def choose_cuda():
         sys.exit(
             f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"
         )
-    if force == "1" and not sources(".cu"):
-        sys.exit("FORCE_CUDA=1, but csrc/ holds no CUDA sources yet; unset FORCE_CUDA")
     if force == "0":
         return False, "operators for the CPU only: FORCE_CUDA=0"
     if not torch.version.cuda:
@@ -60,8 +61,6 @@ def choose_cuda():
         )
     if not toolkit:
         return False, "operators for the CPU only: no CUDA toolkit found (CUDA_HOME)"
-    if not sources(".cu"):
-        return False, "operators for the CPU only: csrc/ holds no CUDA sources"
     return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {toolkit}"
 
 
@@ -71,7 +70,7 @@ def operator_library():
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     arguments = {
         "name": "d2_deformable._C",
-        "sources": sources(".cpp"),
+        "sources": sources(with_cuda),
         "py_limited_api": True,  # does not link libtorch_python
         "extra_compile_args": {"cxx": ["-O3", "-g0", *openmp]},
         "extra_link_args": list(openmp),
@@ -81,7 +80,6 @@ def operator_library():
     # Some toolkits hold the compiler alone. torch's own CUDA packages have the rest: the headers of
     # the CUDA libraries, and the runtime that torch loads anyway.
     cuda = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
-    arguments["sources"] += sources(".cu")
     arguments["include_dirs"] = [str(path) for path in cuda.glob("include")]
     arguments["extra_compile_args"]["nvcc"] = ["-O3"]
     library = cpp_extension.CUDAExtension(**arguments)

@@ -2,6 +2,7 @@
 // d2_deformable/ops/ checks the same beforehand and explains more.)
 #pragma once
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -18,12 +19,27 @@ inline void check_shape(const char* op, const char* name, const at::Tensor& tens
               tensor.sizes());
 }
 
-inline void check_like(const char* op, const char* name, const at::Tensor& tensor,
-                       const at::Tensor& input) {
+inline void check_device(const char* op, const char* name, const at::Tensor& tensor,
+                         const at::Tensor& input) {
   TORCH_CHECK(tensor.device() == input.device(), op, ": ", name, " is on ", tensor.device(),
               " but input on ", input.device());
+}
+
+inline void check_like(const char* op, const char* name, const at::Tensor& tensor,
+                       const at::Tensor& input) {
+  check_device(op, name, tensor, input);
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), op, ": ", name, " is ",
               tensor.scalar_type(), " but input ", input.scalar_type());
+}
+
+// Coordinates and factors (RoIs, offsets, masks) beside a half-precision input may be, and better
+// are, float32: bfloat16 tells only every fourth pixel of an image 1,000 pixels wide from the next.
+inline void check_coordinates(const char* op, const char* name, const at::Tensor& tensor,
+                              const at::Tensor& input) {
+  check_device(op, name, tensor, input);
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type() ||
+                  tensor.scalar_type() == at::toOpMathType(input.scalar_type()),
+              op, ": ", name, " is ", tensor.scalar_type(), " but input ", input.scalar_type());
 }
 
 // sampling.h needs maps that are not empty, with sides that float32 holds exactly.

@@ -4,7 +4,8 @@
 //
 // Shapes: N images, C channels, H W map size, R RoIs, K = kernel_h * kernel_w taps, G offset
 // groups. Order: height before width and y before x; RoIs (image index, x0, y0, x1, y1) in input
-// pixels.
+// pixels. Types: float64, float32, float16 or bfloat16; beside a half-precision input, offset, mask
+// and rois may be float32. Results and the input's gradient have the memory format of the input.
 #include <torch/library.h>
 
 TORCH_LIBRARY(d2_deformable, m) {
@@ -40,5 +41,5 @@ TORCH_LIBRARY(d2_deformable, m) {
   // input_size (N, C, H, W) -> gradient of input
   m.def(
       "ps_roi_pool_backward(Tensor grad_output, Tensor rois, *, SymInt[] input_size, "
-      "int[2] output_size, float spatial_scale, bool round_rois) -> Tensor");
+      "int[2] output_size, float spatial_scale, bool round_rois, bool channels_last) -> Tensor");
 }

@@ -110,10 +110,10 @@ D2_HOST_DEVICE void scatter_to_corners(acc_t* map, const Corners<acc_t>& corners
   }
 }
 
-template <typename scalar_t>
+template <typename acc_t, typename scalar_t>
 D2_HOST_DEVICE bool all_zero(const scalar_t* values, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) {
-    if (!(values[c] == scalar_t(0))) return false;
+    if (!(acc_t(values[c]) == acc_t(0))) return false;
   }
   return true;
 }

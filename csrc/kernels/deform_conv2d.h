@@ -1,6 +1,7 @@
 // Kernel bodies of deform_conv2d: one functor per kernel, for host and device, free of ATen.
 // Letters in layouts: N images, C channels, K taps, G offset groups, Cg = C / weight groups.
-// A row is one output position (n, ho, wo).
+// A row is one output position (n, ho, wo). scalar_t is the type of maps, acc_t that of coordinates
+// and sums: at least float32.
 #pragma once
 
 #include "channels.h"
@@ -79,16 +80,16 @@ struct DeformConv2dItem {
   }
 
   // Equation (2) of the paper: p = p0 + p_n + offset; false: p lies outside, the tap reads 0.
-  template <typename acc_t, typename scalar_t>
-  D2_HOST_DEVICE bool sample(const DeformConv2dSizes& s, const scalar_t* offset,
-                             AxisSample<acc_t>& y, AxisSample<acc_t>& x) const {
+  template <typename acc_t>
+  D2_HOST_DEVICE bool sample(const DeformConv2dSizes& s, const acc_t* offset, AxisSample<acc_t>& y,
+                             AxisSample<acc_t>& x) const {
     const int64_t at = offset_index(s);
     const int64_t grid_y =
         row_in_image / s.out_width * s.stride_h - s.padding_h + tap / s.kernel_w * s.dilation_h;
     const int64_t grid_x =
         row_in_image % s.out_width * s.stride_w - s.padding_w + tap % s.kernel_w * s.dilation_w;
-    return sample_axis(acc_t(grid_y) + acc_t(offset[at]), s.height, s.border, y) &&
-           sample_axis(acc_t(grid_x) + acc_t(offset[at + s.image_rows()]), s.width, s.border, x);
+    return sample_axis(acc_t(grid_y) + offset[at], s.height, s.border, y) &&
+           sample_axis(acc_t(grid_x) + offset[at + s.image_rows()], s.width, s.border, x);
   }
 };
 
@@ -99,10 +100,10 @@ struct DeformConv2dColumnsKernel {
   DeformConv2dSizes sizes;
   ChannelBlocks blocks;
   RowRange rows;
-  const scalar_t* input;   // [N][H][W][C]
-  const scalar_t* offset;  // [N][G][K][y, x][Ho][Wo]
-  const scalar_t* mask;    // [N][G][K][Ho][Wo], or null: 1 everywhere
-  scalar_t* columns;       // [groups][capacity][K][Cg]
+  const scalar_t* input;  // [N][H][W][C]
+  const acc_t* offset;    // [N][G][K][y, x][Ho][Wo]
+  const acc_t* mask;      // [N][G][K][Ho][Wo], or null: 1 everywhere
+  scalar_t* columns;      // [groups][capacity][K][Cg]
 
   D2_HOST_DEVICE int64_t count() const { return rows.count * sizes.taps() * blocks.count(); }
 
@@ -115,7 +116,7 @@ struct DeformConv2dColumnsKernel {
       });
       return;
     }
-    const acc_t modulation = mask ? acc_t(mask[item.mask_index(sizes)]) : acc_t(1);
+    const acc_t modulation = mask ? mask[item.mask_index(sizes)] : acc_t(1);
     const Corners<acc_t> corners(y, x, sizes.width * sizes.channels, sizes.channels);
     const scalar_t* map = input + item.image_index(sizes);
     item.for_each_run(sizes, rows, [&](int64_t c, int64_t length, int64_t column) {
@@ -138,19 +139,21 @@ struct DeformConv2dGradientsKernel {
   RowRange rows;
   const scalar_t* grad_columns;  // [groups][capacity][K][Cg]
   const scalar_t* input;         // [N][H][W][C]
-  const scalar_t* offset;        // [N][G][K][y, x][Ho][Wo]
-  const scalar_t* mask;          // [N][G][K][Ho][Wo], or null: 1 everywhere
+  const acc_t* offset;           // [N][G][K][y, x][Ho][Wo]
+  const acc_t* mask;             // [N][G][K][Ho][Wo], or null: 1 everywhere
   acc_t* grad_input;             // [N][H][W][C]
   acc_t* grad_offset;            // [P][N][G][K][y, x][Ho][Wo]
   acc_t* grad_mask;              // [P][N][G][K][Ho][Wo], or null
   Add add;
+
+  D2_HOST_DEVICE int64_t count() const { return rows.count * sizes.taps() * blocks.count(); }
 
   D2_HOST_DEVICE void operator()(int64_t i) const {
     const DeformConv2dItem item(sizes, blocks, rows, i);
     acc_t grad_y = 0, grad_x = 0, grad_modulation = 0;
     AxisSample<acc_t> y, x;
     if (item.sample(sizes, offset, y, x)) {
-      const acc_t modulation = mask ? acc_t(mask[item.mask_index(sizes)]) : acc_t(1);
+      const acc_t modulation = mask ? mask[item.mask_index(sizes)] : acc_t(1);
       const Corners<acc_t> corners(y, x, sizes.width * sizes.channels, sizes.channels);
       const int64_t map = item.image_index(sizes);
       acc_t dots[4] = {0, 0, 0, 0};

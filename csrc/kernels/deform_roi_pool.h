@@ -2,6 +2,7 @@
 //
 // Maps are group-major channels-last, [N][H][W][group][Ctop]: a position-sensitive bin reads the
 // channels of its own group only, and these are neighbours in memory. Ctop = C / group_size^2.
+// scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
 #pragma once
 
 #include "channels.h"
@@ -33,10 +34,9 @@ struct DeformRoiBin {
   acc_t start_y, start_x, step_y, step_x;
   int64_t map;  // of the image's first pixel, at the bin's group
 
-  template <typename scalar_t>
-  D2_HOST_DEVICE DeformRoiBin(const DeformRoiPoolSizes& s, const scalar_t* rois,
-                              const scalar_t* offset, int64_t roi, int64_t bin, int64_t class_index)
-      : box(rois + roi * 5, acc_t(s.spatial_scale), acc_t(-0.5), s.round_rois) {
+  D2_HOST_DEVICE DeformRoiBin(const DeformRoiPoolSizes& s, const acc_t* rois, const acc_t* offset,
+                              int64_t roi, int64_t bin, int64_t class_index)
+      : box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(-0.5), s.round_rois) {
     const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
     const acc_t bin_height = box.height / acc_t(s.bins_h), bin_width = box.width / acc_t(s.bins_w);
     start_y = acc_t(bin_y) * bin_height + box.y;
@@ -46,9 +46,9 @@ struct DeformRoiBin {
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
       const int64_t part = bin_y * s.parts_h / s.bins_h * s.parts_w + bin_x * s.parts_w / s.bins_w;
-      const scalar_t* shift = offset + (roi * s.classes + class_index) * 2 * parts + part;
-      start_y += acc_t(shift[0]) * acc_t(s.gamma) * box.height;
-      start_x += acc_t(shift[parts]) * acc_t(s.gamma) * box.width;
+      const acc_t* shift = offset + (roi * s.classes + class_index) * 2 * parts + part;
+      start_y += shift[0] * acc_t(s.gamma) * box.height;
+      start_x += shift[parts] * acc_t(s.gamma) * box.width;
     }
     const int64_t group =
         bin_y * s.group_size / s.bins_h * s.group_size + bin_x * s.group_size / s.bins_w;
@@ -91,10 +91,10 @@ template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolKernel {
   DeformRoiPoolSizes sizes;
   ChannelBlocks blocks;
-  const scalar_t* input;   // [N][H][W][group][Ctop]
-  const scalar_t* rois;    // [R][5]
-  const scalar_t* offset;  // [R][classes][y, x][parts_h][parts_w], or null: no shift
-  acc_t* output;           // [R][bins_h][bins_w][Ctop]
+  const scalar_t* input;  // [N][H][W][group][Ctop]
+  const acc_t* rois;      // [R][5]
+  const acc_t* offset;    // [R][classes][y, x][parts_h][parts_w], or null: no shift
+  acc_t* output;          // [R][bins_h][bins_w][Ctop]
 
   D2_HOST_DEVICE int64_t count() const { return sizes.rois * sizes.bins() * blocks.count(); }
 
@@ -122,16 +122,18 @@ struct DeformRoiPoolInputGradientKernel {
   DeformRoiPoolSizes sizes;
   ChannelBlocks blocks;
   const scalar_t* grad_output;  // [R][bins_h][bins_w][Ctop]
-  const scalar_t* rois;         // [R][5]
-  const scalar_t* offset;       // [R][classes][y, x][parts_h][parts_w], or null
+  const acc_t* rois;            // [R][5]
+  const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w], or null
   acc_t* grad_input;            // [N][H][W][group][Ctop]
   Add add;
+
+  D2_HOST_DEVICE int64_t count() const { return sizes.rois * sizes.bins() * blocks.count(); }
 
   D2_HOST_DEVICE void operator()(int64_t i) const {
     const int64_t block = i % blocks.count(), roi_bin = i / blocks.count();
     const int64_t channel = blocks.begin(block), channels = blocks.length(block);
     const scalar_t* grad = grad_output + roi_bin * sizes.top_channels + channel;
-    if (all_zero(grad, channels)) return;
+    if (all_zero<acc_t>(grad, channels)) return;
     const DeformRoiBin<acc_t> bin(sizes, rois, offset, roi_bin / sizes.bins(),
                                   roi_bin % sizes.bins(), block / blocks.per_unit);
     const int64_t samples = bin.count_samples(sizes);
@@ -150,8 +152,8 @@ struct DeformRoiPoolOffsetGradientKernel {
   DeformRoiPoolSizes sizes;
   const scalar_t* grad_output;  // [R][bins_h][bins_w][Ctop]
   const scalar_t* input;        // [N][H][W][group][Ctop]
-  const scalar_t* rois;         // [R][5]
-  const scalar_t* offset;       // [R][classes][y, x][parts_h][parts_w]
+  const acc_t* rois;            // [R][5]
+  const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w]
   acc_t* grad_offset;           // as offset
 
   D2_HOST_DEVICE int64_t count() const {
@@ -180,7 +182,7 @@ struct DeformRoiPoolOffsetGradientKernel {
     const int64_t channels = sizes.class_channels(), channel = class_index * channels;
     const scalar_t* grad =
         grad_output + (roi * sizes.bins() + bin_index) * sizes.top_channels + channel;
-    if (all_zero(grad, channels)) return;
+    if (all_zero<acc_t>(grad, channels)) return;
     const DeformRoiBin<acc_t> bin(sizes, rois, offset, roi, bin_index, class_index);
     acc_t sum_y = 0, sum_x = 0;
     const int64_t samples = bin.for_each_sample(sizes, [&](const Corners<acc_t>& corners) {

@@ -1,7 +1,8 @@
 // Kernel bodies of ps_roi_pool: one functor per kernel, for host and device, free of ATen.
 //
 // Maps are group-major channels-last, [N][H][W][bin][Ctop]: the channels that a bin reads are
-// neighbours in memory.
+// neighbours in memory. scalar_t is the type of maps, acc_t that of coordinates and sums: at least
+// float32.
 #pragma once
 
 #include "channels.h"
@@ -25,9 +26,9 @@ struct PsRoiBin {
   int64_t y_begin, y_end, x_begin, x_end;
   int64_t map;  // of the image's first pixel, at the bin's channels
 
-  template <typename scalar_t>
-  D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const scalar_t* rois, int64_t roi, int64_t bin) {
-    const RoiBox<acc_t> box(rois + roi * 5, acc_t(s.spatial_scale), acc_t(0), s.round_rois);
+  D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const acc_t* rois, int64_t roi, int64_t bin) {
+    const RoiBox<acc_t> box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(0),
+                            s.round_rois);
     const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
     const acc_t bin_height = box.height / acc_t(s.bins_h), bin_width = box.width / acc_t(s.bins_w);
     y_begin = floor_inside(acc_t(bin_y) * bin_height + box.y, s.height);
@@ -61,7 +62,7 @@ struct PsRoiPoolKernel {
   PsRoiPoolSizes sizes;
   ChannelBlocks blocks;
   const scalar_t* input;  // [N][H][W][bin][Ctop]
-  const scalar_t* rois;   // [R][5]
+  const acc_t* rois;      // [R][5]
   acc_t* output;          // [R][bins_h][bins_w][Ctop]
 
   D2_HOST_DEVICE int64_t count() const { return sizes.rois * sizes.bins() * blocks.count(); }
@@ -93,15 +94,17 @@ struct PsRoiPoolInputGradientKernel {
   PsRoiPoolSizes sizes;
   ChannelBlocks blocks;
   const scalar_t* grad_output;  // [R][bins_h][bins_w][Ctop]
-  const scalar_t* rois;         // [R][5]
+  const acc_t* rois;            // [R][5]
   acc_t* grad_input;            // [N][H][W][bin][Ctop]
   Add add;
+
+  D2_HOST_DEVICE int64_t count() const { return sizes.rois * sizes.bins() * blocks.count(); }
 
   D2_HOST_DEVICE void operator()(int64_t i) const {
     const int64_t block = i % blocks.count(), roi_bin = i / blocks.count();
     const int64_t channel = blocks.begin(block), channels = blocks.length(block);
     const scalar_t* grad = grad_output + roi_bin * sizes.top_channels + channel;
-    if (all_zero(grad, channels)) return;
+    if (all_zero<acc_t>(grad, channels)) return;
     const PsRoiBin<acc_t> bin(sizes, rois, roi_bin / sizes.bins(), roi_bin % sizes.bins());
     for (int64_t y = bin.y_begin; y < bin.y_end; ++y) {
       for (int64_t x = bin.x_begin; x < bin.x_end; ++x) {

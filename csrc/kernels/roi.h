@@ -1,6 +1,7 @@
 // What the RoI operators share: the box of a RoI on the map, and how bins fall into parts.
 #pragma once
 
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 
@@ -15,6 +16,12 @@ struct BinRange {
       : begin((part * bins + parts - 1) / parts), end(((part + 1) * bins + parts - 1) / parts) {}
 };
 
+// NaN and fractions are no indices.
+template <typename T>
+D2_HOST_DEVICE bool is_image_index(T index, int64_t images) {
+  return index >= T(0) && index < T(images) && index == T(int64_t(index));
+}
+
 // A RoI in map pixels, from rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels.
 //
 // The released operators take the inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here
@@ -25,12 +32,14 @@ struct RoiBox {
   int64_t image;
   T y, x, height, width;
 
-  template <typename scalar_t>
-  D2_HOST_DEVICE RoiBox(const scalar_t* roi, T spatial_scale, T shift, bool round_rois)
-      : image(int64_t(roi[0])) {
+  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T shift, bool round_rois)
+      : image(is_image_index(roi[0], images) ? int64_t(roi[0]) : 0) {
+    // The CPU checks all indices before it runs a kernel. On a GPU that would wait for the GPU, so
+    // there the kernel stops itself, as PyTorch's own do for indices.
+    assert(is_image_index(roi[0], images) && "a RoI names an image that input does not hold");
     T corner[4];
     for (int k = 0; k < 4; ++k) {
-      const T pixel = T(roi[1 + k]);
+      const T pixel = roi[1 + k];
       corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + shift;
     }
     x = corner[0];

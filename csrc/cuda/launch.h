@@ -1,0 +1,27 @@
+// What host code knows of the launches, which the *.cu files instantiate (launch.cuh).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../sampling.h"
+
+namespace d2_deformable {
+
+// Calls kernel(i) for 0 <= i < count on the stream, each in a thread of its own as far as the grid
+// reaches, in any order.
+template <typename Kernel>
+cudaError_t launch(const Kernel& kernel, int64_t count, cudaStream_t stream);
+
+// Adds to memory that several threads reach.
+struct AtomicAdd {
+  template <typename T>
+  D2_HOST_DEVICE void operator()(T* address, T value) const {
+#if defined(__CUDA_ARCH__) || defined(D2_CUDA_EMULATOR)
+    atomicAdd(address, value);
+#endif
+  }
+};
+
+}  // namespace d2_deformable

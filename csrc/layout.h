@@ -1,0 +1,53 @@
+// Between the layouts of tensors and those of kernels, which are channels-last throughout.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace d2_deformable {
+
+// Results come in the memory format of the input.
+inline at::MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+inline at::MemoryFormat memory_format(const at::Tensor& input) {
+  return memory_format(input.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+                       !input.is_contiguous());
+}
+
+// (N, C, H, W) -> [N][H][W][C], of the type that kernels compute with
+inline at::Tensor to_channels_last(const at::Tensor& map, at::ScalarType type) {
+  return map.permute({0, 2, 3, 1}).to(type).contiguous();
+}
+
+// [N][H][W][C] -> (N, C, H, W) of the type and the format asked for
+inline at::Tensor from_channels_last(const at::Tensor& map, at::ScalarType type,
+                                     at::MemoryFormat format) {
+  return map.permute({0, 3, 1, 2}).to(type).contiguous(format);
+}
+
+// (N, Ctop*groups, H, W) -> [N][H][W][groups][Ctop]
+inline at::Tensor to_grouped(const at::Tensor& map, int64_t groups, at::ScalarType type) {
+  return map.permute({0, 2, 3, 1})
+      .unflatten(3, {map.size(1) / groups, groups})
+      .transpose(3, 4)
+      .to(type)
+      .contiguous();
+}
+
+// [N][H][W][groups][Ctop] -> (N, Ctop*groups, H, W)
+inline at::Tensor from_grouped(const at::Tensor& map, at::ScalarType type,
+                               at::MemoryFormat format) {
+  return from_channels_last(map.transpose(3, 4).flatten(3), type, format);
+}
+
+// Coordinates and factors, contiguous.
+inline at::Tensor to_coordinates(const std::optional<at::Tensor>& tensor, at::ScalarType type) {
+  return tensor ? tensor->to(type).contiguous() : at::Tensor();
+}
+
+template <typename T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+}  // namespace d2_deformable
