@@ -9,6 +9,8 @@ at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from setuptools import find_packages, setup
 
 try:
     import torch
-    from torch.utils import cpp_extension
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -27,6 +28,32 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
+# torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
+TORCH_CUDA = (
+    Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
+)
+
+
+def find_toolkit():
+    """The folder of bin/nvcc, of CUDA_HOME, the PATH or PyPI's cuda-toolkit[nvcc], or None."""
+    homes = [os.environ.get("CUDA_HOME"), nvcc_home(shutil.which("nvcc")), TORCH_CUDA]
+    homes += ["/usr/local/cuda"]
+    return next((Path(home) for home in homes if home and Path(home, "bin/nvcc").exists()), None)
+
+
+def nvcc_home(nvcc):
+    """Where nvcc says that it lives: what is on the PATH may be a link or a script."""
+    if not nvcc:
+        return None
+    plan = subprocess.run([nvcc, "--dryrun", __file__], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    return Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1]
+
+
+TOOLKIT = find_toolkit()
+if TOOLKIT:
+    os.environ["CUDA_HOME"] = str(TOOLKIT)  # read at import:
+from torch.utils import cpp_extension  # noqa: E402
 
 
 def sources(with_cuda):
@@ -39,29 +66,23 @@ def sources(with_cuda):
 
 def choose_cuda():
     """Whether to compile the CUDA sources, and the one line that says why."""
-    toolkit = cpp_extension.CUDA_HOME
-    if toolkit is not None and not Path(toolkit, "bin", "nvcc").exists():
-        toolkit = None
     force = os.environ.get("FORCE_CUDA", "")
     if force not in ("", "0", "1"):
         sys.exit(f"FORCE_CUDA={force} is neither 0 nor 1")
-    if force == "1" and not (torch.version.cuda and toolkit):
-        missing = (
-            "a CUDA toolkit (set CUDA_HOME)" if torch.version.cuda else "a torch built for CUDA"
-        )
+    if force == "0":
+        return False, "operators for the CPU only: FORCE_CUDA=0"
+    if torch.version.cuda and TOOLKIT:
+        return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {TOOLKIT}"
+    missing = (
+        "a CUDA toolkit (CUDA_HOME, or nvcc on the PATH)"
+        if torch.version.cuda
+        else f"a torch built for CUDA (this is {torch.__version__})"
+    )
+    if force == "1":
         sys.exit(
             f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"
         )
-    if force == "0":
-        return False, "operators for the CPU only: FORCE_CUDA=0"
-    if not torch.version.cuda:
-        return (
-            False,
-            f"operators for the CPU only: torch {torch.__version__} was built without CUDA",
-        )
-    if not toolkit:
-        return False, "operators for the CPU only: no CUDA toolkit found (CUDA_HOME)"
-    return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {toolkit}"
+    return False, f"operators for the CPU only: no {missing.removeprefix('a ')}"
 
 
 def operator_library():
@@ -77,13 +98,11 @@ def operator_library():
     }
     if not with_cuda:
         return cpp_extension.CppExtension(**arguments)
-    # Some toolkits hold the compiler alone. torch's own CUDA packages have the rest: the headers of
-    # the CUDA libraries, and the runtime that torch loads anyway.
-    cuda = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
-    arguments["include_dirs"] = [str(path) for path in cuda.glob("include")]
+    # A toolkit may hold the compiler and its headers alone: torch's packages have the rest.
+    arguments["include_dirs"] = [str(TOOLKIT / "include"), str(TORCH_CUDA / "include")]
     arguments["extra_compile_args"]["nvcc"] = ["-O3"]
     library = cpp_extension.CUDAExtension(**arguments)
-    runtime = next(cuda.glob("lib/libcudart.so.*"), None)
+    runtime = next(TORCH_CUDA.glob("lib/libcudart.so.*"), None)
     if runtime:
         library.libraries.remove("cudart")
         library.extra_link_args.append(str(runtime))

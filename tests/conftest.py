@@ -3,22 +3,22 @@
 import pytest
 import torch
 
-from d2_deformable import ops  # noqa: F401  (loads the operators)
+from d2_deformable import ops
 
 # Sums of a few hundred products of numbers near 1.
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},
     torch.float32: {"rtol": 1e-4, "atol": 1e-4},
+    torch.float16: {"rtol": 4e-3, "atol": 4e-3},
+    torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2},
 }
 
-
-def devices() -> list[str]:
-    """The CPU, and CUDA where there is a GPU and the operators were built for it."""
-    built = torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
-    return ["cpu", "cuda"] if built and torch.cuda.is_available() else ["cpu"]
+# The CPU, and CUDA where there is a GPU and the operators were built for it.
+HAS_GPU = ops.has_cuda() and torch.cuda.is_available()
+DEVICES = ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 
 
-@pytest.fixture(params=devices())
+@pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     return torch.device(request.param)
 
@@ -30,6 +30,19 @@ def assert_close():
     def check(actual, expected):
         tensor = actual if isinstance(actual, torch.Tensor) else actual[0]
         torch.testing.assert_close(actual, expected, **TOLERANCES[tensor.dtype])
+
+    return check
+
+
+@pytest.fixture
+def assert_same(assert_close):
+    """assert_same(actual, expected): equal to the bit on the CPU; on CUDA, where atomic adds come
+    in any order, close."""
+
+    def check(actual, expected):
+        if actual[0].device.type == "cpu":
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+        assert_close(actual, expected)
 
     return check
 

@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
-from ..ops import BORDERS, deform_conv2d
+from ..ops import BORDERS, deform_conv2d, without_autocast
 
 
 class DeformConv2d(Conv2d):
@@ -112,8 +112,12 @@ class DeformConv2d(Conv2d):
 
     def predict_offsets(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Offsets (N, offset_groups * 2 * taps, H_out, W_out), (dy, dx) interleaved per tap, and
-        the mask (N, offset_groups * taps, H_out, W_out) or None."""
-        prediction = self.conv_offset(x)
+        the mask (N, offset_groups * taps, H_out, W_out) or None.
+
+        Under torch.autocast they are float32: bfloat16 rounds an offset of 10 pixels to a 16th.
+        """
+        with without_autocast(x):
+            prediction = self.conv_offset(x.to(self.conv_offset.weight.dtype))
         if not self.modulated:
             return prediction, None
         taps = prediction.shape[1] // 3

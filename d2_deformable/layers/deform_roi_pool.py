@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..ops import deform_roi_pool
+from ..ops import deform_roi_pool, without_autocast
 
 
 class DeformRoIPool(nn.Module):
@@ -41,9 +41,12 @@ class DeformRoIPool(nn.Module):
         nn.init.zeros_(self.offset_fc.bias)
 
     def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
-        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx."""
-        pooled = self._pool(x, rois, None, spatial_scale)
-        return self.offset_fc(pooled.flatten(1)).view(-1, 2, self.output_size, self.output_size)
+        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
+        float32."""
+        pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
+        with without_autocast(x):
+            offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
+        return offset.view(-1, 2, self.output_size, self.output_size)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """

@@ -7,7 +7,7 @@ layer layout of the released rfcn/symbols/resnet_v1_101_rfcn_dcn.py.
 import torch
 from torch import nn
 
-from ..ops import deform_roi_pool, ps_roi_pool
+from ..ops import deform_roi_pool, ps_roi_pool, without_autocast
 
 
 class PSRoIPredictor(nn.Module):
@@ -57,8 +57,11 @@ class PSRoIPredictor(nn.Module):
             nn.init.zeros_(self.offset_maps.bias)
 
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx."""
-        return self._deform_pool(self.offset_maps(x), rois, None)
+        """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx; under
+        torch.autocast float32."""
+        with without_autocast(x):
+            maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
+            return self._deform_pool(maps, rois, None)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """

@@ -6,8 +6,10 @@ csrc/ checks sizes again, for callers of torch.ops.d2_deformable; fake kernels r
 import torch
 
 from . import _library
+from ._autocast import autocast_is_on
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -37,10 +39,9 @@ def check_map(op: str, input: torch.Tensor) -> None:
         )
     if input.dtype not in DTYPES:
         raise ArgumentError(
-            f"{op}: input is {input.dtype}, but float32 and float64 are supported; "
-            "convert it with input.float()"
+            f"{op}: input is {input.dtype}, but float32, float64, float16 and bfloat16 are "
+            "supported; convert it with input.float()"
         )
-
     if input.device.type == "cuda" and not _library.has_cuda():
         raise ArgumentError(
             f"{op}: input is on {input.device}, but the operators were built for the CPU only; "
@@ -49,7 +50,17 @@ def check_map(op: str, input: torch.Tensor) -> None:
 
 
 def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> None:
-    """All tensors must have the device and the dtype of the input."""
+    """All tensors must have the device and the dtype of the input (which autocast sees to)."""
+    _check_types(op, input, (input.dtype,), tensors)
+
+
+def check_coordinates(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> None:
+    """As `check_like_input`, but beside a half-precision input float32 is right too."""
+    float32 = (torch.float32,) if input.dtype in HALF_TYPES else ()
+    _check_types(op, input, (input.dtype, *float32), tensors)
+
+
+def _check_types(op, input, dtypes, tensors) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -58,11 +69,23 @@ def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | Non
                 f"{op}: {name} is on {tensor.device} but input is on {input.device}; "
                 f"move it with {name}.to(input.device)"
             )
-        if tensor.dtype != input.dtype:
+        if tensor.dtype not in dtypes and not autocast_is_on(input):
             raise ArgumentError(
                 f"{op}: {name} is {tensor.dtype} but input is {input.dtype}; "
-                f"convert it with {name}.to(input.dtype)"
+                f"convert it with {name}.to({dtypes[-1]})"
             )
+
+
+def is_channels_last(input: torch.Tensor) -> bool:
+    """Whether results of `input` are channels-last (as csrc/layout.h decides)."""
+    return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+
+
+def empty_like_input(input: torch.Tensor, size) -> torch.Tensor:
+    """A fake result of that size, in the type and the memory format of the input."""
+    channels_last = is_channels_last(input)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
 
 
 def check_rois(op: str, input: torch.Tensor, rois: torch.Tensor) -> None:
@@ -71,4 +94,4 @@ def check_rois(op: str, input: torch.Tensor, rois: torch.Tensor) -> None:
             f"{op}: rois must be (R, 5), each (image index, x0, y0, x1, y1), got shape "
             f"{shape(rois)} for input {shape(input)}"
         )
-    check_like_input(op, input, rois=rois)
+    check_coordinates(op, input, rois=rois)

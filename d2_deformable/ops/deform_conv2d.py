@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import ArgumentError, check_like_input, check_map, check_pair, shape
+from ._autocast import cast, register_autocast
+from ._checks import (
+    ArgumentError,
+    check_coordinates,
+    check_like_input,
+    check_map,
+    check_pair,
+    empty_like_input,
+    shape,
+)
 
 BORDERS = ("zero", "legacy")
 
@@ -42,13 +51,19 @@ def deform_conv2d(
             last pixel's span [H-1, H) or [W-1, W) read the last row or column.
 
     Returns:
-        (N, C_out, H_out, W_out), contiguous; H_out and W_out as of an ordinary convolution.
+        (N, C_out, H_out, W_out); H_out and W_out as of an ordinary convolution; channels-last if
+        the input is, else contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
 
+    All are float32, float64, float16 or bfloat16; beside a half-precision input, offset and mask
+    may be, and under torch.autocast are, float32. Coordinates, weights and sums are at least
+    float32, but for the products of matrices, which CUDA rounds to the type of the input.
+
     At integer coordinates gradients by the offset are right-hand ones, as in all released
-    operators. On the CPU gradients are deterministic. Double backward is not supported.
+    operators. On the CPU gradients are deterministic; on CUDA they are not, and an error under
+    torch.use_deterministic_algorithms. Double backward is not supported.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
@@ -69,7 +84,8 @@ def deform_conv2d(
             "use a larger input or more padding"
         )
     _check_offset(op, input, offset, weight, mask, size)
-    check_like_input(op, input, offset=offset, weight=weight, bias=bias, mask=mask)
+    check_like_input(op, input, weight=weight, bias=bias)
+    check_coordinates(op, input, offset=offset, mask=mask)
     return torch.ops.d2_deformable.deform_conv2d(
         input, offset, weight, bias, stride, padding, dilation, mask, border
     )
@@ -143,13 +159,18 @@ def _(
     border="zero",
 ):  # with the schema's defaults: the dispatcher leaves out trailing arguments that equal them
     size = output_size(input, weight, stride, padding, dilation)
-    return input.new_empty([input.shape[0], weight.shape[0], *size])
+    return empty_like_input(input, [input.shape[0], weight.shape[0], *size])
 
 
 @torch.library.register_fake("d2_deformable::deform_conv2d_backward")
 def _(grad_output, input, offset, weight, mask, stride, padding, dilation, border):
-    mask_shape = [0] if mask is None else mask.shape
-    return tuple(input.new_empty(s) for s in (input.shape, offset.shape, weight.shape, mask_shape))
+    grad_mask = input.new_empty([0]) if mask is None else mask.new_empty(mask.shape)
+    return (
+        empty_like_input(input, input.shape),
+        offset.new_empty(offset.shape),
+        weight.new_empty(weight.shape),
+        grad_mask,
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -178,3 +199,25 @@ torch.library.register_autograd(
     "d2_deformable::deform_conv2d", _backward, setup_context=_setup_context
 )
 torch.library.register_autograd("d2_deformable::deform_conv2d_backward", _double_backward)
+
+
+def _autocast(
+    dtype,
+    input,
+    offset,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    mask=None,
+    border="zero",
+):
+    input, weight, bias = cast(dtype, input, weight, bias)
+    offset, mask = cast(torch.float32, offset, mask)
+    return torch.ops.d2_deformable.deform_conv2d(
+        input, offset, weight, bias, stride, padding, dilation, mask, border
+    )
+
+
+register_autocast("deform_conv2d", _autocast)

@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import ArgumentError, check_like_input, check_map, check_pair, check_rois, shape
+from ._autocast import cast, register_autocast
+from ._checks import (
+    ArgumentError,
+    check_coordinates,
+    check_map,
+    check_pair,
+    check_rois,
+    empty_like_input,
+    shape,
+)
 
 
 def deform_roi_pool(
@@ -44,11 +53,15 @@ def deform_roi_pool(
             scaled, as the released operator does. False skips the rounding only.
 
     Returns:
-        (R, C / group_size^2, bins_h, bins_w), contiguous.
+        (R, C / group_size^2, bins_h, bins_w), channels-last if the input is, else contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
-        RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
+        RuntimeError: an image index that is not one of 0 .. N-1. (CUDA reports it as it does any
+            wrong index: as a device-side assertion, at the next synchronisation.)
+
+    All are float32, float64, float16 or bfloat16; beside a half-precision input, rois and offset
+    may be, and under torch.autocast are, float32. Coordinates and sums are at least float32.
 
     RoIs get no gradient. Gradients by the offset are 0 where a sampling coordinate is an integer or
     clamped to the map, as in the released operator. Double backward is not supported.
@@ -60,7 +73,7 @@ def deform_roi_pool(
     output_size = check_pair(op, "output_size", output_size, least=1)
     check_map(op, input)
     check_rois(op, input, rois)
-    check_like_input(op, input, offset=offset)
+    check_coordinates(op, input, offset=offset)
     if group_size < 1 or samples_per_part < 1:
         raise ArgumentError(
             f"{op}: group_size and samples_per_part must be at least 1, "
@@ -107,12 +120,14 @@ def _check_offset(op: str, rois: Tensor, offset: Tensor, out_channels: int) -> N
 
 @torch.library.register_fake("d2_deformable::deform_roi_pool")
 def _(input, rois, offset=None, *, output_size, spatial_scale, group_size=1, **_):
-    return input.new_empty([rois.shape[0], input.shape[1] // group_size**2, *output_size])
+    channels = input.shape[1] // group_size**2
+    return empty_like_input(input, [rois.shape[0], channels, *output_size])
 
 
 @torch.library.register_fake("d2_deformable::deform_roi_pool_backward")
 def _(grad_output, input, rois, offset, **_):
-    return input.new_empty(input.shape), input.new_empty([0] if offset is None else offset.shape)
+    grad_offset = input.new_empty([0]) if offset is None else offset.new_empty(offset.shape)
+    return empty_like_input(input, input.shape), grad_offset
 
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
@@ -136,3 +151,12 @@ torch.library.register_autograd(
     "d2_deformable::deform_roi_pool", _backward, setup_context=_setup_context
 )
 torch.library.register_autograd("d2_deformable::deform_roi_pool_backward", _double_backward)
+
+
+def _autocast(dtype, input, rois, offset=None, **arguments):
+    # No product of large matrices, nothing to gain from another type of input.
+    rois, offset = cast(torch.float32, rois, offset)
+    return torch.ops.d2_deformable.deform_roi_pool(input, rois, offset, **arguments)
+
+
+register_autocast("deform_roi_pool", _autocast)

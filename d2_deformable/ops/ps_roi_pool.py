@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._checks import ArgumentError, check_map, check_pair, check_rois, shape
+from ._autocast import cast, register_autocast
+from ._checks import (
+    ArgumentError,
+    check_map,
+    check_pair,
+    check_rois,
+    empty_like_input,
+    is_channels_last,
+    shape,
+)
 
 
 def ps_roi_pool(
@@ -32,11 +41,15 @@ def ps_roi_pool(
             scaled, as the released operator does. False skips the rounding only.
 
     Returns:
-        (R, C / (bins_h*bins_w), bins_h, bins_w), contiguous.
+        (R, C / (bins_h*bins_w), bins_h, bins_w), channels-last if the input is, else contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
-        RuntimeError: an image index that is not one of 0 .. N-1 (on the CPU).
+        RuntimeError: an image index that is not one of 0 .. N-1. (CUDA reports it as it does any
+            wrong index: as a device-side assertion, at the next synchronisation.)
+
+    All are float32, float64, float16 or bfloat16; beside a half-precision input, rois may be, and
+    under torch.autocast are, float32. Coordinates and sums are at least float32.
 
     RoIs get no gradient. Double backward is not supported.
 
@@ -64,25 +77,36 @@ def ps_roi_pool(
 @torch.library.register_fake("d2_deformable::ps_roi_pool")
 def _(input, rois, *, output_size, **_):
     bins = output_size[0] * output_size[1]
-    return input.new_empty([rois.shape[0], input.shape[1] // bins, *output_size])
+    return empty_like_input(input, [rois.shape[0], input.shape[1] // bins, *output_size])
 
 
 @torch.library.register_fake("d2_deformable::ps_roi_pool_backward")
-def _(grad_output, rois, *, input_size, **_):
-    return rois.new_empty(input_size)
+def _(grad_output, rois, *, input_size, channels_last, **_):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(
+        input_size,
+        dtype=grad_output.dtype,
+        device=grad_output.device,
+        memory_format=memory_format,
+    )
 
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
     input, rois = inputs
     ctx.save_for_backward(rois)
-    ctx.input_size = input.shape
+    ctx.input_size = input.shape  # the input itself is large, and not needed
+    ctx.channels_last = is_channels_last(input)
     ctx.arguments = keyword_only_inputs
 
 
 def _backward(ctx, grad_output: Tensor):
     (rois,) = ctx.saved_tensors
     grad_input = torch.ops.d2_deformable.ps_roi_pool_backward(
-        grad_output, rois, input_size=ctx.input_size, **ctx.arguments
+        grad_output,
+        rois,
+        input_size=ctx.input_size,
+        channels_last=ctx.channels_last,
+        **ctx.arguments,
     )
     return grad_input, None
 
@@ -95,3 +119,12 @@ torch.library.register_autograd(
     "d2_deformable::ps_roi_pool", _backward, setup_context=_setup_context
 )
 torch.library.register_autograd("d2_deformable::ps_roi_pool_backward", _double_backward)
+
+
+def _autocast(dtype, input, rois, **arguments):
+    # No product of large matrices, nothing to gain from another type of input.
+    (rois,) = cast(torch.float32, rois)
+    return torch.ops.d2_deformable.ps_roi_pool(input, rois, **arguments)
+
+
+register_autocast("ps_roi_pool", _autocast)

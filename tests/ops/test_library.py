@@ -42,11 +42,18 @@ def test_library_does_not_know_python():
     assert re.findall(r"\bUND (_?Py\w+)", table) == []
 
 
-def test_every_schema_has_a_cpu_kernel_and_stands_in_library_cpp():
+def has_kernel(name, key) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", key)
+
+
+def test_every_schema_has_its_kernels_and_stands_in_library_cpp():
     schemas = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc" / "library.cpp").read_text())
     assert len(schemas) == 6
     for name in schemas:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", "CPU")
+        assert has_kernel(name, "CPU")
+        assert has_kernel(name, "CUDA") == ops.has_cuda()
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            assert has_kernel(name, key) == (not name.endswith("_backward"))
 
 
 def test_setup_without_torch(monkeypatch):
@@ -67,9 +74,30 @@ def test_setup_without_torch(monkeypatch):
 def test_setup_refuses_cuda_that_cannot_be(monkeypatch, force, version, message):
     monkeypatch.setenv("FORCE_CUDA", force)
     monkeypatch.setattr(torch.version, "cuda", version)
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    no_toolkit_anywhere(monkeypatch)
     with pytest.raises(SystemExit, match=message):
         runpy.run_path(SETUP)
+
+
+def no_toolkit_anywhere(monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "")
+    exists = Path.exists
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "nvcc" and exists(path))
+
+
+def test_setup_finds_the_toolkit_behind_a_script(monkeypatch, tmp_path):
+    """What stands on the PATH as nvcc may be a script far from the toolkit's headers."""
+    home = tmp_path / "toolkit"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").touch()
+    script = tmp_path / "nvcc"
+    script.write_text(f"#!/bin/sh\necho '#$ TOP={home}/bin/..' >&2\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: str(script))
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    assert runpy.run_path(SETUP)["find_toolkit"]() == home
 
 
 def default_calls():

@@ -1,0 +1,247 @@
+"""What holds for every operator in every type: float64 to bfloat16, autocast, memory formats."""
+
+import pytest
+import torch
+from conftest import HAS_GPU
+from torch.library import opcheck
+
+from d2_deformable import ops
+
+HALF_TYPES = [torch.float16, torch.bfloat16]
+DTYPES = [torch.float64, torch.float32, *HALF_TYPES]
+
+
+def calls(dtype=torch.float32, coordinates=None, device="cpu") -> dict:
+    """Each operator with its tensors, of which all but RoIs want gradients, and its arguments."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape, scale=1.0, to=None):
+        tensor = scale * torch.randn(shape, generator=generator)
+        return tensor.to(device, to or dtype).requires_grad_()
+
+    coordinates = coordinates or dtype
+    # All numbers are whole or halves: every type holds them exactly.
+    rois = torch.tensor([[0, 1, 2, 40, 50], [1, 0, 0, 60, 30], [1, 10.5, 4, 30, 75]])
+    rois = rois.to(device, coordinates)
+    pool = {"output_size": 3, "spatial_scale": 0.25}
+    return {
+        "deform_conv2d": (
+            ops.deform_conv2d,
+            {
+                "input": random(2, 12, 13, 9),
+                "offset": random(2, 36, 13, 9, scale=2.0, to=coordinates),
+                "weight": random(6, 6, 3, 3, scale=0.2),
+                "bias": random(6),
+                "mask": random(2, 18, 13, 9, to=coordinates),
+            },
+            {"padding": 1},
+        ),
+        "deform_roi_pool": (
+            ops.deform_roi_pool,
+            {
+                "input": random(2, 18, 13, 9),
+                "rois": rois,
+                "offset": random(3, 2, 3, 3, to=coordinates),
+            },
+            {**pool, "group_size": 3},
+        ),
+        "ps_roi_pool": (ops.ps_roi_pool, {"input": random(2, 18, 13, 9), "rois": rois}, pool),
+    }
+
+
+NAMES = list(calls())
+
+
+def values_and_gradients(function, tensors, arguments) -> list:
+    output = function(**tensors, **arguments)
+    # Whole numbers: the gradient of the output is the same in every type.
+    weights = (torch.arange(output.numel(), device=output.device) % 7 - 3.0).view(output.shape)
+    leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    return [output, *torch.autograd.grad((output * weights).sum(), leaves)]
+
+
+def cast(tensors, dtype) -> dict:
+    return {n: t.detach().to(dtype).requires_grad_(t.requires_grad) for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("coordinates", ["half", "float32"])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_half_precision_rounds_the_result_alone(name, dtype, coordinates, device, assert_close):
+    """Coordinates, weights and sums are float32: the result is that of float32, rounded once."""
+    kept = torch.float32 if coordinates == "float32" else dtype
+    function, tensors, arguments = calls(dtype, kept, device)[name]
+    actual = values_and_gradients(function, tensors, arguments)
+    expected = values_and_gradients(function, cast(tensors, torch.float32), arguments)
+    leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    assert [t.dtype for t in actual] == [dtype, *(t.dtype for t in leaves)]
+    for mine, full in zip(actual, expected, strict=True):
+        assert_close(mine, full.to(mine.dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_far_coordinates_in_half_precision(name, device):
+    """At column 2,000 bfloat16 holds every 8th pixel only, float16 every second half: maps that
+    wide are read at the right place all the same, since the sums are made in float32."""
+    function, tensors, arguments = calls(torch.bfloat16, torch.float32, device)[name]
+    wide = torch.zeros(2, tensors["input"].shape[1], 13, 2049, device=device)
+    wide[..., 2035] = 1
+    tensors = {n: t.detach() for n, t in tensors.items()}
+    if name == "deform_conv2d":
+        zeros = torch.zeros(2, 36, 13, 2049, device=device)
+        zeros[:, 1::2] = 0.5
+        tensors |= {"offset": zeros, "mask": torch.ones(2, 18, 13, 2049, device=device)}
+    else:
+        tensors["rois"] = tensors["rois"] + torch.tensor([0, 8100, 0, 8100, 0], device=device)
+    full = {n: t.float() for n, t in tensors.items()} | {"input": wide}
+    expected = function(**full, **arguments)
+    actual = function(**tensors | {"input": wide.bfloat16()}, **arguments)
+    assert (expected != 0).any()
+    torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_opcheck(name, dtype, device):
+    function, tensors, arguments = calls(dtype, torch.float32, device)[name]
+    forward = getattr(torch.ops.d2_deformable, name).default
+    if name != "deform_conv2d":
+        arguments = {**arguments, "output_size": [3, 3]}
+    else:
+        arguments = {"padding": [1, 1]}
+    tensors["input"] = channels_last(tensors["input"])
+    opcheck(forward, tuple(tensors.pop(n) for n in ("input",)), {**tensors, **arguments})
+
+
+def channels_last(tensor) -> torch.Tensor:
+    return (
+        tensor.detach()
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_(tensor.requires_grad)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_format_is_that_of_the_input(name, dtype, device, assert_same):
+    function, tensors, arguments = calls(dtype, device=device)[name]
+    expected = values_and_gradients(function, tensors, arguments)
+    assert expected[0].is_contiguous() and expected[1].is_contiguous()
+    tensors = {**tensors, "input": channels_last(tensors["input"])}
+    actual = values_and_gradients(function, tensors, arguments)
+    for result in actual[:2]:  # the output and the gradient of the input
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert not result.is_contiguous()
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_autocast_keeps_coordinates(name, dtype, device, assert_close):
+    """Maps and weights take autocast's type where a product of matrices gains from it; offsets,
+    masks and RoIs stay float32."""
+    function, tensors, arguments = calls(torch.float32, device=device)[name]
+    convolution = name == "deform_conv2d"
+    halves = {"input": dtype, "weight": dtype, "bias": dtype} if convolution else {}
+    with torch.autocast(device.type, dtype=dtype):
+        actual = values_and_gradients(function, tensors, arguments)
+    assert actual[0].dtype == (dtype if convolution else torch.float32)
+    assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
+
+    by_hand = {n: t.detach().to(halves.get(n, t.dtype)) for n, t in tensors.items()}
+    assert_close(actual[0].detach(), function(**by_hand, **arguments))
+
+    # Whatever types come in: a half-precision map from another layer, half-precision offsets.
+    mixed = {
+        n: t.detach().to(dtype if n in ("input", "offset") else t.dtype) for n, t in tensors.items()
+    }
+    with torch.autocast(device.type, dtype=dtype):
+        assert function(**mixed, **arguments).dtype == dtype
+    with pytest.raises(ValueError, match="is torch.float"):
+        function(**mixed | {"input": tensors["input"].double()}, **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_float64_alone(name, device):
+    function, tensors, arguments = calls(torch.float64, device=device)[name]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        output = function(**tensors, **arguments)
+    assert output.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_compiles(name, device, assert_close):
+    function, tensors, arguments = calls(torch.float32, device=device)[name]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        expected = values_and_gradients(function, tensors, arguments)
+        actual = values_and_gradients(compiled, tensors, arguments)
+    for mine, eager in zip(actual, expected, strict=True):
+        assert_close(mine, eager)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_are_refused_by_the_operator_itself(name):
+    function, tensors, arguments = calls()[name]
+    operator = getattr(torch.ops.d2_deformable, name)
+    integers = {n: t.detach().int() for n, t in tensors.items()}
+    with pytest.raises(RuntimeError, match="not implemented for 'Int'"):
+        operator(**integers, **arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_device_is_refused_by_the_operator_itself(name):
+    """What torchvision's deform_conv2d answers with an illegal access (its issue 8744)."""
+    function, tensors, arguments = calls()[name]
+    operator = getattr(torch.ops.d2_deformable, name)
+    for moved in set(tensors) - {"input"}:
+        elsewhere = {**tensors, moved: tensors[moved].detach().to("meta")}
+        with pytest.raises(ValueError, match=f"{moved} is on meta but input is on cpu"):
+            function(**elsewhere, **arguments)
+        if HAS_GPU:
+            elsewhere[moved] = tensors[moved].detach().cuda()
+            with pytest.raises(RuntimeError, match=f"{moved} is on cuda:0 but input on cpu"):
+                operator(**elsewhere, **arguments)
+
+
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU, and the operators built for CUDA")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_equals_cpu(name, dtype, assert_close):
+    results = []
+    for device in ("cpu", "cuda"):
+        function, tensors, arguments = calls(dtype, device=device)[name]
+        results.append([t.cpu() for t in values_and_gradients(function, tensors, arguments)])
+    assert_close(results[1], results[0])
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_current_stream(name, assert_close):
+    """Kernels run on the current stream: they wait for what was put there before them."""
+    function, tensors, arguments = calls(device="cuda")[name]
+    expected = function(**tensors, **arguments)
+    image = tensors["input"].detach()
+    late = torch.zeros_like(image)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        late.copy_(image)
+        actual = function(**{**tensors, "input": late}, **arguments)
+    torch.cuda.synchronize()
+    assert_close(actual, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_algorithms_are_asked_for_in_vain(name):
+    function, tensors, arguments = calls(device="cuda")[name]
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match=f"{name}_backward does not have a deterministic"):
+            values_and_gradients(function, tensors, arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
