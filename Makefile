@@ -4,6 +4,7 @@
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
 #   MAX_JOBS=2            how many compilers run at once
 #   FORCE_CUDA=0|1        build without, or insist on, CUDA (see setup.py); after a change make clean first
+#   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: the visible GPUs' or, without any, all)
 
 PYTHON ?= python3
 D2_SOURCE ?= auto
@@ -25,10 +26,10 @@ CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 # $(call quietly,command): its output goes to a log, which is shown whole if it fails.
 quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"; exit 1; }
 
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned dependencies, Detectron2 and the compiled operators
 
@@ -41,6 +42,14 @@ test: setup lint ## lint and all tests but the slow ones
 
 test-all: setup lint ## lint and all tests, the slow ones (big networks) too
 	$(PY) -m pytest --durations 10
+
+build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or without a GPU, into build/cuda
+	@$(call quietly,$(PY) tools/build_cuda.py 9.0)
+	@tail -n 3 $(LOG)
+
+cuda-all: $(VENV)/.deps ## the same for every architecture, sm_75 to sm_120
+	@$(call quietly,$(PY) tools/build_cuda.py "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+	@tail -n 3 $(LOG)
 
 lint: $(VENV)/.deps ## check style: ruff for Python, clang-format for C++ and CUDA
 	$(VENV)/bin/ruff check .
