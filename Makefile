@@ -45,11 +45,11 @@ test-all: setup lint ## lint and all tests, the slow ones (big networks) too
 
 build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or without a GPU, into build/cuda
 	@$(call quietly,$(PY) tools/build_cuda.py 9.0)
-	@tail -n 3 $(LOG)
+	@tail -n 2 $(LOG)
 
 cuda-all: $(VENV)/.deps ## the same for every architecture, sm_75 to sm_120
 	@$(call quietly,$(PY) tools/build_cuda.py "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX")
-	@tail -n 3 $(LOG)
+	@tail -n 2 $(LOG)
 
 lint: $(VENV)/.deps ## check style: ruff for Python, clang-format for C++ and CUDA
 	$(VENV)/bin/ruff check .
