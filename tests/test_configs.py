@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -57,7 +58,9 @@ def without_memory(path):
     cfg.MODEL.DEVICE = "meta"
     key = cfg.MODEL.dump()
     if key not in _models:
-        with torch.device("meta"):
+        # Random numbers are not kept on this device, but drawing them takes most of the time.
+        undrawn = {name: lambda self, *_, **__: self for name in ("normal_", "uniform_")}
+        with torch.device("meta"), patch.multiple(torch.Tensor, **undrawn):
             _models[key] = build_model(cfg)
     return _models[key]
 
