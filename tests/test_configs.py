@@ -1,25 +1,39 @@
-"""Every YAML builds, takes one training step and detects, on synthetic input of 128 pixels."""
+"""Every YAML: what it may hold, that it builds, its parameters, its recipe, one training step."""
 
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
+from detectron2 import model_zoo
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine import build_optimizer
+from d2_deformable.engine import build_optimizer, check_settings
+from d2_deformable.engine.optimizer import lr_factors
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MODELS = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+MODELS = [p for p in YAMLS if not p.name.startswith("Base-")]
 QUICK = [p for p in MODELS if p.parent.name == "quick"]
+FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
+STRIDE_16 = [p for p in MODELS if p not in QUICK + FPN]
+VARIANT = re.compile(r"_m?d(conv|pool).*")  # what a deformable YAML's name adds to its plain twin's
+DEFORMABLE = [p for p in MODELS if VARIANT.search(p.stem) and not p.stem.endswith("_paper")]
+# One of each kind: deeper networks and other data sets only repeat their layers.
+KINDS = [p for p in STRIDE_16 + FPN if p.parent.name == "COCO-Detection" and "_R_50" in p.stem]
 
 # What a deformable YAML may change in its plain twin.
 DEFORMABLE_KEYS = {
     "MODEL.RESNETS.DEFORM_NUM_LAYERS",
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
     "MODEL.RESNETS.DEFORM_MODULATED",
     "MODEL.RESNETS.DEFORM_NUM_GROUPS",
     "MODEL.ROI_HEADS.NAME",
@@ -32,9 +46,23 @@ def load(path):
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.merge_from_file(str(path))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = ""
     return cfg
+
+
+_models = {}  # YAMLs that differ only in their recipe share one
+
+
+def without_memory(path):
+    """The model of a YAML on the meta device: shapes, but no numbers."""
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "meta"
+    key = cfg.MODEL.dump()
+    if key not in _models:
+        # Random numbers are not kept on this device, but drawing them takes most of the time.
+        undrawn = {name: lambda self, *_, **__: self for name in ("normal_", "uniform_")}
+        with torch.device("meta"), patch.multiple(torch.Tensor, **undrawn):
+            _models[key] = build_model(cfg)
+    return _models[key]
 
 
 def flat(node, prefix=""):
@@ -51,47 +79,215 @@ def relative(path):
 
 @pytest.mark.parametrize("path", MODELS, ids=relative)
 def test_builds(path):
-    with torch.device("meta"):
-        cfg = load(path)
-        cfg.MODEL.DEVICE = "meta"
-        build_model(cfg)
-
-
-@pytest.mark.parametrize("path", QUICK, ids=relative)
-def test_trains_and_detects(path):
-    torch.manual_seed(0)
     cfg = load(path)
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    model = build_model(cfg)
-    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
-    instances = Instances((96, 128))
-    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10, 60, 70], [60, 30, 120, 90]]))
-    instances.gt_classes = torch.tensor([0, 1])
-    inputs = [{"image": image, "instances": instances, "height": 96, "width": 128}] * 2
-
-    optimizer = build_optimizer(cfg, model)
-    with EventStorage():
-        loss = sum(model(inputs).values())
-    loss.backward()
-    assert torch.isfinite(loss)
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not missing, "unused parameters break distributed training"
-    optimizer.step()
-
-    model.eval()
-    with torch.no_grad():
-        (detections,) = model(inputs[:1])
-    assert len(detections["instances"]) > 0
-    assert detections["instances"].pred_classes.max() < cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    check_settings(cfg)
+    build_optimizer(cfg, without_memory(path))  # SOLVER.LR_MULTIPLIERS finds its layers
 
 
-DEFORMABLE = [p for p in MODELS if "dconv" in p.stem or "dpool" in p.stem]
+def test_bases_stay_inside_configs():
+    for path in YAMLS:
+        bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+        for base in [bases] if isinstance(bases, str) else bases:
+            file = (path.parent / base).resolve()
+            assert file.is_relative_to(CONFIGS) and file.is_file(), (path, base)
 
 
 @pytest.mark.parametrize("path", DEFORMABLE, ids=relative)
 def test_deformable_yaml_holds_only_what_makes_it_deformable(path):
     changes = yaml.safe_load(path.read_text())
     base = changes.pop("_BASE_")
-    plain = path.stem.replace("_dpool", "").split("_dconv")[0] + ".yaml"
-    assert base == plain and (path.parent / base).exists()
+    assert base == VARIANT.sub("", path.stem) + ".yaml" and (path.parent / base).exists()
     assert set(flat(changes)) <= DEFORMABLE_KEYS
+
+
+@pytest.mark.parametrize("path", STRIDE_16 + FPN, ids=relative)
+def test_learning_rates_of_layers(path):
+    """As released: R-FCN's reduction learns at 3 times the rate, the offsets of RoIs at 0.01."""
+    expected = {}
+    if path.stem.startswith("rfcn"):
+        expected = {f"backbone.reduction.{p}": 3.0 for p in ("weight", "bias")}
+    elif "dpool" in path.stem:
+        layer = "roi_heads.box_pooler.roi_pool.offset_fc"
+        expected = {f"{layer}.{p}": 0.01 for p in ("weight", "bias")}
+    model = without_memory(path)
+    factors = lr_factors(model, load(path).SOLVER.LR_MULTIPLIERS)
+    names = {p: name for name, p in model.named_parameters()}
+    assert {names[p]: f for p, f in factors.items() if f != 1} == expected
+
+
+# ---- Parameters ----------------------------------------------------------------------------------
+
+
+def num_parameters(module):
+    """Weights and biases, and the affine pair of batch norms, which are buffers where frozen."""
+    frozen = [m for m in module.modules() if isinstance(m, FrozenBatchNorm2d)]
+    trained = sum(p.numel() for p in module.parameters())
+    return trained + sum(m.weight.numel() + m.bias.numel() for m in frozen)
+
+
+# Paper table 4, with Detectron2's heads: all parameters, those without the RPN (which the paper
+# trains separately on VOC), and what the YAML adds to its plain twin. The paper's growth on VOC is
+# 2.4 M for R-FCN and 1.6 M for Faster R-CNN.
+RESNET_101 = [
+    ("VOC-Detection/rfcn_R_101", 50_596_150, 45_853_961, 0),
+    ("VOC-Detection/rfcn_R_101_dconv3", 50_845_036, 46_102_847, 248_886),
+    ("VOC-Detection/rfcn_R_101_dpool", 52_806_050, 48_063_861, 2_209_900),
+    ("VOC-Detection/rfcn_R_101_dconv3_dpool", 53_054_936, 48_312_747, 2_458_786),
+    ("VOC-Detection/faster_rcnn_R_101", 61_766_098, 57_023_909, 0),
+    ("VOC-Detection/faster_rcnn_R_101_dconv3", 62_014_984, 57_272_795, 248_886),
+    ("VOC-Detection/faster_rcnn_R_101_dpool", 62_995_508, 58_253_319, 1_229_410),
+    ("VOC-Detection/faster_rcnn_R_101_dconv3_dpool", 63_244_394, 58_502_205, 1_478_296),
+    ("COCO-Detection/rfcn_R_101", 53_617_345, 48_867_461, 0),
+    ("COCO-Detection/rfcn_R_101_dconv3_dpool", 62_103_131, 57_353_247, 8_485_786),
+    ("COCO-Detection/faster_rcnn_R_101", 62_081_293, 57_331_409, 0),
+    ("COCO-Detection/faster_rcnn_R_101_dconv3_dpool", 63_559_589, 58_809_705, 1_478_296),
+]
+
+
+@pytest.mark.parametrize("name, total, without_rpn, growth", RESNET_101)
+def test_parameters_of_resnet_101(name, total, without_rpn, growth):
+    model = without_memory(CONFIGS / f"{name}.yaml")
+    plain = without_memory(CONFIGS / f"{VARIANT.sub('', name)}.yaml")
+    assert num_parameters(model) == total
+    assert total - num_parameters(model.proposal_generator) == without_rpn
+    assert total - num_parameters(plain) == growth
+
+
+@pytest.mark.parametrize("path", [p for p in FPN if p in DEFORMABLE], ids=relative)
+def test_deformable_fpn_grows_by_its_offset_layers(path):
+    blocks = {"R_50": (4, 6, 3), "R_101": (4, 23, 3)}[re.search(r"R_\d+", path.stem)[0]]
+    per_tap = 3 if "mdconv" in path.stem else 2  # dy, dx and a mask
+    outputs = per_tap * 3 * 3
+    expected = sum(
+        n * (outputs * width * 3 * 3 + outputs)
+        for n, width in zip(blocks, (128, 256, 512), strict=True)
+    )
+    if "dpool" in path.stem:
+        bins = 7 * 7
+        expected += 2 * bins * 256 * bins + 2 * bins
+    plain = path.with_stem(VARIANT.sub("", path.stem))
+    growth = num_parameters(without_memory(path)) - num_parameters(without_memory(plain))
+    assert growth == expected
+
+
+# ---- Recipes -------------------------------------------------------------------------------------
+
+# Images until the learning rate falls, images in all, learning rate per image.
+RECIPES = {
+    ("VOC-Detection", "released"): (159.9e3, 231.7e3, 0.0005),
+    ("VOC-Detection", "paper"): (160e3, 240e3, 0.001),
+    ("COCO-Detection", "released"): (1.307e6, 1.96e6, 0.0005),
+    ("COCO-Detection", "paper"): (1.28e6, 1.92e6, 0.001),
+}
+
+
+@pytest.mark.parametrize("path", STRIDE_16, ids=relative)
+def test_recipe(path):
+    recipe = "paper" if path.stem.endswith("_paper") else "released"
+    solver = load(path).SOLVER
+    (drop,) = solver.STEPS
+    images = solver.IMS_PER_BATCH
+    actual = (drop * images, solver.MAX_ITER * images, solver.BASE_LR / images)
+    assert actual == pytest.approx(RECIPES[path.parent.name, recipe], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name, gpus", [("VOC-Detection/rfcn_R_50", 4), ("COCO-Detection/rfcn_R_50", 8)]
+)
+def test_recipe_on_another_number_of_gpus(name, gpus):
+    """SOLVER.REFERENCE_WORLD_SIZE rescales; on one GPU the warm-up is as released for one."""
+    cfg = load(CONFIGS / f"{name}.yaml")
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = gpus
+    one = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
+    scaled = [one.IMS_PER_BATCH, one.WARMUP_ITERS, one.MAX_ITER, one.BASE_LR]
+    assert scaled == pytest.approx([1, 1000 * gpus, cfg.SOLVER.MAX_ITER * gpus, 0.0005])
+
+
+@pytest.mark.parametrize("path", MODELS, ids=relative)
+def test_schedule_ends_after_its_last_step(path):
+    solver = load(path).SOLVER
+    milestones = [solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER]
+    assert milestones == sorted(set(milestones))
+
+
+@pytest.mark.parametrize("path", [p for p in FPN if p not in DEFORMABLE], ids=relative)
+def test_plain_fpn_is_detectron2s(path):
+    theirs = {
+        "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+        "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+        "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    }
+    expected = load(model_zoo.get_config_file(theirs[path.stem.split("_")[0]]))
+    expected.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"
+    if "cascade" in path.stem:
+        expected.MODEL.MASK_ON = False
+    if "R_101" in path.stem:
+        expected.MODEL.RESNETS.DEPTH = 101
+        expected.MODEL.WEIGHTS = expected.MODEL.WEIGHTS.replace("R-50", "R-101")
+    assert load(path) == expected
+
+
+# ---- One step ------------------------------------------------------------------------------------
+
+# The structure of the real networks at the cost of toys.
+SMALL = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.PIXEL_STD": [57.4, 57.1, 58.4],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RPN.CONV_DIMS": [16],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+}
+SMALL_STRIDE_16 = {
+    "MODEL.RESNETS.REDUCED_CHANNELS": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 32]],
+}
+SMALL_FPN = {
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
+
+
+@pytest.mark.parametrize("path", QUICK + KINDS, ids=relative)
+def test_trains_and_detects(path):
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    if path in KINDS:
+        small = SMALL | (SMALL_FPN if path in FPN else SMALL_STRIDE_16)
+        cfg.merge_from_list([x for item in small.items() for x in item])
+    model = build_model(cfg)
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):  # random and unnormalised residuals would explode
+            module.weight.fill_(0.5)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    instances = Instances((96, 128))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10, 60, 70], [60, 30, 120, 90]]))
+    instances.gt_classes = torch.tensor([0, 1])
+    if cfg.MODEL.MASK_ON:
+        triangles = [[10, 10, 60, 10, 35, 70], [60, 90, 120, 90, 90, 30]]
+        instances.gt_masks = PolygonMasks([[triangle] for triangle in triangles])
+    inputs = [{"image": image, "instances": instances, "height": 96, "width": 128}] * 2
+
+    optimizer = build_optimizer(cfg, model)
+    with EventStorage():
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        assert torch.isfinite(loss), name
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if p.grad is None]
+    assert not missing, "unused parameters break distributed training"
+    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+    optimizer.step()
+
+    model.eval()
+    with torch.no_grad():
+        (detections,) = model(inputs[:1])
+    detections = detections["instances"]
+    assert len(detections) > 0
+    assert detections.pred_classes.max() < cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert detections.has("pred_masks") == cfg.MODEL.MASK_ON

@@ -75,7 +75,9 @@ class VOCEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict:
-        """{"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent; {} without input.
+        """{"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent.
+
+        {} without input, or without any ground truth, as that of COCO's test-dev is not public.
 
         Raises:
             ValueError: an image_id or a class that the data set does not have.
@@ -89,6 +91,9 @@ class VOCEvaluator(DatasetEvaluator):
             predictions = {key: value for part in gathered for key, value in part.items()}
         if not predictions:
             self._logger.warning("VOCEvaluator did not receive any image of %s.", self._name)
+            return {}
+        if not any(record.get("annotations") for record in self._dicts):
+            self._logger.info("No object is annotated in %s: there is no AP.", self._name)
             return {}
 
         table = 100 * _ap_table(self._dicts, predictions, len(self._classes), self._metric)

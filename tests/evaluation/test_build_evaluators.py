@@ -1,3 +1,4 @@
+import json
 import math
 import sys
 import types
@@ -5,6 +6,9 @@ import types
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES, _get_builtin_metadata
+from detectron2.evaluation import print_csv_format
 
 from d2_deformable import add_deformable_config
 from d2_deformable.compat import has_compiled_d2
@@ -74,8 +78,37 @@ def test_empty_predictions(data_set, process, cfg):
 def test_images_without_objects(data_set, process, cfg):
     """Detectron2 then leaves "annotations" out of its json; nothing to measure, but no crash."""
     name = data_set({"a": []})
-    results = process(build_evaluators(cfg, name), {"a": [(0, 0.9, BOX)]}).evaluate()
-    assert math.isnan(results["voc"]["AP"])
+    assert process(build_evaluators(cfg, name), {"a": [(0, 0.9, BOX)]}).evaluate() == {}
+
+
+@pytest.fixture
+def test_dev(tmp_path):
+    """Two images in the layout of coco_2017_test-dev: COCO's classes, but no "annotations"."""
+    categories = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
+    images = [
+        {"id": i, "file_name": f"{i:012}.jpg", "width": 100, "height": 100} for i in (1, 90100)
+    ]
+    file = tmp_path / "image_info_test-dev2017.json"
+    file.write_text(json.dumps({"info": {}, "images": images, "categories": categories}))
+    name = "evaluated_test-dev"
+    register_coco_instances(name, _get_builtin_metadata("coco"), str(file), str(tmp_path))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_upload_for_coco_test_dev(test_dev, process, cfg, tmp_path):
+    """Its annotations are not public: the detections are written for the server, in its format."""
+    detections = {1: [(0, 0.75, BOX), (79, 0.5, FAR)], 90100: []}
+    results = process(build_evaluators(cfg, test_dev), detections).evaluate()
+    assert results == {}
+    print_csv_format(results)  # what Detectron2's trainer does next
+    upload = json.loads((tmp_path / "output/inference/coco_instances_results.json").read_text())
+    assert upload == [
+        {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.75},
+        {"image_id": 1, "category_id": 90, "bbox": [60, 60, 20, 20], "score": 0.5},
+    ]
+    assert not list((tmp_path / "output/inference").glob("voc_results_*"))
 
 
 def test_changed_data_set_is_evaluated_anew(data_set, process, cfg):

@@ -136,8 +136,8 @@ def test_no_input_gives_no_results(data_set, process):
 
 
 def test_empty_ground_truth(data_set, process):
-    results = evaluate(process, data_set({"a": []}), {"a": [(0, 0.9, BOX)]})
-    assert all(math.isnan(value) for value in results.values())
+    evaluator = process(VOCEvaluator(data_set({"a": []})), {"a": [(0, 0.9, BOX)]})
+    assert evaluator.evaluate() == {}
 
 
 def test_errors(data_set, process):
