@@ -181,10 +181,10 @@ def test_conversion_of_any_network():
     "key, value, message",
     [
         ("DEPTH", 20, "DEPTH is 20; choose one of"),
-        ("DEFORM_NUM_LAYERS", 17, "ResNet-50 has 16 3x3 convolutions"),
+        ("DEFORM_NUM_LAYERS", 17, "DEFORM_NUM_LAYERS is 17; this ResNet has 16 3x3"),
         ("REDUCED_CHANNELS", 8, "give 'res5_reduced' and a number of channels, or neither"),
         ("DEFORM_BORDER", "reflect", "border must be one of zero, legacy; got 'reflect'"),
-        ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; there are stem, res2"),
+        ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; choose at least one of stem, res2"),
         ("RES5_DILATION", 0, "RES5_DILATION is 0"),
         ("DEFORM_ON_PER_STAGE", [True], "four flags for res2 to res5"),
     ],

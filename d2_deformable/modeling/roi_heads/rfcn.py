@@ -30,6 +30,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             one for the boxes (paper sec. 2.3).
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
         kwargs: of `FastRCNNOutputLayers`.
+
+    Raises:
+        ValueError: a value that these layers cannot have.
     """
 
     @configurable
@@ -44,6 +47,10 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         round_rois: bool = True,
         **kwargs,
     ):
+        if not (input_shape.channels and input_shape.stride):
+            raise ValueError(
+                f"RFCNOutputLayers needs channels and stride of its feature map; got {input_shape}"
+            )
         super().__init__(ShapeSpec(channels=1), **kwargs)
 
         def predictor(num_outputs, offset_classes):
@@ -103,13 +110,18 @@ class RFCNHeads(StandardROIHeads):
     Args:
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a
             random sample (MODEL.ROI_HEADS.SAMPLING "ohem").
+        box_in_features: the name of the one feature map, in a list.
         kwargs: of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, there is no box
             pooler and no box head.
+
+    Raises:
+        ValueError: a value that these heads cannot have.
     """
 
     @configurable
-    def __init__(self, *, ohem: bool = False, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, box_in_features: list[str], ohem: bool = False, **kwargs):
+        _only(box_in_features)
+        super().__init__(box_in_features=box_in_features, box_pooler=None, box_head=None, **kwargs)
         self.ohem = ohem
         if ohem:
             check_losses(self.box_predictor)
@@ -124,16 +136,9 @@ class RFCNHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if len(in_features) != 1:
-            raise ValueError(
-                "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
-                f"{in_features}: name one"
-            )
         return {
             "box_in_features": in_features,
-            "box_pooler": None,
-            "box_head": None,
-            "box_predictor": RFCNOutputLayers(cfg, input_shape[in_features[0]]),
+            "box_predictor": RFCNOutputLayers(cfg, input_shape[_only(in_features)]),
         }
 
     def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
@@ -168,3 +173,12 @@ class RFCNHeads(StandardROIHeads):
 
     def _predict(self, x, proposals):
         return self.box_predictor(x, [p.proposal_boxes for p in proposals])
+
+
+def _only(in_features) -> str:
+    if len(in_features) != 1:
+        raise ValueError(
+            "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
+            f"{list(in_features)}: name one"
+        )
+    return in_features[0]
