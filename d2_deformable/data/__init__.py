@@ -1,3 +1,5 @@
+"""A user's own data sets from YAML alone: registration, checks, and the mapper."""
+
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
 from .mapper import DatasetMapper
 
