@@ -129,7 +129,7 @@ def test_flop_counts(model, batch, analysis):
     assert flops.by_module()["model.backbone.res5.1.conv2.conv_offset"] > 0
 
 
-WORKER = """
+DISTRIBUTED = """
 import sys
 
 import torch
@@ -141,52 +141,47 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable import add_deformable_config
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-cfg = get_cfg()
-add_deformable_config(cfg)
-cfg.merge_from_file(f"{folder}/config.yaml")
-torch.manual_seed(0)
-model = DistributedDataParallel(build_model(cfg))
-torch.manual_seed(rank)
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-boxes = Boxes(torch.tensor([[8.0, 8, 60, 70], [50, 30, 120, 90]][rank:]))  # two objects, and one
-with EventStorage():
-    for _ in range(2):  # the second fails where a parameter took no part in the first
-        instances = Instances((96, 128), gt_boxes=boxes, gt_classes=torch.zeros(len(boxes)).long())
-        image = {"image": torch.randint(256, (3, 96, 128)), "instances": instances}
-        optimizer.zero_grad()
-        sum(model([image]).values()).backward()
-        optimizer.step()
-torch.save(dict(model.module.named_parameters()), f"{folder}/{rank}.pth")
-torch.distributed.destroy_process_group()
+
+def train(rank, folder):
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", meet, rank=rank, world_size=2)
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.merge_from_file(f"{folder}/config.yaml")
+    torch.manual_seed(0)
+    model = DistributedDataParallel(build_model(cfg))
+    torch.manual_seed(rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    boxes = Boxes(torch.tensor([[8.0, 8, 60, 70], [50, 30, 120, 90]][rank:]))
+    classes = torch.zeros(len(boxes), dtype=torch.int64)
+    instances = Instances((96, 128), gt_boxes=boxes, gt_classes=classes)
+    with EventStorage():
+        for _ in range(2):  # the second stops where a parameter took no part in the first
+            image = torch.randint(256, (3, 96, 128))
+            optimizer.zero_grad()
+            sum(model([{"image": image, "instances": instances}]).values()).backward()
+            optimizer.step()
+    torch.save(dict(model.module.named_parameters()), f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+torch.multiprocessing.start_processes(train, (sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 
 def test_distributed_data_parallel(rfcn_cfg, tmp_path):
     """Two processes without `find_unused_parameters`; they end with the same parameters."""
-    (tmp_path / "worker.py").write_text(WORKER)
     (tmp_path / "config.yaml").write_text(rfcn_cfg.dump())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), str(rank)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [worker.communicate(timeout=120)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(logs)[-4000:]
+    path = os.pathsep.join(sys.path)
+    result = subprocess.run(
+        [sys.executable, "-c", DISTRIBUTED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
-    before = dict(build_model(rfcn_cfg).named_parameters())
-    assert first.keys() == second.keys() == before.keys()
+    assert first.keys() == second.keys() == dict(build_model(rfcn_cfg).named_parameters()).keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert first["backbone.res5.1.conv2.conv_offset.weight"].abs().sum() > 0
