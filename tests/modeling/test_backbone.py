@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
@@ -199,3 +200,8 @@ def test_bad_settings_say_what_to_do(cfg, key, value, message):
 def test_names_of_unknown_layers():
     with pytest.raises(ValueError, match="no convolution larger than 1x1 is called '1'; there are"):
         deform_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["1"])
+
+
+def test_a_config_without_our_keys_says_what_to_do():
+    with pytest.raises(ValueError, match="call d2_deformable.add_deformable_config"):
+        build_deform_resnet_backbone(get_cfg(), IMAGE)

@@ -1,8 +1,11 @@
 """Without cfg: explicit arguments, in plain Python and in Detectron2's LazyConfig."""
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, GeneralizedRCNN, StandardROIHeads, build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -14,6 +17,7 @@ from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
+from d2_deformable.data import DatasetMapper, WarpedShapesFormat
 from d2_deformable.layers import DeformConv2d, DeformRoIPool
 from d2_deformable.modeling import (
     DeformCascadeROIHeads,
@@ -269,6 +273,20 @@ def test_bad_arguments_of_the_heads():
     for features in (["p4", "p5"], []):
         with pytest.raises(ValueError, match="RFCNHeads pools from one feature map"):
             RFCNHeads(box_in_features=features, box_predictor=predictor, **sampling())
+
+
+def test_data_sets_without_cfg(tmp_path):
+    """A format registers as any function of Detectron2's catalog does."""
+    shapes = WarpedShapesFormat(root=tmp_path, split="val", num_images=2, image_size=64)
+    DatasetCatalog.register("two_shapes", partial(shapes.load, "two_shapes"))
+    try:
+        loader = build_detection_test_loader(
+            DatasetCatalog.get("two_shapes"),
+            mapper=DatasetMapper(is_train=False, augmentations=[], image_format="BGR"),
+        )
+        assert [tuple(b[0]["image"].shape) for b in loader] == [(3, 64, 64)] * 2
+    finally:
+        DatasetCatalog.remove("two_shapes")
 
 
 LAZY = """

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from .._checks import check_config
 from .deform import deform_convs, dilate_stage, kernel_convs
 
 BLOCKS_PER_STAGE = {
@@ -156,6 +157,7 @@ def build_deform_resnet_backbone(cfg, input_shape):
     Raises:
         ValueError: a value that this network cannot have.
     """
+    check_config(cfg)
     c = cfg.MODEL.RESNETS
     if c.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(

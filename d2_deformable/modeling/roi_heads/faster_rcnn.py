@@ -7,6 +7,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from ...layers import DeformRoIPool
+from .._checks import check_config
 from ..poolers import DeformROIPooler
 
 
@@ -18,6 +19,7 @@ class DeformPoolerMixin:
         c = cfg.MODEL.ROI_BOX_HEAD
         if c.POOLER_TYPE != "DeformROIPool":
             return super()._init_box_head(cfg, input_shape)
+        check_config(cfg)
         # The parent builds heads and predictors around a pooler type it knows.
         plain = cfg.clone()
         plain.defrost()

@@ -13,6 +13,7 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from ...layers import PSRoIPredictor
+from .._checks import check_config
 from .ohem import check_losses, hardest, loss_per_roi
 
 POOLER_TYPES = ("PSROIPool", "DeformPSROIPool")
@@ -72,6 +73,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_config(cfg)
         c = cfg.MODEL.ROI_BOX_HEAD
         if c.POOLER_TYPE not in POOLER_TYPES:
             raise ValueError(
@@ -128,6 +130,7 @@ class RFCNHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_config(cfg)
         sampling = cfg.MODEL.ROI_HEADS.SAMPLING
         if sampling not in ("random", "ohem"):
             raise ValueError(f"MODEL.ROI_HEADS.SAMPLING is {sampling!r}; choose 'random' or 'ohem'")
