@@ -88,7 +88,14 @@ def outputs(shape, layers=FastRCNNOutputLayers, agnostic=False, **kwargs):
 
 
 def rfcn(**kwargs):
-    net = backbone(res5_dilation=2, deform_num_layers=3, offset_groups=2)
+    net = backbone(
+        res5_dilation=2,
+        deform_num_layers=3,
+        offset_groups=2,
+        offset_dilation=1,
+        modulated=True,
+        border="legacy",
+    )
     shape = net.output_shape()["res5_reduced"]
     predictor = outputs(shape, RFCNOutputLayers, resolution=3, deformable=True)
     heads = RFCNHeads(
@@ -192,12 +199,19 @@ def test_detectors_from_explicit_arguments(parts, batch):
 
 def test_it_is_the_network_of_the_yaml(rfcn_cfg, batch):
     rfcn_cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS = 2
+    rfcn_cfg.MODEL.RESNETS.DEFORM_OFFSET_DILATION = 1
+    rfcn_cfg.MODEL.RESNETS.DEFORM_MODULATED = True
+    rfcn_cfg.MODEL.RESNETS.DEFORM_BORDER = "legacy"
     rfcn_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[64]]
     rfcn_cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 2.0]]
     theirs = build_model(rfcn_cfg).eval()
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.05)
     model = detector(rfcn()).eval()
+    assert str(model.backbone) == str(theirs.backbone)
+    layer = model.backbone.res5[1].conv2
+    assert (layer.offset_groups, layer.modulated, layer.border) == (2, True, "legacy")
+    assert layer.conv_offset.out_channels == 2 * 27 and layer.conv_offset.dilation == (1, 1)
     model.pixel_mean.copy_(theirs.pixel_mean)
     model.load_state_dict(theirs.state_dict())
     x = theirs.preprocess_image(batch).tensor
