@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from torch import nn
 
 from d2_deformable import add_deformable_config
 from d2_deformable.layers import DeformConv2d
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -42,11 +45,17 @@ def assert_same(actual, expected):
         torch.testing.assert_close(a.scores, b.scores)
 
 
-def test_default_predictor(rfcn_cfg, model, batch, tmp_path):
+def test_default_predictor_on_a_yaml_of_ours(batch, tmp_path):
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
     DetectionCheckpointer(model, tmp_path).save("model")
-    cfg = rfcn_cfg.clone()
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     cfg.INPUT.MIN_SIZE_TEST = 96
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    model.roi_heads.box_predictor.test_score_thresh = 0.0
     predictor = DefaultPredictor(cfg)
     image = batch[0]["image"].permute(1, 2, 0).numpy()
     assert_same([predictor(image)["instances"]], detect(model, batch[:1]))
