@@ -12,7 +12,11 @@ from ..poolers import DeformROIPooler
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool"."""
+    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool".
+
+    It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
+    project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
+    """
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
