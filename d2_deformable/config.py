@@ -9,7 +9,12 @@ from detectron2.config import CfgNode as CN
 
 
 def add_deformable_config(cfg: CN) -> None:
-    """Add the keys of d2_deformable to `cfg` (a Detectron2 config), in place."""
+    """Add the keys of d2_deformable to `cfg` (a Detectron2 config), in place.
+
+    Keys that are there already, since another plug-in builds on this one, keep their values.
+    """
+    if "DEFORM_NUM_LAYERS" in cfg.MODEL.RESNETS:
+        return
     resnets = cfg.MODEL.RESNETS
     # How many of the last 3x3 convolutions, in network order, become deformable. Crosses stages:
     # in ResNet-101 3 is res5.{0,1,2}, 6 reaches into res4. Paper table 1; its default choice is 3.
@@ -49,6 +54,8 @@ def add_deformable_config(cfg: CN) -> None:
 
     # [[regex, factor], ...]: the learning rate of a parameter whose full name matches (re.search)
     # is multiplied by the factor; several matches multiply; a regex without a match is an error.
+    # Only `d2_deformable.engine.build_optimizer` reads it: a trainer of another project calls it
+    # in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, ANNOTATIONS, SPLIT, CLASSES}}, see

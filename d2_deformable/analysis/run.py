@@ -85,6 +85,7 @@ def read_run(folder, overrides=()) -> Run:
         )
     cfg = get_cfg()
     add_deformable_config(cfg)
+    cfg.set_new_allowed(True)  # it is complete, with the keys of other plug-ins
     cfg.merge_from_file(str(config))
     allow_custom_fields(cfg, overrides)
     cfg.merge_from_list(list(overrides))

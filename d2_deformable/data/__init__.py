@@ -1,4 +1,17 @@
+"""A user's own data sets from YAML alone: registration, checks, and the mapper."""
+
+from .coco import COCOFormat
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
 from .mapper import DatasetMapper
+from .voc import VOCFormat
+from .warped_shapes import WarpedShapesFormat
 
-__all__ = ["DatasetMapper", "allow_custom_fields", "check_datasets", "register_custom_datasets"]
+__all__ = [
+    "COCOFormat",
+    "DatasetMapper",
+    "VOCFormat",
+    "WarpedShapesFormat",
+    "allow_custom_fields",
+    "check_datasets",
+    "register_custom_datasets",
+]

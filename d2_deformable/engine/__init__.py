@@ -1,4 +1,12 @@
-from .optimizer import build_optimizer
+"""Training: the trainer, and its parts for a trainer of another project."""
+
+from .optimizer import build_optimizer, multiply_learning_rates
 from .trainer import Trainer, check_settings, why_not_cuda
 
-__all__ = ["Trainer", "build_optimizer", "check_settings", "why_not_cuda"]
+__all__ = [
+    "Trainer",
+    "build_optimizer",
+    "check_settings",
+    "multiply_learning_rates",
+    "why_not_cuda",
+]

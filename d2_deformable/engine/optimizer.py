@@ -13,19 +13,33 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: see `lr_factors`.
     """
-    factors = lr_factors(model, cfg.SOLVER.LR_MULTIPLIERS)
     optimizer = solver.build_optimizer(cfg, model)
+    multiply_learning_rates(optimizer, model, cfg.SOLVER.LR_MULTIPLIERS)
+    return optimizer
+
+
+def multiply_learning_rates(optimizer: torch.optim.Optimizer, model, multipliers) -> None:
+    """Apply SOLVER.LR_MULTIPLIERS to a fresh optimizer of any kind, before its first step and
+    before a schedule is built on it.
+
+    Args:
+        model: whose parameters it optimizes.
+        multipliers: [[regex, factor], ...].
+
+    Raises:
+        ValueError: see `lr_factors`.
+    """
+    factors = lr_factors(model, multipliers)
     # Regrouped by equal settings: the two Detectron2 versions group differently, and fewer
     # groups make a faster step.
     groups = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            settings = {**group, "lr": group["lr"] * factors[p]}
+            settings = {**group, "lr": group["lr"] * factors.get(p, 1.0)}
             del settings["params"]
             key = repr(sorted(settings.items()))
             groups.setdefault(key, {**settings, "params": []})["params"].append(p)
     optimizer.param_groups = list(groups.values())
-    return optimizer
 
 
 def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, float]:

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
 
 from ..data import DatasetMapper
 from ..evaluation import build_evaluators
+from ..modeling import RFCNHeads
 from ..ops import has_cuda
 from .optimizer import build_optimizer
 
@@ -74,14 +75,24 @@ def check_settings(cfg) -> None:
             "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
             "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
         )
-    if model.RESNETS.DEFORM_NUM_LAYERS and not model.BACKBONE.NAME.startswith("build_deform_"):
+    builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
+    # Of a function only its place is known: none of Detectron2's reads the key, one of a user may.
+    theirs = builder is not None and builder.__module__.split(".")[0] == "detectron2"
+    if model.RESNETS.DEFORM_NUM_LAYERS and theirs:
         raise ValueError(
             f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read "
             "MODEL.RESNETS.DEFORM_NUM_LAYERS; choose build_deform_resnet_backbone or "
             "build_deform_resnet_fpn_backbone"
         )
-    if model.ROI_HEADS.SAMPLING != "random" and model.ROI_HEADS.NAME != "RFCNHeads":
+    heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
+    other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
+    if model.ROI_HEADS.SAMPLING != "random" and other:
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
-            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads does"
+            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
         )
+
+
+def _registered(registry, name: str):
+    """The entry of that name; None leaves an unknown one to Detectron2's own error."""
+    return registry.get(name) if name in registry else None

@@ -1,3 +1,5 @@
+"""The evaluators of a detection data set: COCO's metrics and VOC's."""
+
 from .build import build_evaluators
 from .voc import VOCEvaluator
 

@@ -1,5 +1,33 @@
-"""Importing this package registers its backbones and heads with Detectron2."""
+"""Backbones and heads; importing this package registers them with Detectron2."""
 
-from . import backbone, roi_heads  # noqa: F401  only registration
+from .backbone import (
+    DeformResNet,
+    build_deform_resnet_backbone,
+    build_deform_resnet_fpn_backbone,
+    deform_convs,
+    dilate_stage,
+    kernel_convs,
+)
+from .poolers import DeformROIPooler
+from .roi_heads import (
+    DeformCascadeROIHeads,
+    DeformPoolerMixin,
+    DeformROIHeads,
+    RFCNHeads,
+    RFCNOutputLayers,
+)
 
-__all__ = ["backbone", "roi_heads"]
+__all__ = [
+    "DeformCascadeROIHeads",
+    "DeformPoolerMixin",
+    "DeformROIHeads",
+    "DeformROIPooler",
+    "DeformResNet",
+    "RFCNHeads",
+    "RFCNOutputLayers",
+    "build_deform_resnet_backbone",
+    "build_deform_resnet_fpn_backbone",
+    "deform_convs",
+    "dilate_stage",
+    "kernel_convs",
+]

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from d2_deformable import add_deformable_config
@@ -38,6 +38,17 @@ def test_config_and_overrides(folder):
     assert run.checkpoint == folder / "model_final.pth"
     assert (run.command, run.history, run.iterations, run.seconds) == ("", [], 0, 0)
     assert run.name == folder.name
+
+
+def test_keys_of_other_plugins(folder):
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.NEIGHBOUR = CfgNode({"ON": True})
+    cfg.NEIGHBOUR = 3
+    (folder / "config.yaml").write_text(cfg.dump())
+    run = read_run(folder, ["NEIGHBOUR", 4])
+    assert run.cfg.MODEL.RESNETS.NEIGHBOUR.ON and run.cfg.NEIGHBOUR == 4
+    with pytest.raises(AssertionError, match="NEIGBOUR"):
+        read_run(folder, ["NEIGBOUR", 4])
 
 
 def test_a_run_without_config_or_checkpoint_is_an_error(folder):

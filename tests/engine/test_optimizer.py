@@ -4,7 +4,7 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine import build_optimizer, check_settings
+from d2_deformable.engine import build_optimizer, multiply_learning_rates
 
 
 @pytest.fixture
@@ -90,37 +90,32 @@ def test_bad_multipliers_say_what_to_do(cfg, model, multipliers, message):
         build_optimizer(cfg, model)
 
 
-def test_random_frozen_layers_are_refused(cfg):
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.RESNETS.NORM = "FrozenBN"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 2
-    with pytest.raises(ValueError, match="FREEZE_AT 2 and MODEL.RESNETS.NORM FrozenBN freezes"):
-        check_settings(cfg)
-    cfg.MODEL.RESNETS.NORM = "BN"
-    with pytest.raises(ValueError, match="FREEZE_AT 2 freezes"):
-        check_settings(cfg)
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    check_settings(cfg)
-    cfg.MODEL.RESNETS.NORM = "FrozenBN"
-    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = True
-    check_settings(cfg)
-    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
-    cfg.MODEL.WEIGHTS = "R-50.pkl"
-    check_settings(cfg)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            ["MODEL.RESNETS.DEFORM_NUM_LAYERS", 3],
-            "build_resnet_backbone does not read",
-        ),
-        (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
-    ],
-)
-def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
-    cfg.MODEL.WEIGHTS = "R-50.pkl"
-    cfg.merge_from_list(changes)
-    with pytest.raises(ValueError, match=message):
-        check_settings(cfg)
+def test_an_optimizer_of_another_project(model):
+    """Of any kind, over some parameters of the model and one that is not the model's."""
+    model["norm"].requires_grad_(False)
+    other = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*model["body"].parameters(), other], "lr": 0.2, "betas": (0.8, 0.9)},
+            {"params": [*model["norm"].parameters(), *model["offset"].parameters()]},
+        ],
+        lr=0.1,
+    )
+    multiply_learning_rates(optimizer, model, [["offset|body.bias", 0.5]])
+    rates = {
+        p: (group["lr"], group["betas"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates[model["body"].weight] == rates[other] == (0.2, (0.8, 0.9))
+    assert rates[model["body"].bias] == (0.1, (0.8, 0.9))
+    assert rates[model["norm"].weight] == (0.1, (0.9, 0.999))
+    assert rates[model["offset"].bias] == (0.05, (0.9, 0.999))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    for p in rates:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    schedule.step()
+    assert {p: group["lr"] for group in optimizer.param_groups for p in group["params"]} == {
+        p: pytest.approx(0.1 * rate) for p, (rate, _) in rates.items()
+    }

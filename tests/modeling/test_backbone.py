@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
@@ -169,10 +170,10 @@ def test_conversion_of_any_network():
     "key, value, message",
     [
         ("DEPTH", 20, "DEPTH is 20; choose one of"),
-        ("DEFORM_NUM_LAYERS", 17, "ResNet-50 has 16 3x3 convolutions"),
+        ("DEFORM_NUM_LAYERS", 17, "DEFORM_NUM_LAYERS is 17; this ResNet has 16 3x3"),
         ("REDUCED_CHANNELS", 8, "give 'res5_reduced' and a number of channels, or neither"),
         ("DEFORM_BORDER", "reflect", "border must be one of zero, legacy; got 'reflect'"),
-        ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; there are stem, res2"),
+        ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; choose at least one of stem, res2"),
         ("RES5_DILATION", 0, "RES5_DILATION is 0"),
         ("DEFORM_ON_PER_STAGE", [True], "four flags for res2 to res5"),
     ],
@@ -187,3 +188,8 @@ def test_bad_settings_say_what_to_do(cfg, key, value, message):
 def test_names_of_unknown_layers():
     with pytest.raises(ValueError, match="no convolution larger than 1x1 is called '1'; there are"):
         deform_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["1"])
+
+
+def test_a_config_without_our_keys_says_what_to_do():
+    with pytest.raises(ValueError, match="call d2_deformable.add_deformable_config"):
+        build_deform_resnet_backbone(get_cfg(), IMAGE)

@@ -147,6 +147,17 @@ def test_ohem_refuses_another_box_loss(heads_cfg):
         rfcn(heads_cfg, sampling="ohem")
 
 
+@pytest.mark.parametrize(
+    "name, pooler", [("RFCNHeads", "PSROIPool"), ("DeformROIHeads", "DeformROIPool")]
+)
+def test_a_config_without_our_keys_says_what_to_do(heads_cfg, name, pooler):
+    heads_cfg.MODEL.ROI_HEADS.NAME = name
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    del heads_cfg.MODEL.RESNETS["DEFORM_NUM_LAYERS"], heads_cfg.MODEL.ROI_HEADS["SAMPLING"]
+    with pytest.raises(ValueError, match="call d2_deformable.add_deformable_config"):
+        build_roi_heads(heads_cfg, SHAPES)
+
+
 @pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
 def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name):
     heads_cfg.MODEL.ROI_HEADS.NAME = name

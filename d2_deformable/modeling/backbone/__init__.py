@@ -1,3 +1,5 @@
+"""Networks whose convolutions are dilated and deformable."""
+
 from .deform import deform_convs, dilate_stage, kernel_convs
 from .resnet import (
     DeformResNet,

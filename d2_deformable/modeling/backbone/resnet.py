@@ -1,6 +1,6 @@
 """ResNet 18 to 152 of any width, dilated and deformable, and its FPN.
 
-The plain network comes from Detectron2's blocks; `deform.py` then changes its last convolutions.
+The plain network comes from Detectron2's blocks; `deform.py` changes its last convolutions.
 """
 
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from .._checks import check_config
 from .deform import deform_convs, dilate_stage, kernel_convs
 
 BLOCKS_PER_STAGE = {
@@ -26,14 +27,25 @@ LAST_STAGE = {"stem": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5, REDUCED: 5}
 
 
 class DeformResNet(ResNet):
-    """Detectron2's ResNet with one more feature map, "res5_reduced": a 1x1 convolution on res5.
+    """Detectron2's ResNet, dilated and deformable, with one more feature map, "res5_reduced".
 
     Args:
-        reduced_channels: channels of "res5_reduced" (paper sec. 2.3: 1024, or 256 for Faster
-            R-CNN). Needed when it is among `out_features`.
+        stem, out_features, freeze_at: see `detectron2.modeling.ResNet`.
+        stages: plain res2, res3, ... as `detectron2.modeling.ResNet` takes them, e.g. from its
+            `make_default_stages`; changed in place. Those above the highest of `out_features` are
+            left out, so that "the last n" is of what runs.
+        res5_dilation: above 1, res5 keeps the stride of res4 and dilates its 3x3 convolutions.
+        deform_num_layers: how many of the last 3x3 convolutions, in network order, are deformable.
+        deform_on_per_stage: whether all 3x3 convolutions of res2, res3, res4, res5 are.
+        offset_groups, offset_dilation, modulated, border: of every deformable convolution, see
+            `d2_deformable.layers.DeformConv2d`.
+        reduced_channels: channels of "res5_reduced", a 1x1 convolution + ReLU on res5 (paper sec.
+            2.3: 1024, or 256 for Faster R-CNN). Needed when it is among `out_features`.
         reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
             He initialisation.
-        stem, stages, out_features, freeze_at: see `detectron2.modeling.ResNet`.
+
+    Raises:
+        ValueError: a value that this network cannot have.
     """
 
     def __init__(
@@ -43,14 +55,35 @@ class DeformResNet(ResNet):
         *,
         out_features,
         freeze_at=0,
+        res5_dilation=1,
+        deform_num_layers=0,
+        deform_on_per_stage=(False, False, False, False),
+        offset_groups=1,
+        offset_dilation=0,
+        modulated=False,
+        border="zero",
         reduced_channels=0,
         reduced_init_std=0.01,
     ):
-        if (REDUCED in out_features) != (reduced_channels > 0):
+        _check_features(out_features, reduced_channels)
+        if res5_dilation < 1 or len(deform_on_per_stage) != 4:
             raise ValueError(
-                f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)} and REDUCED_CHANNELS is "
-                f"{reduced_channels}: give {REDUCED!r} and a number of channels, or neither"
+                f"MODEL.RESNETS.RES5_DILATION is {res5_dilation} and DEFORM_ON_PER_STAGE is "
+                f"{list(deform_on_per_stage)}; expected at least 1, and four flags for res2 to res5"
             )
+        stages = stages[: max(LAST_STAGE[feature] for feature in out_features) - 1]
+        # Holds the same blocks, for a walk in network order.
+        network = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        if res5_dilation > 1 and len(network) == 4:
+            dilate_stage(network[3], res5_dilation)
+        deform_convs(
+            network,
+            _deformable_names(network, deform_num_layers, deform_on_per_stage),
+            offset_groups=offset_groups,
+            offset_dilation=offset_dilation,
+            modulated=modulated,
+            border=border,
+        )
         of_stages = [f for f in out_features if f != REDUCED]
         super().__init__(
             stem,
@@ -85,6 +118,33 @@ class DeformResNet(ResNet):
         }
 
 
+def _check_features(out_features, reduced_channels) -> None:
+    if not out_features or not set(out_features) <= LAST_STAGE.keys():
+        raise ValueError(
+            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}; choose at least one of "
+            f"{', '.join(LAST_STAGE)}"
+        )
+    if (REDUCED in out_features) != (reduced_channels > 0):
+        raise ValueError(
+            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)} and REDUCED_CHANNELS is "
+            f"{reduced_channels}: give {REDUCED!r} and a number of channels, or neither"
+        )
+
+
+def _deformable_names(network: nn.ModuleList, num_layers: int, per_stage) -> list[str]:
+    """Names in `kernel_convs(network)` of the convolutions that shall be deformable."""
+    names = list(kernel_convs(network))
+    if not 0 <= num_layers <= len(names):
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_NUM_LAYERS is {num_layers}; this ResNet has {len(names)} 3x3 "
+            "convolutions after its stem"
+        )
+    first = len(names) - num_layers
+    return [
+        name for i, name in enumerate(names) if i >= first or per_stage[int(name.split(".")[0])]
+    ]
+
+
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_backbone(cfg, input_shape):
     """A plain, dilated or deformable ResNet from MODEL.RESNETS.
@@ -97,54 +157,35 @@ def build_deform_resnet_backbone(cfg, input_shape):
     Raises:
         ValueError: a value that this network cannot have.
     """
+    check_config(cfg)
     c = cfg.MODEL.RESNETS
     if c.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(
             f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
         )
-    if c.RES5_DILATION < 1 or len(c.DEFORM_ON_PER_STAGE) != 4:
-        raise ValueError(
-            f"MODEL.RESNETS.RES5_DILATION is {c.RES5_DILATION} and DEFORM_ON_PER_STAGE is "
-            f"{list(c.DEFORM_ON_PER_STAGE)}; expected at least 1, and four flags for res2 to res5"
-        )
-    stem = BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM)
-    stages = _plain_stages(c)
-    if c.RES5_DILATION > 1 and len(stages) == 4:
-        dilate_stage(stages[3], c.RES5_DILATION)
-    deform_convs(
-        stages,
-        _deformable_names(c, stages),
+    return DeformResNet(
+        BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
+        _plain_stages(c),
+        out_features=c.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        res5_dilation=c.RES5_DILATION,
+        deform_num_layers=c.DEFORM_NUM_LAYERS,
+        deform_on_per_stage=c.DEFORM_ON_PER_STAGE,
         offset_groups=c.DEFORM_NUM_GROUPS,
         offset_dilation=c.DEFORM_OFFSET_DILATION,
         modulated=c.DEFORM_MODULATED,
         border=c.DEFORM_BORDER,
-    )
-    return DeformResNet(
-        stem,
-        [list(stage) for stage in stages],
-        out_features=c.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         reduced_channels=c.REDUCED_CHANNELS,
         reduced_init_std=c.REDUCED_INIT_STD,
     )
 
 
-def _plain_stages(c) -> nn.ModuleList:
-    """res2 to res5 of the plain network (strides 1, 2, 2, 2) from Detectron2's blocks.
-
-    Stages above the highest of OUT_FEATURES are left out, so that "the last n" is of what runs.
-    """
-    last = max(LAST_STAGE.get(feature, 0) for feature in c.OUT_FEATURES)
-    if not set(c.OUT_FEATURES) <= LAST_STAGE.keys():
-        raise ValueError(
-            f"MODEL.RESNETS.OUT_FEATURES is {list(c.OUT_FEATURES)}; "
-            f"there are {', '.join(LAST_STAGE)}"
-        )
-    strides = (1, 2, 2, 2)[: last - 1]
-    stages = nn.ModuleList()
+def _plain_stages(c) -> list[list[nn.Module]]:
+    """res2 to res5 of the plain network (strides 1, 2, 2, 2) from Detectron2's blocks."""
+    stages = []
     in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
     bottleneck_channels = c.NUM_GROUPS * c.WIDTH_PER_GROUP
-    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], strides, strict=False):
+    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], (1, 2, 2, 2), strict=True):
         block = {"block_class": BasicBlock}
         if c.DEPTH >= 50:
             block = {
@@ -153,34 +194,19 @@ def _plain_stages(c) -> nn.ModuleList:
                 "stride_in_1x1": c.STRIDE_IN_1X1,
                 "num_groups": c.NUM_GROUPS,
             }
-        blocks = ResNet.make_stage(
-            num_blocks=num_blocks,
-            stride_per_block=[stride] + [1] * (num_blocks - 1),
-            in_channels=in_channels,
-            out_channels=out_channels,
-            norm=c.NORM,
-            **block,
+        stages.append(
+            ResNet.make_stage(
+                num_blocks=num_blocks,
+                stride_per_block=[stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                norm=c.NORM,
+                **block,
+            )
         )
-        stages.append(nn.Sequential(*blocks))
         in_channels, out_channels = out_channels, out_channels * 2
         bottleneck_channels *= 2
     return stages
-
-
-def _deformable_names(c, stages: nn.ModuleList) -> list[str]:
-    """Names in `kernel_convs(stages)` of the convolutions that cfg wants deformable."""
-    names = list(kernel_convs(stages))
-    if not 0 <= c.DEFORM_NUM_LAYERS <= len(names):
-        raise ValueError(
-            f"MODEL.RESNETS.DEFORM_NUM_LAYERS is {c.DEFORM_NUM_LAYERS}; "
-            f"ResNet-{c.DEPTH} has {len(names)} 3x3 convolutions after its stem"
-        )
-    first = len(names) - c.DEFORM_NUM_LAYERS
-    return [
-        name
-        for i, name in enumerate(names)
-        if i >= first or c.DEFORM_ON_PER_STAGE[int(name.split(".")[0])]
-    ]
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,4 +1,12 @@
-from .faster_rcnn import DeformCascadeROIHeads, DeformROIHeads
+"""RoI heads of Faster R-CNN with deformable RoI pooling, and of plain and deformable R-FCN."""
+
+from .faster_rcnn import DeformCascadeROIHeads, DeformPoolerMixin, DeformROIHeads
 from .rfcn import RFCNHeads, RFCNOutputLayers
 
-__all__ = ["DeformCascadeROIHeads", "DeformROIHeads", "RFCNHeads", "RFCNOutputLayers"]
+__all__ = [
+    "DeformCascadeROIHeads",
+    "DeformPoolerMixin",
+    "DeformROIHeads",
+    "RFCNHeads",
+    "RFCNOutputLayers",
+]

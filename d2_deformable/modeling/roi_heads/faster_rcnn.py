@@ -7,17 +7,23 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from ...layers import DeformRoIPool
+from .._checks import check_config
 from ..poolers import DeformROIPooler
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool"."""
+    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool".
+
+    It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
+    project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
+    """
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         c = cfg.MODEL.ROI_BOX_HEAD
         if c.POOLER_TYPE != "DeformROIPool":
             return super()._init_box_head(cfg, input_shape)
+        check_config(cfg)
         # The parent builds heads and predictors around a pooler type it knows.
         plain = cfg.clone()
         plain.defrost()

@@ -13,6 +13,7 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from ...layers import PSRoIPredictor
+from .._checks import check_config
 from .ohem import check_losses, hardest, loss_per_roi
 
 POOLER_TYPES = ("PSROIPool", "DeformPSROIPool")
@@ -30,6 +31,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             one for the boxes (paper sec. 2.3).
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
         kwargs: of `FastRCNNOutputLayers`.
+
+    Raises:
+        ValueError: a value that these layers cannot have.
     """
 
     @configurable
@@ -44,6 +48,10 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         round_rois: bool = True,
         **kwargs,
     ):
+        if not (input_shape.channels and input_shape.stride):
+            raise ValueError(
+                f"RFCNOutputLayers needs channels and stride of its feature map; got {input_shape}"
+            )
         super().__init__(ShapeSpec(channels=1), **kwargs)
 
         def predictor(num_outputs, offset_classes):
@@ -65,6 +73,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_config(cfg)
         c = cfg.MODEL.ROI_BOX_HEAD
         if c.POOLER_TYPE not in POOLER_TYPES:
             raise ValueError(
@@ -103,19 +112,25 @@ class RFCNHeads(StandardROIHeads):
     Args:
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a
             random sample (MODEL.ROI_HEADS.SAMPLING "ohem").
+        box_in_features: the name of the one feature map, in a list.
         kwargs: of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, there is no box
             pooler and no box head.
+
+    Raises:
+        ValueError: a value that these heads cannot have.
     """
 
     @configurable
-    def __init__(self, *, ohem: bool = False, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *, box_in_features: list[str], ohem: bool = False, **kwargs):
+        _only(box_in_features)
+        super().__init__(box_in_features=box_in_features, box_pooler=None, box_head=None, **kwargs)
         self.ohem = ohem
         if ohem:
             check_losses(self.box_predictor)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_config(cfg)
         sampling = cfg.MODEL.ROI_HEADS.SAMPLING
         if sampling not in ("random", "ohem"):
             raise ValueError(f"MODEL.ROI_HEADS.SAMPLING is {sampling!r}; choose 'random' or 'ohem'")
@@ -124,16 +139,9 @@ class RFCNHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if len(in_features) != 1:
-            raise ValueError(
-                "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
-                f"{in_features}: name one"
-            )
         return {
             "box_in_features": in_features,
-            "box_pooler": None,
-            "box_head": None,
-            "box_predictor": RFCNOutputLayers(cfg, input_shape[in_features[0]]),
+            "box_predictor": RFCNOutputLayers(cfg, input_shape[_only(in_features)]),
         }
 
     def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
@@ -168,3 +176,12 @@ class RFCNHeads(StandardROIHeads):
 
     def _predict(self, x, proposals):
         return self.box_predictor(x, [p.proposal_boxes for p in proposals])
+
+
+def _only(in_features) -> str:
+    if len(in_features) != 1:
+        raise ValueError(
+            "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
+            f"{list(in_features)}: name one"
+        )
+    return in_features[0]

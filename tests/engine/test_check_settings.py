@@ -1,0 +1,138 @@
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    StandardROIHeads,
+    build_backbone,
+    build_roi_heads,
+)
+
+from d2_deformable import add_deformable_config
+from d2_deformable.engine import check_settings
+from d2_deformable.modeling import RFCNHeads, build_deform_resnet_backbone
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    return cfg
+
+
+@pytest.fixture
+def register():
+    """Registers an entry as a user's project does; forgets it afterwards."""
+    entries = []
+
+    def register(registry, entry):
+        registry.register(entry)
+        entries.append((registry, entry.__name__))
+        return entry.__name__
+
+    yield register
+    for registry, name in entries:
+        del registry._obj_map[name]
+
+
+def test_random_frozen_layers_are_refused(cfg):
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    with pytest.raises(ValueError, match="FREEZE_AT 2 and MODEL.RESNETS.NORM FrozenBN freezes"):
+        check_settings(cfg)
+    cfg.MODEL.RESNETS.NORM = "BN"
+    with pytest.raises(ValueError, match="FREEZE_AT 2 freezes"):
+        check_settings(cfg)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    check_settings(cfg)
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = True
+    check_settings(cfg)
+    cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["MODEL.RESNETS.DEFORM_NUM_LAYERS", 3],
+            "build_resnet_backbone does not read",
+        ),
+        (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.merge_from_list(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize("name", ["build_resnet_backbone", "build_resnet_fpn_backbone"])
+def test_detectron2s_own_backbones_read_no_number_of_layers(cfg, name):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.BACKBONE.NAME = name
+    check_settings(cfg)
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
+    with pytest.raises(ValueError, match=f"{name} does not read"):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    "name", ["build_deform_resnet_backbone", "build_deform_resnet_fpn_backbone"]
+)
+def test_ours_do(cfg, name):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
+    check_settings(cfg)
+
+
+def test_a_users_backbone_may_read_the_number_of_layers(cfg, register):
+    def build_xyz_backbone(cfg, input_shape):
+        return build_deform_resnet_backbone(cfg, input_shape)
+
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.BACKBONE.NAME = register(BACKBONE_REGISTRY, build_xyz_backbone)
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
+    check_settings(cfg)
+
+
+class XYZHeads(RFCNHeads):
+    pass
+
+
+class OtherHeads(StandardROIHeads):
+    pass
+
+
+def build_xyz_heads(cfg, input_shape):
+    return XYZHeads(cfg, input_shape)
+
+
+def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
+    for heads in (XYZHeads, build_xyz_heads):
+        cfg.MODEL.ROI_HEADS.NAME = register(ROI_HEADS_REGISTRY, heads)
+        check_settings(cfg)
+    for name in (register(ROI_HEADS_REGISTRY, OtherHeads), "DeformROIHeads", "Res5ROIHeads"):
+        cfg.MODEL.ROI_HEADS.NAME = name
+        with pytest.raises(ValueError, match=f"{name} does not read .*; only RFCNHeads and its"):
+            check_settings(cfg)
+
+
+def test_unknown_names_are_left_to_detectron2(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
+    cfg.MODEL.BACKBONE.NAME = "build_deform_resnet_backbon"
+    cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
+    cfg.MODEL.ROI_HEADS.NAME = "RFCNHead"
+    check_settings(cfg)
+    with pytest.raises(KeyError, match="'build_deform_resnet_backbon' found in 'BACKBONE' regis"):
+        build_backbone(cfg)
+    with pytest.raises(KeyError, match="'RFCNHead' found in 'ROI_HEADS' registry"):
+        build_roi_heads(cfg, {})
