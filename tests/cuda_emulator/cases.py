@@ -88,14 +88,14 @@ def some_gradients(shape, dtype):
 
 @dataclass(frozen=True)
 class DeformConv2d:
-    """No two sizes are equal, so that none can be taken for another. An offset group of 15 channels
-    is a whole and a ragged block, both cut by a weight group of 10."""
+    """The sides of map and output and the number of taps all differ. An offset group of 15 channels
+    is a whole and a ragged block; weight groups of 10 cut one of each."""
 
     kernels = ("columns", "gradients")
 
     images: int = 2
     channels: int = 30
-    size: tuple = (5, 4)
+    size: tuple = (7, 3)
     kernel: tuple = (3, 2)
     stride: tuple = (2, 1)
     padding: tuple = (1, 2)
@@ -111,22 +111,19 @@ class DeformConv2d:
         taps, sums = math.prod(self.kernel), sum_type(dtype)
         image = torch.randn(self.images, self.channels, *self.size, dtype=dtype)
         geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        window = torch.zeros(1, self.channels, *self.kernel, dtype=dtype)
-        out_size = tuple(
-            F.conv2d(image.new_zeros(1, *image.shape[1:]), window, **geometry).shape[2:]
-        )
+        planes = torch.zeros(1, 1, *self.size), torch.zeros(1, 1, *self.kernel)
+        out_size = F.conv2d(*planes, **geometry).shape[2:]
         # About two pixels, and not near integers, where gradients jump.
         offset_shape = (self.images, self.offset_groups * taps * 2, *out_size)
         offset = (2 * torch.randn(offset_shape, dtype=sums)).round()
         offset += 0.1 + 0.8 * torch.rand(offset_shape, dtype=sums)
         mask_shape = (self.images, self.offset_groups * taps, *out_size)
         mask = torch.rand(mask_shape, dtype=sums) if self.mask else None
-        given = offset
+        given = offset.clone()
         if self.wild:
-            given, places = offset.clone().flatten(), torch.randperm(offset.numel())[:90]
-            given[places] = torch.tensor(WILD, dtype=sums).repeat(10)
-            offset = torch.where(given.view(offset_shape) == offset, offset, 1e4)
-            given = given.view(offset_shape)
+            places = torch.randperm(offset.numel())[: 10 * len(WILD)]
+            given.view(-1)[places] = torch.tensor(WILD, dtype=sums).repeat(10)
+            offset = torch.where(given == offset, offset, 1e4)  # as far outside as any
 
         # Columns are what a convolution gives that copies each channel of each tap.
         leaves = [image.to(sums), offset] + ([mask] if self.mask else [])
@@ -182,7 +179,8 @@ class DeformConv2d:
 
 @dataclass(frozen=True)
 class DeformRoiPool:
-    """No two sizes are equal. A class of 11 channels is a whole and a ragged block."""
+    """The sides of map, bins and parts all differ; a class of 11 channels is a whole and a ragged
+    block."""
 
     kernels = ("forward", "input_gradient", "offset_gradient")
 
@@ -245,7 +243,7 @@ class DeformRoiPool:
 
 @dataclass(frozen=True)
 class PsRoiPool:
-    """No two sizes are equal; 11 channels are a whole and a ragged block."""
+    """The sides of map and bins all differ; 11 channels are a whole and a ragged block."""
 
     kernels = ("forward", "input_gradient")
 
@@ -291,7 +289,7 @@ CASES = {
         "depthwise": DeformConv2d(channels=12, groups=12, offset_groups=3),
         "1x1": DeformConv2d(1, 1, (3, 2), (1, 1), (1, 1), (0, 0), (1, 1), 1, 1),
         "rows of two images": DeformConv2d(rows=(7, 20, 23)),
-        "last rows": DeformConv2d(rows=(30, 6, 20), border="legacy", mask=False),
+        "last rows": DeformConv2d(rows=(34, 6, 20), border="legacy", mask=False),
         "no images": DeformConv2d(images=0),
         "wild offsets": DeformConv2d(wild=True),
         "wild offsets, legacy border": DeformConv2d(wild=True, border="legacy"),

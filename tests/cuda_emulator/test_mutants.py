@@ -24,22 +24,37 @@ class Mutant:
     wrong: str
 
 
+# In the kernels that compile fastest.
 QUICK = {
     "add that is not atomic": Mutant(
         RACE, "ps_roi_pool", "cuda/launch.h", "atomicAdd(address, value);", "*address += value;"
     ),
     "two threads write one place": Mutant(
         RACE,
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "acc_t* out = output + roi_bin * sizes.top_channels + channel;",
+        "acc_t* out = output + roi_bin * sizes.top_channels;",
+    ),
+    "bin beyond the map": Mutant(
+        OUT_OF_BOUNDS,
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "(value < acc_t(size) ? value : acc_t(size))",
+        "value",
+    ),
+}
+SLOW = {
+    "partial sums in one place": Mutant(
+        RACE,
         "deform_conv2d",
         "kernels/deform_conv2d.h",
         "grad_mask[item.part * mask_numel +",
         "grad_mask[",
     ),
-    "neighbour beyond the map": Mutant(
+    "bilinear neighbour beyond the map": Mutant(
         OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "axis.index[1] = low;", ""
     ),
-}
-SLOW = {
     "stride of one block": Mutant(
         RACE, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += blockDim.x"
     ),
@@ -81,7 +96,7 @@ SLOW = {
         "ps_roi_pool",
         "kernels/ps_roi_pool.h",
         "c < channels; ++c) add(pixel + c,",
-        "c < channels; ++c) i == 0 ? void(pixel[c] = 1) : add(pixel + c,",
+        "c < channels; ++c) pixel[c] = 1, add(pixel + c,",
     ),
     "empty grid": Mutant(
         "the launch fails with error 9",
