@@ -100,7 +100,7 @@ def operator_library():
         return cpp_extension.CppExtension(**arguments)
     # A toolkit may hold the compiler and its headers alone: torch's packages have the rest.
     arguments["include_dirs"] = [str(TOOLKIT / "include"), str(TORCH_CUDA / "include")]
-    arguments["extra_compile_args"]["nvcc"] = ["-O3"]
+    arguments["extra_compile_args"]["nvcc"] = ["-O3", "-UNDEBUG"]  # kernels assert image indices
     library = cpp_extension.CUDAExtension(**arguments)
     runtime = next(TORCH_CUDA.glob("lib/libcudart.so.*"), None)
     if runtime:

@@ -1,0 +1,328 @@
+"""Tiny calls of every kernel, and what the reference says to them.
+
+check(program, kernel, dtype) launches the kernel, on its own grid and on others, and compares all
+that it wrote. In what is expected, NaN stands where nobody may write.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import reference
+from cuda_emulator import emulator
+
+TOLERANCES = {  # absolute and relative; for half precision, that of the last digit
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2**-10,
+    torch.bfloat16: 2**-7,
+}
+BLOCK = 8  # channels, as in csrc/cuda/device.h
+BORDERS = ("zero", "legacy")
+# No integer of 64 bits holds these, or none of 32.
+WILD = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e19, -1e19, 3e9, -3e9]
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """Of coordinates and sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def assert_close(actual, expected):
+    """actual: (SEEDS, *shape), expected: (*shape)"""
+    for tensor, value in zip(actual, expected):
+        tolerance = TOLERANCES[tensor.dtype]
+        value = value.to(tensor.dtype).expand_as(tensor)
+        torch.testing.assert_close(tensor, value, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def random_rois(rois, images, dtype):
+    """(R, 5), some of which reach beyond a map of about 10 x 10 pixels at scale 1/4."""
+    corner = torch.rand(rois, 2, dtype=dtype) * 40 - 6
+    index = torch.randint(images, (rois, 1))
+    return torch.cat([index, corner, corner + torch.rand(rois, 2, dtype=dtype) * 30], dim=1)
+
+
+def make_rois(case, dtype):
+    """(R, 5) as given to the kernel, and others that it shall take for the same."""
+    meant = random_rois(case.rois, case.images, dtype)
+    given = meant.clone()
+    if case.image_index is not None:
+        given[0, 0] = case.image_index
+    if case.wild:
+        nan, inf, far = math.nan, math.inf, [1e4, 1e4, 1e4, 1e4]
+        pairs = [
+            ([nan, nan, nan, nan], far),
+            ([nan, 0.0, 9.0, 9.0], far),
+            ([-inf, -inf, inf, inf], far),
+            ([inf, inf, inf, inf], far),
+            ([1e19, -1e19, 3e9, 3e9], far),
+            ([0.0, 0.0, nan, nan], [0.0, 0.0, 0.0, 0.0]),
+            ([0.0, 0.0, 1e30, 1e30], [0.0, 0.0, 1e30, 1e30]),
+        ]
+        index = torch.randint(case.images, (len(pairs), 1))
+        wild = [torch.cat([index, torch.tensor(b, dtype=dtype)], dim=1) for b in zip(*pairs)]
+        given, meant = torch.cat([given, wild[0]]), torch.cat([meant, wild[1]])
+    return given, meant
+
+
+def gradients(total, leaves):
+    """Zeros where nothing depends on the leaves."""
+    if not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(total, leaves)
+
+
+def to_grouped(map, groups):
+    """(N, Ctop*groups, H, W) -> [N][H][W][groups][Ctop]"""
+    return map.unflatten(1, (-1, groups)).permute(0, 3, 4, 2, 1)
+
+
+def some_gradients(shape, dtype):
+    """(R, bins_h, bins_w, Ctop), all zero at some bins, which kernels pass over."""
+    gradients = torch.randn(shape, dtype=dtype)
+    return gradients * (torch.rand(*shape[:3], 1) > 0.2)
+
+
+@dataclass(frozen=True)
+class DeformConv2d:
+    """The sides of map and output and the number of taps all differ. An offset group of 15 channels
+    is a whole and a ragged block; weight groups of 10 cut one of each."""
+
+    kernels = ("columns", "gradients")
+
+    images: int = 2
+    channels: int = 30
+    size: tuple = (7, 3)
+    kernel: tuple = (3, 2)
+    stride: tuple = (2, 1)
+    padding: tuple = (1, 2)
+    dilation: tuple = (1, 2)
+    groups: int = 3
+    offset_groups: int = 2
+    mask: bool = True
+    border: str = "zero"
+    rows: tuple | None = None  # first, count, capacity; None: all
+    wild: bool = False  # some offsets are no numbers
+
+    def check(self, program, kernel, dtype):
+        taps, sums = math.prod(self.kernel), sum_type(dtype)
+        image = torch.randn(self.images, self.channels, *self.size, dtype=dtype)
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        planes = torch.zeros(1, 1, *self.size), torch.zeros(1, 1, *self.kernel)
+        out_size = F.conv2d(*planes, **geometry).shape[2:]
+        # About two pixels, and not near integers, where gradients jump.
+        offset_shape = (self.images, self.offset_groups * taps * 2, *out_size)
+        offset = (2 * torch.randn(offset_shape, dtype=sums)).round()
+        offset += 0.1 + 0.8 * torch.rand(offset_shape, dtype=sums)
+        mask_shape = (self.images, self.offset_groups * taps, *out_size)
+        mask = torch.rand(mask_shape, dtype=sums) if self.mask else None
+        given = offset.clone()
+        if self.wild:
+            places = torch.randperm(offset.numel())[: 10 * len(WILD)]
+            given.view(-1)[places] = torch.tensor(WILD, dtype=sums).repeat(10)
+            offset = torch.where(given == offset, offset, 1e4)  # as far outside as any
+
+        # Columns are what a convolution gives that copies each channel of each tap.
+        leaves = [image.to(sums), offset] + ([mask] if self.mask else [])
+        for leaf in leaves:
+            leaf.requires_grad_()
+        copies = torch.eye(self.channels * taps, dtype=sums).view(-1, self.channels, *self.kernel)
+        output = reference.deform_conv2d(
+            *leaves[:2], copies, mask=mask, border=self.border, **geometry
+        )
+        all_rows = self.images * math.prod(out_size)
+        first, count, capacity = self.rows or (0, all_rows, max(all_rows, 1))
+        group_channels = self.channels // self.groups
+        columns_shape = (self.groups, capacity, taps, group_channels)
+        columns = torch.full(columns_shape, math.nan, dtype=sums)
+        in_range = slice(first, first + count)
+        columns[:, :count] = (
+            output.permute(0, 2, 3, 1)
+            .reshape(all_rows, self.groups, group_channels, taps)[in_range]
+            .permute(1, 0, 3, 2)
+        )
+
+        arguments = [
+            *(self.images, self.channels, *self.size, self.channels, *out_size, *self.kernel),
+            *(*self.stride, *self.padding, *self.dilation, self.groups, self.offset_groups),
+            *(BORDERS.index(self.border), BLOCK, first, count, capacity),
+            *(image.permute(0, 2, 3, 1), given, mask),
+        ]
+        if kernel == "columns":
+            results = [(columns_shape, dtype)]
+            assert_close(emulator.run(program, kernel, dtype, arguments, results), [columns])
+            return
+
+        grad_columns = torch.where(columns.isnan(), columns, torch.randn(columns_shape)).to(dtype)
+        wanted = torch.where(columns.isnan(), 0, grad_columns.to(sums))
+        grad_input, *grads = gradients((columns.nan_to_num() * wanted).sum(), leaves)
+        partial = -(-(self.channels // self.offset_groups) // BLOCK)
+        results = [
+            ((self.images, *self.size, self.channels), sums),
+            ((partial, *offset_shape), sums),
+            ((partial, *mask_shape) if self.mask else (0,), sums),
+        ]
+        actual = emulator.run(program, kernel, dtype, [*arguments, grad_columns], results)
+        row_written = torch.zeros(all_rows, dtype=torch.bool)
+        row_written[in_range] = True
+        row_written = row_written.view(self.images, 1, *out_size)
+        expected = [grad_input.permute(0, 2, 3, 1)]
+        expected += [torch.where(row_written, grad, math.nan) for grad in grads]
+        for grad, value in zip(actual[1:], expected[1:]):
+            assert torch.equal(grad.isnan(), value.isnan().expand_as(grad)), "not close: NaNs"
+        # The partial sums of an offset group's blocks are added up afterwards.
+        assert_close([actual[0], *(grad.sum(1) for grad in actual[1 : len(expected)])], expected)
+
+
+@dataclass(frozen=True)
+class DeformRoiPool:
+    """The sides of map, bins and parts all differ; a class of 11 channels is a whole and a ragged
+    block."""
+
+    kernels = ("forward", "input_gradient", "offset_gradient")
+
+    images: int = 2
+    top_channels: int = 22
+    size: tuple = (9, 7)
+    rois: int = 5
+    group_size: int = 2
+    classes: int = 2
+    parts: tuple | None = (2, 4)  # None: no offset
+    bins: tuple = (5, 3)
+    samples: int = 3
+    round_rois: bool = True
+    wild: bool = False  # some offsets are no numbers, some RoIs are none
+    image_index: float | None = None  # of the first RoI, for the kernel
+
+    def check(self, program, kernel, dtype):
+        sums, groups = sum_type(dtype), self.group_size**2
+        image = torch.randn(self.images, self.top_channels * groups, *self.size, dtype=dtype)
+        given_rois, rois = make_rois(self, sums)
+        offset = None
+        if self.parts:
+            offset = torch.randn(len(rois), 2 * self.classes, *self.parts, dtype=sums)
+            if self.wild:
+                places = torch.randperm(offset.numel())[: len(WILD)]
+                offset.view(-1)[places] = torch.tensor(WILD, dtype=sums)
+        scale, gamma = 0.26, 0.3
+        leaves = [image.to(sums)] + ([offset] if self.parts else [])
+        for leaf in leaves:
+            leaf.requires_grad_()
+        output = reference.deform_roi_pool(
+            leaves[0],
+            rois,
+            offset,
+            output_size=self.bins,
+            spatial_scale=scale,
+            group_size=self.group_size,
+            samples_per_part=self.samples,
+            gamma=gamma,
+            round_rois=self.round_rois,
+        ).permute(0, 2, 3, 1)
+        grad_output = some_gradients(output.shape, dtype)
+        map = to_grouped(image, groups)
+        arguments = [
+            *(self.images, self.top_channels, *self.size, self.group_size, len(rois), *self.bins),
+            *(self.classes, *(self.parts or (1, 1)), self.samples, scale, gamma, self.round_rois),
+            *(BLOCK, map, given_rois, offset, grad_output),
+        ]
+        if kernel == "forward":
+            expected = output
+        else:
+            total = (output * grad_output).sum()
+            leaf = leaves[1] if kernel == "offset_gradient" else leaves[0]
+            (expected,) = gradients(total, [leaf])
+            if kernel == "input_gradient":
+                expected = to_grouped(expected, groups)
+        results = [(expected.shape, sums)]
+        assert_close(emulator.run(program, kernel, dtype, arguments, results), [expected])
+
+
+@dataclass(frozen=True)
+class PsRoiPool:
+    """The sides of map and bins all differ; 11 channels are a whole and a ragged block."""
+
+    kernels = ("forward", "input_gradient")
+
+    images: int = 2
+    top_channels: int = 11
+    size: tuple = (9, 7)
+    rois: int = 5
+    bins: tuple = (4, 3)
+    round_rois: bool = True
+    wild: bool = False  # some RoIs are none
+    image_index: float | None = None  # of the first RoI, for the kernel
+
+    def check(self, program, kernel, dtype):
+        sums, bins = sum_type(dtype), math.prod(self.bins)
+        image = torch.randn(self.images, self.top_channels * bins, *self.size, dtype=dtype)
+        given_rois, rois = make_rois(self, sums)
+        scale = 0.26
+        leaf = image.to(sums).requires_grad_()
+        output = reference.ps_roi_pool(
+            leaf, rois, output_size=self.bins, spatial_scale=scale, round_rois=self.round_rois
+        ).permute(0, 2, 3, 1)
+        grad_output = some_gradients(output.shape, dtype)
+        map = to_grouped(image, bins)
+        arguments = [
+            *(self.images, self.top_channels, *self.size, len(rois), *self.bins),
+            *(scale, self.round_rois, BLOCK, map, given_rois, grad_output),
+        ]
+        if kernel == "forward":
+            expected = output
+        else:
+            (expected,) = gradients((output * grad_output).sum(), [leaf])
+            expected = to_grouped(expected, bins)
+        results = [(expected.shape, sums)]
+        assert_close(emulator.run(program, kernel, dtype, arguments, results), [expected])
+
+
+CASES = {
+    "deform_conv2d": {
+        "groups that cut offset groups": DeformConv2d(),
+        "legacy border": DeformConv2d(border="legacy"),
+        "no mask": DeformConv2d(mask=False),
+        "three channel blocks": DeformConv2d(channels=17, groups=1, offset_groups=1),
+        "depthwise": DeformConv2d(channels=12, groups=12, offset_groups=3),
+        "1x1": DeformConv2d(1, 1, (3, 2), (1, 1), (1, 1), (0, 0), (1, 1), 1, 1),
+        "rows of two images": DeformConv2d(rows=(7, 20, 23)),
+        "last rows": DeformConv2d(rows=(34, 6, 20), border="legacy", mask=False),
+        "no images": DeformConv2d(images=0),
+        "wild offsets": DeformConv2d(wild=True),
+        "wild offsets, legacy border": DeformConv2d(wild=True, border="legacy"),
+    },
+    "deform_roi_pool": {
+        "groups and classes": DeformRoiPool(),
+        "exact RoIs": DeformRoiPool(round_rois=False),
+        "no offset": DeformRoiPool(classes=1, parts=None),
+        "more parts and groups than bins": DeformRoiPool(parts=(5, 3), group_size=3, bins=(2, 1)),
+        "three channel blocks": DeformRoiPool(
+            top_channels=17, classes=1, group_size=1, parts=(3, 3), bins=(3, 3), rois=3
+        ),
+        "one channel per class": DeformRoiPool(top_channels=3, classes=3, samples=1),
+        "no RoIs": DeformRoiPool(rois=0),
+        "wild coordinates": DeformRoiPool(wild=True, round_rois=False),
+        "wild coordinates, rounded": DeformRoiPool(wild=True, group_size=1),
+    },
+    "ps_roi_pool": {
+        "rounded RoIs": PsRoiPool(),
+        "exact RoIs": PsRoiPool(round_rois=False),
+        "three channel blocks": PsRoiPool(top_channels=17, bins=(2, 1)),
+        "one bin": PsRoiPool(1, 1, (3, 2), 4, (1, 1)),
+        "many RoIs": PsRoiPool(top_channels=3, rois=40, bins=(2, 3), size=(4, 5)),
+        "no RoIs": PsRoiPool(rois=0),
+        "wild coordinates": PsRoiPool(wild=True, round_rois=False),
+        "wild coordinates, rounded": PsRoiPool(wild=True),
+    },
+}
+
+
+def calls(operator: str):
+    """(name of the case, case, kernel) of one operator"""
+    for name, case in CASES[operator].items():
+        for kernel in case.kernels:
+            if kernel != "offset_gradient" or case.parts:
+                yield name, case, kernel

@@ -1,0 +1,138 @@
+"""The emulator can fail: bugs planted in a copy of csrc/, each with the alarm that must go off."""
+
+import re
+import shutil
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cuda_emulator import cases, emulator
+
+RACE = "race: "
+OUT_OF_BOUNDS = "heap-buffer-overflow|outside of every result"
+NO_INTEGER = "outside the range of representable values"
+WRONG = "not close"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    alarm: str
+    operator: str
+    file: str
+    right: str
+    wrong: str
+
+
+# In the kernels that compile fastest.
+QUICK = {
+    "add that is not atomic": Mutant(
+        RACE, "ps_roi_pool", "cuda/launch.h", "atomicAdd(address, value);", "*address += value;"
+    ),
+    "two threads write one place": Mutant(
+        RACE,
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "acc_t* out = output + roi_bin * sizes.top_channels + channel;",
+        "acc_t* out = output + roi_bin * sizes.top_channels;",
+    ),
+    "bin beyond the map": Mutant(
+        OUT_OF_BOUNDS,
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "(value < acc_t(size) ? value : acc_t(size))",
+        "value",
+    ),
+}
+SLOW = {
+    "partial sums in one place": Mutant(
+        RACE,
+        "deform_conv2d",
+        "kernels/deform_conv2d.h",
+        "grad_mask[item.part * mask_numel +",
+        "grad_mask[",
+    ),
+    "bilinear neighbour beyond the map": Mutant(
+        OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "axis.index[1] = low;", ""
+    ),
+    "stride of one block": Mutant(
+        RACE, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += blockDim.x"
+    ),
+    "no loop over the grid": Mutant(
+        WRONG, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += count"
+    ),
+    "one call too many": Mutant(
+        OUT_OF_BOUNDS, "ps_roi_pool", "cuda/launch.cuh", "i < count", "i <= count"
+    ),
+    "ragged block taken for a whole one": Mutant(
+        f"{RACE}|{OUT_OF_BOUNDS}",
+        "deform_conv2d",
+        "kernels/channels.h",
+        "return rest < size ? rest : size;",
+        "return size;",
+    ),
+    "wrong stride": Mutant(
+        WRONG,
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "(y * sizes.width + x) * sizes.pixel_stride() + channel;\n#pragma",
+        "(y * sizes.height + x) * sizes.pixel_stride() + channel;\n#pragma",
+    ),
+    "result not written": Mutant(
+        WRONG, "deform_conv2d", "kernels/deform_conv2d.h", "to[sizes.image_rows()] = grad_x;", ""
+    ),
+    "sum not started at zero": Mutant(
+        WRONG, "ps_roi_pool", "kernels/ps_roi_pool.h", "out[c] = acc_t(0);", ";"
+    ),
+    "NaN taken for a coordinate": Mutant(
+        NO_INTEGER,
+        "deform_conv2d",
+        "sampling.h",
+        "coordinate < T(size) && (legacy ? coordinate >= T(0) : coordinate > T(-1))",
+        "!(coordinate >= T(size) || (legacy ? coordinate < T(0) : coordinate <= T(-1)))",
+    ),
+    "written and added to": Mutant(
+        "is written and added to",
+        "ps_roi_pool",
+        "kernels/ps_roi_pool.h",
+        "c < channels; ++c) add(pixel + c,",
+        "c < channels; ++c) pixel[c] = 1, add(pixel + c,",
+    ),
+    "empty grid": Mutant(
+        "the launch fails with error 9",
+        "ps_roi_pool",
+        "cuda/launch.cuh",
+        "if (count == 0) return cudaSuccess;",
+        "",
+    ),
+    "mean of no samples": Mutant(
+        WRONG,
+        "deform_roi_pool",
+        "kernels/deform_roi_pool.h",
+        "if (samples == 0) return;\n    for",
+        "for",
+    ),
+}
+MUTANTS = [
+    *(pytest.param(mutant, id=name) for name, mutant in QUICK.items()),
+    *(pytest.param(mutant, id=name, marks=pytest.mark.slow) for name, mutant in SLOW.items()),
+]
+
+
+def alarms(program, operator):
+    for _, case, kernel in cases.calls(operator):
+        try:
+            case.check(program, kernel, torch.float32)
+        except (emulator.EmulatorError, AssertionError) as error:
+            yield str(error)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_planted_bug_is_caught(mutant, tmp_path):
+    csrc = shutil.copytree(emulator.CSRC, tmp_path / "csrc")
+    file = csrc / mutant.file
+    source = file.read_text()
+    assert source.count(mutant.right) == 1, f"{mutant.file} has changed: plant the bug anew"
+    file.write_text(source.replace(mutant.right, mutant.wrong))
+    program = emulator.build(mutant.operator, tmp_path, csrc)
+    assert any(re.search(mutant.alarm, text) for text in alarms(program, mutant.operator))
