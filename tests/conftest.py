@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2_deformable import ops
+from devices import DEVICES
 
 # Sums of a few hundred products of numbers near 1.
 TOLERANCES = {
@@ -12,10 +12,6 @@ TOLERANCES = {
     torch.float16: {"rtol": 4e-3, "atol": 4e-3},
     torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2},
 }
-
-# The CPU, and CUDA where there is a GPU and the operators were built for it.
-HAS_GPU = ops.has_cuda() and torch.cuda.is_available()
-DEVICES = ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 
 
 @pytest.fixture(params=DEVICES)

@@ -51,7 +51,9 @@ def why_not_cuda() -> str:
     """What keeps this process from running on a GPU, in words; empty if nothing does."""
     if not torch.cuda.is_available():
         return "no GPU is visible"
-    return "" if has_cuda() else "the operators were built without CUDA"
+    if not has_cuda():
+        return "the operators were built without a CUDA toolkit (see README, GPUs)"
+    return ""
 
 
 def check_settings(cfg) -> None:

@@ -4,7 +4,8 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
-from ..ops import BORDERS, deform_conv2d, without_autocast
+from ..ops import BORDERS, deform_conv2d
+from ..ops._autocast import without_autocast
 
 
 class DeformConv2d(Conv2d):

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from ..ops import deform_roi_pool, without_autocast
+from ..ops import deform_roi_pool
+from ..ops._autocast import without_autocast
 
 
 class DeformRoIPool(nn.Module):

@@ -7,7 +7,8 @@ layer layout of the released rfcn/symbols/resnet_v1_101_rfcn_dcn.py.
 import torch
 from torch import nn
 
-from ..ops import deform_roi_pool, ps_roi_pool, without_autocast
+from ..ops import deform_roi_pool, ps_roi_pool
+from ..ops._autocast import without_autocast
 
 
 class PSRoIPredictor(nn.Module):

@@ -1,6 +1,5 @@
 """The operators, each on one page: public function, fake kernels, autograd (kernels: csrc/)."""
 
-from ._autocast import without_autocast
 from ._library import has_cuda
 from .deform_conv2d import BORDERS, deform_conv2d
 from .deform_roi_pool import deform_roi_pool
@@ -12,5 +11,4 @@ __all__ = [
     "deform_roi_pool",
     "has_cuda",
     "ps_roi_pool",
-    "without_autocast",
 ]

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 
+DEVICES = ("cpu", "cuda")
 # Registrations last as long as this object.
 _library = torch.library.Library("d2_deformable", "FRAGMENT")
 
@@ -11,7 +12,7 @@ _library = torch.library.Library("d2_deformable", "FRAGMENT")
 def autocast_is_on(tensor: torch.Tensor) -> bool:
     """Whether torch.autocast is at work for operators on the tensor's device."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in DEVICES and torch.is_autocast_enabled(device)
 
 
 def without_autocast(tensor: torch.Tensor):
@@ -33,7 +34,7 @@ def register_autocast(op: str, kernel) -> None:
 
         return call
 
-    for device in ("cpu", "cuda"):
+    for device in DEVICES:
         _library.impl(op, on(device), f"Autocast{device.upper()}")
 
 

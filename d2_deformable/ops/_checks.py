@@ -45,12 +45,14 @@ def check_map(op: str, input: torch.Tensor) -> None:
     if input.device.type == "cuda" and not _library.has_cuda():
         raise ArgumentError(
             f"{op}: input is on {input.device}, but the operators were built for the CPU only; "
-            "use the CPU (MODEL.DEVICE cpu), or build them for CUDA"
+            "use the CPU (MODEL.DEVICE cpu), or, where nvcc is on the PATH or in CUDA_HOME, run "
+            f"{_library.BUILD} again"
         )
 
 
 def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> None:
-    """All tensors must have the device and the dtype of the input (which autocast sees to)."""
+    """All tensors must have the device and the dtype of the input, or one that autocast turns into
+    that."""
     _check_types(op, input, (input.dtype,), tensors)
 
 
@@ -61,6 +63,8 @@ def check_coordinates(op: str, input: torch.Tensor, **tensors: torch.Tensor | No
 
 
 def _check_types(op, input, dtypes, tensors) -> None:
+    if input.dtype != torch.float64 and autocast_is_on(input):
+        dtypes = (*HALF_TYPES, torch.float32)
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -69,7 +73,7 @@ def _check_types(op, input, dtypes, tensors) -> None:
                 f"{op}: {name} is on {tensor.device} but input is on {input.device}; "
                 f"move it with {name}.to(input.device)"
             )
-        if tensor.dtype not in dtypes and not autocast_is_on(input):
+        if tensor.dtype not in dtypes:
             raise ArgumentError(
                 f"{op}: {name} is {tensor.dtype} but input is {input.dtype}; "
                 f"convert it with {name}.to({dtypes[-1]})"

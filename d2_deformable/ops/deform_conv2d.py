@@ -59,7 +59,8 @@ def deform_conv2d(
 
     All are float32, float64, float16 or bfloat16; beside a half-precision input, offset and mask
     may be, and under torch.autocast are, float32. Coordinates, weights and sums are at least
-    float32, but for the products of matrices, which CUDA rounds to the type of the input.
+    float32. Of a half-precision input CUDA keeps the sampled values and their gradients, between
+    sampling and the product of matrices, in half precision too; the CPU computes in float32.
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
     operators. On the CPU gradients are deterministic; on CUDA they are not, and an error under
