@@ -35,7 +35,7 @@ TORCH_CUDA = (
 
 
 def find_toolkit():
-    """The folder of bin/nvcc, of CUDA_HOME, the PATH or PyPI's cuda-toolkit[nvcc], or None."""
+    """The folder of bin/nvcc: of CUDA_HOME, the PATH, or beside torch's CUDA packages; or None."""
     homes = [os.environ.get("CUDA_HOME"), nvcc_home(shutil.which("nvcc")), TORCH_CUDA]
     homes += ["/usr/local/cuda"]
     return next((Path(home) for home in homes if home and Path(home, "bin/nvcc").exists()), None)
@@ -50,9 +50,10 @@ def nvcc_home(nvcc):
     return Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1]
 
 
-TOOLKIT = find_toolkit()
+FORCE_CUDA = os.environ.get("FORCE_CUDA", "")
+TOOLKIT = None if FORCE_CUDA == "0" else find_toolkit()
 if TOOLKIT:
-    os.environ["CUDA_HOME"] = str(TOOLKIT)  # read at import:
+    os.environ["CUDA_HOME"] = str(TOOLKIT)  # cpp_extension reads it once, when it is imported
 from torch.utils import cpp_extension  # noqa: E402
 
 
@@ -66,10 +67,9 @@ def sources(with_cuda):
 
 def choose_cuda():
     """Whether to compile the CUDA sources, and the one line that says why."""
-    force = os.environ.get("FORCE_CUDA", "")
-    if force not in ("", "0", "1"):
-        sys.exit(f"FORCE_CUDA={force} is neither 0 nor 1")
-    if force == "0":
+    if FORCE_CUDA not in ("", "0", "1"):
+        sys.exit(f"FORCE_CUDA={FORCE_CUDA} is neither 0 nor 1")
+    if FORCE_CUDA == "0":
         return False, "operators for the CPU only: FORCE_CUDA=0"
     if torch.version.cuda and TOOLKIT:
         return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {TOOLKIT}"
@@ -78,7 +78,7 @@ def choose_cuda():
         if torch.version.cuda
         else f"a torch built for CUDA (this is {torch.__version__})"
     )
-    if force == "1":
+    if FORCE_CUDA == "1":
         sys.exit(
             f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"
         )
@@ -115,18 +115,19 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
         super().run()
 
 
-setup(
-    name="d2_deformable",
-    version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
-    description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
-    package_data={"d2_deformable": ["_C.so"]},
-    # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
-    install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
-    ext_modules=[operator_library()],
-    cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-    zip_safe=False,
-)
+if __name__ == "__main__":
+    setup(
+        name="d2_deformable",
+        version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
+        description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
+        license="Apache-2.0",
+        python_requires=">=3.11",
+        packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
+        package_data={"d2_deformable": ["_C.so"]},
+        # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
+        install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
+        ext_modules=[operator_library()],
+        cmdclass={"build_ext": BuildOperators},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+        zip_safe=False,
+    )

@@ -13,8 +13,7 @@ def add_deformable_config(cfg: CN) -> None:
 
     Keys that are there already, since another plug-in builds on this one, keep their values.
     """
-    if "DEFORM_NUM_LAYERS" in cfg.MODEL.RESNETS:
-        return
+    given = cfg.clone()
     resnets = cfg.MODEL.RESNETS
     # How many of the last 3x3 convolutions, in network order, become deformable. Crosses stages:
     # in ResNet-101 3 is res5.{0,1,2}, 6 reaches into res4. Paper table 1; its default choice is 3.
@@ -64,3 +63,5 @@ def add_deformable_config(cfg: CN) -> None:
 
     # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"
+
+    cfg.merge_from_other_cfg(given)

@@ -1,6 +1,7 @@
 """Nothing lower imports higher: the direction of imports, read from the sources."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ def violations(source, module):
             yield f"{module} imports {name}: it may import detectron2.config only"
         elif part != "__init__" and top == PACKAGE and RANK.get(rest[0], -1) > RANK[part]:
             yield f"{module} imports {name}: {part} stands lower than {rest[0]}"
+
+
+def includes(path):
+    return set(re.findall(r"^#include [<\"](.+)[>\"]", path.read_text(), flags=re.M))
+
+
+def test_kernels_know_nothing_of_aten():
+    """One more GPU architecture is to cost seconds, and the emulator needs no CUDA."""
+    csrc = ROOT / "csrc"
+    kernels = [*csrc.glob("kernels/*"), csrc / "sampling.h", *csrc.glob("cuda/*.cu*")]
+    kernels.append(csrc / "cuda" / "launch.h")
+    allowed = {"torch/headeronly/util/BFloat16.h", "torch/headeronly/util/Half.h"}
+    for path in kernels:
+        foreign = {name for name in includes(path) if re.match("ATen|torch|c10", name)}
+        assert foreign <= allowed, path
 
 
 SOURCES = sorted(ROOT.glob(f"{PACKAGE}/**/*.py"))

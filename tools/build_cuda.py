@@ -3,13 +3,14 @@
 
 python tools/build_cuda.py "8.0;9.0"
 
-Without a CUDA toolkit this installs the compiler of torch's own CUDA version with pip
-(cuda-toolkit[nvcc]). The library goes to build/cuda/, so that an installed one stays as it is.
+Where setup.py finds no CUDA toolkit, pip's cuda-toolkit[nvcc] of torch's own version is taken. All
+of it goes to build/cuda/: what is installed stays as it is.
 """
 
 import argparse
 import importlib.metadata
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -26,9 +27,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("architectures", help="as in TORCH_CUDA_ARCH_LIST")
     architectures = parser.parse_args().architectures
-    install_compiler()
+    if not torch.version.cuda:
+        sys.exit(f"torch {torch.__version__} was built without CUDA: install one that was")
+    environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures}
+    if not runpy.run_path(str(ROOT / "setup.py"), run_name="look")["find_toolkit"]():
+        environment["CUDA_HOME"] = str(install_toolkit())
     start = time.monotonic()
-    build(architectures)
+    folders = ["--build-lib", str(BUILD / "lib"), "--build-temp", str(BUILD / "temp")]
+    command = [sys.executable, "setup.py", "build_ext", *folders]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
     seconds = time.monotonic() - start
     library = BUILD / "lib" / "d2_deformable" / "_C.so"
     check(library)
@@ -36,22 +43,16 @@ def main():
     print(f"sm {architectures}, {library.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s")
 
 
-def install_compiler() -> None:
-    """pip's nvcc of torch's version where setup.py finds no toolkit.
+def install_toolkit() -> Path:
+    """CUDA_HOME of pip's nvcc of torch's version, installed into build/cuda once.
 
     Raises:
-        SystemExit: torch was built without CUDA, or its CUDA version is not known.
+        SystemExit: torch does not say which toolkit it was built with.
     """
-    if not torch.version.cuda:
-        sys.exit(f"torch {torch.__version__} was built without CUDA: install one that was")
-    found = subprocess.run(
-        [sys.executable, "setup.py", "--name"],
-        cwd=ROOT,
-        env={**os.environ, "FORCE_CUDA": "1"},
-        capture_output=True,
-    )
-    if found.returncode == 0:
-        return
+    folder = BUILD / "toolkit"
+    home = folder / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
+    if (home / "bin" / "nvcc").exists():
+        return home
     try:
         version = importlib.metadata.version("cuda-toolkit")
     except importlib.metadata.PackageNotFoundError:
@@ -61,17 +62,9 @@ def install_compiler() -> None:
         )
     # crt and nvvm too: nvcc's package takes whatever version of them is newest.
     requirement = f"cuda-toolkit[nvcc,crt,nvvm,cccl]=={version}"
-    subprocess.run([sys.executable, "-m", "pip", "install", requirement], check=True)
-
-
-def build(architectures: str) -> None:
-    folders = ["--build-lib", str(BUILD / "lib"), "--build-temp", str(BUILD / "temp")]
-    subprocess.run(
-        [sys.executable, "setup.py", "build_ext", *folders],
-        cwd=ROOT,
-        env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures},
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--target", str(folder), requirement]
+    subprocess.run(pip, check=True)
+    return home
 
 
 def check(library: Path) -> None:

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cassert>
 #include <cstdint>
 
 #include "../sampling.h"
@@ -20,6 +21,8 @@ struct AtomicAdd {
   D2_HOST_DEVICE void operator()(T* address, T value) const {
 #if defined(__CUDA_ARCH__) || defined(D2_CUDA_EMULATOR)
     atomicAdd(address, value);
+#else
+    assert(false && "the host has PlainAdd");
 #endif
   }
 };

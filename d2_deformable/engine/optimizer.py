@@ -27,9 +27,17 @@ def multiply_learning_rates(optimizer: torch.optim.Optimizer, model, multipliers
         multipliers: [[regex, factor], ...].
 
     Raises:
-        ValueError: see `lr_factors`.
+        ValueError: see `lr_factors`; or the optimizer lacks a parameter whose rate is multiplied,
+            e.g. since it was built for a copy of the model.
     """
     factors = lr_factors(model, multipliers)
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    names = [n for n, p in model.named_parameters() if factors.get(p, 1.0) != 1 and p not in held]
+    if names:
+        raise ValueError(
+            f"SOLVER.LR_MULTIPLIERS: the optimizer does not hold {names[0]} ({len(names)} such "
+            "parameters); build it from this model"
+        )
     # Regrouped by equal settings: the two Detectron2 versions group differently, and fewer
     # groups make a faster step.
     groups = {}

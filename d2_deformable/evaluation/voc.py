@@ -93,7 +93,11 @@ class VOCEvaluator(DatasetEvaluator):
             self._logger.warning("VOCEvaluator did not receive any image of %s.", self._name)
             return {}
         if not any(record.get("annotations") for record in self._dicts):
-            self._logger.info("No object is annotated in %s: there is no AP.", self._name)
+            self._logger.warning(
+                "No object is annotated in %s, so there is no VOC AP. If it should have "
+                "annotations, check the file that it reads.",
+                self._name,
+            )
             return {}
 
         table = 100 * _ap_table(self._dicts, predictions, len(self._classes), self._metric)

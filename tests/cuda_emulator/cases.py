@@ -5,6 +5,7 @@ that it wrote. In what is expected, NaN stands where nobody may write.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,9 @@ TOLERANCES = {  # absolute and relative; for half precision, that of the last di
     torch.float16: 2**-10,
     torch.bfloat16: 2**-7,
 }
-BLOCK = 8  # channels, as in csrc/cuda/device.h
+# Channels, of csrc/cuda/device.h, which no emulated file may include.
+_DEVICE = (emulator.CSRC / "cuda" / "device.h").read_text()
+(BLOCK,) = {int(size) for size in re.findall(r"k(?:Long)?Block = (\d+);", _DEVICE)}
 BORDERS = ("zero", "legacy")
 # No integer of 64 bits holds these, or none of 32.
 WILD = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e19, -1e19, 3e9, -3e9]

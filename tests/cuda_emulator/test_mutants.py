@@ -24,7 +24,7 @@ class Mutant:
     wrong: str
 
 
-# In the kernels that compile fastest.
+# At least one of every operator, most in the one that compiles fastest.
 QUICK = {
     "add that is not atomic": Mutant(
         RACE, "ps_roi_pool", "cuda/launch.h", "atomicAdd(address, value);", "*address += value;"
@@ -43,8 +43,6 @@ QUICK = {
         "(value < acc_t(size) ? value : acc_t(size))",
         "value",
     ),
-}
-SLOW = {
     "partial sums in one place": Mutant(
         RACE,
         "deform_conv2d",
@@ -52,6 +50,15 @@ SLOW = {
         "grad_mask[item.part * mask_numel +",
         "grad_mask[",
     ),
+    "offset gradient of another axis": Mutant(
+        WRONG,
+        "deform_roi_pool",
+        "kernels/deform_roi_pool.h",
+        "grad_x += sum_x * acc_t(sizes.gamma) * bin.box.width",
+        "grad_x += sum_x * acc_t(sizes.gamma) * bin.box.height",
+    ),
+}
+SLOW = {
     "bilinear neighbour beyond the map": Mutant(
         OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "axis.index[1] = low;", ""
     ),

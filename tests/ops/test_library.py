@@ -76,7 +76,7 @@ def test_setup_refuses_cuda_that_cannot_be(monkeypatch, force, version, message)
     monkeypatch.setattr(torch.version, "cuda", version)
     no_toolkit_anywhere(monkeypatch)
     with pytest.raises(SystemExit, match=message):
-        runpy.run_path(SETUP)
+        runpy.run_path(SETUP, run_name="__main__")
 
 
 def no_toolkit_anywhere(monkeypatch):
@@ -94,9 +94,9 @@ def test_setup_finds_the_toolkit_behind_a_script(monkeypatch, tmp_path):
     script = tmp_path / "nvcc"
     script.write_text(f"#!/bin/sh\necho '#$ TOP={home}/bin/..' >&2\n")
     script.chmod(0o755)
-    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("CUDA_HOME", "")  # and what setup.py writes there is taken back
+    monkeypatch.delenv("FORCE_CUDA", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: str(script))
-    monkeypatch.setattr("setuptools.setup", lambda **_: None)
     assert runpy.run_path(SETUP)["find_toolkit"]() == home
 
 

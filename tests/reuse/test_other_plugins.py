@@ -90,8 +90,14 @@ def test_a_second_call_keeps_what_was_set(again):
     before = cfg.clone()
     again(cfg)
     assert cfg == before
-    cfg.freeze()
+
+
+def test_a_key_of_the_same_name_keeps_its_value():
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 2
     add_deformable_config(cfg)
+    assert cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS == 2
+    assert cfg.SOLVER.LR_MULTIPLIERS == []
 
 
 def trains_and_detects(cfg, batch):
