@@ -85,7 +85,8 @@ def test_trains_and_detects(path):
     assert detections["instances"].pred_classes.max() < cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
-DEFORMABLE = [p for p in MODELS if "dconv" in p.stem or "dpool" in p.stem]
+ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
+DEFORMABLE = [p for p in MODELS if ("dconv" in p.stem or "dpool" in p.stem) and p not in ZOO]
 
 
 @pytest.mark.parametrize("path", DEFORMABLE, ids=relative)
@@ -95,3 +96,11 @@ def test_deformable_yaml_holds_only_what_makes_it_deformable(path):
     plain = path.stem.replace("_dpool", "").split("_dconv")[0] + ".yaml"
     assert base == plain and (path.parent / base).exists()
     assert set(flat(changes)) <= DEFORMABLE_KEYS
+
+
+@pytest.mark.parametrize("path", ZOO, ids=relative)
+def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
+    changes = yaml.safe_load(path.read_text())
+    base = path.parent / changes.pop("_BASE_")
+    assert base.resolve() in MODELS and base.name == path.name
+    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network is that of its base"
