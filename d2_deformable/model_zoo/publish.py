@@ -28,13 +28,16 @@ def publish(run_folder, trained_at: str | None = None) -> tuple[str, dict]:
 
     Raises:
         FileNotFoundError: the run is not complete.
-        ValueError: it has no known YAML or not one test set; or see `export_checkpoint`.
+        ValueError: it is not finished, its log does not name its YAML, or it has not one test
+            set; or see `export_checkpoint`.
     """
     run = read_run(run_folder)
-    if not run.config_file or len(run.cfg.DATASETS.TEST) != 1:
+    finished = run.checkpoint.name == "model_final.pth"
+    if not finished or not run.config_file or len(run.cfg.DATASETS.TEST) != 1:
         raise ValueError(
-            f"{run_folder}: the config file is {run.config_file or 'unknown'} and DATASETS.TEST is "
-            f"{run.cfg.DATASETS.TEST}; expected a run of train_net.py with one test set"
+            f"{run_folder}: the checkpoint is {run.checkpoint.name}, the config file is "
+            f"{run.config_file or 'unknown'}, DATASETS.TEST is {run.cfg.DATASETS.TEST}; expected "
+            "a finished run of train_net.py with one test set"
         )
     name = f"{run.name}.pth"
     exported = run.folder / name

@@ -62,6 +62,12 @@ def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
 
 def test_what_fails_changes_nothing(run, zoo, tool, monkeypatch):
     before = (zoo / "index.json").read_text()
+    (run / "model_final.pth").rename(run / "model_0000000.pth")
+    (run / "last_checkpoint").write_text("model_0000000.pth")
+    with pytest.raises(SystemExit, match="the checkpoint is model_0000000.pth.*a finished run"):
+        tool.main([str(run)])
+    (run / "model_0000000.pth").rename(run / "model_final.pth")
+
     (run / "log.txt").unlink()
     with pytest.raises(SystemExit, match="publish_checkpoint: .*the config file is unknown"):
         tool.main([str(run)])
