@@ -40,8 +40,8 @@ def test_detects(tmp_path, monkeypatch):
     overrides += ["DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES", "40"]
     arguments = ["--config-file", str(CONFIG), "--eval-only", *overrides]
     results = train_net.main(train_net.parse_args(arguments))
-    assert results["bbox"]["AP"] > 20
-    assert results["bbox"]["AP50"] > 35
+    assert results["bbox"]["AP"] > 45
+    assert results["bbox"]["AP50"] > 70
 
 
 def test_fine_tunes_to_another_number_of_classes(caplog):
