@@ -26,7 +26,10 @@ CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emula
 # $(call quietly,command): its output goes to a log, which is shown whole if it fails.
 quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"; exit 1; }
 
-.PHONY: help setup demo test test-all build-cuda cuda-all lint format clean
+# The checkpoint of d2_deformable/model_zoo, and the YAML in configs/model_zoo that it comes from.
+ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
+
+.PHONY: help setup demo zoo test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,7 +38,11 @@ setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned depen
 
 demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) and write output/demo/report.html
 	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml OUTPUT_DIR output/demo
-	$(PY) tools/write_report.py output/demo
+	$(PY) tools/write_report.py output/demo --beside d2_deformable://$(ZOO).pth
+
+zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it and put it into d2_deformable/model_zoo
+	$(PY) train_net.py --config-file configs/model_zoo/$(ZOO).yaml OUTPUT_DIR output/model_zoo
+	$(PY) tools/publish_checkpoint.py output/model_zoo
 
 test: setup lint ## lint and all tests but the slow ones
 	$(PY) -m pytest -m "not slow" --durations 10

@@ -123,7 +123,10 @@ if __name__ == "__main__":
         license="Apache-2.0",
         python_requires=">=3.11",
         packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
-        package_data={"d2_deformable": ["_C.so"]},
+        package_data={
+            "d2_deformable": ["_C.so"],
+            "d2_deformable.model_zoo": ["index.json", "*.pth"],
+        },
         # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
         install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
         ext_modules=[operator_library()],

@@ -23,10 +23,13 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
 MODELS = [p for p in YAMLS if not p.name.startswith("Base-")]
 QUICK = [p for p in MODELS if p.parent.name == "quick"]
+ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
 FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
-STRIDE_16 = [p for p in MODELS if p not in QUICK + FPN]
+STRIDE_16 = [p for p in MODELS if p not in QUICK + ZOO + FPN]
 VARIANT = re.compile(r"_m?d(conv|pool).*")  # what a deformable YAML's name adds to its plain twin's
-DEFORMABLE = [p for p in MODELS if VARIANT.search(p.stem) and not p.stem.endswith("_paper")]
+DEFORMABLE = [
+    p for p in MODELS if VARIANT.search(p.stem) and not p.stem.endswith("_paper") and p not in ZOO
+]
 # One of each kind: deeper networks and other data sets only repeat their layers.
 KINDS = [p for p in STRIDE_16 + FPN if p.parent.name == "COCO-Detection" and "_R_50" in p.stem]
 

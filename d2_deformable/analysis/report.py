@@ -5,12 +5,10 @@ import io
 import math
 import os
 import platform
-import subprocess
 from html import escape
 from pathlib import Path
 
 import torch
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -18,10 +16,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ..compat import detectron2_source
 from ..data import DatasetMapper, register_custom_datasets
 from ..engine import why_not_cuda
 from . import draw
+from .evaluate import evaluate_checkpoint
+from .origin import commit, versions
 from .run import read_run
 from .sampling import inspect_image
 
@@ -38,7 +37,13 @@ CAPTIONS = {
 }
 
 
-def write_report(folder, num_images: int = 4, score_thresh: float = 0.5, overrides=()) -> Path:
+def write_report(
+    folder,
+    num_images: int = 4,
+    score_thresh: float = 0.5,
+    overrides=(),
+    beside: str = "",
+) -> Path:
     """Write `folder`/pictures/*.png and `folder`/report.html.
 
     Args:
@@ -46,12 +51,15 @@ def write_report(folder, num_images: int = 4, score_thresh: float = 0.5, overrid
         num_images: how many test images, taken at equal distances, get pictures.
         score_thresh: detections below it are not drawn.
         overrides: KEY, VALUE, ... on top of the run's config.
+        beside: another checkpoint of this network, path or URL, to be evaluated on the same test
+            sets and drawn on the same images.
 
     Returns:
         the path of report.html.
 
     Raises:
         FileNotFoundError: the folder or its data set is not complete.
+        ValueError: `beside` is of another network.
     """
     run = read_run(folder, overrides)
     cfg = run.cfg
@@ -60,17 +68,20 @@ def write_report(folder, num_images: int = 4, score_thresh: float = 0.5, overrid
     register_custom_datasets(cfg)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(str(run.checkpoint))
+    models, results = {"": model}, {"": run.results}
+    if beside:
+        models[beside], results[beside] = evaluate_checkpoint(cfg, beside)
 
     pictures = run.folder / "pictures"
     pictures.mkdir(exist_ok=True)
     for old in pictures.glob("*.png"):
         old.unlink()
-    sections = [_facts(run, model), _results(run.results)]
+    sections = [_facts(run, model), _results(results)]
     if run.iterations:
         figure = draw.draw_curves(run.history)
         text = "Losses (medians of the last 20 steps) and learning rate."
         sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
-    sections.append(_images(cfg, model, num_images, score_thresh, pictures))
+    sections.append(_images(cfg, models, num_images, score_thresh, pictures))
     config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
     page = PAGE.format(title=escape(run.name), body="\n".join([*sections, config]))
     report = run.folder / "report.html"
@@ -92,9 +103,8 @@ def _facts(run, model):
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "Checkpoint": run.checkpoint.name,
         "Device": f"{run.cfg.MODEL.DEVICE}; this page was written on {machine}",
-        "Versions": f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, {detectron2_source()}",
-        "Commit of d2_deformable": _commit(),
+        "Versions": versions(),
+        "Commit of d2_deformable": commit(),
     }
     cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
     return f"<div class=scroll><table class=facts>{''.join(cells)}</table></div>"
@@ -110,35 +120,21 @@ def _cpu_name():
     return f"{os.cpu_count()} x {name}"
 
 
-def _commit():
-    """The git commit this package's files are of, with "-dirty" where they were changed."""
-    here = Path(__file__)
-
-    def git(*args):
-        return subprocess.run(
-            ["git", "-C", here.parent, *args], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's repository.
-        git("ls-files", "--error-unmatch", here.name)
-        return git("describe", "--always", "--dirty")
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
-
-
 def _results(results):
+    """Tables of {"": results of the run, name: results of another checkpoint}."""
     html = "<h2>Results</h2>"
-    if not results:
+    if not any(results.values()):
         return html + "<p>This run was not evaluated.</p>"
     summary, per_class = {}, {}
-    for group, metrics in results.items():
-        for metric, value in metrics.items():
-            name, _, of_class = metric.partition("-")
-            if of_class:
-                per_class.setdefault(of_class, {})[f"{_title(group)} {name}"] = value
-            else:
-                summary.setdefault(_title(group), {})[name] = value
+    for checkpoint, groups in results.items():
+        for group, metrics in groups.items():
+            title = f"{_title(group)} of {checkpoint}" if checkpoint else _title(group)
+            for metric, value in metrics.items():
+                name, _, of_class = metric.partition("-")
+                if not of_class:
+                    summary.setdefault(title, {})[name] = value
+                elif not checkpoint:
+                    per_class.setdefault(of_class, {})[f"{title} {name}"] = value
     html += _table("", summary)
     if per_class:
         html += "<h3>Per class</h3>" + _table("class", per_class)
@@ -163,7 +159,7 @@ def _table(corner, rows):
     return f"<div class=scroll><table><tr>{html}</tr></table></div>"
 
 
-def _images(cfg, model, num_images, score_thresh, pictures):
+def _images(cfg, models, num_images, score_thresh, pictures):
     """Pictures of evenly spaced images of the first test set, or of the training set without."""
     name = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
     if name is None or num_images < 1:
@@ -176,15 +172,19 @@ def _images(cfg, model, num_images, score_thresh, pictures):
     for i in range(num_images):
         record = dataset[len(dataset) * (2 * i + 1) // (2 * num_images)]
         image = read_image(record["file_name"], "RGB")
-        inspection = inspect_image(model, mapper(record))
-        found = _above(inspection, score_thresh)
         html += f"<h3>{escape(Path(record['file_name']).name)}</h3>"
-        if not len(found):
-            html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
-        for kind, figure, text in _draw(image, inspection, found, classes):
-            html += _picture(figure, pictures / f"{i}_{kind}.png", text)
-        if not (inspection.record.convs or inspection.record.pools):
-            html += "<p>This network has no deformable layers.</p>"
+        for checkpoint, model in models.items():
+            inspection = inspect_image(model, mapper(record))
+            found = _above(inspection, score_thresh)
+            if checkpoint:
+                html += f"<h4>{escape(checkpoint)}</h4>"
+            if not len(found):
+                html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
+            for kind, figure, text in _draw(image, inspection, found, classes):
+                stem = f"{i}_beside_{kind}" if checkpoint else f"{i}_{kind}"
+                html += _picture(figure, pictures / f"{stem}.png", text)
+            if not (inspection.record.convs or inspection.record.pools):
+                html += "<p>This network has no deformable layers.</p>"
     return html
 
 
@@ -240,7 +240,8 @@ body {{ max-width: 60rem; margin: 0 auto; padding: 1rem; color: #23272e; backgro
   font: 1rem/1.5 system-ui, sans-serif }}
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #d8dce1 }}
-h3 {{ font-size: 1rem; margin: 2rem 0 .5rem }}
+h3, h4 {{ font-size: 1rem; margin: 2rem 0 .5rem; overflow-wrap: anywhere }}
+h4 {{ margin-top: 1rem; font-weight: normal }}
 table {{ border-collapse: collapse; font-size: .9rem }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e7eaed; text-align: right }}
 th {{ font-weight: 600; text-align: left }}

@@ -58,14 +58,18 @@ class Run:
 
         With several test sets the names are "<data set>/bbox" and so on.
         """
-        # The class at the end, "voc/AP50-and/or", may hold anything.
-        pattern = re.compile(r"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*)", re.DOTALL)
-        results = {}
-        for line in self.history:
-            for key, value in line.items():
-                if match := pattern.fullmatch(key):
-                    results.setdefault(match[1], {})[match[2]] = value
-        return results
+        return results_by_task({k: v for line in self.history for k, v in line.items()})
+
+
+def results_by_task(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
+    """{"bbox/AP": 28.8, ...} -> {"bbox": {"AP": 28.8}, ...}; what is no metric is left out."""
+    # The class at the end, "voc/AP50-and/or", may hold anything.
+    pattern = re.compile(r"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*)", re.DOTALL)
+    results = {}
+    for key, value in scalars.items():
+        if match := pattern.fullmatch(key):
+            results.setdefault(match[1], {})[match[2]] = value
+    return results
 
 
 def read_run(folder, overrides=()) -> Run:

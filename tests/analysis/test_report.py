@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -37,17 +38,17 @@ def dataset(tmp_path):
     DatasetCatalog.register(name, lambda: records)
     yield name
     DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture
 def make_run(tmp_path, dataset):
-    """make_run(yaml) -> OUTPUT_DIR of a run whose network is random."""
+    """make_run(file) -> OUTPUT_DIR of a run whose network is random."""
 
-    def make_run(yaml):
+    def make_run(file):
         cfg = get_cfg()
         add_deformable_config(cfg)
-        cfg.merge_from_file(str(QUICK / yaml))
+        cfg.merge_from_file(str(QUICK / file))
         cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (), "DATASETS.TEST", (dataset,)])
         folder = tmp_path / "run"
         folder.mkdir()
@@ -136,6 +137,51 @@ def test_report_of_a_plain_network_shows_detections_only(make_run, two_objects):
     assert "This run was not evaluated" in page.text
 
 
+@pytest.fixture
+def evaluable_run(make_run, tmp_path, monkeypatch):
+    """OUTPUT_DIR of a run whose test set is two images with annotations."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    folder = make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
+    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+    fields = {"FORMAT": "warped_shapes", "SPLIT": "val", "NUM_IMAGES": 2, "IMAGE_SIZE": 64}
+    cfg["DATASETS"].update(TEST=["two_shapes"], CUSTOM={"two_shapes": fields})
+    (folder / "config.yaml").write_text(yaml.dump(cfg))
+    return folder
+
+
+def test_another_checkpoint_stands_beside(evaluable_run, two_objects, tmp_path, monkeypatch):
+    folder = evaluable_run
+    own = torch.load(folder / "model_final.pth")["model"]
+    torch.save({"model": {name: value / 2 for name, value in own.items()}}, tmp_path / "<b>.pth")
+    inspect, weights = report.inspect_image, []
+
+    def spy(model, inputs):
+        weights.append(model.state_dict()["proposal_generator.rpn_head.conv.weight"].clone())
+        return inspect(model, inputs)
+
+    monkeypatch.setattr(report, "inspect_image", spy)
+    beside = str(tmp_path / "<b>.pth")
+    page = Page(report.write_report(folder, num_images=1, beside=beside))
+    run, other = weights
+    assert torch.equal(run, own["proposal_generator.rpn_head.conv.weight"])
+    assert torch.equal(other, run / 2)
+    kinds = ("detections", "parts", "sampling_points")
+    names = [*(f"0_beside_{kind}.png" for kind in kinds), *(f"0_{kind}.png" for kind in kinds)]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [*names, "curves.png"]
+    assert "61.5" in page.text and f"COCO of {beside}" in page.text
+    assert f"VOC of {beside}" in page.text
+    assert "h4" in page.tags and "b" not in page.tags
+
+
+def test_a_checkpoint_of_another_network_is_refused(evaluable_run, load_tool):
+    folder = evaluable_run
+    weights = torch.load(folder / "model_final.pth")["model"]
+    plain = {name: value for name, value in weights.items() if "conv_offset" not in name}
+    torch.save({"model": plain}, folder / "plain.pth")
+    with pytest.raises(SystemExit, match="write_report: .*another network: 6 not in the file"):
+        load_tool("write_report").main([str(folder), "--beside", str(folder / "plain.pth")])
+
+
 def test_report_of_images_where_nothing_is_found(make_run):
     folder = make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
     page = Page(report.write_report(folder, num_images=9, score_thresh=0.99))
@@ -176,8 +222,8 @@ def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypat
     tool, calls = load_tool("write_report"), []
     monkeypatch.setattr(tool, "write_report", lambda *args: calls.append(args))
     tool.main(["out", "--num-images", "2", "MODEL.DEVICE", "cpu"])
-    tool.main(["--score-thresh", "0.3", "out"])
-    assert calls == [("out", 2, 0.5, ["MODEL.DEVICE", "cpu"]), ("out", 4, 0.3, [])]
+    tool.main(["--score-thresh", "0.3", "--beside", "a.pth", "out"])
+    assert calls == [("out", 2, 0.5, ["MODEL.DEVICE", "cpu"], ""), ("out", 4, 0.3, [], "a.pth")]
 
 
 @pytest.fixture

@@ -1,0 +1,34 @@
+"""The network of a config with the weights of one file, and how well it detects."""
+
+import tempfile
+
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling import build_model
+
+from ..checkpoint import StrictCheckpointer
+from ..data import register_custom_datasets
+from ..engine import Trainer
+from ..evaluation import build_evaluators
+from .run import results_by_task
+
+
+def evaluate_checkpoint(cfg, checkpoint):
+    """Load `checkpoint` whole into the model of `cfg` and evaluate it on DATASETS.TEST.
+
+    Args:
+        checkpoint: a path, or any URL that MODEL.WEIGHTS may be.
+
+    Returns:
+        the model, and its results as `Run.results` has them.
+
+    Raises:
+        ValueError: the file is of another network.
+    """
+    register_custom_datasets(cfg)
+    model = build_model(cfg)
+    StrictCheckpointer(model).load(str(checkpoint))
+    # Not into OUTPUT_DIR, which holds the run's own predictions.
+    with tempfile.TemporaryDirectory() as folder:
+        evaluators = [build_evaluators(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = Trainer.test(cfg, model, evaluators)
+    return model, results_by_task(flatten_results_dict(results))

@@ -1,0 +1,28 @@
+import pytest
+import torch
+from torch import nn
+
+from d2_deformable.checkpoint import StrictCheckpointer
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"weight": (2, 3)}, r"1 not in the file \(bias\)"),
+        ({"weight": (2, 3), "bias": (2,), "mask": (1,)}, r"1 not in the model \(mask\)"),
+        ({"weight": (5, 3), "bias": (5,)}, r"2 of another shape \(weight\)"),
+    ],
+)
+def test_refuses_another_network(saved, message, tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save({"model": {name: torch.zeros(shape) for name, shape in saved.items()}}, file)
+    with pytest.raises(ValueError, match=message):
+        StrictCheckpointer(nn.Linear(3, 2)).load(str(file))
+
+
+def test_loads_what_fits(tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save({"model": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}, file)
+    layer = nn.Linear(3, 2)
+    StrictCheckpointer(layer).load(str(file))
+    assert (layer.weight == 1).all() and (layer.bias == 1).all()

@@ -1,0 +1,95 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import train_net
+from d2_deformable.model_zoo import catalog, publish
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs/model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+NAME = f"{CONFIG.stem}.pth"
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A zoo with one other checkpoint, in the place of ours."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    (folder / "index.json").write_text('{"other.pth": {"config": "model_zoo/other.yaml"}}')
+    for module in (catalog, publish):
+        monkeypatch.setattr(module, "FOLDER", folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """OUTPUT_DIR of two steps of training."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    overrides = {
+        "OUTPUT_DIR": tmp_path / "output",
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+        "TEST.EVAL_PERIOD": 0,
+        "TEST.PRECISE_BN.NUM_ITER": 1,
+        "DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES": 4,
+        "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES": 2,
+    }
+    pairs = [str(x) for pair in overrides.items() for x in pair]
+    train_net.main(train_net.parse_args(["--config-file", str(CONFIG), *pairs]))
+    return tmp_path / "output"
+
+
+def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
+    predictions = sorted((run / "inference").iterdir())
+    before = [(file.name, file.stat().st_mtime_ns) for file in predictions]
+    tool.main([str(run), "--trained-at", "0123abc"])
+    index = json.loads((zoo / "index.json").read_text())
+    assert list(index) == ["other.pth", NAME]
+    entry = index[NAME]
+    assert entry["config"] == f"model_zoo/{CONFIG.name}"
+    assert entry["trained"] == "2 iterations of 2 images"
+    assert entry["tested_on"] == "warped_shapes_val"
+    assert entry["commit"] == "0123abc"
+    assert entry["bytes"] == (zoo / NAME).stat().st_size
+    assert all(0 <= entry[metric] <= 100 for metric in ("AP", "AP50", "AP70"))
+    assert "torch" in entry["versions"] and "Detectron2" in entry["versions"]
+    assert catalog.checkpoint_file(NAME) == zoo / NAME
+    assert f"d2_deformable://{NAME}" in capsys.readouterr().out
+    assert [(file.name, file.stat().st_mtime_ns) for file in predictions] == before
+
+
+def test_what_fails_changes_nothing(run, zoo, tool, monkeypatch):
+    before = (zoo / "index.json").read_text()
+    (run / "model_final.pth").rename(run / "model_0000000.pth")
+    (run / "last_checkpoint").write_text("model_0000000.pth")
+    with pytest.raises(SystemExit, match="the checkpoint is model_0000000.pth.*a finished run"):
+        tool.main([str(run)])
+    (run / "model_0000000.pth").rename(run / "model_final.pth")
+
+    (run / "log.txt").unlink()
+    with pytest.raises(SystemExit, match="publish_checkpoint: .*the config file is unknown"):
+        tool.main([str(run)])
+
+    def fail(*_):
+        raise ValueError("of another network")
+
+    monkeypatch.setattr(publish, "evaluate_checkpoint", fail)
+    (run / "log.txt").write_text(
+        f"Command line arguments: Namespace(config_file='{CONFIG}', "
+        "eval_only=False, num_gpus=1, resume=False, opts=[])\n"
+    )
+    with pytest.raises(SystemExit, match="of another network"):
+        tool.main([str(run)])
+    assert (zoo / "index.json").read_text() == before
+    assert [file.name for file in zoo.iterdir()] == ["index.json"]
+
+
+@pytest.fixture
+def tool():
+    file = ROOT / "tools/publish_checkpoint.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

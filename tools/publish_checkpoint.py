@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Export a finished run into the model zoo, with the AP of the exported file.
+
+python tools/publish_checkpoint.py output/model_zoo
+"""
+
+import argparse
+import json
+import sys
+
+from d2_deformable.model_zoo.publish import publish
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", help="OUTPUT_DIR of a run with a YAML of configs/model_zoo")
+    parser.add_argument("--trained-at", help="commit of the training (default: the present one)")
+    args = parser.parse_args(argv)
+    try:
+        name, entry = publish(args.output_dir, args.trained_at)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"publish_checkpoint: {error}")
+    print(f"d2_deformable://{name}\n{json.dumps(entry, indent=2)}")
+
+
+if __name__ == "__main__":
+    main()
