@@ -12,16 +12,15 @@ recorded, and the next one is run. Needs an environment as `make setup` leaves i
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import detectron2
 import torch
-import torchvision
+
+from d2_deformable.analysis.origin import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -31,6 +30,7 @@ QUICK = [
     "warped_shapes_rfcn_R_18_dconv3_dpool",
 ]
 # One process of many small kernels; whole networks take hours under the sanitizer.
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 SANITIZED = ["tests/ops/test_types.py", "-k", "cuda and not stream"]
 
 
@@ -71,16 +71,27 @@ def build(run, out) -> dict:
 
 
 def tests(run, out) -> dict:
-    output = run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests")
+    output = run(*PYTEST, "tests")
     return {"summary": output.strip().splitlines()[-1]}
 
 
 def sanitize(run, out) -> dict:
-    found = {}
+    """Both tools, whatever the first one finds.
+
+    Raises:
+        RuntimeError: one of them found something.
+    """
+    found, failures = {}, []
     for tool in ("memcheck", "racecheck"):
-        pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *SANITIZED)
-        output = run("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest)
+        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+        try:
+            output = run(*sanitizer, *PYTEST, *SANITIZED)
+        except RuntimeError as error:
+            output = str(error)
+            failures.append(f"{tool}: {error}")
         found[tool] = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY.*)", output)
+    if failures:
+        raise RuntimeError("\n".join(failures))
     return found
 
 
@@ -115,18 +126,10 @@ STEPS = {step.__name__: step for step in (build, tests, sanitize, ops, train)}
 
 
 def environment() -> dict:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
     return {
-        "gpu": torch.cuda.get_device_name(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "detectron2": detectron2.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -153,8 +156,8 @@ def main(argv=None) -> int:
         start = time.monotonic()
         try:
             results[step] = STEPS[step](Run(args.out, step), args.out)
-        except RuntimeError as error:
-            results[step] = {"failed": str(error)}
+        except (RuntimeError, OSError, ValueError, LookupError) as error:
+            results[step] = {"failed": f"{type(error).__name__}: {error}"}
             failed += 1
         results[step]["wall_seconds"] = round(time.monotonic() - start)
         file.write_text(json.dumps(results, indent=1) + "\n")

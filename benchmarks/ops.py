@@ -21,6 +21,7 @@ import torchvision
 from torchvision.ops import ps_roi_align
 
 from d2_deformable import ops
+from d2_deformable.analysis.origin import commit, machine, versions
 
 # Layers of the paper's networks on an image of 600 x 1000 pixels.
 CONVOLUTIONS = {
@@ -136,12 +137,26 @@ def main(argv=None):
     parser.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16 (float32)")
     parser.add_argument("--images", type=int, default=1, help="images per batch (1)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds (7)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument(
+        "--json", type=Path, help="write the rows, machine and versions to this file"
+    )
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     rows = run(device, getattr(torch, args.dtype), args.images, args.rounds)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        result = {
+            "machine": machine(),
+            "device": args.device,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": commit(),
+            "date": time.strftime("%Y-%m-%d"),
+            "dtype": args.dtype,
+            "images": args.images,
+            "rounds": args.rounds,
+            "rows": rows,
+        }
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

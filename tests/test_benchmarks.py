@@ -51,14 +51,26 @@ def test_gpu_records_failures_and_goes_on(tmp_path, monkeypatch):
     def fails(run, out):
         run(sys.executable, "-c", "print('before'); raise SystemExit('no such kernel')")
 
+    def lacks_a_tool(run, out):
+        run("a-command-that-is-not-there")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "environment", lambda: {"gpu": "none"})
-    monkeypatch.setattr(gpu, "STEPS", {"fails": fails, "works": works})
-    assert gpu.main([str(tmp_path), "fails"]) == 1
+    steps = {"fails": fails, "lacks_a_tool": lacks_a_tool, "works": works}
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    assert gpu.main([str(tmp_path), "fails", "lacks_a_tool"]) == 1
     assert gpu.main([str(tmp_path), "works"]) == 0
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert results["works"]["said"] == "hello"
     assert "no such kernel" in results["fails"]["failed"]
+    assert "a-command-that-is-not-there" in results["lacks_a_tool"]["failed"]
     assert "before" in (tmp_path / "fails.log").read_text()
     with pytest.raises(SystemExit):
         gpu.main([str(tmp_path), "flies"])
+
+
+def test_gpu_reads_the_summary_of_pytest(tmp_path, monkeypatch):
+    gpu = load("gpu")
+    monkeypatch.setattr(gpu, "PYTEST", (*gpu.PYTEST, "-k", "test_make_targets_exist"))
+    summary = gpu.tests(gpu.Run(tmp_path, "tests"), tmp_path)["summary"]
+    assert "1 passed" in summary

@@ -1,5 +1,6 @@
-"""What a measurement was made with: versions and commit."""
+"""What a measurement was made with: machine, versions and commit."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -8,6 +9,18 @@ import torch
 import torchvision
 
 from ..compat import detectron2_source
+
+
+def machine() -> str:
+    """Processors and GPU of this machine, e.g. "2 x AMD EPYC"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []  # not Linux
+    names = (line.split(":")[1].strip() for line in lines if "model name" in line)
+    name = next(names, platform.processor() or platform.machine())
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([f"{os.cpu_count()} x {name}", *gpu])
 
 
 def versions() -> str:

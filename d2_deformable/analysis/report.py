@@ -3,8 +3,6 @@
 import base64
 import io
 import math
-import os
-import platform
 from html import escape
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ..data import DatasetMapper, register_custom_datasets
 from ..engine import why_not_cuda
 from . import draw
 from .evaluate import evaluate_checkpoint
-from .origin import commit, versions
+from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
 
@@ -90,9 +88,6 @@ def write_report(
 
 
 def _facts(run, model):
-    machine = _cpu_name()
-    if torch.cuda.is_available():
-        machine += ", " + torch.cuda.get_device_name()
     rows = {
         "Config": run.config_file or "unknown",
         "Command": run.command or "unknown",
@@ -102,22 +97,12 @@ def _facts(run, model):
         f"{run.seconds:,.0f} seconds without evaluation",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "Checkpoint": run.checkpoint.name,
-        "Device": f"{run.cfg.MODEL.DEVICE}; this page was written on {machine}",
+        "Device": f"{run.cfg.MODEL.DEVICE}; this page was written on {machine()}",
         "Versions": versions(),
         "Commit of d2_deformable": commit(),
     }
     cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
     return f"<div class=scroll><table class=facts>{''.join(cells)}</table></div>"
-
-
-def _cpu_name():
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []  # not Linux
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-    return f"{os.cpu_count()} x {name}"
 
 
 def _results(results):
