@@ -1,5 +1,6 @@
 """The checkpoint of the model zoo loads whole, detects, and can be fine-tuned."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -44,7 +45,10 @@ def test_detects(tmp_path, monkeypatch):
     assert results["bbox"]["AP50"] > 70
 
 
-def test_fine_tunes_to_another_number_of_classes(caplog):
+def test_fine_tunes_to_another_number_of_classes(caplog, monkeypatch):
+    monkeypatch.setattr(
+        logging.getLogger("fvcore"), "propagate", True
+    )  # caplog listens at the root
     model = network(num_classes=3)
     DetectionCheckpointer(model).load(URL)
     new = {
