@@ -55,7 +55,7 @@ build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or wit
 	@tail -n 2 $(LOG)
 
 cuda-all: $(VENV)/.deps ## the same for every architecture, sm_75 to sm_120
-	@$(call quietly,$(PY) tools/build_cuda.py "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+	@$(call quietly,$(PY) tools/build_cuda.py)
 	@tail -n 2 $(LOG)
 
 lint: $(VENV)/.deps ## check style: ruff for Python, clang-format for C++ and CUDA

@@ -28,17 +28,29 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # compiled for where no GPU is visible
 # torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
 )
 
 
-def find_toolkit():
-    """The folder of bin/nvcc: of CUDA_HOME, the PATH, or beside torch's CUDA packages; or None."""
+def toolkits():
+    """(folder, CUDA version) of each bin/nvcc: CUDA_HOME's, the PATH's, that beside torch's CUDA
+    packages, the usual one."""
     homes = [os.environ.get("CUDA_HOME"), nvcc_home(shutil.which("nvcc")), TORCH_CUDA]
-    homes += ["/usr/local/cuda"]
-    return next((Path(home) for home in homes if home and Path(home, "bin/nvcc").exists()), None)
+    for home in [*homes, "/usr/local/cuda"]:
+        nvcc = Path(home or ".", "bin", "nvcc")
+        if home and nvcc.exists():
+            said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            version = re.search(r"release ([\d.]+)", said)
+            yield Path(home), version[1] if version else "of unknown version"
+
+
+def find_toolkit():
+    """The folder of the first toolkit of torch's major CUDA version, or None."""
+    major = str(torch.version.cuda).split(".")[0]
+    return next((home for home, version in toolkits() if version.split(".")[0] == major), None)
 
 
 def nvcc_home(nvcc):
@@ -54,6 +66,8 @@ FORCE_CUDA = os.environ.get("FORCE_CUDA", "")
 TOOLKIT = None if FORCE_CUDA == "0" else find_toolkit()
 if TOOLKIT:
     os.environ["CUDA_HOME"] = str(TOOLKIT)  # cpp_extension reads it once, when it is imported
+    if torch.cuda.device_count() == 0:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
 from torch.utils import cpp_extension  # noqa: E402
 
 
@@ -73,11 +87,12 @@ def choose_cuda():
         return False, "operators for the CPU only: FORCE_CUDA=0"
     if torch.version.cuda and TOOLKIT:
         return True, f"operators for the CPU and CUDA {torch.version.cuda}: toolkit in {TOOLKIT}"
-    missing = (
-        "a CUDA toolkit (CUDA_HOME, or nvcc on the PATH)"
-        if torch.version.cuda
-        else f"a torch built for CUDA (this is {torch.__version__})"
-    )
+    if not torch.version.cuda:
+        missing = f"a torch built for CUDA (this is {torch.__version__})"
+    else:
+        others = "".join(f"; {home} is {version}" for home, version in toolkits())
+        major = torch.version.cuda.split(".")[0]
+        missing = f"a toolkit of CUDA {major} (CUDA_HOME, or nvcc on the PATH{others})"
     if FORCE_CUDA == "1":
         sys.exit(
             f"FORCE_CUDA=1 needs {missing}; install it, or unset FORCE_CUDA to build for the CPU"

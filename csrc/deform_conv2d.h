@@ -230,6 +230,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
   const auto grad_offset = at::empty({blocks.per_unit, offset.numel()}, sums);
   const auto grad_mask = at::empty({blocks.per_unit, mask ? mask->numel() : 0}, sums);
   const auto grad_weight = at::zeros(op.weight.sizes(), sums);
+  auto product = at::empty({0}, op.weight.options());  // of half-precision matrices
   for (RowRange rows = op.first_rows(); rows.count > 0; op.advance(rows)) {
     for (int64_t g = 0; g < s.groups; ++g) {
       auto grad_columns = op.group_columns(rows, g);
@@ -243,7 +244,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
       if (op.type == op.sum_type) {
         grad_weight[g].addmm_(grad_out, columns);
       } else {
-        grad_weight[g].add_(at::mm(grad_out, columns));
+        at::mm_out(product, grad_out, columns);
+        grad_weight[g].add_(product);
       }
     }
   }

@@ -25,12 +25,16 @@ OPERATORS = ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("architectures", help="as in TORCH_CUDA_ARCH_LIST")
+    parser.add_argument(
+        "architectures", nargs="?", help="as in TORCH_CUDA_ARCH_LIST (default: all of setup.py)"
+    )
     architectures = parser.parse_args().architectures
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="look")
+    architectures = architectures or setup["ARCHITECTURES"]
     if not torch.version.cuda:
         sys.exit(f"torch {torch.__version__} was built without CUDA: install one that was")
     environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures}
-    if not runpy.run_path(str(ROOT / "setup.py"), run_name="look")["find_toolkit"]():
+    if not setup["find_toolkit"]():
         environment["CUDA_HOME"] = str(install_toolkit())
     start = time.monotonic()
     folders = ["--build-lib", str(BUILD / "lib"), "--build-temp", str(BUILD / "temp")]

@@ -23,9 +23,11 @@ def load(path: Path) -> None:
         ) from error
 
 
+load(PATH)
+# Looked up once: torch.compile cannot look into the dispatcher.
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
+
+
 def has_cuda() -> bool:
     """Whether the loaded library holds CUDA kernels."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
-
-
-load(PATH)
+    return _HAS_CUDA

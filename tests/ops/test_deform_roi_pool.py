@@ -244,21 +244,21 @@ def test_offset_classes_and_parts_by_hand(device, assert_close):
     assert_close(output - still, moved)
 
 
-def test_position_sensitive_channels(device):
+def test_position_sensitive_channels(device, assert_close):
     """Input channel (c*g + i)*g + j goes to output channel c, bin (i, j)."""
     image = torch.arange(18.0, device=device).view(1, 18, 1, 1).expand(-1, -1, 6, 6)
     rois = torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
     output = deform_roi_pool(image, rois, output_size=3, spatial_scale=1.0, group_size=3)
-    assert torch.equal(output, torch.arange(18.0, device=device).view(1, 2, 3, 3))
+    assert_close(output, torch.arange(18.0, device=device).view(1, 2, 3, 3))
 
 
-def test_position_sensitive_groups_of_bins(device):
+def test_position_sensitive_groups_of_bins(device, assert_close):
     """Five bins over two groups per side: bins 0, 1, 2 belong to group 0, bins 3, 4 to group 1."""
     image = torch.arange(4.0, device=device).view(1, 4, 1, 1).expand(-1, -1, 6, 6)
     rois = torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
     output = deform_roi_pool(image, rois, output_size=5, spatial_scale=1.0, group_size=2)
     row = torch.tensor([0, 0, 0, 1, 1], device=device)
-    assert torch.equal(output[0, 0], (2 * row[:, None] + row).float())
+    assert_close(output[0, 0], (2 * row[:, None] + row).float())
 
 
 def test_no_offset_gradient_at_integer_and_clamped_points(device):

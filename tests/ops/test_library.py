@@ -56,6 +56,12 @@ def test_every_schema_has_its_kernels_and_stands_in_library_cpp():
             assert has_kernel(name, key) == (not name.endswith("_backward"))
 
 
+def test_has_cuda_compiles():
+    """As every operator asks it for an input on CUDA."""
+    compiled = torch.compile(lambda x: x + ops.has_cuda(), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)).item() == ops.has_cuda()
+
+
 def test_setup_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match="install torch first") as stop:
@@ -66,7 +72,7 @@ def test_setup_without_torch(monkeypatch):
 @pytest.mark.parametrize(
     "force, version, message",
     [
-        ("1", "13.0", "FORCE_CUDA=1 needs a CUDA toolkit"),
+        ("1", "13.0", "FORCE_CUDA=1 needs a toolkit of CUDA 13"),
         ("1", None, "FORCE_CUDA=1 needs a torch built for CUDA"),
         ("yes", "13.0", "FORCE_CUDA=yes is neither 0 nor 1"),
     ],
@@ -79,25 +85,45 @@ def test_setup_refuses_cuda_that_cannot_be(monkeypatch, force, version, message)
         runpy.run_path(SETUP, run_name="__main__")
 
 
-def no_toolkit_anywhere(monkeypatch):
-    monkeypatch.setenv("CUDA_HOME", "")
+def no_toolkit_anywhere(monkeypatch, but="/nowhere"):
     exists = Path.exists
+
+    def without_nvcc(path):
+        return exists(path) and (path.name != "nvcc" or path.is_relative_to(but))
+
+    monkeypatch.setenv("CUDA_HOME", "")
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(Path, "exists", lambda path: path.name != "nvcc" and exists(path))
+    monkeypatch.setattr(Path, "exists", without_nvcc)
+
+
+def make_program(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
 
 
 def test_setup_finds_the_toolkit_behind_a_script(monkeypatch, tmp_path):
     """What stands on the PATH as nvcc may be a script far from the toolkit's headers."""
-    home = tmp_path / "toolkit"
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "nvcc").touch()
-    script = tmp_path / "nvcc"
-    script.write_text(f"#!/bin/sh\necho '#$ TOP={home}/bin/..' >&2\n")
-    script.chmod(0o755)
+    home, script = tmp_path / "toolkit", tmp_path / "nvcc"
+    version = torch.version.cuda or "13.0"
+    make_program(home / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V1'")
+    make_program(script, f"echo '#$ TOP={home}/bin/..' >&2")
+    monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setenv("CUDA_HOME", "")  # and what setup.py writes there is taken back
     monkeypatch.delenv("FORCE_CUDA", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: str(script))
     assert runpy.run_path(SETUP)["find_toolkit"]() == home
+
+
+def test_setup_passes_over_a_toolkit_of_another_version(monkeypatch, tmp_path):
+    make_program(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 9.1, V9.1.85'")
+    no_toolkit_anywhere(monkeypatch, but=tmp_path)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("FORCE_CUDA", "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with_cuda, why = runpy.run_path(SETUP)["choose_cuda"]()
+    assert not with_cuda
+    assert f"no toolkit of CUDA 13 (CUDA_HOME, or nvcc on the PATH; {tmp_path} is 9.1)" in why
 
 
 def default_calls():

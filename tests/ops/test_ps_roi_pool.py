@@ -54,7 +54,8 @@ def test_equals_reference(sizes, round_rois, device, assert_close):
 def test_float32_equals_float64(device, assert_close):
     image, rois = make_inputs(dtype=torch.float32, device=device)
     double = image.detach().double().requires_grad_()
-    arguments = {"output_size": (3, 2), "spatial_scale": 0.25}
+    # No edge of a bin is a whole number, where rounding would decide about a row of pixels.
+    arguments = {"output_size": (3, 2), "spatial_scale": 0.26}
     actual = value_and_gradient(ps_roi_pool, image, rois, **arguments)
     expected = value_and_gradient(ps_roi_pool, double, rois.double(), **arguments)
     assert_close(actual, [tensor.float() for tensor in expected])

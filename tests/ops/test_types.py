@@ -208,14 +208,13 @@ def test_autocast_leaves_float64_alone(name, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_compiles(name, device, assert_close):
+def test_autocast_compiles(name, device):
     function, tensors, arguments = calls(torch.float32, device=device)[name]
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         expected = values_and_gradients(function, tensors, arguments)
         actual = values_and_gradients(compiled, tensors, arguments)
-    for mine, eager in zip(actual, expected, strict=True):
-        assert_close(mine, eager)
+    assert_near(actual, expected, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -254,6 +253,19 @@ def test_cuda_equals_cpu(name, dtype):
         function, tensors, arguments = calls(dtype, device=device)[name]
         results.append(values_and_gradients(function, tensors, arguments))
     assert_near(results[1], results[0], dtype)
+
+
+@pytest.mark.skipif(
+    not HAS_GPU or torch.cuda.device_count() < 2, reason="needs two GPUs, and operators for them"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_another_gpu_than_the_current_one(name):
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        function, tensors, arguments = calls(device=device)[name]
+        results.append(values_and_gradients(function, tensors, arguments))
+        assert all(result.device == torch.device(device) for result in results[-1])
+    assert_near(results[1], results[0], torch.float32)
 
 
 @needs_gpu
