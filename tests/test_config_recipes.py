@@ -1,0 +1,316 @@
+"""Every number of every recipe: the defaults, but for what the tables below say.
+
+Plain YAMLs at stride 16 are held by NETWORK, DETECTOR, DATA_SET and DEPTH, those with a feature
+pyramid by Detectron2's own. A deformable YAML differs from its plain twin by the parts of its name,
+a `_paper` one from the YAML it is named after by the paper's settings. Paths are those of the
+released code.
+"""
+
+import re
+
+import pytest
+import yaml
+from detectron2 import model_zoo
+from detectron2.engine import DefaultTrainer
+
+from yamls import (
+    CONFIGS,
+    DEFORMABLE,
+    FPN,
+    MODELS,
+    PAPER,
+    PLAIN,
+    QUICK,
+    STRIDE_16,
+    ZOO,
+    flat,
+    load,
+    plain_twin,
+    relative,
+)
+
+# ---- Stride 16 -----------------------------------------------------------------------------------
+
+# What R-FCN and Faster R-CNN have in common.
+NETWORK = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    # The trunk: */symbols/resnet_v1_101_*.py, lib/utils/image.py.
+    "MODEL.BACKBONE.NAME": "build_deform_resnet_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "MODEL.RESNETS.NORM": "FrozenBN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.RESNETS.RES5_DILATION": 2,
+    "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5_reduced"],
+    "MODEL.RESNETS.REDUCED_INIT_STD": 0.01,
+    "INPUT.FORMAT": "BGR",  # the order of Detectron2's MSRA weights; the released code reads RGB
+    "MODEL.PIXEL_MEAN": [103.06, 115.90, 123.15],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    # What deformable layers take: paper sec. 2.1 and 2.2, */symbols/resnet_v1_101_*_dcn.py. One
+    # group of offsets is the paper's (by the parameters of its table 4); the released code has 4.
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1,
+    "MODEL.RESNETS.DEFORM_BORDER": "zero",
+    "MODEL.RESNETS.DEFORM_OFFSET_DILATION": 0,
+    "MODEL.ROI_BOX_HEAD.DEFORM_GAMMA": 0.1,
+    "MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART": 4,
+    "MODEL.ROI_BOX_HEAD.ROUND_ROIS": True,
+    # The RPN: paper sec. 2.3, get_rpn of the symbols, operator_py/proposal.py.
+    "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 0,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+    "MODEL.RPN.IN_FEATURES": ["res4"],
+    "MODEL.RPN.CONV_DIMS": [512],
+    "MODEL.RPN.BOUNDARY_THRESH": 0,
+    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+    "MODEL.RPN.IOU_LABELS": [0, -1, 1],
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.RPN.POSITIVE_FRACTION": 0.5,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+    "MODEL.RPN.SMOOTH_L1_BETA": 0.1111,  # sigma 3
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 6000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.NMS_THRESH": 0.7,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 300,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
+    # RoIs: paper sec. 4.1, core/rcnn.py.
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res5_reduced"],
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+    # Training and test: experiments/*/cfgs/*.yaml, config/config.py.
+    "INPUT.MIN_SIZE_TRAIN": (600,),
+    "INPUT.MAX_SIZE_TRAIN": 1000,
+    "INPUT.MIN_SIZE_TEST": 600,
+    "INPUT.MAX_SIZE_TEST": 1000,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "INPUT.CROP.ENABLED": False,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.WARMUP_METHOD": "constant",
+    "SOLVER.WARMUP_FACTOR": 0.1,
+    "SOLVER.WARMUP_ITERS": 1000,
+    "SOLVER.WEIGHT_DECAY": 0.0005,
+    "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": False,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
+}
+
+DETECTOR = {
+    # Paper sec. 2.3, rfcn/symbols/resnet_v1_101_rfcn.py, operator_py/box_annotator_ohem.py.
+    "rfcn": {
+        "MODEL.RESNETS.REDUCED_CHANNELS": 1024,
+        "MODEL.ROI_HEADS.NAME": "RFCNHeads",
+        "MODEL.ROI_HEADS.SAMPLING": "ohem",
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.5],
+        "MODEL.ROI_HEADS.IOU_LABELS": [0, 1],
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "PSROIPool",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        "SOLVER.LR_MULTIPLIERS": [["reduction", 3.0]],
+    },
+    # Paper sec. 2.3, faster_rcnn/symbols/resnet_v1_101_rcnn.py.
+    "faster": {
+        "MODEL.RESNETS.REDUCED_CHANNELS": 256,
+        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        "MODEL.ROI_HEADS.SAMPLING": "random",
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+        "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.1, 0.5],
+        "MODEL.ROI_HEADS.IOU_LABELS": [-1, 0, 1],
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": False,
+        "SOLVER.LR_MULTIPLIERS": [],
+    },
+}
+
+# experiments/*/cfgs/*.yaml; test_image_visits says where the schedules come from.
+DATA_SET = {
+    "VOC-Detection": {
+        "DATASETS.TRAIN": ("voc_2007_trainval", "voc_2012_trainval"),
+        "DATASETS.TEST": ("voc_2007_test",),
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[128, 256, 512]],
+        "SOLVER.IMS_PER_BATCH": 4,
+        "SOLVER.BASE_LR": 0.002,
+        "SOLVER.MAX_ITER": 57900,
+        "SOLVER.STEPS": (40000,),
+        "TEST.DETECTIONS_PER_IMAGE": 300,
+        "TEST.VOC_METRIC": "07",
+    },
+    "COCO-Detection": {
+        "DATASETS.TRAIN": ("coco_2017_train",),
+        "DATASETS.TEST": ("coco_2017_val",),
+        "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[64, 128, 256, 512]],
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.004,
+        "SOLVER.MAX_ITER": 244000,
+        "SOLVER.STEPS": (163000,),
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+    },
+}
+
+DEPTH = {
+    depth: {
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.WEIGHTS": f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl",
+    }
+    for depth in (50, 101)
+}
+
+
+def detector(path):
+    """rfcn, faster, mask or cascade; the names of quick/ begin with their data set."""
+    return re.search(r"rfcn|faster|mask|cascade", path.stem)[0]
+
+
+@pytest.mark.parametrize("path", [p for p in PLAIN if p in STRIDE_16], ids=relative)
+def test_plain_stride_16(path):
+    depth = int(re.search(r"R_(\d+)", path.stem)[1])
+    ours = NETWORK | DETECTOR[detector(path)] | DATA_SET[path.parent.name] | DEPTH[depth]
+    assert flat(load(path)) == flat(load()) | ours
+
+
+# Paper sec. 4.1: 30 k and 240 k iterations of 8 images; on COCO it trains on train + val of 2014.
+PAPER_SETTINGS = {
+    "VOC-Detection": {
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 30000,
+        "SOLVER.STEPS": (20000,),
+    },
+    "COCO-Detection": {
+        "DATASETS.TRAIN": ("coco_2014_train", "coco_2014_val"),
+        "DATASETS.TEST": ("coco_2017_test-dev",),
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 240000,
+        "SOLVER.STEPS": (160000,),
+    },
+}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=relative)
+def test_paper(path):
+    released = path.with_stem(path.stem.removesuffix("_paper"))
+    assert flat(load(path)) == flat(load(released)) | PAPER_SETTINGS[path.parent.name]
+
+
+# Images until the learning rate falls, images in all, learning rate per image.
+IMAGE_VISITS = {
+    ("VOC-Detection", "released"): (159.9e3, 231.7e3, 0.0005),
+    ("VOC-Detection", "paper"): (160e3, 240e3, 0.001),
+    ("COCO-Detection", "released"): (1.307e6, 1.96e6, 0.0005),
+    ("COCO-Detection", "paper"): (1.28e6, 1.92e6, 0.001),
+}
+
+
+@pytest.mark.parametrize("path", STRIDE_16, ids=relative)
+def test_image_visits(path):
+    recipe = "paper" if path in PAPER else "released"
+    solver = load(path).SOLVER
+    (drop,) = solver.STEPS
+    images = solver.IMS_PER_BATCH
+    actual = (drop * images, solver.MAX_ITER * images, solver.BASE_LR / images)
+    assert actual == pytest.approx(IMAGE_VISITS[path.parent.name, recipe], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name, gpus", [("VOC-Detection/rfcn_R_50", 4), ("COCO-Detection/rfcn_R_50", 8)]
+)
+def test_recipe_on_another_number_of_gpus(name, gpus):
+    """SOLVER.REFERENCE_WORLD_SIZE rescales; on one GPU the warm-up is as released for one."""
+    cfg = load(CONFIGS / f"{name}.yaml")
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = gpus
+    one = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
+    scaled = [one.IMS_PER_BATCH, one.WARMUP_ITERS, one.MAX_ITER, one.BASE_LR]
+    assert scaled == pytest.approx([1, 1000 * gpus, cfg.SOLVER.MAX_ITER * gpus, 0.0005])
+
+
+# ---- Feature pyramid -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [p for p in PLAIN if p in FPN], ids=relative)
+def test_plain_fpn_is_detectron2s(path):
+    theirs = {
+        "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+        "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+        "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    }
+    expected = load(model_zoo.get_config_file(theirs[detector(path)]))
+    expected.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"
+    if "cascade" in path.stem:
+        expected.MODEL.MASK_ON = False
+    if "R_101" in path.stem:
+        expected.MODEL.RESNETS.DEPTH = 101
+        expected.MODEL.WEIGHTS = expected.MODEL.WEIGHTS.replace("R-50", "R-101")
+    assert flat(load(path)) == flat(expected)
+
+
+# ---- Deformable ----------------------------------------------------------------------------------
+
+# What a part of a name stands for.
+DEFORM_CONV = {
+    "dconv3": {"MODEL.RESNETS.DEFORM_NUM_LAYERS": 3},
+    "dconv_c3-c5": {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True]},
+    "mdconv_c3-c5": {
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+        "MODEL.RESNETS.DEFORM_MODULATED": True,
+    },
+}
+FASTER_DPOOL = {
+    "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformROIPool",
+    "SOLVER.LR_MULTIPLIERS": [["box_pooler.*offset_fc", 0.01]],  # paper sec. 2.3
+}
+DPOOL = {
+    "rfcn": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformPSROIPool"},
+    "faster": FASTER_DPOOL,
+    "mask": FASTER_DPOOL,
+    "cascade": FASTER_DPOOL | {"MODEL.ROI_HEADS.NAME": "DeformCascadeROIHeads"},
+}
+# From scratch, the offsets of convolutions learn slower too; score maps keep their plain factor.
+QUICK_LR = {
+    "rfcn": {"SOLVER.LR_MULTIPLIERS": [["score_maps", 10.0], ["conv_offset", 0.1]]},
+    "faster": {
+        "SOLVER.LR_MULTIPLIERS": [["conv_offset", 0.1], ["box_pooler.*offset_fc", 0.01]],
+    },
+}
+
+
+@pytest.mark.parametrize("path", DEFORMABLE, ids=relative)
+def test_deformable_differs_by_the_parts_of_its_name(path):
+    twin = plain_twin(path)
+    parts = re.split("_(?=m?d)", path.stem.removeprefix(twin.stem))[1:]
+    changes = {}
+    for part in parts:
+        changes |= DPOOL[detector(path)] if part == "dpool" else DEFORM_CONV[part]
+    if path in QUICK:
+        changes |= QUICK_LR[detector(path)]
+    assert flat(load(path)) == flat(load(twin)) | changes
+    assert flat(yaml.safe_load(path.read_text())) == changes | {"_BASE_": twin.name}
+
+
+# ---- All -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MODELS, ids=relative)
+def test_schedule_ends_after_its_last_step(path):
+    solver = load(path).SOLVER
+    milestones = [solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER]
+    assert milestones == sorted(set(milestones))
+
+
+# ---- Model zoo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ZOO, ids=relative)
+def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
+    changes = yaml.safe_load(path.read_text())
+    base = path.parent / changes.pop("_BASE_")
+    assert base.resolve() in MODELS and base.name == path.name
+    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network is that of its base"

@@ -1,0 +1,54 @@
+"""Every YAML of configs/ by its kind, and how a test reads one."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from detectron2.config import get_cfg
+
+from d2_deformable import add_deformable_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+MODELS = [p for p in YAMLS if not p.name.startswith("Base-")]
+QUICK = [p for p in MODELS if p.parent.name == "quick"]
+ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
+FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
+STRIDE_16 = [p for p in MODELS if p not in QUICK + ZOO + FPN]
+PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
+VARIANT = re.compile(r"_m?d(conv|pool).*")  # what a deformable YAML's name adds to its plain twin's
+DEFORMABLE = [p for p in MODELS if VARIANT.search(p.stem) and p not in PAPER + ZOO]
+PLAIN = [p for p in MODELS if p not in DEFORMABLE + PAPER + ZOO]
+
+
+def plain_twin(path):
+    return path.with_stem(VARIANT.sub("", path.stem))
+
+
+def relative(path):
+    return str(path.relative_to(CONFIGS))
+
+
+def load(path=None):
+    """The settings of a YAML; without one, the defaults."""
+    return _load(path).clone()
+
+
+@cache  # most YAMLs are read by many tests
+def _load(path):
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    if path is not None:
+        cfg.merge_from_file(str(path))
+    return cfg
+
+
+def flat(node, prefix=""):
+    """{"MODEL.RPN.NMS_THRESH": 0.7, ...} of a config, or of what is read from a YAML."""
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
+    return values
