@@ -80,8 +80,13 @@ class COCOFormat:
                     report.add("difficult", record["file_name"])
         report.log(name)
         names = {c["id"]: c["name"] for c in content["categories"]}
+        in_order = sorted(id_map, key=id_map.get)
+        if in_order != sorted(in_order):
+            # COCO's evaluator names classes in the order of the ids: those of the file would give
+            # each AP to another class. The loaded dicts hold class indices anyway.
+            id_map = {index: index for index in id_map.values()}
         MetadataCatalog.get(name).set(
-            thing_classes=[names[i] for i in sorted(id_map, key=id_map.get)],
+            thing_classes=[names[i] for i in in_order],
             thing_dataset_id_to_contiguous_id=id_map,
         )
         return dicts

@@ -292,15 +292,15 @@ def test_bad_arguments_of_the_heads():
 def test_data_sets_without_cfg(tmp_path):
     """A format registers as any function of Detectron2's catalog does."""
     shapes = WarpedShapesFormat(root=tmp_path, split="val", num_images=2, image_size=64)
-    DatasetCatalog.register("two_shapes", partial(shapes.load, "two_shapes"))
+    DatasetCatalog.register("shapes_without_cfg", partial(shapes.load, "shapes_without_cfg"))
     try:
         loader = build_detection_test_loader(
-            DatasetCatalog.get("two_shapes"),
+            DatasetCatalog.get("shapes_without_cfg"),
             mapper=DatasetMapper(is_train=False, augmentations=[], image_format="BGR"),
         )
         assert [tuple(b[0]["image"].shape) for b in loader] == [(3, 64, 64)] * 2
     finally:
-        DatasetCatalog.remove("two_shapes")
+        DatasetCatalog.remove("shapes_without_cfg")
 
 
 LAZY = """
