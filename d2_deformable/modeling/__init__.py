@@ -16,8 +16,10 @@ from .roi_heads import (
     RFCNHeads,
     RFCNOutputLayers,
 )
+from .sem_seg_head import DeepLabHead
 
 __all__ = [
+    "DeepLabHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
     "DeformROIHeads",
