@@ -12,7 +12,6 @@ from ..compat import has_compiled_d2
 from .sem_seg import SemSegEvaluator
 from .voc import VOCEvaluator
 
-
 # The metadata "evaluator_type" of data sets for semantic segmentation: ours, Detectron2's.
 SEM_SEG = ("sem_seg", "cityscapes_sem_seg")
 
