@@ -12,8 +12,11 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("{FORMAT: mask}", "bad.FORMAT must be one of voc, coco, warped_shapes; got 'mask'"),
-        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, warped_shapes; got None"),
+        (
+            "{FORMAT: tfrecord}",
+            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'tfrecord'",
+        ),
+        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got None"),
         ("{FORMAT: [voc]}", "got ['voc']"),
         ("voc", "bad must be a mapping such as {FORMAT: voc, ROOT: ...}, not voc"),
         (
