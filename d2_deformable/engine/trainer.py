@@ -8,7 +8,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
 
 from ..data import DatasetMapper
-from ..evaluation import build_evaluators
+from ..evaluation import build_evaluators, check_resolution
 from ..modeling import RFCNHeads
 from ..ops import has_cuda
 from .optimizer import build_optimizer
@@ -62,9 +62,13 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read.
+            the chosen backbone or heads do not read; or an unknown TEST.SEM_SEG_RESOLUTION, or
+            TEST.AUG for semantic segmentation.
     """
     model = cfg.MODEL
+    check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
+    if model.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.AUG.ENABLED:
+        raise ValueError("TEST.AUG serves detectors alone; set TEST.AUG.ENABLED False")
     frozen = []
     if model.BACKBONE.FREEZE_AT > 0:
         frozen.append(f"MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}")

@@ -13,8 +13,8 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
     ("fields", "message"),
     [
         (
-            "{FORMAT: tfrecord}",
-            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'tfrecord'",
+            "{FORMAT: x}",
+            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'x'",
         ),
         ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got None"),
         ("{FORMAT: [voc]}", "got ['voc']"),
@@ -40,6 +40,10 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
         (
             "{FORMAT: warped_shapes, SPLIT: test}",
             "bad: SPLIT must be one of train, val; got 'test'",
+        ),
+        (
+            "{FORMAT: warped_shapes, TASK: boxes}",
+            "bad: TASK must be one of detection, segmentation; got 'boxes'",
         ),
         ("{FORMAT: warped_shapes, NUM_IMAGES: 0}", "bad: NUM_IMAGES must be at least 1; got 0"),
         ("{FORMAT: warped_shapes, IMAGE_SIZE: 31}", "bad: IMAGE_SIZE must be at least 32; got 31"),

@@ -136,3 +136,19 @@ def test_unknown_names_are_left_to_detectron2(cfg):
         build_backbone(cfg)
     with pytest.raises(KeyError, match="'RFCNHead' found in 'ROI_HEADS' registry"):
         build_roi_heads(cfg, {})
+
+
+def test_evaluation_of_semantic_segmentation(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    for value in ("full", "resized_ground_truth", "resized_prediction"):
+        cfg.TEST.SEM_SEG_RESOLUTION = value
+        check_settings(cfg)
+    cfg.TEST.SEM_SEG_RESOLUTION = "released"
+    with pytest.raises(ValueError, match="is 'released'; choose one of full, resized_ground_truth"):
+        check_settings(cfg)
+    cfg.TEST.SEM_SEG_RESOLUTION = "full"
+    cfg.TEST.AUG.ENABLED = True
+    check_settings(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    with pytest.raises(ValueError, match="TEST.AUG serves detectors alone"):
+        check_settings(cfg)
