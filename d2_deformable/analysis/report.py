@@ -14,16 +14,18 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ..data import DatasetMapper, register_custom_datasets
+from ..data import DatasetMapper, read_mask, register_custom_datasets
 from ..engine import why_not_cuda
 from . import draw
 from .evaluate import evaluate_checkpoint
 from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
+from .segmentation import draw_segmentation
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
+    "segmentation": "The class of every pixel, predicted and true; ignored pixels stay bare.",
     "detections": "What was detected: class and score.",
     "sampling_points": "Where single units (green) of the last deformable convolution look, "
     "through the last {layers} deformable layers (figure 5 of the paper). Above, the fixed grid of "
@@ -152,6 +154,7 @@ def _images(cfg, models, num_images, score_thresh, pictures):
     dataset = DatasetCatalog.get(name)
     classes = _class_names(name, cfg)
     mapper = DatasetMapper(cfg, False)
+    mapper.output_size = "image"  # also where the evaluation has another
     num_images = min(num_images, len(dataset))
     html = f"<h2>Images of {escape(name)}</h2>"
     for i in range(num_images):
@@ -163,7 +166,12 @@ def _images(cfg, models, num_images, score_thresh, pictures):
             found = _above(inspection, score_thresh)
             if checkpoint:
                 html += f"<h4>{escape(checkpoint)}</h4>"
-            if not len(found):
+            if inspection.labels is not None:
+                truth = read_mask(record["sem_seg_file_name"])
+                figure = draw_segmentation(image, inspection.labels, truth, classes)
+                stem = f"{i}_beside_segmentation" if checkpoint else f"{i}_segmentation"
+                html += _picture(figure, pictures / f"{stem}.png", CAPTIONS["segmentation"])
+            elif not len(found):
                 html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
             for kind, figure, text in _draw(image, inspection, found, classes):
                 stem = f"{i}_beside_{kind}" if checkpoint else f"{i}_{kind}"
@@ -198,8 +206,10 @@ def _above(inspection, score_thresh):
 
 
 def _class_names(dataset_name, cfg):
-    names = MetadataCatalog.get(dataset_name).get("thing_classes", None) or []
-    return [*names, *(f"class {i}" for i in range(len(names), cfg.MODEL.ROI_HEADS.NUM_CLASSES))]
+    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    kind, head = ("stuff", "SEM_SEG_HEAD") if segments else ("thing", "ROI_HEADS")
+    names = MetadataCatalog.get(dataset_name).get(f"{kind}_classes", None) or []
+    return [*names, *(f"class {i}" for i in range(len(names), cfg.MODEL[head].NUM_CLASSES))]
 
 
 def _picture(figure, file, caption):

@@ -171,6 +171,7 @@ class Inspection:
     """One image, what was detected in it, and where the network looked.
 
     instances: detections in original image pixels, or None of a model that detects nothing.
+    labels: the class of every original image pixel, (height, width), of a segmentation.
     image_size: (height, width) of the original image.
     pixel: (y, x) original image pixels per network input pixel.
     """
@@ -179,6 +180,7 @@ class Inspection:
     instances: Instances | None
     image_size: tuple[int, int]
     pixel: tuple[float, float]
+    labels: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -197,12 +199,13 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
             output = model([inputs])[0]
     finally:
         model.train(training)
-    instances = output.get("instances")
+    instances, logits = output.get("instances"), output.get("sem_seg")
     return Inspection(
         record,
         None if instances is None else instances.to("cpu"),
         size,
         (size[0] / resized[0], size[1] / resized[1]),
+        None if logits is None else logits.argmax(dim=0).cpu(),
     )
 
 
