@@ -1,4 +1,4 @@
-"""Backbones and heads; importing this package registers them with Detectron2."""
+"""Backbones, heads and meta-architectures; importing this package registers them with Detectron2."""
 
 from .backbone import (
     DeformResNet,
@@ -8,6 +8,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -18,6 +19,8 @@ from .roi_heads import (
 )
 
 __all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
     "DeformROIHeads",
