@@ -8,7 +8,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
-from .meta_arch import DeformRCNN
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -19,6 +19,8 @@ from .roi_heads import (
 )
 
 __all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
     "DeformRCNN",
