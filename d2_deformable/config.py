@@ -18,6 +18,9 @@ def add_deformable_config(cfg: CN) -> None:
     # How many of the last 3x3 convolutions, in network order, become deformable. Crosses stages:
     # in ResNet-101 3 is res5.{0,1,2}, 6 reaches into res4. Paper table 1; its default choice is 3.
     resnets.DEFORM_NUM_LAYERS = 0
+    # More convolutions that become deformable, by their names in the backbone, e.g.
+    # ["res4.22.conv2"]. Together with DEFORM_NUM_LAYERS and DEFORM_ON_PER_STAGE.
+    resnets.DEFORM_LAYERS = []
     # Value of a sample outside the map: "zero" is bilinear interpolation on a zero-padded map
     # (paper eq. 3 and 4, torchvision, Detectron2); "legacy" is the rule of the 2017 operator.
     resnets.DEFORM_BORDER = "zero"
@@ -60,6 +63,12 @@ def add_deformable_config(cfg: CN) -> None:
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, ANNOTATIONS, SPLIT, CLASSES}}, see
     # d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
+
+    # Leave objects marked `difficult` out of training, as released; Detectron2 keeps them.
+    cfg.INPUT.DROP_DIFFICULT = False
+
+    # Iterative bounding-box average (paper sec. 4.3).
+    cfg.TEST.BOX_AVERAGE = CN({"ENABLED": False, "ITERATIONS": 2, "VOTE_IOU": 0.5})
 
     # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"

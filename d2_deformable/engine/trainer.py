@@ -80,11 +80,11 @@ def check_settings(cfg) -> None:
     builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
     # Of a function only its place is known: none of Detectron2's reads the key, one of a user may.
     theirs = builder is not None and builder.__module__.split(".")[0] == "detectron2"
-    if model.RESNETS.DEFORM_NUM_LAYERS and theirs:
+    if theirs and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
         raise ValueError(
-            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read "
-            "MODEL.RESNETS.DEFORM_NUM_LAYERS; choose build_deform_resnet_backbone or "
-            "build_deform_resnet_fpn_backbone"
+            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.RESNETS."
+            "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
+            "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
     heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)

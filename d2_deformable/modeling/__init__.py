@@ -2,6 +2,8 @@
 
 from .backbone import (
     DeformResNet,
+    InceptionResBlock,
+    build_aligned_inception_resnet_backbone,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
     deform_convs,
@@ -27,8 +29,10 @@ __all__ = [
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",
+    "InceptionResBlock",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",

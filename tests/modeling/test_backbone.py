@@ -93,6 +93,26 @@ def test_stages_flagged_as_in_detectron2(cfg):
     assert names == [f"res3.{i}.conv2" for i in range(4)] + [f"res5.{i}.conv2" for i in range(3)]
 
 
+def test_layers_by_name_join_those_by_number_and_by_stage(cfg):
+    small(cfg).MODEL.RESNETS.DEFORM_LAYERS = ["res4.3.conv2", "res2.0.conv2", "res5.2.conv2"]
+    by_name = ["res2.0.conv2", "res4.3.conv2", "res5.2.conv2"]
+    assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == by_name
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 2
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [True, False, False, False]
+    expected = [f"res2.{i}.conv2" for i in range(3)]
+    expected += ["res4.3.conv2", "res5.1.conv2", "res5.2.conv2"]
+    assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == expected
+
+
+@pytest.mark.parametrize("name", ["res5.2.conv3", "backbone.res5.2.conv2", "res5.3.conv2"])
+def test_an_unknown_name_brings_those_near_it(cfg, name):
+    small(cfg).MODEL.RESNETS.DEFORM_LAYERS = ["res5.1.conv2", name]
+    with pytest.raises(ValueError) as error:
+        build_deform_resnet_backbone(cfg, IMAGE)
+    assert f"is called '{name}'; the nearest names are" in str(error.value)
+    assert "res5.2.conv2" in str(error.value) and len(str(error.value)) < 250
+
+
 def test_reduced_features(cfg):
     small(cfg, 18).MODEL.RESNETS.OUT_FEATURES = ["res4", "res5_reduced"]
     cfg.MODEL.RESNETS.REDUCED_CHANNELS = 5
@@ -186,7 +206,7 @@ def test_bad_settings_say_what_to_do(cfg, key, value, message):
 
 
 def test_names_of_unknown_layers():
-    with pytest.raises(ValueError, match="no convolution larger than 1x1 is called '1'; there are"):
+    with pytest.raises(ValueError, match="no convolution .* is called '1'; the nearest names are 0"):
         deform_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["1"])
 
 
