@@ -92,7 +92,15 @@ class DeformConv2d(Conv2d):
 
         Args:
             kwargs: offset_groups, offset_dilation, modulated, border.
+
+        Raises:
+            ValueError: `conv` is no plain convolution of two dimensions.
         """
+        if not isinstance(conv, nn.Conv2d) or isinstance(conv, cls):
+            raise ValueError(
+                f"from_conv takes a plain torch.nn.Conv2d (Detectron2's Conv2d is one); got a "
+                f"{type(conv).__name__}"
+            )
         deform = cls(
             conv.in_channels,
             conv.out_channels,

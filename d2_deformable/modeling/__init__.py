@@ -1,4 +1,4 @@
-"""Backbones and heads; importing this package registers them with Detectron2."""
+"""Backbones, heads and networks; importing this package registers them with Detectron2."""
 
 from .backbone import (
     DeformResNet,
@@ -10,6 +10,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -18,10 +19,15 @@ from .roi_heads import (
     RFCNHeads,
     RFCNOutputLayers,
 )
+from .sem_seg_head import DeepLabHead
 
 __all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
+    "DeepLabHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
+    "DeformRCNN",
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",

@@ -44,6 +44,14 @@ def test_offsets_move_the_samples():
     torch.testing.assert_close(deform(x)[..., 1:-2], conv(x)[..., 2:-1])
 
 
+@pytest.mark.parametrize(
+    "module", [nn.ConvTranspose2d(4, 4, 3), nn.Linear(4, 4), DeformConv2d(4, 4, 3)]
+)
+def test_from_conv_refuses_what_is_no_plain_convolution(module):
+    with pytest.raises(ValueError, match=f"got a {type(module).__name__}"):
+        DeformConv2d.from_conv(module)
+
+
 def test_from_conv_keeps_parameters_and_their_names():
     conv = plain_conv(padding=1)
     deform = DeformConv2d.from_conv(conv)

@@ -206,7 +206,9 @@ def test_bad_settings_say_what_to_do(cfg, key, value, message):
 
 
 def test_names_of_unknown_layers():
-    with pytest.raises(ValueError, match="is called '1'; the nearest names are 0 "):
+    with pytest.raises(
+        ValueError, match="no convolution .* is called '1'; the nearest names are 0"
+    ):
         deform_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["1"])
 
 
