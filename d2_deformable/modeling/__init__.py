@@ -1,5 +1,6 @@
-"""Backbones, heads and meta-architectures; importing this package registers them with Detectron2."""
+"""Backbones, heads, anchors and meta-architectures; importing this package registers them with Detectron2."""
 
+from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
     build_deform_resnet_backbone,
@@ -28,6 +29,7 @@ __all__ = [
     "DeformResNet",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "RoundedAnchorGenerator",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",
