@@ -1,5 +1,6 @@
 """Backbones, heads and networks; importing this package registers them with Detectron2."""
 
+from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
     InceptionResBlock,
@@ -35,6 +36,7 @@ __all__ = [
     "RFCNHeads",
     "RFCNOutputLayers",
     "build_aligned_inception_resnet_backbone",
+    "RoundedAnchorGenerator",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",
