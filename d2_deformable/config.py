@@ -61,7 +61,18 @@ def add_deformable_config(cfg: CN) -> None:
     # d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
 
-    # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
+    # Average precision of VOC: "07" (11 points; the paper's) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"
+
+    # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
+    # together with TEST.AUG (several scales, "+M") where that is enabled, else at one scale. Needs
+    # MODEL.META_ARCHITECTURE DeformRCNN or ClassAwareRPN; see modeling/tta.py.
+    average = cfg.TEST.BOX_AVERAGE = CN()
+    average.ENABLED = False
+    # Passes over an image: each after the first scores and regresses the boxes of the one before;
+    # 1 averages the boxes of one pass, all that ClassAwareRPN can do. Inferred from the reference.
+    average.ITERATIONS = 2
+    # A box takes part in the mean from this IoU on. Inferred from the reference.
+    average.VOTE_IOU = 0.5
 
     cfg.merge_from_other_cfg(given)

@@ -17,6 +17,7 @@ from .roi_heads import (
     RFCNHeads,
     RFCNOutputLayers,
 )
+from .tta import DetectorWithTTA
 
 __all__ = [
     "DeformCascadeROIHeads",
@@ -25,6 +26,7 @@ __all__ = [
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",
+    "DetectorWithTTA",
     "RFCNHeads",
     "RFCNOutputLayers",
     "build_deform_resnet_backbone",
