@@ -67,14 +67,22 @@ def add_deformable_config(cfg: CN) -> None:
     # Leave objects marked `difficult` out of training, as released; Detectron2 keeps them.
     cfg.INPUT.DROP_DIFFICULT = False
 
-    # Iterative bounding-box average (paper sec. 4.3).
-    cfg.TEST.BOX_AVERAGE = CN({"ENABLED": False, "ITERATIONS": 2, "VOTE_IOU": 0.5})
-
-    # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
+    # Average precision of VOC: "07" (11 points; the paper's) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"
     # Where mIoU is taken: "full" is the size of the image; as released, the input's size with
     # "resized_ground_truth" (VOC), or predictions of the input's size become the image's as
     # "resized_prediction" (Cityscapes), both by the nearest pixel.
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
+
+    # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
+    # together with TEST.AUG (several scales, "+M") where that is enabled, else at one scale. Needs
+    # MODEL.META_ARCHITECTURE DeformRCNN or ClassAwareRPN; see modeling/tta.py.
+    average = cfg.TEST.BOX_AVERAGE = CN()
+    average.ENABLED = False
+    # Passes over an image: each after the first scores and regresses the boxes of the one before;
+    # 1 averages the boxes of one pass, all that ClassAwareRPN can do. Inferred from the reference.
+    average.ITERATIONS = 2
+    # A box takes part in the mean from this IoU on. Inferred from the reference.
+    average.VOTE_IOU = 0.5
 
     cfg.merge_from_other_cfg(given)

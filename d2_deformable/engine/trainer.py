@@ -9,7 +9,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Generaliz
 
 from ..data import DatasetMapper
 from ..evaluation import build_evaluators
-from ..modeling import RFCNHeads
+from ..evaluation.voc import METRICS
+from ..modeling import DetectorWithTTA, RFCNHeads
 from ..ops import has_cuda
 from .optimizer import build_optimizer
 
@@ -40,10 +41,26 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg, model):
-        """Evaluate with Detectron2's test-time augmentation (TEST.AUG); names gain "_TTA"."""
+        """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names gain "_TTA".
+
+        By `DetectorWithTTA`; by Detectron2's GeneralizedRCNNWithTTA with masks, or where the model
+        has no `predict_raw`.
+
+        Raises:
+            ValueError: TEST.BOX_AVERAGE is enabled for what it cannot serve.
+        """
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        detector = getattr(model, "module", model)
+        ours = hasattr(detector, "predict_raw") and not cfg.MODEL.MASK_ON
+        if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
+            model = DetectorWithTTA(cfg, model)
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0  # every scale is resized from the original image, once
+        else:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
@@ -62,8 +79,10 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read.
+            the chosen backbone or heads do not read; or a setting of evaluation that would be
+            refused only after training.
     """
+    _check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
     if model.BACKBONE.FREEZE_AT > 0:
@@ -92,6 +111,32 @@ def check_settings(cfg) -> None:
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
             f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
+        )
+
+
+def _check_evaluation(cfg) -> None:
+    if cfg.TEST.VOC_METRIC not in METRICS:
+        raise ValueError(
+            f"TEST.VOC_METRIC is {cfg.TEST.VOC_METRIC!r}; choose one of "
+            f"{', '.join(map(repr, METRICS))}"
+        )
+    average = cfg.TEST.BOX_AVERAGE
+    if not average.ENABLED:
+        return
+    if average.ITERATIONS < 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.ITERATIONS is {average.ITERATIONS}; give 1 pass or more"
+        )
+    if not 0 < average.VOTE_IOU <= 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.VOTE_IOU is {average.VOTE_IOU}; give an IoU above 0, up to 1"
+        )
+    if cfg.MODEL.MASK_ON:
+        raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
+    if cfg.MODEL.META_ARCHITECTURE == "ClassAwareRPN" and average.ITERATIONS > 1:
+        raise ValueError(
+            "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
+            "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
         )
 
 

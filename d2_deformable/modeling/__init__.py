@@ -21,6 +21,7 @@ from .roi_heads import (
     RFCNOutputLayers,
 )
 from .sem_seg_head import DeepLabHead
+from .tta import DetectorWithTTA
 
 __all__ = [
     "ClassAwareRPN",
@@ -33,6 +34,7 @@ __all__ = [
     "DeformROIPooler",
     "DeformResNet",
     "InceptionResBlock",
+    "DetectorWithTTA",
     "RFCNHeads",
     "RFCNOutputLayers",
     "build_aligned_inception_resnet_backbone",
