@@ -63,7 +63,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
 
 
 class Unit(NamedTuple):
-    """A place to look from: its title, (y, x) in image pixels, and the box (4,) of an object there."""
+    """A place to look from: (y, x) in image pixels; the box (4,) of the object there, or None."""
 
     title: str
     point: torch.Tensor
