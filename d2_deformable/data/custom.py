@@ -17,6 +17,9 @@ from .warped_shapes import WarpedShapesFormat
 # gives Detectron2's dicts, its `metadata()` what is known before loading.
 FORMATS = {"voc": VOCFormat, "coco": COCOFormat, "warped_shapes": WarpedShapesFormat}
 
+# Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
+DETECTORS = ("GeneralizedRCNN", "DeformRCNN", "ClassAwareRPN")
+
 Names = tuple[str, ...]
 
 logger = logging.getLogger(__name__)
@@ -93,7 +96,7 @@ def check_datasets(cfg, names=None) -> None:
                 "give both the same CLASSES"
             )
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    detects = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    detects = cfg.MODEL.META_ARCHITECTURE in DETECTORS
     if used and detects and len(classes[used[0]]) != num_classes:
         raise ValueError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {used[0]} has the "

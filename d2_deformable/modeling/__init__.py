@@ -1,4 +1,4 @@
-"""Backbones and heads; importing this package registers them with Detectron2."""
+"""Backbones, heads and networks; importing this package registers them with Detectron2."""
 
 from .backbone import (
     DeformResNet,
@@ -8,6 +8,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
+from .meta_arch import DeformRCNN
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -20,6 +21,7 @@ from .roi_heads import (
 __all__ = [
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
+    "DeformRCNN",
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",
