@@ -1,4 +1,4 @@
-"""Backbones, heads and networks; importing this package registers them with Detectron2."""
+"""Backbones, heads and meta-architectures; importing this package registers them with Detectron2."""
 
 from .backbone import (
     DeformResNet,
@@ -8,7 +8,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
-from .meta_arch import DeformRCNN
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -19,6 +19,8 @@ from .roi_heads import (
 )
 
 __all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
     "DeformRCNN",
