@@ -134,11 +134,18 @@ def test_weights_fit_detectron2s_network(build, small_rcnn_cfg):
 
 def test_bad_input_is_named(build):
     model = build()
-    for call in (model, model.predict_raw, model.train()):
-        with pytest.raises(ValueError, match="DeformRCNN got no image; expected a list of dicts"):
-            call([])
+    nothing = "DeformRCNN got no image; expected a list of dicts"
+    with pytest.raises(ValueError, match=nothing):
+        model([])
+    with pytest.raises(ValueError, match=nothing):
+        model.predict_raw([])
     with pytest.raises(ValueError, match="one .* tensor per image, 1 in all; got 2"):
-        model.eval().predict_raw([image()], [torch.zeros(1, 4)] * 2)
+        model.predict_raw([image()], [torch.zeros(1, 4)] * 2)
+    model.train()
+    with pytest.raises(ValueError, match=nothing):
+        model([])
+    with pytest.raises(AssertionError, match="call eval"):
+        model.predict_raw([image()])
 
 
 def test_heads_with_a_way_of_their_own_are_refused(build):

@@ -60,7 +60,7 @@ class DeformRCNN(GeneralizedRCNN):
             proposals = [x["proposals"].to(self.device) for x in inputs]
         boxes, scores = _predict(self.roi_heads, features, proposals)
         return [
-            (_scale_and_clip(b.view(len(s), -1, 4), network, original), s)
+            (_scale_and_clip(b.unflatten(1, (-1, 4)), network, original), s)
             for b, s, network, original in zip(
                 boxes, scores, images.image_sizes, sizes, strict=True
             )
