@@ -57,11 +57,15 @@ def add_deformable_config(cfg: CN) -> None:
     # in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
-    # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, ANNOTATIONS, SPLIT, CLASSES}}, see
-    # d2_deformable/data/custom.py.
+    # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
+    # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
 
     # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"
+    # Where mIoU is taken: "full" is the size of the image; as released, the input's size with
+    # "resized_ground_truth" (VOC), or predictions of the input's size become the image's as
+    # "resized_prediction" (Cityscapes), both by the nearest pixel.
+    cfg.TEST.SEM_SEG_RESOLUTION = "full"
 
     cfg.merge_from_other_cfg(given)

@@ -3,12 +3,14 @@
 from .coco import COCOFormat
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
 from .mapper import DatasetMapper
+from .masks import MaskFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
 __all__ = [
     "COCOFormat",
     "DatasetMapper",
+    "MaskFormat",
     "VOCFormat",
     "WarpedShapesFormat",
     "allow_custom_fields",

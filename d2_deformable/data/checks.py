@@ -31,6 +31,24 @@ def existing(path: Path, field: str, kind: str = "file") -> Path:
     return path
 
 
+def read_split(file: Path) -> list[tuple[str, str]]:
+    """(image, where it is listed) for each line of a text file, in order.
+
+    Raises:
+        ValueError: an image is listed twice, or none is.
+    """
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    stems = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line in stems:
+            raise ValueError(f"{file}: line {number} lists {line} a second time")
+        if line:
+            stems[line] = f"line {number} of {file} (one image per line, without suffix)"
+    if not stems:
+        raise ValueError(f"{file}: this split lists no image")
+    return list(stems.items())
+
+
 class AnnotationReport:
     """Counts what a loader changed or flagged, for one log line each: total and first files."""
 

@@ -10,12 +10,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import datasets_root, existing
 from .coco import COCOFormat
+from .masks import MaskFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
 # A format is a frozen dataclass: its fields in capitals are those of the YAML, its `load(name)`
 # gives Detectron2's dicts, its `metadata()` what is known before loading.
-FORMATS = {"voc": VOCFormat, "coco": COCOFormat, "warped_shapes": WarpedShapesFormat}
+FORMATS = {
+    "voc": VOCFormat,
+    "coco": COCOFormat,
+    "mask": MaskFormat,
+    "warped_shapes": WarpedShapesFormat,
+}
 
 # Those whose number of classes is MODEL.ROI_HEADS.NUM_CLASSES.
 DETECTORS = ("GeneralizedRCNN", "DeformRCNN", "ClassAwareRPN")
@@ -51,10 +57,10 @@ def register_custom_datasets(cfg) -> None:
             MetadataCatalog.remove(name)
         _registered[name] = spec
         DatasetCatalog.register(name, partial(spec.load, name))
-        # "coco" lets Detectron2's own tools evaluate every format: they convert what they load.
-        MetadataCatalog.get(name).set(
-            **spec.metadata(), evaluator_type="coco", dirname=str(spec.root)
-        )
+        # "coco" lets Detectron2's own tools evaluate boxes of every format: they convert what they
+        # load.
+        known = {"evaluator_type": "coco", **spec.metadata()}
+        MetadataCatalog.get(name).set(**known, dirname=str(spec.root))
 
 
 def allow_custom_fields(cfg, overrides) -> None:
@@ -79,27 +85,43 @@ def check_datasets(cfg, names=None) -> None:
 
     Raises:
         FileNotFoundError, ValueError: what the loaders find; or class names that differ between
-            the data sets, or in number from MODEL.ROI_HEADS.NUM_CLASSES of a detector.
+            the data sets, or in number from MODEL.ROI_HEADS.NUM_CLASSES of a detector or
+            MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; or data of the other kind.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
     used = [name for name in names if name in _registered]
+    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    detects = cfg.MODEL.META_ARCHITECTURE in DETECTORS
     classes = {}
     for name in dict.fromkeys(used):
-        if not any(record["annotations"] for record in DatasetCatalog.get(name)):
+        dicts, meta = DatasetCatalog.get(name), MetadataCatalog.get(name)
+        has_masks = hasattr(meta, "stuff_classes")
+        if has_masks and detects or segments and not has_masks:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs "
+                f"{'boxes' if has_masks else 'class masks'}, but {name} has "
+                f"{'class masks' if has_masks else 'boxes'}"
+            )
+        if not has_masks and not any(record["annotations"] for record in dicts):
             raise ValueError(
                 f"{name}: none of its images has an object, says {_registered[name].source}"
             )
-        classes[name] = MetadataCatalog.get(name).thing_classes
+        if segments and meta.ignore_label != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but "
+                f"{name} has IGNORE {meta.ignore_label}: set both to the same"
+            )
+        classes[name] = meta.stuff_classes if has_masks else meta.thing_classes
         if classes[name] != classes[used[0]]:
             raise ValueError(
                 f"{used[0]} has the classes {classes[used[0]]}, but {name} has {classes[name]}: "
                 "give both the same CLASSES"
             )
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    detects = cfg.MODEL.META_ARCHITECTURE in DETECTORS
-    if used and detects and len(classes[used[0]]) != num_classes:
+    head = "SEM_SEG_HEAD" if segments else "ROI_HEADS"
+    num_classes = cfg.MODEL[head].NUM_CLASSES
+    if used and (detects or segments) and len(classes[used[0]]) != num_classes:
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {used[0]} has the "
+            f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {used[0]} has the "
             f"{len(classes[used[0]])} classes {classes[used[0]]}: set it to that number"
         )
 

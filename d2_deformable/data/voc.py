@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from .checks import AnnotationReport, existing
+from .checks import AnnotationReport, existing, read_split
 
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -81,16 +81,7 @@ class VOCFormat:
         by_name = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         by_path = self.root / self.split
         file = by_path if by_path.is_file() else existing(by_name, "SPLIT")
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        stems = {}
-        for number, line in enumerate(map(str.strip, lines), 1):
-            if line in stems:
-                raise ValueError(f"{file}: line {number} lists {line} a second time")
-            if line:
-                stems[line] = f"line {number} of {file} (one image per line, without suffix)"
-        if not stems:
-            raise ValueError(f"{file}: this split lists no image")
-        return list(stems.items())
+        return read_split(file)
 
     def _load_image(self, stem: str, xml: Path, images, report: AnnotationReport) -> dict:
         try:
@@ -164,8 +155,8 @@ class ImageFolder:
             return folder / filename
         if len(candidates) > 1:
             raise ValueError(
-                f"{xml}: {', '.join(candidates)} in {folder} all have its name; "
-                "say which in <filename>"
+                f"{xml}: {', '.join(candidates)} in {folder} all have its name; keep one, or, in "
+                "an XML, say which in <filename>"
             )
         if candidates:
             return folder / candidates[0]

@@ -1,4 +1,4 @@
-"""The evaluators of a detection data set: COCO's metrics and VOC's."""
+"""The evaluators of a data set: COCO's metrics and VOC's of boxes, mean IoU of class masks."""
 
 import os
 import tempfile
@@ -9,11 +9,16 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from ..compat import has_compiled_d2
+from .sem_seg import SemSegEvaluator
 from .voc import VOCEvaluator
+
+# The metadata "evaluator_type" of data sets for semantic segmentation: ours, Detectron2's.
+SEM_SEG = ("sem_seg", "cityscapes_sem_seg")
 
 
 def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
-    """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON), VOC's under "voc".
+    """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON) and VOC's under "voc"; of a data
+    set for semantic segmentation, mIoU under "sem_seg".
 
     COCO's know no `difficult`: such objects count in them.
 
@@ -21,6 +26,9 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") in SEM_SEG:
+        sem_seg = SemSegEvaluator(dataset_name, output_dir, cfg.TEST.SEM_SEG_RESOLUTION)
+        return DatasetEvaluators([sem_seg])
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     with _as_coco_json(dataset_name):
         coco = COCOEvaluator(

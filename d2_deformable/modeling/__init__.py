@@ -17,10 +17,12 @@ from .roi_heads import (
     RFCNHeads,
     RFCNOutputLayers,
 )
+from .sem_seg_head import DeepLabHead
 
 __all__ = [
     "ClassAwareRPN",
     "ClassAwareRPNHead",
+    "DeepLabHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
     "DeformRCNN",

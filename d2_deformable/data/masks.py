@@ -1,0 +1,128 @@
+"""FORMAT mask: an image of class indices beside each image, for semantic segmentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .checks import existing, read_split
+from .voc import ImageFolder, image_size
+
+ONE_CHANNEL = ("L", "P")  # Pillow's modes of 8 bits: grey, palette
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """The fields of FORMAT mask; `load` reads them.
+
+    Args:
+        root: folder of the data set.
+        images: folder of the images, of any suffix, under `root`.
+        masks: folder of the masks under `root`: <stem of the image>.png, one channel of 8 bits,
+            grey or palette, whose values are indices into `classes`, or `ignore`.
+        split: path of a text file under `root`: one image per line, without suffix. Empty: every
+            mask of `masks`.
+        classes: names in the order of their indices.
+        ignore: the value of pixels that count neither in training nor in evaluation.
+
+    Raises:
+        ValueError: no classes, or `ignore` is the index of one.
+    """
+
+    root: Path = Path()
+    images: str = "images"
+    masks: str = "masks"
+    split: str = ""
+    classes: tuple[str, ...] = ()
+    ignore: int = 255
+
+    def __post_init__(self):
+        if not self.classes:
+            raise ValueError(
+                "FORMAT mask needs CLASSES, as a list or a text file: the names of the indices "
+                "0, 1, ... in the masks"
+            )
+        if not len(self.classes) <= self.ignore <= 255:
+            raise ValueError(
+                f"IGNORE must lie above the indices of the {len(self.classes)} CLASSES and within "
+                f"8 bits; got {self.ignore}"
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the annotations are."""
+        return str(self.root / self.masks)
+
+    def metadata(self) -> dict:
+        return {
+            "stuff_classes": list(self.classes),
+            "ignore_label": self.ignore,
+            "image_root": str(self.root / self.images),
+            "sem_seg_root": self.source,
+            "evaluator_type": "sem_seg",
+        }
+
+    def load(self, name: str) -> list[dict]:
+        """The data set in Detectron2's standard format; image_id is the line of the split.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        masks = existing(self.root / self.masks, "MASKS", "folder")
+        images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
+        return [
+            self._load_image(stem, existing(masks / f"{stem}.png", listed_in), images)
+            for stem, listed_in in self._stems(masks)
+        ]
+
+    def _stems(self, masks: Path) -> list[tuple[str, str]]:
+        """(image, where it is listed) for each image of the split, in order."""
+        if self.split:
+            return read_split(existing(self.root / self.split, "SPLIT"))
+        stems = sorted(path.stem for path in masks.glob("*.png"))
+        if not stems:
+            raise ValueError(f"{masks}: holds no .png file (SPLIT is empty: all of them)")
+        return [(stem, "MASKS") for stem in stems]
+
+    def _load_image(self, stem: str, mask: Path, images: ImageFolder) -> dict:
+        image = images.find(stem, None, mask)
+        width, height = image_size(image)
+        labels = read_mask(mask)
+        if labels.shape != (height, width):
+            raise ValueError(
+                f"{mask}: is {labels.shape[1]} x {labels.shape[0]} pixels, but its image {image} "
+                f"is {width} x {height}"
+            )
+        wrong = labels[(labels >= len(self.classes)) & (labels != self.ignore)]
+        if wrong.size:
+            raise ValueError(
+                f"{mask}: holds the value {wrong.max()}, neither an index of the "
+                f"{len(self.classes)} CLASSES nor IGNORE {self.ignore}"
+            )
+        return {
+            "file_name": str(image),
+            "sem_seg_file_name": str(mask),
+            "image_id": stem,
+            "width": width,
+            "height": height,
+        }
+
+
+def read_mask(file) -> np.ndarray:
+    """The class indices (H, W) uint8 of a grey or palette image.
+
+    Raises:
+        ValueError: it has colours, or is no image.
+    """
+    try:
+        with Image.open(file) as image:
+            mode, labels = image.mode, np.array(image)
+    except Exception as error:  # Pillow's readers raise many types on broken files
+        raise ValueError(f"{file}: not a readable mask ({error})") from error
+    if mode not in ONE_CHANNEL:
+        raise ValueError(
+            f"{file}: a mask holds class indices in one channel of 8 bits (Pillow's modes "
+            f"{' or '.join(ONE_CHANNEL)}), but this one is {mode}: convert colours to indices"
+        )
+    return labels
