@@ -24,6 +24,9 @@ def add_deformable_config(cfg: CN) -> None:
     # Dilation of the 3x3 convolutions that predict the offsets; 0 takes that of the convolution
     # they steer. The released R-FCN and Faster R-CNN dilate them by 2, the released DeepLab by 1.
     resnets.DEFORM_OFFSET_DILATION = 0
+    # Offsets of deformable convolutions are clamped to +- this many feature-map cells; 0 leaves
+    # them free, as the paper does. A remedy where `OffsetHealth` warns that they run away.
+    resnets.DEFORM_OFFSET_CLAMP = 0.0
     # Channels of a randomly initialised 1x1 convolution + ReLU on res5, the feature map
     # "res5_reduced" of MODEL.RESNETS.OUT_FEATURES; 0 leaves it out. Paper sec. 2.3: 1024 for
     # R-FCN and class-aware RPN, 256 for Faster R-CNN.
@@ -56,6 +59,25 @@ def add_deformable_config(cfg: CN) -> None:
     # Only `d2_deformable.engine.build_optimizer` reads it: a trainer of another project calls it
     # in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
+
+    # What is written and told of offsets while training, see d2_deformable/engine/offset_health.py.
+    health = cfg.OFFSET_HEALTH = CN()
+    # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
+    health.PERIOD = 20
+    # Offsets whose 99th percentile is still below MIN_CONV (feature-map cells) or MIN_ROI (fraction
+    # of the RoI) after this many iterations stay at zero: the length of Detectron2's warm-up.
+    health.ZERO_AFTER = 1000
+    # A sample moved by 0.01 cells changes by at most 1 % of the difference of two neighbours;
+    # 0.001 of a RoI of 10 cells is the same.
+    health.MIN_CONV = 0.01
+    health.MIN_ROI = 0.001
+    # Offsets run away when their 99th percentile exceeds this share of the map's shorter side: the
+    # paper's widest filters (table 2) reach about a third of it ...
+    health.MAX_CONV = 0.5
+    # ... or this many RoI sizes, where no part lies in its RoI any more; or when more than this
+    # share of samples was moved out of the map.
+    health.MAX_ROI = 1.0
+    health.MAX_OUTSIDE = 0.25
 
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.

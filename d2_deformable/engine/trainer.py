@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import detectron2.utils.comm as comm
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
@@ -11,15 +12,23 @@ from ..data import DatasetMapper
 from ..evaluation import build_evaluators
 from ..modeling import RFCNHeads
 from ..ops import has_cuda
+from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` that checks cfg first, multiplies learning rates and evaluates VOC AP."""
+    """`DefaultTrainer` that checks cfg first, multiplies learning rates, watches offsets and
+    evaluates VOC AP."""
 
     def __init__(self, cfg):
         check_settings(cfg)
         super().__init__(cfg)
+
+    def build_hooks(self):
+        hooks = super().build_hooks()
+        if comm.is_main_process():
+            hooks.insert(0, OffsetHealth(self.cfg, self.model))
+        return hooks
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -1,4 +1,4 @@
-"""Backbones, heads and meta-architectures; importing this package registers them with Detectron2."""
+"""Backbones, heads and meta-architectures; importing this registers them with Detectron2."""
 
 from .backbone import (
     DeformResNet,
