@@ -1,15 +1,23 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+from functools import reduce
 from pathlib import Path
 
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNNWithTTA,
+)
 
+from ..config import add_deformable_config
 from ..data import DatasetMapper
 from ..evaluation import build_evaluators
-from ..modeling import RFCNHeads
+from ..modeling import ClassAwareRPN, RFCNHeads
 from ..ops import has_cuda
 from .optimizer import build_optimizer
 
@@ -62,7 +70,7 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read.
+            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN.
     """
     model = cfg.MODEL
     frozen = []
@@ -86,6 +94,9 @@ def check_settings(cfg) -> None:
             "MODEL.RESNETS.DEFORM_NUM_LAYERS; choose build_deform_resnet_backbone or "
             "build_deform_resnet_fpn_backbone"
         )
+    architecture = _registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE)
+    if isinstance(architecture, type) and issubclass(architecture, ClassAwareRPN):
+        _check_no_second_stage(cfg)
     heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
     if model.ROI_HEADS.SAMPLING != "random" and other:
@@ -93,6 +104,30 @@ def check_settings(cfg) -> None:
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
             f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
         )
+
+
+# What chooses a second stage, its pooling and its sampling, or another first one.
+_SECOND_STAGE = (
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.RPN.HEAD_NAME",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.SAMPLING",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+)
+
+
+def _check_no_second_stage(cfg) -> None:
+    default = get_cfg()
+    add_deformable_config(default)
+    for key in _SECOND_STAGE:
+        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
+        if value != unchanged:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "
+                f"does not read {key} {value}: leave it {unchanged}, or choose another architecture"
+            )
 
 
 def _registered(registry, name: str):
