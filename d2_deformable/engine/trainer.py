@@ -1,17 +1,25 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+from functools import reduce
 from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNNWithTTA,
+)
 
+from ..config import add_deformable_config
 from ..data import DatasetMapper
 from ..evaluation import build_evaluators
 from ..evaluation.voc import METRICS
-from ..modeling import DetectorWithTTA, RFCNHeads
+from ..modeling import ClassAwareRPN, DetectorWithTTA, RFCNHeads
 from ..ops import has_cuda
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
@@ -88,8 +96,8 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read; or a setting of evaluation that would be
-            refused only after training.
+            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN; or a
+            setting of evaluation that would be refused only after training.
     """
     _check_evaluation(cfg)
     model = cfg.MODEL
@@ -114,6 +122,9 @@ def check_settings(cfg) -> None:
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
             "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
+    architecture = _registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE)
+    if isinstance(architecture, type) and issubclass(architecture, ClassAwareRPN):
+        _check_no_second_stage(cfg)
     heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
     if model.ROI_HEADS.SAMPLING != "random" and other:
@@ -147,6 +158,30 @@ def _check_evaluation(cfg) -> None:
             "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
             "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
         )
+
+
+# What chooses a second stage, its pooling and its sampling, or another first one.
+_SECOND_STAGE = (
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.RPN.HEAD_NAME",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.SAMPLING",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+)
+
+
+def _check_no_second_stage(cfg) -> None:
+    default = get_cfg()
+    add_deformable_config(default)
+    for key in _SECOND_STAGE:
+        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
+        if value != unchanged:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "
+                f"does not read {key} {value}: leave it {unchanged}, or choose another architecture"
+            )
 
 
 def _registered(registry, name: str):
