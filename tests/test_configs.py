@@ -18,19 +18,26 @@ from d2_deformable.engine import build_optimizer, check_settings
 from d2_deformable.engine.optimizer import lr_factors
 from yamls import (
     CONFIGS,
-    DEFORMABLE,
+    DEEPLAB,
     FPN,
     MODELS,
     QUICK,
     STRIDE_16,
+    VARIANTS,
     YAMLS,
     load,
+    parts,
     plain_twin,
     relative,
 )
 
 # One of each kind: deeper networks and other data sets only repeat their layers.
-KINDS = [p for p in STRIDE_16 + FPN if p.parent.name == "COCO-Detection" and "_R_50" in p.stem]
+KINDS = [
+    *(p for p in STRIDE_16 + FPN if p.parent.name == "COCO-Detection" and "_R_50" in p.stem),
+    *(CONFIGS / f"COCO-Detection/class_aware_rpn_R_101{v}.yaml" for v in ("", "_dconv3")),
+    *(CONFIGS / f"COCO-Detection/{n}_AIR_dconv3_dpool.yaml" for n in ("rfcn", "faster_rcnn")),
+    CONFIGS / "VOC-Detection/rfcn_R_101_dconv3_dpool_3x3.yaml",
+]
 
 _models = {}  # YAMLs that differ only in their recipe share one
 
@@ -96,7 +103,9 @@ def num_parameters(module):
 # Paper table 4, with Detectron2's heads: all parameters, those without the RPN (which the paper
 # trains separately on VOC), and what the YAML adds to its plain twin. The paper's growth on VOC is
 # 2.4 M for R-FCN and 1.6 M for Faster R-CNN.
-RESNET_101 = [
+PARAMETERS = [
+    ("VOC-Detection/class_aware_rpn_R_101", 49_432_865, 49_432_865, 0),
+    ("VOC-Detection/class_aware_rpn_R_101_dconv3", 49_681_751, 49_681_751, 248_886),
     ("VOC-Detection/rfcn_R_101", 50_596_150, 45_853_961, 0),
     ("VOC-Detection/rfcn_R_101_dconv3", 50_845_036, 46_102_847, 248_886),
     ("VOC-Detection/rfcn_R_101_dpool", 52_806_050, 48_063_861, 2_209_900),
@@ -105,23 +114,61 @@ RESNET_101 = [
     ("VOC-Detection/faster_rcnn_R_101_dconv3", 62_014_984, 57_272_795, 248_886),
     ("VOC-Detection/faster_rcnn_R_101_dpool", 62_995_508, 58_253_319, 1_229_410),
     ("VOC-Detection/faster_rcnn_R_101_dconv3_dpool", 63_244_394, 58_502_205, 1_478_296),
+    ("VOC-Detection/rfcn_R_101_dconv3_dpool_3x3", 50_225_936, 45_483_747, -370_214),
+    ("COCO-Detection/class_aware_rpn_R_101", 49_840_700, 49_840_700, 0),
     ("COCO-Detection/rfcn_R_101", 53_617_345, 48_867_461, 0),
     ("COCO-Detection/rfcn_R_101_dconv3_dpool", 62_103_131, 57_353_247, 8_485_786),
     ("COCO-Detection/faster_rcnn_R_101", 62_081_293, 57_331_409, 0),
     ("COCO-Detection/faster_rcnn_R_101_dconv3_dpool", 63_559_589, 58_809_705, 1_478_296),
+    ("COCO-Detection/rfcn_AIR", 73_449_985, 68_700_101, 0),
+    ("COCO-Detection/rfcn_AIR_dconv3_dpool", 81_852_827, 77_102_943, 8_402_842),
+    ("COCO-Detection/faster_rcnn_AIR", 81_913_933, 77_164_049, 0),
+    ("COCO-Detection/faster_rcnn_AIR_dconv3_dpool", 83_309_285, 78_559_401, 1_395_352),
 ]
 
 
-@pytest.mark.parametrize("name, total, without_rpn, growth", RESNET_101)
-def test_parameters_of_resnet_101(name, total, without_rpn, growth):
+@pytest.mark.parametrize("name, total, without_rpn, growth", PARAMETERS)
+def test_parameters(name, total, without_rpn, growth):
     path = CONFIGS / f"{name}.yaml"
     model, plain = without_memory(path), without_memory(plain_twin(path))
     assert num_parameters(model) == total
-    assert total - num_parameters(model.proposal_generator) == without_rpn
+    rpn = getattr(model, "proposal_generator", None)  # class-aware RPN is all one
+    assert total - (num_parameters(rpn) if rpn else 0) == without_rpn
     assert total - num_parameters(plain) == growth
 
 
-@pytest.mark.parametrize("path", [p for p in FPN if p in DEFORMABLE], ids=relative)
+# Input channels of the 3x3 convolutions, the last one first.
+WIDTHS = {
+    "R_50": [512] * 3 + [256] * 6,
+    "R_101": [512] * 3 + [256] * 23,
+    "AIR": [256, 256, 512],
+    "quick/R_18": [256] * 4,
+    "quick/AIR": [64, 64, 128],
+}
+GROWING = [p for p in STRIDE_16 + QUICK if p in VARIANTS and "3x3" not in p.stem]
+
+
+@pytest.mark.parametrize("path", GROWING, ids=relative)
+def test_a_variant_grows_by_its_offset_layers(path):
+    """3x3 bins are not among them: with them the score maps shrink, and PARAMETERS counts."""
+    network = re.search(r"R_\d+|AIR", path.stem)[0]
+    widths = WIDTHS[f"quick/{network}" if path in QUICK else network]
+    bins, cfg = 7 * 7, load(path)
+    expected = 0
+    for part in parts(path):
+        if part.startswith("dconv"):
+            offsets = 2 * 3 * 3
+            expected += sum(offsets * (w * 3 * 3 + 1) for w in widths[: int(part[-1])])
+        elif part == "dpool" and "rfcn" in path.stem:
+            outputs = 2 * bins * (cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1) + 2 * bins
+            expected += outputs * (cfg.MODEL.RESNETS.REDUCED_CHANNELS + 1)
+        elif part == "dpool":
+            expected += 2 * bins * (cfg.MODEL.RESNETS.REDUCED_CHANNELS * bins + 1)
+    growth = num_parameters(without_memory(path)) - num_parameters(without_memory(plain_twin(path)))
+    assert growth == expected
+
+
+@pytest.mark.parametrize("path", [p for p in FPN if p in VARIANTS], ids=relative)
 def test_deformable_fpn_grows_by_its_offset_layers(path):
     blocks = {"R_50": (4, 6, 3), "R_101": (4, 23, 3)}[re.search(r"R_\d+", path.stem)[0]]
     per_tap = 3 if "mdconv" in path.stem else 2  # dy, dx and a mask
@@ -143,6 +190,7 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
 SMALL = {
     "MODEL.WEIGHTS": "",
     "MODEL.PIXEL_STD": [57.4, 57.1, 58.4],
+    "MODEL.RESNETS.DEPTH": 50,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
@@ -161,7 +209,10 @@ SMALL_FPN = {
 }
 
 
-@pytest.mark.parametrize("path", QUICK + KINDS, ids=relative)
+DETECTORS = [p for p in QUICK + KINDS if p not in DEEPLAB]
+
+
+@pytest.mark.parametrize("path", DETECTORS, ids=relative)
 def test_trains_and_detects(path):
     cfg = load(path)
     cfg.MODEL.DEVICE = "cpu"

@@ -14,15 +14,31 @@ MODELS = [p for p in YAMLS if not p.name.startswith("Base-")]
 QUICK = [p for p in MODELS if p.parent.name == "quick"]
 ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
 FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
-STRIDE_16 = [p for p in MODELS if p not in QUICK + ZOO + FPN]
+STRIDE_16 = [p for p in MODELS if p.parent.name.endswith("-Detection") and p not in FPN]
+DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
-VARIANT = re.compile(r"_m?d(conv|pool).*")  # what a deformable YAML's name adds to its plain twin's
-DEFORMABLE = [p for p in MODELS if VARIANT.search(p.stem) and p not in PAPER + ZOO]
-PLAIN = [p for p in MODELS if p not in DEFORMABLE + PAPER + ZOO]
+# The parts of a name that say how a YAML differs from its plain twin.
+PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|dpool|atrous\d|3x3|MB?)(?=_|$)")
+VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO]
+PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO]
+
+
+def parts(path):
+    return PART.findall(path.stem)
 
 
 def plain_twin(path):
-    return path.with_stem(VARIANT.sub("", path.stem))
+    return path.with_stem(PART.sub("", path.stem))
+
+
+def base_of(path):
+    """What a variant's `_BASE_` is: its plain twin, but for networks that are changed in one more
+    way, whose name is that of their base and one part more."""
+    if path.stem.endswith("_MB"):
+        return path.with_stem(path.stem.removesuffix("B"))
+    if path.stem.endswith(("_3x3", "_M")):
+        return path.with_stem(path.stem.rpartition("_")[0])
+    return plain_twin(path)
 
 
 def relative(path):

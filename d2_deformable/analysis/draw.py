@@ -4,9 +4,11 @@ Every picture is drawn on a figure of fixed width, whatever the size of the imag
 and text stay readable. Boxes are (x0, y0, x1, y1) and points (y, x) in pixels of the image.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -60,47 +62,58 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     return figure
 
 
-def draw_sampling_points(
-    image: np.ndarray,
-    inspection: Inspection,
-    instances: Instances,
-    class_names,
-    num_layers: int = 3,
-) -> Figure:
-    """What units on the background and on objects see through the last deformable convolutions.
+class Unit(NamedTuple):
+    """A place to look from: (y, x) in image pixels; the box (4,) of the object there, or None."""
 
-    Paper figure 5. One column per unit (green): the background, if there is any, and the centres
-    of the two best detections, the smaller first. Above, the fixed grid of the plain network;
-    below, the learned one (red), of all offset groups.
+    title: str
+    point: torch.Tensor
+    box: torch.Tensor | None = None
+
+
+def units_on(instances: Instances, image_size, class_names) -> list[Unit]:
+    """The background, where there is any, and the centres of `instances`, the smallest first.
+
+    Args:
+        instances: pred_boxes and pred_classes.
+        image_size: (height, width).
+        class_names: name of each class index.
+    """
+    units = [
+        Unit(class_names[index], center.flip(0), box)
+        for index, center, box in zip(
+            instances.pred_classes.tolist(),
+            instances.pred_boxes.get_centers(),
+            instances.pred_boxes.tensor,
+        )
+    ]
+    units.sort(key=lambda unit: Boxes(unit.box[None]).area().item())
+    background = background_point(image_size, instances.pred_boxes.tensor)
+    return units if background is None else [Unit("background", background), *units]
+
+
+def draw_sampling_points(
+    image: np.ndarray, inspection: Inspection, units: list[Unit], num_layers: int = 3
+) -> Figure:
+    """What units see through the last deformable convolutions. Paper figure 5.
+
+    One column per unit (green). Above, the fixed grid of the plain network; below, the learned one
+    (red), of all offset groups. Points that see nothing, beyond their map, are left out.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        instances: detections in it, best first; may be empty.
-        class_names: name of each class index.
+        units: at least one.
         num_layers: at most this many of the last deformable layers, see `conv_sampling_points`.
     """
-    best = instances[:2]
-    best = best[best.pred_boxes.area().argsort()]
-    units = [
-        (class_names[index], center.flip(0), box)
-        for index, center, box in zip(
-            best.pred_classes.tolist(), best.pred_boxes.get_centers(), best.pred_boxes.tensor
-        )
-    ]
-    background = background_point(image.shape[:2], instances.pred_boxes.tensor)
-    if background is not None:
-        units.insert(0, ("background", background, None))
-
     pale = _pale(image)
     width = WIDTH * len(units) / 3
     figure, rows = _panels([[pale] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
-        for axes, (title, point, box) in zip(row, units):
+        for axes, unit in zip(row, units):
             if not deformed:
-                _title(axes, title)
-            if box is not None:
-                _box(axes, box, INK, 1.2)
-            seen = conv_sampling_points(inspection, point, num_layers, deformed)
+                _title(axes, unit.title)
+            if unit.box is not None:
+                _box(axes, unit.box, INK, 1.2)
+            seen = conv_sampling_points(inspection, unit.point, num_layers, deformed)
             y, x = seen.points[seen.inside].T
             axes.scatter(x, y, s=9, color=RED, alpha=0.75, linewidths=0)
             axes.scatter(
@@ -114,16 +127,15 @@ def draw_parts(
 ) -> Figure:
     """Boxes (yellow) and the parts (red) that deformable RoI pooling looks at in them.
 
-    Paper figure 6, with the three best detections as RoIs, one column each. Above, the fixed bins
-    of plain pooling; below, the learned ones. Each panel shows the surroundings of its box.
+    Paper figure 6, one column per box. Above, the fixed bins of plain pooling; below, the learned
+    ones. Each panel shows the surroundings of its box, light grey beyond the image.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        instances: detections in it, best first, at least one.
+        instances: pred_boxes and pred_classes of the RoIs, at least one.
         class_names: name of each class index.
     """
-    best = instances[:3]
-    boxes, classes = best.pred_boxes.tensor, best.pred_classes
+    boxes, classes = instances.pred_boxes.tensor, instances.pred_classes
     views = [_square_around(box, image.shape[:2]) for box in boxes]
     crops = [_crop(image, view) for view in views]
     width = WIDTH * len(boxes) / 3

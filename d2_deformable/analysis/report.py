@@ -183,15 +183,17 @@ def _images(cfg, models, num_images, score_thresh, pictures):
 
 def _draw(image, inspection, found, classes):
     """Yields (kind, figure, caption) of every picture that this network and image give."""
-    convs, pools = inspection.record.convs[-3:], inspection.record.pools
+    convs, pools = inspection.record.stack(3), inspection.record.pools
     if len(found):
         yield "detections", draw.draw_detections(image, found, classes), CAPTIONS["detections"]
     if convs:
         points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
         text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
-        yield "sampling_points", draw.draw_sampling_points(image, inspection, found, classes), text
+        units = draw.units_on(found[:2], inspection.image_size, classes)
+        if units:
+            yield "sampling_points", draw.draw_sampling_points(image, inspection, units), text
     if pools and len(found):
-        yield "parts", draw.draw_parts(image, inspection, found, classes), CAPTIONS["parts"]
+        yield "parts", draw.draw_parts(image, inspection, found[:3], classes), CAPTIONS["parts"]
 
 
 def _above(inspection, score_thresh):

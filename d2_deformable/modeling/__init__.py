@@ -1,13 +1,17 @@
-"""Backbones and heads; importing this package registers them with Detectron2."""
+"""Backbones, heads and networks; importing this package registers them with Detectron2."""
 
+from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
+    InceptionResBlock,
+    build_aligned_inception_resnet_backbone,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
     deform_convs,
     dilate_stage,
     kernel_convs,
 )
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -17,16 +21,24 @@ from .roi_heads import (
     RFCNOutputLayers,
 )
 from .sem_seg_head import DeepLabHead
+from .tta import DetectorWithTTA
 
 __all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
     "DeepLabHead",
     "DeformCascadeROIHeads",
     "DeformPoolerMixin",
+    "DeformRCNN",
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",
+    "InceptionResBlock",
+    "DetectorWithTTA",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "build_aligned_inception_resnet_backbone",
+    "RoundedAnchorGenerator",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",

@@ -61,6 +61,7 @@ def test_random_frozen_layers_are_refused(cfg):
             ["MODEL.RESNETS.DEFORM_NUM_LAYERS", 3],
             "build_resnet_backbone does not read",
         ),
+        (["MODEL.RESNETS.DEFORM_LAYERS", ["res5.2.conv2"]], "does not read .* DEFORM_LAYERS"),
         (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
     ],
 )
@@ -82,12 +83,18 @@ def test_detectron2s_own_backbones_read_no_number_of_layers(cfg, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["build_deform_resnet_backbone", "build_deform_resnet_fpn_backbone"]
+    "name",
+    [
+        "build_aligned_inception_resnet_backbone",
+        "build_deform_resnet_backbone",
+        "build_deform_resnet_fpn_backbone",
+    ],
 )
 def test_ours_do(cfg, name):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.BACKBONE.NAME = name
     cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
+    cfg.MODEL.RESNETS.DEFORM_LAYERS = ["res2.0.conv2"]
     check_settings(cfg)
 
 

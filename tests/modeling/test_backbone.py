@@ -81,6 +81,13 @@ def test_last_layers_in_network_order(cfg, depth, num_layers, expected):
     assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == expected
 
 
+def test_clamp_of_offsets(cfg):
+    small(cfg).MODEL.RESNETS.DEFORM_NUM_LAYERS = 2
+    cfg.MODEL.RESNETS.DEFORM_OFFSET_CLAMP = 4.0
+    net = build_deform_resnet_backbone(cfg, IMAGE)
+    assert [net.get_submodule(name).max_offset for name in deformable(net)] == [4.0, 4.0]
+
+
 def test_last_layers_are_counted_in_what_runs(cfg):
     small(cfg).MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
     cfg.MODEL.RESNETS.OUT_FEATURES = ["stem", "res4"]
@@ -91,6 +98,26 @@ def test_stages_flagged_as_in_detectron2(cfg):
     small(cfg).MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, False, True]
     names = deformable(build_deform_resnet_backbone(cfg, IMAGE))
     assert names == [f"res3.{i}.conv2" for i in range(4)] + [f"res5.{i}.conv2" for i in range(3)]
+
+
+def test_layers_by_name_join_those_by_number_and_by_stage(cfg):
+    small(cfg).MODEL.RESNETS.DEFORM_LAYERS = ["res4.3.conv2", "res2.0.conv2", "res5.2.conv2"]
+    by_name = ["res2.0.conv2", "res4.3.conv2", "res5.2.conv2"]
+    assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == by_name
+    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 2
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [True, False, False, False]
+    expected = [f"res2.{i}.conv2" for i in range(3)]
+    expected += ["res4.3.conv2", "res5.1.conv2", "res5.2.conv2"]
+    assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == expected
+
+
+@pytest.mark.parametrize("name", ["res5.2.conv3", "backbone.res5.2.conv2", "res5.3.conv2"])
+def test_an_unknown_name_brings_those_near_it(cfg, name):
+    small(cfg).MODEL.RESNETS.DEFORM_LAYERS = ["res5.1.conv2", name]
+    with pytest.raises(ValueError) as error:
+        build_deform_resnet_backbone(cfg, IMAGE)
+    assert f"is called '{name}'; the nearest names are" in str(error.value)
+    assert "res5.2.conv2" in str(error.value) and len(str(error.value)) < 250
 
 
 def test_reduced_features(cfg):
@@ -173,6 +200,7 @@ def test_conversion_of_any_network():
         ("DEFORM_NUM_LAYERS", 17, "DEFORM_NUM_LAYERS is 17; this ResNet has 16 3x3"),
         ("REDUCED_CHANNELS", 8, "give 'res5_reduced' and a number of channels, or neither"),
         ("DEFORM_BORDER", "reflect", "border must be one of zero, legacy; got 'reflect'"),
+        ("DEFORM_OFFSET_CLAMP", -1.0, "DEFORM_OFFSET_CLAMP. is -1.0; expected 0"),
         ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; choose at least one of stem, res2"),
         ("RES5_DILATION", 0, "RES5_DILATION is 0"),
         ("DEFORM_ON_PER_STAGE", [True], "four flags for res2 to res5"),
@@ -186,7 +214,9 @@ def test_bad_settings_say_what_to_do(cfg, key, value, message):
 
 
 def test_names_of_unknown_layers():
-    with pytest.raises(ValueError, match="no convolution larger than 1x1 is called '1'; there are"):
+    with pytest.raises(
+        ValueError, match="no convolution .* is called '1'; the nearest names are 0"
+    ):
         deform_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["1"])
 
 

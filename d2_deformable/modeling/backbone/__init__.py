@@ -1,5 +1,9 @@
 """Networks whose convolutions are dilated and deformable."""
 
+from .aligned_inception_resnet import (
+    InceptionResBlock,
+    build_aligned_inception_resnet_backbone,
+)
 from .deform import deform_convs, dilate_stage, kernel_convs
 from .resnet import (
     DeformResNet,
@@ -9,6 +13,8 @@ from .resnet import (
 
 __all__ = [
     "DeformResNet",
+    "InceptionResBlock",
+    "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",

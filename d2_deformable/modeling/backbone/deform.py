@@ -6,6 +6,7 @@ nothing of ResNet: any module tree whose registration order is its network order
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import partial
 
 from detectron2.layers import CNNBlockBase
@@ -47,7 +48,7 @@ def deform_convs(root: nn.Module, names: Iterable[str], **kwargs) -> None:
 
     Args:
         names: names from `kernel_convs(root)`.
-        kwargs: offset_groups, offset_dilation, modulated, border of `DeformConv2d`.
+        kwargs: offset_groups, offset_dilation, modulated, max_offset, border of `DeformConv2d`.
 
     Weights, norms, activations and parameter names stay; `<name>.conv_offset.*` is new. Weights
     of Detectron2's own deformable blocks load too: their sibling `<name>_offset.*` is renamed,
@@ -60,8 +61,10 @@ def deform_convs(root: nn.Module, names: Iterable[str], **kwargs) -> None:
     convs = kernel_convs(root)
     for name in names:
         if name not in convs:
+            nearest = get_close_matches(name, convs, n=5, cutoff=0.0)
             raise ValueError(
-                f"no convolution larger than 1x1 is called {name!r}; there are {', '.join(convs)}"
+                f"no convolution larger than 1x1 is called {name!r}; the nearest names are "
+                f"{', '.join(nearest)} (a YAML gives them in MODEL.RESNETS.DEFORM_LAYERS)"
             )
         parent_name, _, attribute = name.rpartition(".")
         parent = root.get_submodule(parent_name)

@@ -37,8 +37,9 @@ class DeformResNet(ResNet):
         res5_dilation: above 1, res5 keeps the stride of res4 and dilates its 3x3 convolutions.
         deform_num_layers: how many of the last 3x3 convolutions, in network order, are deformable.
         deform_on_per_stage: whether all 3x3 convolutions of res2, res3, res4, res5 are.
-        offset_groups, offset_dilation, modulated, border: of every deformable convolution, see
-            `d2_deformable.layers.DeformConv2d`.
+        deform_layers: names of more that are, e.g. "res4.20.conv2".
+        offset_groups, offset_dilation, modulated, max_offset, border: of every deformable
+            convolution, see `d2_deformable.layers.DeformConv2d`.
         reduced_channels: channels of "res5_reduced", a 1x1 convolution + ReLU on res5 (paper sec.
             2.3: 1024, or 256 for Faster R-CNN). Needed when it is among `out_features`.
         reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
@@ -58,9 +59,11 @@ class DeformResNet(ResNet):
         res5_dilation=1,
         deform_num_layers=0,
         deform_on_per_stage=(False, False, False, False),
+        deform_layers=(),
         offset_groups=1,
         offset_dilation=0,
         modulated=False,
+        max_offset=0.0,
         border="zero",
         reduced_channels=0,
         reduced_init_std=0.01,
@@ -72,23 +75,29 @@ class DeformResNet(ResNet):
                 f"{list(deform_on_per_stage)}; expected at least 1, and four flags for res2 to res5"
             )
         stages = stages[: max(LAST_STAGE[feature] for feature in out_features) - 1]
-        # Holds the same blocks, for a walk in network order.
-        network = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
-        if res5_dilation > 1 and len(network) == 4:
-            dilate_stage(network[3], res5_dilation)
+        # Holds the same blocks under the names they will have, for a walk in network order.
+        network = nn.ModuleDict(
+            {f"res{i}": nn.Sequential(*blocks) for i, blocks in enumerate(stages, start=2)}
+        )
+        if res5_dilation > 1 and "res5" in network:
+            dilate_stage(network["res5"], res5_dilation)
+        last = _last_names(network, deform_num_layers)
+        flagged = [f"res{i}." for i, flag in enumerate(deform_on_per_stage, start=2) if flag]
+        of_stages = [name for name in kernel_convs(network) if name.startswith(tuple(flagged))]
         deform_convs(
             network,
-            _deformable_names(network, deform_num_layers, deform_on_per_stage),
+            dict.fromkeys([*last, *of_stages, *deform_layers]),
             offset_groups=offset_groups,
             offset_dilation=offset_dilation,
             modulated=modulated,
+            max_offset=max_offset,
             border=border,
         )
-        of_stages = [f for f in out_features if f != REDUCED]
+        plain_features = [f for f in out_features if f != REDUCED]
         super().__init__(
             stem,
             stages,
-            out_features=of_stages if not reduced_channels else list({*of_stages, "res5"}),
+            out_features=list({*plain_features, "res5"}) if reduced_channels else plain_features,
             freeze_at=freeze_at,
         )
         self._requested = list(out_features)
@@ -131,18 +140,15 @@ def _check_features(out_features, reduced_channels) -> None:
         )
 
 
-def _deformable_names(network: nn.ModuleList, num_layers: int, per_stage) -> list[str]:
-    """Names in `kernel_convs(network)` of the convolutions that shall be deformable."""
+def _last_names(network: nn.ModuleDict, num_layers: int) -> list[str]:
+    """The last `num_layers` names of `kernel_convs(network)`."""
     names = list(kernel_convs(network))
     if not 0 <= num_layers <= len(names):
         raise ValueError(
             f"MODEL.RESNETS.DEFORM_NUM_LAYERS is {num_layers}; this ResNet has {len(names)} 3x3 "
             "convolutions after its stem"
         )
-    first = len(names) - num_layers
-    return [
-        name for i, name in enumerate(names) if i >= first or per_stage[int(name.split(".")[0])]
-    ]
+    return names[len(names) - num_layers :]
 
 
 @BACKBONE_REGISTRY.register()
@@ -151,8 +157,9 @@ def build_deform_resnet_backbone(cfg, input_shape):
 
     As Detectron2's `build_resnet_backbone`, but DEPTH 18 and 34 may have any width
     (STEM_OUT_CHANNELS, RES2_OUT_CHANNELS), RES5_DILATION may be any number (above 1 res5 keeps
-    stride 16), the last DEFORM_NUM_LAYERS 3x3 convolutions and those of the stages flagged in
-    DEFORM_ON_PER_STAGE are deformable, and "res5_reduced" is a feature map.
+    stride 16), the last DEFORM_NUM_LAYERS 3x3 convolutions, those of the stages flagged in
+    DEFORM_ON_PER_STAGE and those named in DEFORM_LAYERS are deformable, and "res5_reduced" is a
+    feature map.
 
     Raises:
         ValueError: a value that this network cannot have.
@@ -166,18 +173,28 @@ def build_deform_resnet_backbone(cfg, input_shape):
     return DeformResNet(
         BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
         _plain_stages(c),
-        out_features=c.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        res5_dilation=c.RES5_DILATION,
-        deform_num_layers=c.DEFORM_NUM_LAYERS,
-        deform_on_per_stage=c.DEFORM_ON_PER_STAGE,
-        offset_groups=c.DEFORM_NUM_GROUPS,
-        offset_dilation=c.DEFORM_OFFSET_DILATION,
-        modulated=c.DEFORM_MODULATED,
-        border=c.DEFORM_BORDER,
-        reduced_channels=c.REDUCED_CHANNELS,
-        reduced_init_std=c.REDUCED_INIT_STD,
+        **deform_settings(cfg),
     )
+
+
+def deform_settings(cfg) -> dict:
+    """The keyword arguments of `DeformResNet` that cfg gives, whatever the blocks are."""
+    c = cfg.MODEL.RESNETS
+    return {
+        "out_features": c.OUT_FEATURES,
+        "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        "res5_dilation": c.RES5_DILATION,
+        "deform_num_layers": c.DEFORM_NUM_LAYERS,
+        "deform_on_per_stage": c.DEFORM_ON_PER_STAGE,
+        "deform_layers": c.DEFORM_LAYERS,
+        "offset_groups": c.DEFORM_NUM_GROUPS,
+        "offset_dilation": c.DEFORM_OFFSET_DILATION,
+        "modulated": c.DEFORM_MODULATED,
+        "max_offset": c.DEFORM_OFFSET_CLAMP,
+        "border": c.DEFORM_BORDER,
+        "reduced_channels": c.REDUCED_CHANNELS,
+        "reduced_init_std": c.REDUCED_INIT_STD,
+    }
 
 
 def _plain_stages(c) -> list[list[nn.Module]]:

@@ -1,0 +1,129 @@
+"""Aligned-Inception-ResNet (paper appendix A, tables 6 and 7), dilated and deformable.
+
+The authors published neither code nor weights, and the widths of figure 7 are not in the text.
+Those below are the only natural ones that give the 64.3 M parameters of table 7: 64,252,072
+weights of convolutions and classifier, 64,381,800 parameters with batch normalisation's.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, ResNet
+from detectron2.modeling.backbone.resnet import BasicStem
+from fvcore.nn.weight_init import c2_msra_fill
+
+from .._checks import check_config
+from .resnet import DeformResNet, deform_settings
+
+BLOCKS_PER_STAGE = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
+
+
+class InceptionResBlock(CNNBlockBase):
+    """Two branches of 3x3 convolutions beside a shortcut (paper figure 7).
+
+        a: 1x1 w   - norm - ReLU - 3x3 w
+        b: 1x1 w/2 - norm - ReLU - 3x3 w/2 - norm - ReLU - 3x3 w/2
+        (a, b) concatenated, 1.5w - norm - ReLU - 1x1 4w - norm - + shortcut - ReLU
+
+    Every 3x3 is padded by its dilation, so that what the branches and the shortcut compute at a
+    position is centred on the same pixel: the "aligned" of the network's name.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels, out_channels: `out_channels` is 4w. Where they differ or the stride is not 1,
+            the shortcut is a 1x1 convolution with that stride.
+        stride: 1 or 2.
+        stride_in_1x1: whether the stride is that of the first 1x1 convolution of both branches or
+            that of their first 3x3. The paper leaves it open; the public re-implementations have
+            it in the 3x3.
+        norm: see `detectron2.layers.get_norm`.
+
+    Raises:
+        ValueError: `out_channels` does not divide into these widths.
+    """
+
+    def __init__(self, in_channels, out_channels, *, stride=1, stride_in_1x1=False, norm="BN"):
+        super().__init__(in_channels, out_channels, stride)
+        if out_channels % 8:
+            raise ValueError(
+                f"a block of {out_channels} channels has branches of {out_channels / 4:g} and "
+                f"{out_channels / 8:g}; choose MODEL.RESNETS.RES2_OUT_CHANNELS as a multiple of 8"
+            )
+        width = out_channels // 4
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+
+        def conv(inputs, outputs, kernel_size, stride=1, norm=norm):
+            layer = Conv2d(
+                inputs,
+                outputs,
+                kernel_size,
+                stride=stride,
+                padding=kernel_size // 2,
+                bias=False,
+                norm=get_norm(norm, outputs),
+            )
+            c2_msra_fill(layer)
+            return layer
+
+        self.shortcut = None
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = conv(in_channels, out_channels, 1, stride)
+        # The norm of a1 and b2 is the one after the concatenation.
+        self.a_reduce = conv(in_channels, width, 1, stride_1x1)
+        self.a1 = conv(width, width, 3, stride_3x3, norm="")
+        self.b_reduce = conv(in_channels, width // 2, 1, stride_1x1)
+        self.b1 = conv(width // 2, width // 2, 3, stride_3x3)
+        self.b2 = conv(width // 2, width // 2, 3, norm="")
+        self.concat_norm = get_norm(norm, width + width // 2)
+        self.expand = conv(width + width // 2, out_channels, 1)
+
+    def forward(self, x):
+        a = self.a1(F.relu_(self.a_reduce(x)))
+        b = self.b2(F.relu_(self.b1(F.relu_(self.b_reduce(x)))))
+        out = torch.cat([a, b], dim=1)
+        if self.concat_norm is not None:
+            out = self.concat_norm(out)
+        out = self.expand(F.relu_(out))
+        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
+
+
+@BACKBONE_REGISTRY.register()
+def build_aligned_inception_resnet_backbone(cfg, input_shape):
+    """A plain, dilated or deformable Aligned-Inception-ResNet from MODEL.RESNETS.
+
+    The keys are those of `build_deform_resnet_backbone`. DEPTH 101 is the paper's 3, 4, 23, 3
+    blocks; 50 and 26 (3, 4, 6, 3 and 2, 2, 2, 2) are smaller ones. RES2_OUT_CHANNELS is 4w of
+    res2, 256 in the paper. "The last DEFORM_NUM_LAYERS" counts 3x3 convolutions, of which a block
+    has three, a1, b1 and b2: 3 is the last block, 9 is all of res5. The paper does not say which it
+    means; the count follows its words, "the last few convolutional layers (with kernel size > 1)".
+
+    Raises:
+        ValueError: a value that this network cannot have.
+    """
+    check_config(cfg)
+    c = cfg.MODEL.RESNETS
+    if c.DEPTH not in BLOCKS_PER_STAGE:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
+        )
+    stages = []
+    in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
+    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], (1, 2, 2, 2), strict=True):
+        stages.append(
+            ResNet.make_stage(
+                InceptionResBlock,
+                num_blocks,
+                stride_per_block=[stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                stride_in_1x1=c.STRIDE_IN_1X1,
+                norm=c.NORM,
+            )
+        )
+        in_channels, out_channels = out_channels, out_channels * 2
+    return DeformResNet(
+        BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
+        stages,
+        **deform_settings(cfg),
+    )

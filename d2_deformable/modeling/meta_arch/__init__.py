@@ -1,0 +1,6 @@
+"""Whole networks by MODEL.META_ARCHITECTURE."""
+
+from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
+from .rcnn import DeformRCNN
+
+__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN"]

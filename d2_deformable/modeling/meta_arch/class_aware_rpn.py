@@ -1,0 +1,310 @@
+"""Class-aware RPN: an RPN whose anchors are classified into the classes (paper sec. 2.3 and 4.1).
+
+The paper names it without layers or thresholds, and there is no released code. What it leaves open
+is taken from the RPN of the released Faster R-CNN: the 3x3 convolution, the assignment of anchors
+and the losses, all by keys of MODEL.RPN.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from .._checks import check_images
+
+
+class ClassAwareRPNHead(StandardRPNHead):
+    """Detectron2's RPN head, whose `objectness_logits` become K + 1 class logits per anchor.
+
+    Of C channels it makes, per level, A * (K + 1) logits, background last in each anchor, and A * 4
+    class-agnostic box deltas.
+
+    Args:
+        num_classes: K, without the background.
+        num_anchors: A per position.
+        kwargs: of `StandardRPNHead`; without `conv_dims` there is no 3x3 convolution.
+    """
+
+    @configurable
+    def __init__(self, *, num_classes: int, num_anchors: int, **kwargs):
+        super().__init__(num_anchors=num_anchors, **kwargs)
+        logits = nn.Conv2d(self.anchor_deltas.in_channels, num_anchors * (num_classes + 1), 1)
+        nn.init.normal_(logits.weight, std=0.01)
+        nn.init.zeros_(logits.bias)
+        self.objectness_logits = logits
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return {**super().from_config(cfg, input_shape), "num_classes": num_classes}
+
+
+@META_ARCH_REGISTRY.register()
+class ClassAwareRPN(RetinaNet):
+    """Detects by a softmax over the classes at every anchor, in one stage.
+
+    Input, box deltas, anchors and their matching are those of Detectron2's `RetinaNet`; sampling
+    and losses are those of its RPN, decoding is that of its Fast R-CNN.
+
+    Args:
+        batch_size_per_image, positive_fraction: how many anchors of an image are sampled, and the
+            share of positive ones among them at most (paper sec. 4.1: 256).
+        anchor_boundary_thresh: anchors that cross the border of the image by more pixels are left
+            out of training; below 0 all are kept.
+        loss_weight: of "loss_cls" and "loss_box_reg".
+        kwargs: of `RetinaNet`, whose focal loss has no part in this. `head` is a
+            `ClassAwareRPNHead`; `test_topk_candidates` is the number of anchors per level and image
+            that are decoded, by their highest class score.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        batch_size_per_image: int = 256,
+        positive_fraction: float = 0.5,
+        anchor_boundary_thresh: float = -1.0,
+        loss_weight: dict[str, float],
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.anchor_boundary_thresh = anchor_boundary_thresh
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg):
+        rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        if not set(rpn.IN_FEATURES) <= set(shapes):
+            raise ValueError(
+                f"MODEL.RPN.IN_FEATURES is {rpn.IN_FEATURES}, but the backbone gives "
+                f"{', '.join(shapes)}: choose among those"
+            )
+        shapes = [shapes[f] for f in rpn.IN_FEATURES]
+        return {
+            "backbone": backbone,
+            "head": ClassAwareRPNHead(cfg, shapes),
+            "head_in_features": rpn.IN_FEATURES,
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
+            "anchor_matcher": Matcher(
+                rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
+            ),
+            "num_classes": heads.NUM_CLASSES,
+            "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": rpn.POSITIVE_FRACTION,
+            "anchor_boundary_thresh": rpn.BOUNDARY_THRESH,
+            "loss_weight": {
+                "loss_cls": rpn.LOSS_WEIGHT,
+                "loss_box_reg": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+            },
+            "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
+            "box_reg_loss_type": rpn.BBOX_REG_LOSS_TYPE,
+            "test_topk_candidates": rpn.PRE_NMS_TOPK_TEST,
+            "test_score_thresh": heads.SCORE_THRESH_TEST,
+            "test_nms_thresh": heads.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def forward(self, batched_inputs):
+        """Losses in training, else {"instances": Instances} per image, as every Detectron2 model.
+
+        Raises:
+            ValueError: no image is given.
+        """
+        image_sizes, *predictions = self._predict(batched_inputs)
+        if not self.training:
+            return [
+                {"instances": detector_postprocess(found, *_output_size(x, image_size))}
+                for x, found, image_size in zip(
+                    batched_inputs,
+                    self.inference(*predictions, image_sizes),
+                    image_sizes,
+                    strict=True,
+                )
+            ]
+        anchors, logits, deltas = predictions
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            with torch.no_grad():
+                self.visualize_training(batched_inputs, self.inference(*predictions, image_sizes))
+        return losses
+
+    @torch.no_grad()
+    def predict_raw(self, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What inference predicts before score threshold and NMS.
+
+        Args:
+            inputs: as of `forward`, N dicts.
+            boxes: None; other detectors score given boxes in a second pass.
+
+        Returns:
+            per image, boxes (R, 1, 4), the same for every class, as (x0, y0, x1, y1) in pixels of
+            the original image ("height" and "width" of the input) and clipped to it; and
+            probabilities (R, K + 1), background last. R is at most `test_topk_candidates` per
+            level.
+
+        Raises:
+            ValueError: no image is given, or `boxes` are.
+        """
+        assert not self.training, "predict_raw is inference: call eval() first"
+        if boxes is not None:
+            raise ValueError(
+                "ClassAwareRPN classifies its own anchors and has no second pass that could score "
+                "given boxes: use box voting alone, TEST.BOX_AVERAGE.ITERATIONS 1"
+            )
+        image_sizes, *predictions = self._predict(inputs)
+        results = []
+        for x, (height, width), (decoded, scores) in zip(
+            inputs, image_sizes, self._decode(*predictions, image_sizes), strict=True
+        ):
+            output_height, output_width = _output_size(x, (height, width))
+            decoded.scale(output_width / width, output_height / height)
+            results.append((decoded.tensor[:, None], scores))
+        return results
+
+    def _predict(self, batched_inputs):
+        """Image sizes, and per level anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4)."""
+        check_images(self, batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[f] for f in self.head_in_features]
+        logits, deltas = self.head(features)
+        return (
+            images.image_sizes,
+            self.anchor_generator(features),
+            [permute_to_N_HWA_K(x, self.num_classes + 1) for x in logits],
+            [permute_to_N_HWA_K(x, 4) for x in deltas],
+        )
+
+    @torch.no_grad()
+    def label_anchors(self, anchors, gt_instances):
+        """Match anchors with the ground truth, as `RetinaNet`, and sample some, as the RPN.
+
+        Only anchors inside the image compete, as in the released code; Detectron2's RPN matches all
+        of them and then leaves out those outside, even the only ones that cover an object.
+
+        Args:
+            anchors: Boxes of every level, R in all.
+            gt_instances: of N images.
+
+        Returns:
+            N labels (R,): the class of sampled positive anchors, K of negative ones, -1 of all
+            that are not sampled; and N matched boxes (R, 4), zeros where not sampled.
+        """
+        anchors = Boxes.cat(anchors)
+        gt_labels, gt_boxes = [], []
+        for gt in gt_instances:
+            inside = torch.arange(len(anchors), device=anchors.device)
+            if self.anchor_boundary_thresh >= 0:
+                inside = inside[anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)]
+            candidates = anchors[inside]
+            # Of an object that no anchor overlaps the "best" anchors would be all that miss it.
+            gt = gt[(pairwise_iou(gt.gt_boxes, candidates) > 0).any(dim=1)]
+            (labels,), (boxes,) = super().label_anchors([candidates], [gt])
+            sampled = torch.cat(
+                subsample_labels(
+                    labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
+                )
+            )
+            gt_labels.append(labels.new_full((len(anchors),), -1))
+            gt_boxes.append(torch.zeros_like(anchors.tensor))
+            gt_labels[-1][inside[sampled]] = labels[sampled]
+            gt_boxes[-1][inside[sampled]] = boxes[sampled]
+        return gt_labels, gt_boxes
+
+    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """Mean cross-entropy of the sampled anchors; smooth L1 of the positive ones, summed and
+        divided by how many were to be sampled (released rpn_cls_prob and rpn_loc_loss).
+
+        Args:
+            anchors, pred_logits, pred_anchor_deltas: of every level, see `_predict`.
+            gt_labels, gt_boxes: see `label_anchors`.
+        """
+        num_images = len(gt_labels)
+        gt_labels = torch.stack(gt_labels)  # (N, R)
+        sampled = gt_labels >= 0
+        positive = sampled & (gt_labels < self.num_classes)
+        num_sampled, num_positive = sampled.sum().item(), positive.sum().item()
+        storage = get_event_storage()
+        storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
+
+        logits, classes = torch.cat(pred_logits, dim=1)[sampled], gt_labels[sampled]
+        _log_classification_stats(logits, classes, "rpn")
+        loss_cls = F.cross_entropy(logits, classes, reduction="sum")
+        loss_box_reg = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            positive,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        losses = {
+            "loss_cls": loss_cls / max(num_sampled, 1),
+            "loss_box_reg": loss_box_reg / (self.batch_size_per_image * num_images),
+        }
+        return {name: loss * self.loss_weight[name] for name, loss in losses.items()}
+
+    def inference(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
+        """Detections of N images in input pixels: Instances with pred_boxes, scores, pred_classes.
+
+        Args:
+            anchors, pred_logits, pred_anchor_deltas: of every level, see `_predict`.
+            image_sizes: N (height, width).
+        """
+        decoded = self._decode(anchors, pred_logits, pred_anchor_deltas, image_sizes)
+        boxes, scores = zip(*decoded, strict=True)
+        return fast_rcnn_inference(
+            [b.tensor for b in boxes],
+            scores,
+            image_sizes,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.max_detections_per_image,
+        )[0]
+
+    def _decode(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
+        """Of N images R Boxes in input pixels, clipped to the image, and scores (R, K + 1)."""
+        for i, image_size in enumerate(image_sizes):
+            boxes, scores = [], []
+            for level_anchors, logits, deltas in zip(
+                anchors, pred_logits, pred_anchor_deltas, strict=True
+            ):
+                probs = logits[i].float().softmax(dim=1)
+                best = probs[:, :-1].amax(dim=1)
+                top = best.topk(min(self.test_topk_candidates, len(best))).indices
+                boxes.append(
+                    self.box2box_transform.apply_deltas(deltas[i][top], level_anchors.tensor[top])
+                )
+                scores.append(probs[top])
+            boxes = Boxes(torch.cat(boxes))
+            boxes.clip(image_size)
+            inside = boxes.nonempty()  # the others lie in the padding of a smaller image
+            yield boxes[inside], torch.cat(scores)[inside]
+
+
+def _output_size(x: dict, image_size: tuple[int, int]) -> tuple[int, int]:
+    """The height and width that detections of an input are wanted in."""
+    return x.get("height", image_size[0]), x.get("width", image_size[1])
