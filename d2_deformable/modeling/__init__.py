@@ -1,4 +1,4 @@
-"""Backbones, heads, anchors and meta-architectures; importing this package registers them with Detectron2."""
+"""Backbones, anchors, heads and meta-architectures, registered with Detectron2 on import."""
 
 from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
