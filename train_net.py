@@ -52,7 +52,7 @@ def main(args):
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
+        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -60,7 +60,7 @@ def main(args):
 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    if cfg.TEST.AUG.ENABLED:
+    if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED:
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
         )

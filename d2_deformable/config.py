@@ -27,6 +27,9 @@ def add_deformable_config(cfg: CN) -> None:
     # Dilation of the 3x3 convolutions that predict the offsets; 0 takes that of the convolution
     # they steer. The released R-FCN and Faster R-CNN dilate them by 2, the released DeepLab by 1.
     resnets.DEFORM_OFFSET_DILATION = 0
+    # Offsets of deformable convolutions are clamped to +- this many feature-map cells; 0 leaves
+    # them free, as the paper does. A remedy where `OffsetHealth` warns that they run away.
+    resnets.DEFORM_OFFSET_CLAMP = 0.0
     # Channels of a randomly initialised 1x1 convolution + ReLU on res5, the feature map
     # "res5_reduced" of MODEL.RESNETS.OUT_FEATURES; 0 leaves it out. Paper sec. 2.3: 1024 for
     # R-FCN and class-aware RPN, 256 for Faster R-CNN.
@@ -60,6 +63,25 @@ def add_deformable_config(cfg: CN) -> None:
     # in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # What is written and told of offsets while training, see d2_deformable/engine/offset_health.py.
+    health = cfg.OFFSET_HEALTH = CN()
+    # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
+    health.PERIOD = 20
+    # Offsets whose 99th percentile is still below MIN_CONV (feature-map cells) or MIN_ROI (fraction
+    # of the RoI) after this many iterations stay at zero: the length of Detectron2's warm-up.
+    health.ZERO_AFTER = 1000
+    # A sample moved by 0.01 cells changes by at most 1 % of the difference of two neighbours;
+    # 0.001 of a RoI of 10 cells is the same.
+    health.MIN_CONV = 0.01
+    health.MIN_ROI = 0.001
+    # Offsets run away when their 99th percentile exceeds this share of the map's shorter side: the
+    # paper's widest filters (table 2) reach about a third of it ...
+    health.MAX_CONV = 0.5
+    # ... or this many RoI sizes, where no part lies in its RoI any more; or when more than this
+    # share of samples was moved out of the map.
+    health.MAX_ROI = 1.0
+    health.MAX_OUTSIDE = 0.25
+
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
@@ -67,14 +89,22 @@ def add_deformable_config(cfg: CN) -> None:
     # Leave objects marked `difficult` out of training, as released; Detectron2 keeps them.
     cfg.INPUT.DROP_DIFFICULT = False
 
-    # Iterative bounding-box average (paper sec. 4.3).
-    cfg.TEST.BOX_AVERAGE = CN({"ENABLED": False, "ITERATIONS": 2, "VOTE_IOU": 0.5})
-
-    # Average precision of VOC: "07" (11 points) or "area" (VOC 2010 and later).
+    # Average precision of VOC: "07" (11 points; the paper's) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"
     # Where mIoU is taken: "full" is the size of the image; as released, the input's size with
     # "resized_ground_truth" (VOC), or predictions of the input's size become the image's as
     # "resized_prediction" (Cityscapes), both by the nearest pixel.
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
+
+    # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
+    # together with TEST.AUG (several scales, "+M") where that is enabled, else at one scale. Needs
+    # MODEL.META_ARCHITECTURE DeformRCNN or ClassAwareRPN; see modeling/tta.py.
+    average = cfg.TEST.BOX_AVERAGE = CN()
+    average.ENABLED = False
+    # Passes over an image: each after the first scores and regresses the boxes of the one before;
+    # 1 averages the boxes of one pass, all that ClassAwareRPN can do. Inferred from the reference.
+    average.ITERATIONS = 2
+    # A box takes part in the mean from this IoU on. Inferred from the reference.
+    average.VOTE_IOU = 0.5
 
     cfg.merge_from_other_cfg(given)

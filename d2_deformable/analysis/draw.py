@@ -4,9 +4,11 @@ Every picture is drawn on a figure of fixed width, whatever the size of the imag
 and text stay readable. Boxes are (x0, y0, x1, y1) and points (y, x) in pixels of the image.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -34,7 +36,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     """
     height, width = image.shape[:2]
     # A tall image would make a picture longer than a screen.
-    figure, ((axes,),) = _panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
+    figure, ((axes,),) = panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
     order = instances.scores.argsort()  # the best on top
     for box, score, index in zip(
         instances.pred_boxes.tensor[order],
@@ -42,7 +44,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
         instances.pred_classes[order].tolist(),
     ):
         color = class_color(index)
-        _box(axes, box, color, 3)
+        add_box(axes, box, color, 3)
         x0, y0, x1, _ = box.tolist()
         to_right = (x0 + x1) / 2 > 0.75 * width
         inside = y0 < 0.05 * height
@@ -60,47 +62,58 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     return figure
 
 
-def draw_sampling_points(
-    image: np.ndarray,
-    inspection: Inspection,
-    instances: Instances,
-    class_names,
-    num_layers: int = 3,
-) -> Figure:
-    """What units on the background and on objects see through the last deformable convolutions.
+class Unit(NamedTuple):
+    """A place to look from: (y, x) in image pixels; the box (4,) of the object there, or None."""
 
-    Paper figure 5. One column per unit (green): the background, if there is any, and the centres
-    of the two best detections, the smaller first. Above, the fixed grid of the plain network;
-    below, the learned one (red), of all offset groups.
+    title: str
+    point: torch.Tensor
+    box: torch.Tensor | None = None
+
+
+def units_on(instances: Instances, image_size, class_names) -> list[Unit]:
+    """The background, where there is any, and the centres of `instances`, the smallest first.
+
+    Args:
+        instances: pred_boxes and pred_classes.
+        image_size: (height, width).
+        class_names: name of each class index.
+    """
+    units = [
+        Unit(class_names[index], center.flip(0), box)
+        for index, center, box in zip(
+            instances.pred_classes.tolist(),
+            instances.pred_boxes.get_centers(),
+            instances.pred_boxes.tensor,
+        )
+    ]
+    units.sort(key=lambda unit: Boxes(unit.box[None]).area().item())
+    background = background_point(image_size, instances.pred_boxes.tensor)
+    return units if background is None else [Unit("background", background), *units]
+
+
+def draw_sampling_points(
+    image: np.ndarray, inspection: Inspection, units: list[Unit], num_layers: int = 3
+) -> Figure:
+    """What units see through the last deformable convolutions. Paper figure 5.
+
+    One column per unit (green). Above, the fixed grid of the plain network; below, the learned one
+    (red), of all offset groups. Points that see nothing, beyond their map, are left out.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        instances: detections in it, best first; may be empty.
-        class_names: name of each class index.
+        units: at least one.
         num_layers: at most this many of the last deformable layers, see `conv_sampling_points`.
     """
-    best = instances[:2]
-    best = best[best.pred_boxes.area().argsort()]
-    units = [
-        (class_names[index], center.flip(0), box)
-        for index, center, box in zip(
-            best.pred_classes.tolist(), best.pred_boxes.get_centers(), best.pred_boxes.tensor
-        )
-    ]
-    background = background_point(image.shape[:2], instances.pred_boxes.tensor)
-    if background is not None:
-        units.insert(0, ("background", background, None))
-
-    pale = _pale(image)
+    background = pale(image)
     width = WIDTH * len(units) / 3
-    figure, rows = _panels([[pale] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
+    figure, rows = panels([[background] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
-        for axes, (title, point, box) in zip(row, units):
+        for axes, unit in zip(row, units):
             if not deformed:
-                _title(axes, title)
-            if box is not None:
-                _box(axes, box, INK, 1.2)
-            seen = conv_sampling_points(inspection, point, num_layers, deformed)
+                set_title(axes, unit.title)
+            if unit.box is not None:
+                add_box(axes, unit.box, INK, 1.2)
+            seen = conv_sampling_points(inspection, unit.point, num_layers, deformed)
             y, x = seen.points[seen.inside].T
             axes.scatter(x, y, s=9, color=RED, alpha=0.75, linewidths=0)
             axes.scatter(
@@ -114,29 +127,28 @@ def draw_parts(
 ) -> Figure:
     """Boxes (yellow) and the parts (red) that deformable RoI pooling looks at in them.
 
-    Paper figure 6, with the three best detections as RoIs, one column each. Above, the fixed bins
-    of plain pooling; below, the learned ones. Each panel shows the surroundings of its box.
+    Paper figure 6, one column per box. Above, the fixed bins of plain pooling; below, the learned
+    ones. Each panel shows the surroundings of its box, light grey beyond the image.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        instances: detections in it, best first, at least one.
+        instances: pred_boxes and pred_classes of the RoIs, at least one.
         class_names: name of each class index.
     """
-    best = instances[:3]
-    boxes, classes = best.pred_boxes.tensor, best.pred_classes
+    boxes, classes = instances.pred_boxes.tensor, instances.pred_classes
     views = [_square_around(box, image.shape[:2]) for box in boxes]
     crops = [_crop(image, view) for view in views]
     width = WIDTH * len(boxes) / 3
-    figure, rows = _panels([crops] * 2, width, ["fixed bins", "learned offsets"])
+    figure, rows = panels([crops] * 2, width, ["fixed bins", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
         parts = part_boxes(inspection, boxes, classes, deformed)
         for axes, index, box, view, of_box in zip(row, classes.tolist(), boxes, views, parts):
             if not deformed:
-                _title(axes, class_names[index])
+                set_title(axes, class_names[index])
             corner = view[:2].repeat(2)
             for part in of_box:
-                _box(axes, part - corner, RED, 1.6)
-            _box(axes, box - corner, YELLOW, 3.5)
+                add_box(axes, part - corner, RED, 1.6)
+            add_box(axes, box - corner, YELLOW, 3.5)
     return figure
 
 
@@ -162,7 +174,7 @@ def class_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def _panels(rows, width: float, labels=("",)):
+def panels(rows, width: float, labels=("",)):
     """A figure of images in rows and columns of equal size, and its axes in image pixels.
 
     Args:
@@ -209,11 +221,13 @@ def _panels(rows, width: float, labels=("",)):
     return figure, axes
 
 
-def _title(axes, text):
+def set_title(axes, text):
+    """A title of the one size that all pictures have."""
     axes.set_title(text, fontsize=13, color=INK, pad=5)
 
 
-def _box(axes, box, color, width):
+def add_box(axes, box, color, width):
+    """The outline of a box (4,) in image pixels, `width` points wide."""
     # A rim of the opposite brightness keeps the line visible on an image of its own color.
     rim = "#00000066" if color == YELLOW else "#ffffff88"
     x0, y0, x1, y1 = box.tolist()
@@ -230,7 +244,7 @@ def _box(axes, box, color, width):
     )
 
 
-def _pale(image):
+def pale(image):
     """The image nearer to white and grey, so that points stand out."""
     image = image.astype(np.float32)
     grey = image.mean(axis=2, keepdims=True)

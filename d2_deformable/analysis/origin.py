@@ -32,7 +32,10 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """The git commit this package's files are of, with "-dirty" where they were changed."""
+    """The git commit this package's files are of, with "-dirty" where they were changed.
+
+    docs/ does not count: measurements themselves write there.
+    """
     here = Path(__file__)
 
     def git(*args):
@@ -43,6 +46,7 @@ def commit() -> str:
     try:
         # An installed copy may lie inside somebody else's repository.
         git("ls-files", "--error-unmatch", here.name)
-        return git("describe", "--always", "--dirty")
+        changed = git("status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)docs")
+        return git("describe", "--always") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"

@@ -6,24 +6,26 @@ import math
 from html import escape
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ..data import DatasetMapper, register_custom_datasets
+from ..data import DatasetMapper, read_mask, register_custom_datasets
 from ..engine import why_not_cuda
 from . import draw
+from .command import class_names
 from .evaluate import evaluate_checkpoint
 from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
+from .segmentation import draw_segmentation
+from .visualize import found_above
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
+    "segmentation": "The class of every pixel, predicted and true; ignored pixels stay bare.",
     "detections": "What was detected: class and score.",
     "sampling_points": "Where single units (green) of the last deformable convolution look, "
     "through the last {layers} deformable layers (figure 5 of the paper). Above, the fixed grid of "
@@ -150,8 +152,9 @@ def _images(cfg, models, num_images, score_thresh, pictures):
     if name is None or num_images < 1:
         return ""
     dataset = DatasetCatalog.get(name)
-    classes = _class_names(name, cfg)
+    classes = class_names(cfg, name)
     mapper = DatasetMapper(cfg, False)
+    mapper.output_size = "image"  # also where the evaluation has another
     num_images = min(num_images, len(dataset))
     html = f"<h2>Images of {escape(name)}</h2>"
     for i in range(num_images):
@@ -160,10 +163,15 @@ def _images(cfg, models, num_images, score_thresh, pictures):
         html += f"<h3>{escape(Path(record['file_name']).name)}</h3>"
         for checkpoint, model in models.items():
             inspection = inspect_image(model, mapper(record))
-            found = _above(inspection, score_thresh)
+            found = found_above(inspection, score_thresh)
             if checkpoint:
                 html += f"<h4>{escape(checkpoint)}</h4>"
-            if not len(found):
+            if inspection.labels is not None:
+                truth = read_mask(record["sem_seg_file_name"])
+                figure = draw_segmentation(image, inspection.labels, truth, classes)
+                stem = f"{i}_beside_segmentation" if checkpoint else f"{i}_segmentation"
+                html += _picture(figure, pictures / f"{stem}.png", CAPTIONS["segmentation"])
+            elif not len(found):
                 html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
             for kind, figure, text in _draw(image, inspection, found, classes):
                 stem = f"{i}_beside_{kind}" if checkpoint else f"{i}_{kind}"
@@ -175,31 +183,17 @@ def _images(cfg, models, num_images, score_thresh, pictures):
 
 def _draw(image, inspection, found, classes):
     """Yields (kind, figure, caption) of every picture that this network and image give."""
-    convs, pools = inspection.record.convs[-3:], inspection.record.pools
+    convs, pools = inspection.record.stack(3), inspection.record.pools
     if len(found):
         yield "detections", draw.draw_detections(image, found, classes), CAPTIONS["detections"]
     if convs:
         points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
         text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
-        yield "sampling_points", draw.draw_sampling_points(image, inspection, found, classes), text
+        units = draw.units_on(found[:2], inspection.image_size, classes)
+        if units:
+            yield "sampling_points", draw.draw_sampling_points(image, inspection, units), text
     if pools and len(found):
-        yield "parts", draw.draw_parts(image, inspection, found, classes), CAPTIONS["parts"]
-
-
-def _above(inspection, score_thresh):
-    """The detections with at least this score, best first."""
-    found = inspection.instances
-    if found is None:
-        found = Instances(inspection.image_size)
-        found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
-        found.pred_classes = torch.zeros(0, dtype=torch.int64)
-    found = found[found.scores >= score_thresh]
-    return found[found.scores.argsort(descending=True)]
-
-
-def _class_names(dataset_name, cfg):
-    names = MetadataCatalog.get(dataset_name).get("thing_classes", None) or []
-    return [*names, *(f"class {i}" for i in range(len(names), cfg.MODEL.ROI_HEADS.NUM_CLASSES))]
+        yield "parts", draw.draw_parts(image, inspection, found[:3], classes), CAPTIONS["parts"]
 
 
 def _picture(figure, file, caption):

@@ -20,6 +20,8 @@ from torch import nn
 
 from ..layers import DeformConv2d, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
+from ..ops.deform_conv2d import output_size
+from .stack import layers_below
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,33 @@ class OffsetRecord:
     """What `record_offsets` saw: layers in the order in which they ran.
 
     input_size: (H, W) of the network input, padding included.
+    below: see `layers_below`; where a layer is missing, all that ran before count as below it.
     """
 
     convs: list[ConvOffsets] = field(default_factory=list)
     pools: list[PartOffsets] = field(default_factory=list)
     input_size: tuple[int, int] = (0, 0)
+    below: dict[str, set[str]] = field(default_factory=dict)
+
+    def stack(self, num_layers: int) -> list[ConvOffsets]:
+        """At most `num_layers` convolutions on one path up to the last that ran, lowest first.
+
+        Of branches that run side by side it holds the one that ran last.
+        """
+        path = []
+        for conv in reversed(self.convs):
+            alone = path and conv.name not in self.below.get(path[-1].name, {conv.name})
+            if len(path) < num_layers and not alone:
+                path.append(conv)
+        return path[::-1]
 
 
 @contextmanager
-def record_offsets(model: nn.Module):
+def record_offsets(model: nn.Module, plain=()):
     """Record the deformable layers of `model` while it runs on one image.
+
+    Args:
+        plain: names of plain convolutions to record too, with offsets of zero.
 
     Yields:
         an `OffsetRecord`, filled by the forward pass.
@@ -106,7 +125,7 @@ def record_offsets(model: nn.Module):
 
         watch(model.backbone, on_backbone)
         for name, module in model.named_modules():
-            if isinstance(module, DeformConv2d):
+            if isinstance(module, DeformConv2d) or name in plain:
                 watch(module, on_conv(name))
             elif isinstance(module, PSRoIPredictor) and module.offset_maps is not None:
                 watch(module, on_predictor(name))
@@ -116,8 +135,12 @@ def record_offsets(model: nn.Module):
 
 
 def _conv_offsets(name, layer, x):
-    offset, mask = layer.predict_offsets(x)
     taps = layer.kernel_size[0] * layer.kernel_size[1]
+    if isinstance(layer, DeformConv2d):
+        offset, mask = layer.predict_offsets(x)
+    else:
+        size = output_size(x, layer.weight, layer.stride, layer.padding, layer.dilation)
+        offset, mask = x.new_zeros(1, 1, 1, 1).expand(1, 2 * taps, *size), None
     return ConvOffsets(
         name=name,
         offset=offset[0].unflatten(0, (-1, taps, 2)).cpu(),
@@ -171,6 +194,7 @@ class Inspection:
     """One image, what was detected in it, and where the network looked.
 
     instances: detections in original image pixels, or None of a model that detects nothing.
+    labels: the class of every original image pixel, (height, width), of a segmentation.
     image_size: (height, width) of the original image.
     pixel: (y, x) original image pixels per network input pixel.
     """
@@ -179,6 +203,7 @@ class Inspection:
     instances: Instances | None
     image_size: tuple[int, int]
     pixel: tuple[float, float]
+    labels: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -190,19 +215,28 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
     """
     resized = tuple(inputs["image"].shape[-2:])
     size = (inputs.get("height", resized[0]), inputs.get("width", resized[1]))
+    seen = []
+    keep = model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     training = model.training
     model.eval()
     try:
         with record_offsets(model) as record:
             output = model([inputs])[0]
+        keep.remove()
+        names = [conv.name for conv in record.convs if conv.name.startswith("backbone.")]
+        if len(names) > 1:
+            layers = {name: model.get_submodule(name) for name in names}
+            record.below = layers_below(model.backbone, layers, seen[0])
     finally:
+        keep.remove()
         model.train(training)
-    instances = output.get("instances")
+    instances, logits = output.get("instances"), output.get("sem_seg")
     return Inspection(
         record,
         None if instances is None else instances.to("cpu"),
         size,
         (size[0] / resized[0], size[1] / resized[1]),
+        None if logits is None else logits.argmax(dim=0).cpu(),
     )
 
 
@@ -225,9 +259,9 @@ def conv_sampling_points(
 ) -> SamplingPoints:
     """The points that the unit at `point` reaches through the last deformable convolutions.
 
-    Paper figure 5: 9^3 = 729 points for three layers of 3x3. Only the deformable layers count;
-    what stands between them (1x1 convolutions, plain 3x3 ones) is taken as looking straight
-    down, and the layers as one chain in the order in which they ran.
+    Paper figure 5: 9^3 = 729 points for three layers of 3x3. Only the deformable layers of one path
+    (`OffsetRecord.stack`) count; what stands between them (1x1 convolutions, plain 3x3 ones,
+    shortcuts) is taken as looking straight down.
 
     Args:
         point: (y, x) in original image pixels; the unit is the cell of the last layer's map that
@@ -235,7 +269,7 @@ def conv_sampling_points(
         num_layers: how many of the last deformable layers, at most as many as there are.
         deformed: False leaves the offsets out: the fixed grid of the plain network.
     """
-    convs = inspection.record.convs[-num_layers:]
+    convs = inspection.record.stack(num_layers)
     if not convs:
         raise ValueError("this network has no deformable convolution")
 
@@ -255,8 +289,10 @@ def conv_sampling_points(
 def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
     """Follow the taps of stacked convolutions from one output cell down to the lowest input map.
 
-    Every point has its kernel's taps at p * stride - padding + tap * dilation + offset, where
-    the offset is read at the cell nearest to p (as released); p itself is not rounded. Between
+    Every point has its kernel's taps at p * stride - padding + tap * dilation + offset. The offset
+    is read at the cell nearest to p, as released: units stand at whole cells only, and of the four
+    around p that p mixes, each with taps of its own, the nearest has the largest part. p itself is
+    not rounded. Between
     two layers of different map size a point is scaled by the whole ratio of the sizes, as a 1x1
     convolution of that stride would.
 

@@ -3,7 +3,7 @@
 from .coco import COCOFormat
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
 from .mapper import DatasetMapper
-from .masks import MaskFormat
+from .masks import MaskFormat, read_mask
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
@@ -15,5 +15,6 @@ __all__ = [
     "WarpedShapesFormat",
     "allow_custom_fields",
     "check_datasets",
+    "read_mask",
     "register_custom_datasets",
 ]

@@ -1,9 +1,12 @@
 """FORMAT mask: an image of class indices beside each image, for semantic segmentation."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from .checks import existing, read_split
@@ -71,10 +74,22 @@ class MaskFormat:
         """
         masks = existing(self.root / self.masks, "MASKS", "folder")
         images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
-        return [
-            self._load_image(stem, existing(masks / f"{stem}.png", listed_in), images)
+        found = set()
+        dicts = [
+            self._load_image(stem, existing(masks / f"{stem}.png", listed_in), images, found)
             for stem, listed_in in self._stems(masks)
         ]
+        absent = [label for k, label in enumerate(self.classes) if k not in found]
+        if len(absent) == len(self.classes):
+            raise ValueError(f"{masks}: every pixel of the masks of {name} is IGNORE {self.ignore}")
+        if absent:
+            log_first_n(
+                logging.WARNING,
+                f"{name}: no pixel is {', '.join(absent)}, says {masks}",
+                name=__name__,
+                key="message",
+            )
+        return dicts
 
     def _stems(self, masks: Path) -> list[tuple[str, str]]:
         """(image, where it is listed) for each image of the split, in order."""
@@ -85,21 +100,23 @@ class MaskFormat:
             raise ValueError(f"{masks}: holds no .png file (SPLIT is empty: all of them)")
         return [(stem, "MASKS") for stem in stems]
 
-    def _load_image(self, stem: str, mask: Path, images: ImageFolder) -> dict:
+    def _load_image(self, stem: str, mask: Path, images: ImageFolder, found: set[int]) -> dict:
+        """The record of one image; `found` gains the values of its mask."""
         image = images.find(stem, None, mask)
         width, height = image_size(image)
-        labels = read_mask(mask)
-        if labels.shape != (height, width):
+        (mask_height, mask_width), values = _contents(mask, mask.stat().st_mtime_ns)
+        if (mask_height, mask_width) != (height, width):
             raise ValueError(
-                f"{mask}: is {labels.shape[1]} x {labels.shape[0]} pixels, but its image {image} "
-                f"is {width} x {height}"
+                f"{mask}: is {mask_width} x {mask_height} pixels, but its image {image} is "
+                f"{width} x {height}"
             )
-        wrong = labels[(labels >= len(self.classes)) & (labels != self.ignore)]
-        if wrong.size:
+        wrong = [v for v in values if v >= len(self.classes) and v != self.ignore]
+        if wrong:
             raise ValueError(
-                f"{mask}: holds the value {wrong.max()}, neither an index of the "
+                f"{mask}: holds {', '.join(map(str, wrong[:5]))}, neither indices of the "
                 f"{len(self.classes)} CLASSES nor IGNORE {self.ignore}"
             )
+        found.update(values)
         return {
             "file_name": str(image),
             "sem_seg_file_name": str(mask),
@@ -107,6 +124,13 @@ class MaskFormat:
             "width": width,
             "height": height,
         }
+
+
+@cache  # a data set is loaded several times: checked, trained on, evaluated
+def _contents(mask: Path, modified: int) -> tuple[tuple[int, int], list[int]]:
+    """((height, width), values that occur, rising) of a file as it was when it was `modified`."""
+    labels = read_mask(mask)
+    return labels.shape, np.flatnonzero(np.bincount(labels.ravel())).tolist()
 
 
 def read_mask(file) -> np.ndarray:

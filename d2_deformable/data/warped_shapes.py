@@ -15,9 +15,11 @@ from PIL import Image
 
 from . import shapes
 from .coco import COCOFormat
+from .masks import MaskFormat
 
 VERSION = 1  # goes up whenever the pictures change, so that stale ones are never used
 SPLITS = {"train": 0, "val": 1}
+TASKS = ("detection", "segmentation")
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class WarpedShapesFormat:
         num_images: more images extend a set, the first ones stay the same.
         image_size: side of the square images in pixels, at least 32.
         seed: of the pictures, not negative.
+        task: detection, or segmentation: an image of class indices for each picture, 0 being the
+            background and k + 1 the shape of index k.
 
     Raises:
         ValueError: a value out of its range.
@@ -46,10 +50,13 @@ class WarpedShapesFormat:
     num_images: int = 1000
     image_size: int = 160
     seed: int = 0
+    task: str = "detection"
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(f"SPLIT must be one of {', '.join(SPLITS)}; got {self.split!r}")
+        if self.task not in TASKS:
+            raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {self.task!r}")
         for field, least in (("num_images", 1), ("image_size", 32), ("seed", 0)):
             if getattr(self, field) < least:
                 raise ValueError(
@@ -69,7 +76,13 @@ class WarpedShapesFormat:
         return str(self.folder / "instances.json")
 
     def metadata(self) -> dict:
+        if self.task == "segmentation":
+            return self._masks.metadata()
         return {"thing_classes": list(shapes.NAMES), "image_root": str(self.folder)}
+
+    @property
+    def _masks(self) -> MaskFormat:
+        return MaskFormat(self.folder, images="", classes=("background", *shapes.NAMES))
 
     def load(self, name: str) -> list[dict]:
         """The data set in Detectron2's standard format.
@@ -79,7 +92,12 @@ class WarpedShapesFormat:
         """
         if not (self.folder / "instances.json").is_file():
             self._generate()
-        return COCOFormat(self.folder, annotations="instances.json").load(name)
+        if self.task == "detection":
+            return COCOFormat(self.folder, annotations="instances.json").load(name)
+        masks = self.folder / self._masks.masks
+        if not masks.is_dir():
+            self._write_at_once(masks, masks, self._write_masks)
+        return self._masks.load(name)
 
     def draw(self, index: int):
         """Picture `index` of this seed and split, see `shapes.draw`."""
@@ -87,24 +105,27 @@ class WarpedShapesFormat:
         return shapes.draw(rng, self.image_size)
 
     def _generate(self) -> None:
-        """Write into a folder of our own, then rename: readers see all of it or nothing, and of
-        several processes the first one wins."""
         logger.info("Generating %d images of warped_shapes in %s", self.num_images, self.folder)
         start = time.perf_counter()
+        self._write_at_once(self.folder, self.folder / "instances.json", self._write)
+        logger.info("Generated them in %.0f s", time.perf_counter() - start)
+
+    def _write_at_once(self, folder: Path, proof: Path, write) -> None:
+        """Write into a folder of our own, then rename: readers see all of it or nothing, and of
+        several processes the first one wins, as `proof` then exists."""
         scratch = self.root / f".{self.folder.name}-{uuid.uuid4().hex[:8]}"
         try:
             scratch.mkdir(parents=True)
-            self._write(scratch)
-            os.rename(scratch, self.folder)
+            write(scratch)
+            os.rename(scratch, folder)
         except OSError as error:
-            if not (self.folder / "instances.json").is_file():  # nobody else was faster
+            if not proof.exists():  # nobody else was faster
                 raise OSError(
-                    f"{self.folder}: cannot generate warped_shapes here ({error}). Remove the "
+                    f"{folder}: cannot generate warped_shapes here ({error}). Remove the "
                     "folder if it exists, or give another ROOT in DATASETS.CUSTOM"
                 ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        logger.info("Generated them in %.0f s", time.perf_counter() - start)
 
     def _write(self, folder: Path) -> None:
         images, annotations = [], []
@@ -122,6 +143,20 @@ class WarpedShapesFormat:
         categories = [{"id": i, "name": label} for i, label in enumerate(shapes.NAMES, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "instances.json").write_text(json.dumps(content))
+
+    def _write_masks(self, folder: Path) -> None:
+        """<stem of the picture>.png for each, drawn from instances.json, whose masks never overlap:
+        sets generated for detection serve segmentation too."""
+        content = json.loads((self.folder / "instances.json").read_text())
+        labels = {
+            image["id"]: np.zeros((image["height"], image["width"]), np.uint8)
+            for image in content["images"]
+        }
+        for annotation in content["annotations"]:
+            visible = pycocotools.mask.decode(annotation["segmentation"]).astype(bool)
+            labels[annotation["image_id"]][visible] = annotation["category_id"]
+        for image in content["images"]:
+            Image.fromarray(labels[image["id"]]).save(folder / image["file_name"])
 
 
 def _annotation(label: int, mask: np.ndarray) -> dict:

@@ -1,9 +1,11 @@
 """Training: the trainer, and its parts for a trainer of another project."""
 
+from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
 from .trainer import Trainer, check_settings, why_not_cuda
 
 __all__ = [
+    "OffsetHealth",
     "Trainer",
     "build_optimizer",
     "check_settings",

@@ -1,25 +1,43 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+from functools import reduce
 from pathlib import Path
 
+import detectron2.utils.comm as comm
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNNWithTTA,
+)
 
+from ..config import add_deformable_config
 from ..data import DatasetMapper
-from ..evaluation import build_evaluators
-from ..modeling import RFCNHeads
+from ..evaluation import build_evaluators, check_resolution
+from ..evaluation.voc import METRICS
+from ..modeling import ClassAwareRPN, DetectorWithTTA, RFCNHeads
 from ..ops import has_cuda
+from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` that checks cfg first, multiplies learning rates and evaluates VOC AP."""
+    """`DefaultTrainer` that checks cfg first, multiplies learning rates, watches offsets and
+    evaluates VOC AP."""
 
     def __init__(self, cfg):
         check_settings(cfg)
         super().__init__(cfg)
+
+    def build_hooks(self):
+        hooks = super().build_hooks()
+        if comm.is_main_process():
+            hooks.insert(0, OffsetHealth(self.cfg, self.model))
+        return hooks
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -40,10 +58,26 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg, model):
-        """Evaluate with Detectron2's test-time augmentation (TEST.AUG); names gain "_TTA"."""
+        """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names gain "_TTA".
+
+        By `DetectorWithTTA`; by Detectron2's GeneralizedRCNNWithTTA with masks, or where the model
+        has no `predict_raw`.
+
+        Raises:
+            ValueError: TEST.BOX_AVERAGE is enabled for what it cannot serve.
+        """
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        detector = getattr(model, "module", model)
+        ours = hasattr(detector, "predict_raw") and not cfg.MODEL.MASK_ON
+        if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
+            model = DetectorWithTTA(cfg, model)
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0  # every scale is resized from the original image, once
+        else:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
@@ -62,8 +96,10 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read.
+            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN; or a
+            setting of evaluation that would be refused only after training.
     """
+    _check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
     if model.BACKBONE.FREEZE_AT > 0:
@@ -86,6 +122,9 @@ def check_settings(cfg) -> None:
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
             "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
+    architecture = _registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE)
+    if isinstance(architecture, type) and issubclass(architecture, ClassAwareRPN):
+        _check_no_second_stage(cfg)
     heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
     if model.ROI_HEADS.SAMPLING != "random" and other:
@@ -93,6 +132,61 @@ def check_settings(cfg) -> None:
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
             f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
         )
+
+
+def _check_evaluation(cfg) -> None:
+    if cfg.TEST.VOC_METRIC not in METRICS:
+        raise ValueError(
+            f"TEST.VOC_METRIC is {cfg.TEST.VOC_METRIC!r}; choose one of "
+            f"{', '.join(map(repr, METRICS))}"
+        )
+    check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
+    average = cfg.TEST.BOX_AVERAGE
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        for key, node in (("TEST.AUG", cfg.TEST.AUG), ("TEST.BOX_AVERAGE", average)):
+            if node.ENABLED:
+                raise ValueError(f"{key} serves detectors alone; set {key}.ENABLED False")
+    if not average.ENABLED:
+        return
+    if average.ITERATIONS < 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.ITERATIONS is {average.ITERATIONS}; give 1 pass or more"
+        )
+    if not 0 < average.VOTE_IOU <= 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.VOTE_IOU is {average.VOTE_IOU}; give an IoU above 0, up to 1"
+        )
+    if cfg.MODEL.MASK_ON:
+        raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
+    if cfg.MODEL.META_ARCHITECTURE == "ClassAwareRPN" and average.ITERATIONS > 1:
+        raise ValueError(
+            "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
+            "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
+        )
+
+
+# What chooses a second stage, its pooling and its sampling, or another first one.
+_SECOND_STAGE = (
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.RPN.HEAD_NAME",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.SAMPLING",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+)
+
+
+def _check_no_second_stage(cfg) -> None:
+    default = get_cfg()
+    add_deformable_config(default)
+    for key in _SECOND_STAGE:
+        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
+        if value != unchanged:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "
+                f"does not read {key} {value}: leave it {unchanged}, or choose another architecture"
+            )
 
 
 def _registered(registry, name: str):

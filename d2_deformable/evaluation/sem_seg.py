@@ -11,6 +11,18 @@ from ..data.masks import read_mask
 RESOLUTIONS = ("full", "resized_ground_truth", "resized_prediction")
 
 
+def check_resolution(value) -> None:
+    """Refuse a value of TEST.SEM_SEG_RESOLUTION that has no meaning.
+
+    Raises:
+        ValueError: it is none of RESOLUTIONS.
+    """
+    if value not in RESOLUTIONS:
+        raise ValueError(
+            f"TEST.SEM_SEG_RESOLUTION is {value!r}; choose one of {', '.join(RESOLUTIONS)}"
+        )
+
+
 class SemSegEvaluator(evaluation.SemSegEvaluator):
     """Detectron2's SemSegEvaluator on masks of class indices, at a chosen resolution.
 
@@ -27,6 +39,7 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir=None, resolution: str = "full"):
+        check_resolution(resolution)
         super().__init__(dataset_name, output_dir=output_dir)
         self._resolution = resolution
         self._compute_boundary_iou = False  # of Detectron2 main, and where cv2 is installed, only

@@ -24,6 +24,8 @@ class DeformConv2d(Conv2d):
         offset_dilation: dilation of `conv_offset`; 0 takes that of this convolution.
         modulated: also predict a mask per tap (Deformable ConvNets v2). The mask is
             2 * sigmoid(prediction), as in its authors' example, so that it starts at one.
+        max_offset: clamp offsets to +- this many pixels; 0 leaves them free, as the paper does. The
+            gradient of a clamped offset is zero.
         border: "zero" (paper eq. 3 and 4) or "legacy" (the 2017 operator); see
             `d2_deformable.ops.deform_conv2d`.
         kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
@@ -41,12 +43,18 @@ class DeformConv2d(Conv2d):
         offset_groups: int = 1,
         offset_dilation: int = 0,
         modulated: bool = False,
+        max_offset: float = 0.0,
         border: str = "zero",
         **kwargs,
     ):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         if border not in BORDERS:
             raise ValueError(f"border must be one of {', '.join(BORDERS)}; got {border!r}")
+        if not max_offset >= 0:
+            raise ValueError(
+                f"max_offset (MODEL.RESNETS.DEFORM_OFFSET_CLAMP) is {max_offset}; expected 0 for "
+                "free offsets, or positive pixels"
+            )
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(
                 f"offset_groups={offset_groups} does not divide the {in_channels} input channels; "
@@ -60,6 +68,7 @@ class DeformConv2d(Conv2d):
             )
         self.offset_groups = offset_groups
         self.modulated = modulated
+        self.max_offset = max_offset
         self.border = border
 
         taps = self.kernel_size[0] * self.kernel_size[1]
@@ -91,7 +100,7 @@ class DeformConv2d(Conv2d):
         """The deformable twin of `conv`, sharing its parameters, norm and activation.
 
         Args:
-            kwargs: offset_groups, offset_dilation, modulated, border.
+            kwargs: offset_groups, offset_dilation, modulated, max_offset, border.
 
         Raises:
             ValueError: `conv` is no plain convolution of two dimensions.
@@ -127,11 +136,14 @@ class DeformConv2d(Conv2d):
         """
         with without_autocast(x):
             prediction = self.conv_offset(x.to(self.conv_offset.weight.dtype))
-        if not self.modulated:
-            return prediction, None
-        taps = prediction.shape[1] // 3
-        offset, mask = prediction.split([2 * taps, taps], dim=1)
-        return offset, 2 * mask.sigmoid()
+        offset, mask = prediction, None
+        if self.modulated:
+            taps = prediction.shape[1] // 3
+            offset, mask = prediction.split([2 * taps, taps], dim=1)
+            mask = 2 * mask.sigmoid()
+        if self.max_offset:
+            offset = offset.clamp(-self.max_offset, self.max_offset)
+        return offset, mask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         offset, mask = self.predict_offsets(x)
@@ -155,5 +167,5 @@ class DeformConv2d(Conv2d):
     def extra_repr(self) -> str:
         return (
             f"{super().extra_repr()}, offset_groups={self.offset_groups}, "
-            f"modulated={self.modulated}, border={self.border}"
+            f"modulated={self.modulated}, max_offset={self.max_offset}, border={self.border}"
         )

@@ -1,5 +1,6 @@
 """Backbones, heads and networks; importing this package registers them with Detectron2."""
 
+from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
     InceptionResBlock,
@@ -20,6 +21,7 @@ from .roi_heads import (
     RFCNOutputLayers,
 )
 from .sem_seg_head import DeepLabHead
+from .tta import DetectorWithTTA
 
 __all__ = [
     "ClassAwareRPN",
@@ -32,9 +34,11 @@ __all__ = [
     "DeformROIPooler",
     "DeformResNet",
     "InceptionResBlock",
+    "DetectorWithTTA",
     "RFCNHeads",
     "RFCNOutputLayers",
     "build_aligned_inception_resnet_backbone",
+    "RoundedAnchorGenerator",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "deform_convs",

@@ -1,4 +1,4 @@
-"""The check that whatever is built from cfg shares."""
+"""Checks that several parts share."""
 
 
 def check_config(cfg) -> None:
@@ -11,4 +11,17 @@ def check_config(cfg) -> None:
         raise ValueError(
             "cfg has none of d2_deformable's keys: call d2_deformable.add_deformable_config(cfg) "
             "after get_cfg() and before the YAML is merged"
+        )
+
+
+def check_images(model, batched_inputs) -> None:
+    """Refuse an empty list of images, which would fail far inside the network.
+
+    Raises:
+        ValueError: there is no image for `model`.
+    """
+    if not len(batched_inputs):
+        raise ValueError(
+            f"{type(model).__name__} got no image; expected a list of dicts as Detectron2's data "
+            'loaders give them, at least [{"image": (C, H, W) tensor}]'
         )

@@ -12,8 +12,11 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("{FORMAT: mask}", "bad.FORMAT must be one of voc, coco, warped_shapes; got 'mask'"),
-        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, warped_shapes; got None"),
+        (
+            "{FORMAT: x}",
+            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'x'",
+        ),
+        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got None"),
         ("{FORMAT: [voc]}", "got ['voc']"),
         ("voc", "bad must be a mapping such as {FORMAT: voc, ROOT: ...}, not voc"),
         (
@@ -37,6 +40,10 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
         (
             "{FORMAT: warped_shapes, SPLIT: test}",
             "bad: SPLIT must be one of train, val; got 'test'",
+        ),
+        (
+            "{FORMAT: warped_shapes, TASK: boxes}",
+            "bad: TASK must be one of detection, segmentation; got 'boxes'",
         ),
         ("{FORMAT: warped_shapes, NUM_IMAGES: 0}", "bad: NUM_IMAGES must be at least 1; got 0"),
         ("{FORMAT: warped_shapes, IMAGE_SIZE: 31}", "bad: IMAGE_SIZE must be at least 32; got 31"),
@@ -135,11 +142,13 @@ def test_check_datasets(register, write_voc, voc_object, root):
         check_datasets(cfg)
     cfg.DATASETS.TEST = ()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    message = "NUM_CLASSES is 80, but check_a has the 2 classes"
-    with pytest.raises(ValueError, match=message):
+    for detector in ("GeneralizedRCNN", "PanopticFPN", "ClassAwareRPN"):
+        cfg.MODEL.META_ARCHITECTURE = detector
+        with pytest.raises(ValueError, match="NUM_CLASSES is 80, but check_a has the 2 classes"):
+            check_datasets(cfg)
+    for other in ("ProposalNetwork", "Unknown"):  # Detectron2 refuses the latter when it builds it
+        cfg.MODEL.META_ARCHITECTURE = other
         check_datasets(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"  # knows no classes
-    check_datasets(cfg)
 
 
 def test_fields_may_come_from_code(write_voc, root):

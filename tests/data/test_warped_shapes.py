@@ -118,3 +118,36 @@ def test_unusable_folder_is_named(root):
     with pytest.raises(OSError, match=message):
         form.load("shapes_leftover")
     assert os.listdir(root) == [form.folder.name]
+
+
+def test_masks_of_classes(register, root):
+    """Those that detection has: drawn from its json, beside it, and the pictures stay."""
+    fields = "{FORMAT: warped_shapes, SPLIT: val, NUM_IMAGES: 4, IMAGE_SIZE: 64, SEED: 2"
+    register(boxes=f"{fields}}}")
+    boxes = DatasetCatalog.get("boxes")
+    before = {path: path.read_bytes() for path in root.rglob("v1-*/*") if path.is_file()}
+    register(masks=f"{fields}, TASK: segmentation}}")
+    masks = DatasetCatalog.get("masks")
+    assert {path: path.read_bytes() for path in before} == before
+    assert DatasetCatalog.get("boxes") == boxes
+    meta = MetadataCatalog.get("masks")
+    assert meta.stuff_classes == ["background", *shapes.NAMES]
+    assert meta.evaluator_type == "sem_seg" and not hasattr(meta, "thing_classes")
+    form = WarpedShapesFormat(split="val", num_images=4, image_size=64, seed=2)
+    for index, (record, twin) in enumerate(zip(masks, boxes, strict=True)):
+        assert record["file_name"] == twin["file_name"]
+        expected = np.zeros((64, 64), np.uint8)
+        for label, visible in form.draw(index)[1]:
+            expected[visible] = label + 1
+        assert np.array_equal(np.array(Image.open(record["sem_seg_file_name"])), expected)
+
+
+def test_masks_are_written_once_and_at_once(root, monkeypatch):
+    form = WarpedShapesFormat(root, num_images=3, image_size=32, task="segmentation")
+    form._generate()
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(lambda _: form.load("shapes_masks"), range(3))
+    assert others == [first, first]
+    assert os.listdir(root) == [form.folder.name]
+    monkeypatch.setattr(WarpedShapesFormat, "_write_masks", None)  # not called again
+    assert form.load("shapes_masks") == first

@@ -72,6 +72,28 @@ def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
         check_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["ROI_HEADS.NAME", "RFCNHeads"], "MODEL.ROI_HEADS.NAME RFCNHeads: leave it Res5ROIHeads"),
+        (["ROI_HEADS.SAMPLING", "ohem"], "MODEL.ROI_HEADS.SAMPLING ohem: leave it random"),
+        (["ROI_BOX_HEAD.POOLER_TYPE", "DeformROIPool"], "POOLER_TYPE DeformROIPool: leave it ROI"),
+        (["RPN.HEAD_NAME", "MyHead"], "HEAD_NAME MyHead: leave it StandardRPNHead"),
+        (["MASK_ON", True], "MODEL.MASK_ON True: leave it False"),
+        (["KEYPOINT_ON", True], "KEYPOINT_ON True: leave it False"),
+        (["LOAD_PROPOSALS", True], "LOAD_PROPOSALS True: leave it False"),
+    ],
+)
+def test_a_class_aware_rpn_has_no_second_stage(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
+    check_settings(cfg)
+    cfg.merge_from_list([f"MODEL.{changes[0]}", changes[1]])
+    message = f"ClassAwareRPN has no second stage and does not read .*{message}"
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
 @pytest.mark.parametrize("name", ["build_resnet_backbone", "build_resnet_fpn_backbone"])
 def test_detectron2s_own_backbones_read_no_number_of_layers(cfg, name):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
@@ -143,3 +165,19 @@ def test_unknown_names_are_left_to_detectron2(cfg):
         build_backbone(cfg)
     with pytest.raises(KeyError, match="'RFCNHead' found in 'ROI_HEADS' registry"):
         build_roi_heads(cfg, {})
+
+
+def test_evaluation_of_semantic_segmentation(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    for value in ("full", "resized_ground_truth", "resized_prediction"):
+        cfg.TEST.SEM_SEG_RESOLUTION = value
+        check_settings(cfg)
+    cfg.TEST.SEM_SEG_RESOLUTION = "released"
+    with pytest.raises(ValueError, match="is 'released'; choose one of full, resized_ground_truth"):
+        check_settings(cfg)
+    cfg.TEST.SEM_SEG_RESOLUTION = "full"
+    cfg.TEST.AUG.ENABLED = True
+    check_settings(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    with pytest.raises(ValueError, match="TEST.AUG serves detectors alone"):
+        check_settings(cfg)

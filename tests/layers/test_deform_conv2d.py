@@ -52,6 +52,20 @@ def test_from_conv_refuses_what_is_no_plain_convolution(module):
         DeformConv2d.from_conv(module)
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_clamped_offsets_learn_inside_the_bound_only(modulated):
+    deform = DeformConv2d(4, 6, 3, padding=1, max_offset=1.5, modulated=modulated)
+    with torch.no_grad():
+        deform.conv_offset.bias[:4] = torch.tensor([9.0, -9.0, 1.25, -1.25])
+        deform.conv_offset.bias[18:] = 9.0
+    x = torch.randn(2, 4, 8, 8)
+    offset, mask = deform.predict_offsets(x)
+    assert offset[0, :4, 0, 0].tolist() == [1.5, -1.5, 1.25, -1.25]
+    assert mask is None or (mask > 1.5).all(), "a mask has no bound"
+    deform(x).square().sum().backward()
+    assert (deform.conv_offset.bias.grad[:4] != 0).tolist() == [False, False, True, True]
+
+
 def test_from_conv_keeps_parameters_and_their_names():
     conv = plain_conv(padding=1)
     deform = DeformConv2d.from_conv(conv)

@@ -81,6 +81,13 @@ def test_last_layers_in_network_order(cfg, depth, num_layers, expected):
     assert deformable(build_deform_resnet_backbone(cfg, IMAGE)) == expected
 
 
+def test_clamp_of_offsets(cfg):
+    small(cfg).MODEL.RESNETS.DEFORM_NUM_LAYERS = 2
+    cfg.MODEL.RESNETS.DEFORM_OFFSET_CLAMP = 4.0
+    net = build_deform_resnet_backbone(cfg, IMAGE)
+    assert [net.get_submodule(name).max_offset for name in deformable(net)] == [4.0, 4.0]
+
+
 def test_last_layers_are_counted_in_what_runs(cfg):
     small(cfg).MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
     cfg.MODEL.RESNETS.OUT_FEATURES = ["stem", "res4"]
@@ -193,6 +200,7 @@ def test_conversion_of_any_network():
         ("DEFORM_NUM_LAYERS", 17, "DEFORM_NUM_LAYERS is 17; this ResNet has 16 3x3"),
         ("REDUCED_CHANNELS", 8, "give 'res5_reduced' and a number of channels, or neither"),
         ("DEFORM_BORDER", "reflect", "border must be one of zero, legacy; got 'reflect'"),
+        ("DEFORM_OFFSET_CLAMP", -1.0, "DEFORM_OFFSET_CLAMP. is -1.0; expected 0"),
         ("OUT_FEATURES", ["res6"], "OUT_FEATURES is ..res6..; choose at least one of stem, res2"),
         ("RES5_DILATION", 0, "RES5_DILATION is 0"),
         ("DEFORM_ON_PER_STAGE", [True], "four flags for res2 to res5"),

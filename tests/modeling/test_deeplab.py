@@ -1,4 +1,4 @@
-"""DeepLab's head: the released deconvolution, the loss, and within Detectron2's SemanticSegmentor."""
+"""DeepLab's head: the released deconvolution, the loss, within SemanticSegmentor."""
 
 import pytest
 import torch

@@ -48,7 +48,7 @@ def deform_convs(root: nn.Module, names: Iterable[str], **kwargs) -> None:
 
     Args:
         names: names from `kernel_convs(root)`.
-        kwargs: offset_groups, offset_dilation, modulated, border of `DeformConv2d`.
+        kwargs: offset_groups, offset_dilation, modulated, max_offset, border of `DeformConv2d`.
 
     Weights, norms, activations and parameter names stay; `<name>.conv_offset.*` is new. Weights
     of Detectron2's own deformable blocks load too: their sibling `<name>_offset.*` is renamed,

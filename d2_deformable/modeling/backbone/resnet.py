@@ -38,8 +38,8 @@ class DeformResNet(ResNet):
         deform_num_layers: how many of the last 3x3 convolutions, in network order, are deformable.
         deform_on_per_stage: whether all 3x3 convolutions of res2, res3, res4, res5 are.
         deform_layers: names of more that are, e.g. "res4.20.conv2".
-        offset_groups, offset_dilation, modulated, border: of every deformable convolution, see
-            `d2_deformable.layers.DeformConv2d`.
+        offset_groups, offset_dilation, modulated, max_offset, border: of every deformable
+            convolution, see `d2_deformable.layers.DeformConv2d`.
         reduced_channels: channels of "res5_reduced", a 1x1 convolution + ReLU on res5 (paper sec.
             2.3: 1024, or 256 for Faster R-CNN). Needed when it is among `out_features`.
         reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
@@ -63,6 +63,7 @@ class DeformResNet(ResNet):
         offset_groups=1,
         offset_dilation=0,
         modulated=False,
+        max_offset=0.0,
         border="zero",
         reduced_channels=0,
         reduced_init_std=0.01,
@@ -89,6 +90,7 @@ class DeformResNet(ResNet):
             offset_groups=offset_groups,
             offset_dilation=offset_dilation,
             modulated=modulated,
+            max_offset=max_offset,
             border=border,
         )
         plain_features = [f for f in out_features if f != REDUCED]
@@ -188,6 +190,7 @@ def deform_settings(cfg) -> dict:
         "offset_groups": c.DEFORM_NUM_GROUPS,
         "offset_dilation": c.DEFORM_OFFSET_DILATION,
         "modulated": c.DEFORM_MODULATED,
+        "max_offset": c.DEFORM_OFFSET_CLAMP,
         "border": c.DEFORM_BORDER,
         "reduced_channels": c.REDUCED_CHANNELS,
         "reduced_init_std": c.REDUCED_INIT_STD,

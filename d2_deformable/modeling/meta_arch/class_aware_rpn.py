@@ -14,11 +14,13 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
+
+from .._checks import check_images
 
 
 class ClassAwareRPNHead(StandardRPNHead):
@@ -148,44 +150,41 @@ class ClassAwareRPN(RetinaNet):
         return losses
 
     @torch.no_grad()
-    def predict_raw(self, batched_inputs, boxes=None):
-        """What the network says before any threshold and NMS, for tests that merge several passes.
+    def predict_raw(self, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What inference predicts before score threshold and NMS.
 
         Args:
-            batched_inputs: as of `forward`.
-            boxes: None; other detectors score given boxes in a second pass, which this one lacks.
+            inputs: as of `forward`, N dicts.
+            boxes: None; other detectors score given boxes in a second pass.
 
         Returns:
-            Per image boxes (R, 1, 4), the same for every class, in pixels of the `height` and
-            `width` of its input, and scores (R, K + 1), background last. R is at most
-            MODEL.RPN.PRE_NMS_TOPK_TEST per level.
+            per image, boxes (R, 1, 4), the same for every class, as (x0, y0, x1, y1) in pixels of
+            the original image ("height" and "width" of the input) and clipped to it; and
+            probabilities (R, K + 1), background last. R is at most `test_topk_candidates` per
+            level.
 
         Raises:
             ValueError: no image is given, or `boxes` are.
         """
+        assert not self.training, "predict_raw is inference: call eval() first"
         if boxes is not None:
             raise ValueError(
                 "ClassAwareRPN classifies its own anchors and has no second pass that could score "
                 "given boxes: use box voting alone, TEST.BOX_AVERAGE.ITERATIONS 1"
             )
-        image_sizes, *predictions = self._predict(batched_inputs)
+        image_sizes, *predictions = self._predict(inputs)
         results = []
-        for x, (height, width), (raw, scores) in zip(
-            batched_inputs, image_sizes, self._decode(*predictions, image_sizes), strict=True
+        for x, (height, width), (decoded, scores) in zip(
+            inputs, image_sizes, self._decode(*predictions, image_sizes), strict=True
         ):
             output_height, output_width = _output_size(x, (height, width))
-            raw = Boxes(raw)
-            raw.scale(output_width / width, output_height / height)
-            results.append((raw.tensor[:, None], scores))
+            decoded.scale(output_width / width, output_height / height)
+            results.append((decoded.tensor[:, None], scores))
         return results
 
     def _predict(self, batched_inputs):
         """Image sizes, and per level anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4)."""
-        if not batched_inputs:
-            raise ValueError(
-                "ClassAwareRPN was given an empty list of images: give at least one, "
-                '[{"image": Tensor (C, H, W), ...}]'
-            )
+        check_images(self, batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         features = [features[f] for f in self.head_in_features]
@@ -250,8 +249,9 @@ class ClassAwareRPN(RetinaNet):
         storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
         storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
 
-        logits = torch.cat(pred_logits, dim=1)[sampled]
-        loss_cls = F.cross_entropy(logits, gt_labels[sampled], reduction="sum")
+        logits, classes = torch.cat(pred_logits, dim=1)[sampled], gt_labels[sampled]
+        _log_classification_stats(logits, classes, "rpn")
+        loss_cls = F.cross_entropy(logits, classes, reduction="sum")
         loss_box_reg = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
@@ -277,7 +277,7 @@ class ClassAwareRPN(RetinaNet):
         decoded = self._decode(anchors, pred_logits, pred_anchor_deltas, image_sizes)
         boxes, scores = zip(*decoded, strict=True)
         return fast_rcnn_inference(
-            boxes,
+            [b.tensor for b in boxes],
             scores,
             image_sizes,
             self.test_score_thresh,
@@ -286,13 +286,13 @@ class ClassAwareRPN(RetinaNet):
         )[0]
 
     def _decode(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
-        """Of N images boxes (R, 4) in input pixels, inside the image, and scores (R, K + 1)."""
+        """Of N images R Boxes in input pixels, clipped to the image, and scores (R, K + 1)."""
         for i, image_size in enumerate(image_sizes):
             boxes, scores = [], []
             for level_anchors, logits, deltas in zip(
                 anchors, pred_logits, pred_anchor_deltas, strict=True
             ):
-                probs = logits[i].softmax(dim=1)
+                probs = logits[i].float().softmax(dim=1)
                 best = probs[:, :-1].amax(dim=1)
                 top = best.topk(min(self.test_topk_candidates, len(best))).indices
                 boxes.append(
@@ -302,7 +302,7 @@ class ClassAwareRPN(RetinaNet):
             boxes = Boxes(torch.cat(boxes))
             boxes.clip(image_size)
             inside = boxes.nonempty()  # the others lie in the padding of a smaller image
-            yield boxes.tensor[inside], torch.cat(scores)[inside]
+            yield boxes[inside], torch.cat(scores)[inside]
 
 
 def _output_size(x: dict, image_size: tuple[int, int]) -> tuple[int, int]:

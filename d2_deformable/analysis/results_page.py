@@ -1,0 +1,131 @@
+"""docs/RESULTS.md: its tables and pictures, made from the JSONs of docs/results.
+
+Each stands in a block between two comments; what is written by hand around the blocks stays.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from .draw import INK, class_color
+from .results import RESULTS, ROWS
+
+PAGE = Path("docs/RESULTS.md")
+# Of each data set: the evaluator's name in results, and the metrics shown.
+METRICS = {
+    "cards": ("voc", ("AP", "AP50", "AP70")),
+    "dubai_seg": ("sem_seg", ("mIoU", "pACC")),
+}
+NETWORKS = {
+    "rfcn": "R-FCN",
+    "faster_rcnn": "Faster R-CNN",
+    "class_aware_rpn": "class-aware RPN",
+    "deeplab": "DeepLab",
+}
+
+
+def write_page(root) -> None:
+    """Bring the blocks of docs/RESULTS.md and docs/results/<data set>.png up to date.
+
+    Raises:
+        ValueError: the page lacks the comments of a block.
+    """
+    root = Path(root)
+    runs = [json.loads(file.read_text()) for file in sorted((root / RESULTS).glob("*.json"))]
+    text = (root / PAGE).read_text()
+    for dataset in METRICS:
+        some = [run for run in runs if run["dataset"] == dataset]
+        text = _with_block(text, dataset, _block(dataset, some) if some else "Not measured yet.")
+        if some:
+            loss_curves(some).savefig(root / RESULTS / f"{dataset}.png")
+    (root / PAGE).write_text(text)
+
+
+def _with_block(text, name, content):
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    found = re.search(f"{begin}.*?{end}", text, re.DOTALL)
+    if not found:
+        raise ValueError(f"{PAGE} lacks a block {begin} ... {end} for its tables: add one")
+    return f"{text[: found.start()]}{begin}\n{content}\n{end}{text[found.end() :]}"
+
+
+def _block(dataset, runs):
+    parts = [_table(dataset, runs), f"![loss curves](results/{dataset}.png)", _facts(runs)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def by_row(runs) -> dict[tuple[str, str], list[dict]]:
+    """{(network, variant): its runs}, in the order of the queue; others behind, by name."""
+    order = [(row.network, row.variant) for row in ROWS]
+    groups = {}
+    for run in runs:
+        groups.setdefault((run["network"], run["variant"]), []).append(run)
+    return dict(
+        sorted(groups.items(), key=lambda g: (order.index(g[0]) if g[0] in order else 999, g[0]))
+    )
+
+
+def _table(dataset, runs):
+    task, metrics = METRICS[dataset]
+    lines = []
+    for (network, variant), some in by_row(runs).items():
+        values = ([run["results"][task][metric] for run in some] for metric in metrics)
+        seconds = [run["cpu_seconds"] for run in some]
+        lines.append(
+            [NETWORKS[network], variant or "plain", *map(mean_and_spread, values)]
+            + [len(some), f"{statistics.mean(seconds):.0f}"]
+        )
+    headers = ["network", "variant", *metrics, "seeds", "CPU seconds"]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def mean_and_spread(values) -> str:
+    """Mean and sample standard deviation, "41.3 ± 0.8"; the one value where there is one only."""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _facts(runs):
+    facts = [
+        (name, ", ".join(sorted({str(run[key]) for run in runs})))
+        for name, key in (
+            ("Iterations", "iterations"),
+            ("Machine", "machine"),
+            ("Versions", "versions"),
+            ("Commit", "commit"),
+        )
+    ]
+    first = next(iter(by_row(runs).values()))[0]
+    lines = [f"- {name}: {value}" for name, value in facts]
+    return "\n".join([*lines, f"- Command of the first row: `{first['command']}`"])
+
+
+def loss_curves(runs) -> Figure:
+    """total_loss over iterations, a panel per network, a line per variant: the mean over seeds."""
+    rows = by_row(runs)
+    networks = list(dict.fromkeys(network for network, _ in rows))
+    figure = Figure(figsize=(4.5 * len(networks), 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(networks), squeeze=False)[0]
+    variants = list(dict.fromkeys(variant for _, variant in rows))
+    for network, axes in zip(networks, panels, strict=True):
+        for (of, variant), some in rows.items():
+            if of == network:
+                color = class_color(variants.index(variant) - 1) if variant else INK
+                axes.plot(*_mean_curve(some), color=color, label=variant or "plain")
+        axes.set(title=NETWORKS[network], xlabel="iteration", ylim=(0, None))
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("total loss")
+    return figure
+
+
+def _mean_curve(runs):
+    at = [iteration for iteration, _ in runs[0]["loss"]]
+    curves = [dict(run["loss"]) for run in runs]
+    return at, [statistics.mean(c[i] for c in curves if i in c) for i in at]

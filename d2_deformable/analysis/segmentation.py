@@ -1,0 +1,38 @@
+"""Pictures of semantic segmentation: what was predicted beside the ground truth."""
+
+import numpy as np
+from detectron2.utils.colormap import colormap
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from .draw import DPI, INK, WIDTH
+
+
+def draw_segmentation(image: np.ndarray, labels, truth, class_names) -> Figure:
+    """The image; the classes of its pixels as predicted, and as they are, in colour over it.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        labels, truth: class indices (H, W); others, such as the ignored ones, show the bare image.
+        class_names: name of each class index.
+    """
+    colors = colormap(rgb=True)[np.arange(len(class_names)) % 74]
+    panels = {"image": image}
+    for title, indices in (("predicted", labels), ("ground truth", truth)):
+        indices = np.asarray(indices)
+        known = indices < len(class_names)
+        panels[title] = image.copy()
+        panels[title][known] = 0.4 * image[known] + 0.6 * colors[indices[known]]
+    height, width = image.shape[:2]
+    rows = -(-len(class_names) // 8)  # of the legend
+    size = (WIDTH / DPI, WIDTH / DPI * height / (3 * width) + 0.45 + 0.3 * rows)
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, panel) in zip(figure.subplots(1, 3), panels.items()):
+        axes.imshow(panel)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=13, color=INK)
+    handles = [Patch(color=color / 255, label=name) for color, name in zip(colors, class_names)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=11)
+    return figure

@@ -1,0 +1,279 @@
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import TrainerBase
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import JSONWriter
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2_deformable import add_deformable_config
+from d2_deformable.engine import OffsetHealth, Trainer
+from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+
+ROIS = torch.tensor([[0, 0, 0, 64.0, 128], [1, 32, 0, 96, 64]])  # of 8 x 16 cells and 8 x 8 cells
+
+
+class Model(nn.Module):
+    """One layer of each kind on a map (2, 4, 20, 16) at stride 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = DeformConv2d(4, 4, 3, padding=1)
+        self.pool = DeformRoIPool(4, 2)
+        self.vote = PSRoIPredictor(4, 3, 2, spatial_scale=1 / 8, offset_classes=3)
+        self.plain_vote = PSRoIPredictor(4, 3, 2, spatial_scale=1 / 8)
+
+    def forward(self, x):
+        x = self.conv(x)
+        with torch.no_grad():
+            self.vote(x, ROIS.flip(0)[:1])  # chooses RoIs only
+        pooled = self.pool(x[..., :12], ROIS[:1], 1 / 8), self.pool(x, ROIS[1:], 1 / 8)
+        return sum(y.sum() for y in (*pooled, self.vote(x, ROIS), self.plain_vote(x, ROIS)))
+
+
+class Loop(TrainerBase):
+    def __init__(self, model, step, folder=None, **health):
+        super().__init__()
+        self.model, self.step = model, step
+        writer = [PeriodicWriter([JSONWriter(str(folder / "metrics.json"))], 5)] if folder else []
+        self.register_hooks([OffsetHealth(model, **health), *writer])
+
+    def run_step(self):
+        self.step(self)
+
+
+def run(model, iterations=20, step=None, folder=None, **health):
+    def forward_and_backward(trainer):
+        trainer.model(torch.ones(2, 4, 20, 16)).backward()
+
+    loop = Loop(model, step or forward_and_backward, folder, **health)
+    loop.train(0, iterations)
+    return loop
+
+
+def put(loop, name):
+    return [value for value, _ in loop.storage.history(f"offsets/{name}").values()]
+
+
+def shift(model, dy, dx):
+    """Constant offsets: cells of the convolution, fractions of the RoI of the others."""
+    with torch.no_grad():
+        model.conv.conv_offset.bias.copy_(torch.tensor([dy, dx]).repeat(9))
+        model.pool.offset_fc.bias.copy_(torch.tensor([dy] * 4 + [dx] * 4) / model.pool.gamma)
+        bias = torch.tensor([[dy] * 4, [dx] * 4]).repeat(3, 1)
+        model.vote.offset_maps.bias.copy_(bias.flatten() / model.vote.gamma)
+
+
+@pytest.mark.parametrize("layer", ["conv", "pool", "vote"])
+def test_length_of_constant_offsets(layer):
+    model = Model()
+    shift(model, 0.3, -0.4)
+    loop = run(model, 20, period=10)
+    assert put(loop, f"{layer}/mean") == pytest.approx([0.5, 0.5])
+    assert put(loop, f"{layer}/std") == pytest.approx([0, 0], abs=1e-6)
+    assert put(loop, f"{layer}/p99") == pytest.approx([0.5, 0.5])
+    assert [i for _, i in loop.storage.history(f"offsets/{layer}/mean").values()] == [9, 19]
+
+
+def test_spread_of_offsets():
+    model = Model()
+    with torch.no_grad():
+        model.conv.conv_offset.bias[::2] = torch.arange(9.0)  # dy of each tap
+    loop = run(model, 1, period=1)
+    assert put(loop, "conv/mean") == [4]
+    assert put(loop, "conv/std") == pytest.approx([(60 / 9) ** 0.5])
+    assert put(loop, "conv/p99") == [8]
+
+
+def test_share_outside_the_map():
+    model = Model()
+    loop = run(model, 1, period=1)
+    rows, columns = 1 - 2 / 60, 1 - 2 / 48  # inside, of the 20 x 16 cells' 3 rows and columns
+    assert put(loop, "conv/outside") == pytest.approx([1 - rows * columns])
+    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [0]
+
+    shift(model, 0.0, 4.0)  # columns 4 and more to the right; 4 RoI sizes
+    loop = run(model, 1, period=1)
+    columns = 1 - (3 + 4 + 5) / 48
+    assert put(loop, "conv/outside") == pytest.approx([1 - rows * columns])
+    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [1]
+
+    shift(model, -0.5, 0.0)  # the upper half of each RoI, and both begin at the top
+    loop = run(model, 1, period=1)
+    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [0.5]
+
+
+def test_all_passes_of_a_step_count():
+    model = Model()
+
+    def two_passes(trainer):
+        for dy in (1.0, 3.0):
+            shift(model, dy, 0.0)
+            model(torch.ones(2, 4, 20, 16)).backward()
+
+    loop = run(model, 1, two_passes, period=1)
+    assert put(loop, "conv/mean") == put(loop, "vote/mean") == [pytest.approx(2)]
+
+
+def test_a_pass_without_gradient_does_not():
+    model = Model()
+    shift(model, 3.0, 4.0)
+
+    def step(trainer):
+        shift(model, 0.0, 0.0)
+        with torch.no_grad():
+            shift(model, 30.0, 0.0)
+            model(torch.ones(2, 4, 20, 16))
+        shift(model, 3.0, 4.0)
+        model(torch.ones(2, 4, 20, 16)).backward()
+
+    assert put(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(5)]
+
+
+def test_autocast_changes_nothing():
+    model = Model()
+    shift(model, 10.3, 0.0)  # bfloat16 would make 10.3125 of it
+
+    def step(trainer):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.ones(2, 4, 20, 16)).float().backward()
+
+    assert put(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(10.3, abs=1e-5)]
+
+
+def test_distributed_training_keeps_the_names(monkeypatch):
+    monkeypatch.setattr(DistributedDataParallel, "__init__", lambda self, model: None)
+    wrapped = DistributedDataParallel(Model())
+    nn.Module.__init__(wrapped)
+    wrapped.module = Model()
+    assert set(OffsetHealth(wrapped)._layers) == {"conv", "pool", "vote"}
+
+
+def test_nothing_is_left_behind():
+    model = Model()
+    run(model, 3, period=2)
+    assert not any("predict_offsets" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("health", [{"period": 0}, {}])
+def test_idle(health):
+    model = Model() if health else nn.Sequential(nn.Conv2d(4, 1, 20))
+    loop = run(model, 20, lambda trainer: None, **health)
+    assert not [name for name in loop.storage.histories() if name.startswith("offsets")]
+
+
+def test_a_step_without_rois_or_forward_puts_nothing():
+    model = Model()
+    loop = run(model, 1, lambda trainer: model.pool(torch.ones(1, 4, 8, 8), ROIS[:0], 1), period=1)
+    assert not loop.storage.histories()
+
+
+def test_metrics_json_holds_what_was_measured(tmp_path):
+    model = Model()
+
+    def step(trainer):
+        shift(model, trainer.iter + 1.0, 0.0)
+        model(torch.ones(2, 4, 20, 16)).backward()
+
+    run(model, 12, step, tmp_path, period=5)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    read = {line["iteration"]: line["offsets/conv/mean"] for line in lines}
+    assert read == {4: 5, 9: 10, 11: 12}  # neither smoothed nor one period late
+
+
+def warnings(caplog, *args, **kwargs):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "d2_deformable"):
+        run(*args, **kwargs)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_offsets_at_zero_are_told_of_once(caplog):
+    (text,) = warnings(caplog, Model(), 40, period=5, zero_after=12)
+    assert "still at zero after 15 iterations" in text
+    assert "conv (99th percentile 0 cells" in text
+    assert "pool (99th percentile 0 RoI sizes" in text
+    assert "vote (99th" in text
+    assert "[['conv_offset|offset_fc|offset_maps', 10.0]]" in text
+
+
+def test_a_short_training_tells_at_its_end(caplog):
+    (text,) = warnings(caplog, Model(), 7, period=5, zero_after=1000)
+    assert "still at zero after 7 iterations" in text
+
+
+def test_unusably_small_offsets_are_told_of(caplog):
+    model = Model()
+    shift(model, 0.002, 0.0)  # of a cell too little, of a RoI enough
+    (text,) = warnings(caplog, model, 1)
+    assert "conv (99th percentile 0.002 cells" in text
+    assert "pool" not in text
+    shift(model, 0.02, 0.0)
+    assert not warnings(caplog, model, 1)
+
+
+@pytest.mark.parametrize(
+    ("dy", "told"),
+    [
+        (1.0, []),
+        (9.0, ["conv", "pool", "vote"]),  # over half of 16 cells
+        (float("nan"), ["conv", "pool", "vote"]),
+    ],
+)
+def test_offsets_that_run_away_are_told_of_once(caplog, dy, told):
+    model = Model()
+    shift(model, 0.0, dy)
+
+    def step(trainer):  # each layer alone: a NaN would spread
+        x = torch.ones(2, 4, 20, 16)
+        model.conv(x), model.pool(x, ROIS, 1 / 8), model.vote(x, ROIS)
+
+    texts = warnings(caplog, model, 5, step, period=1, max_outside=2.0)
+    assert len(texts) == bool(told)
+    for layer in told:
+        assert f"{layer} (99th percentile" in texts[0]
+        assert "at iteration 1:" in texts[0]
+        assert "DEFORM_OFFSET_CLAMP" in texts[0]
+
+
+def test_samples_moved_out_of_the_map_are_told_of(caplog):
+    model = Model()
+    shift(model, 0.0, -0.3)  # of the second RoI, which begins at column 4 of 16
+    assert not warnings(caplog, model, 1)
+    shift(model, 0.0, -0.9)
+    (text,) = warnings(caplog, model, 1)
+    assert "pool (99th percentile 0.9 RoI sizes" in text
+    assert "conv" not in text.split(". Lower")[0]
+
+
+def test_trainer_registers_it_before_the_writers(monkeypatch):
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.OFFSET_HEALTH.PERIOD = 7
+    trainer = Trainer.__new__(Trainer)
+    trainer._trainer = SimpleNamespace()
+    trainer.cfg, trainer.model = cfg, Model()
+    writer = PeriodicWriter([])
+    monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: [writer])
+    health, last = trainer.build_hooks()
+    assert last is writer
+    assert health.period == 7
+    assert (health.max_conv, health.zero_after) == (0.5, 1000)
+
+
+def test_defaults_of_config_and_class_agree():
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    of_cfg, of_class = OffsetHealth(cfg, Model()), OffsetHealth(Model())
+    for key in cfg.OFFSET_HEALTH:
+        assert getattr(of_cfg, key.lower()) == getattr(of_class, key.lower())
+
+
+def test_a_negative_period_is_refused():
+    with pytest.raises(ValueError, match="OFFSET_HEALTH.PERIOD is -1"):
+        OffsetHealth(Model(), period=-1)
