@@ -177,7 +177,7 @@ BACKBONE = {
         "MODEL.BACKBONE.NAME": "build_aligned_inception_resnet_backbone",
         "MODEL.RESNETS.DEPTH": 101,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.WEIGHTS": "output/imagenet_AIR/backbone.pth",
+        "MODEL.WEIGHTS": "output/imagenet_AIR_101/backbone.pth",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
         "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
     }

@@ -1,0 +1,234 @@
+"""tools/train_imagenet.py on a tiny ImageFolder, and its weights in a detector."""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from PIL import Image
+
+from d2_deformable import add_deformable_config
+from d2_deformable.engine.imagenet import Classifier, image_folders, learning_rate, train
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools/train_imagenet.py"
+SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"]
+COLORS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (230, 30, 30)}
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("train_imagenet", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_images(folder, number):
+    for name, color in COLORS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            pixels = np.random.default_rng(i).normal(color, 80, (36, 40 + i, 3)).clip(0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three classes, noise around one colour each: 4 images of each to train on, 3 to test on."""
+    write_images(tmp_path / "data/train", 4)
+    write_images(tmp_path / "data/val", 3)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """A run of seconds: an Aligned-Inception-ResNet of few channels on 32 x 32 crops."""
+    small = ["--arch", "AIR_26", "--size", "32", "--batch-size", "6", "--num-workers", "0"]
+    return [str(data), "--output", str(tmp_path / "run"), "--epochs", "2", *small, *SMALL]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+def test_learns_colours_and_says_how_to_use_them(tool, arguments, data, tmp_path, capsys):
+    shutil.rmtree(data / "train")
+    write_images(data / "train", 40)
+    narrow = ["--arch", "R_18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
+    tool.main([*arguments, "--epochs", "3", "--batch-size", "12", "--lr", "0.01", *narrow])
+    metrics = lines(tmp_path / "run")
+    assert [line["epoch"] for line in metrics] == [1, 2, 3]
+    assert [line["lr"] for line in metrics] == pytest.approx([0.01, 0.001, 0.0001])
+    assert metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
+    assert metrics[-1]["top1"] > 80 and metrics[-1]["top5"] == 100
+    printed = capsys.readouterr().out
+    assert json.dumps(metrics[-1]) in printed
+    assert f"MODEL.WEIGHTS {tmp_path / 'run/backbone.pth'}" in printed
+    assert "MODEL.RESNETS.RES2_OUT_CHANNELS 8" in printed
+    assert "MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]" in printed
+
+
+def test_an_interrupted_run_continues_with_the_same_numbers(tool, data, tmp_path):
+    folders = image_folders(data, 32)
+
+    class Interruption(Exception):
+        pass
+
+    def run(output, interrupt_at=None):
+        torch.manual_seed(0)
+        model = Classifier(tool.classifier_cfg("AIR_26", SMALL), 3)
+        steps = []
+
+        def interrupt(*_):
+            steps.append(1)
+            if len(steps) == interrupt_at:
+                raise Interruption
+
+        model.linear.register_forward_hook(interrupt)
+        train(model, folders, output, epochs=3, batch_size=6, num_workers=0)
+        return model.state_dict()
+
+    expected = run(tmp_path / "whole")
+    with pytest.raises(Interruption):
+        run(tmp_path / "broken", interrupt_at=6)
+    assert len(lines(tmp_path / "broken")) == 1
+    actual = run(tmp_path / "broken")
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_schedule():
+    rates = [learning_rate(0.1, epoch, 90) for epoch in (0, 29, 30, 59, 60, 89)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_two_processes_train_one_network_and_test_every_image(arguments, tmp_path):
+    """The 9 images of val do not divide by two; each is counted once."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*torchrun, "--nproc_per_node", "2", str(TOOL), *arguments, "--epochs", "1"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "step 2/2" in result.stdout, "12 images in batches of 6, three of them on each process"
+    (metrics,) = lines(tmp_path / "run")
+    hits = metrics["top1"] / 100 * 9
+    assert hits == pytest.approx(round(hits)) and metrics["top5"] == 100
+    assert (tmp_path / "run/backbone.pth").is_file()
+
+
+# ---- The weights in a detector -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rfcn_AIR", "faster_rcnn_AIR_dconv3_dpool"])
+def test_every_weight_lands_in_a_detector(tool, arguments, tmp_path, name, caplog):
+    tool.main([*arguments, "--epochs", "1"])
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    cfg.merge_from_file(str(ROOT / f"configs/COCO-Detection/{name}.yaml"))
+    cfg.merge_from_list([*SMALL, "MODEL.RESNETS.DEPTH", 26, "MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.WEIGHTS.startswith("output/imagenet_AIR_101/")
+    model = build_model(cfg)
+    with caplog.at_level(logging.WARNING):
+        DetectionCheckpointer(model).load(str(tmp_path / "run/backbone.pth"))
+    assert "not used" not in caplog.text and "shape" not in caplog.text
+
+    trained = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)["model"]
+    state = model.backbone.state_dict()
+    new = {key for key in state if key.startswith("reduction") or ".conv_offset." in key}
+    assert set(state) - new == {
+        key.removeprefix("backbone.")
+        for key in trained
+        if key.startswith("backbone.") and "num_batches" not in key
+    }
+    for key in set(state) - new:
+        assert torch.equal(state[key], trained[f"backbone.{key}"]), key
+
+    # The same pixels give the same features as in the classifier.
+    norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 45 and all(m.running_var.ne(1).any() for m in norms)
+    classifier = Classifier(tool.classifier_cfg("AIR_26", SMALL), 3).eval()
+    classifier.load_state_dict(trained)
+    image = torch.randint(0, 256, (3, 64, 64)).float()
+    expected = {}
+    classifier.backbone.res4.register_forward_hook(lambda *args: expected.update(res4=args[2]))
+    with torch.no_grad():
+        classifier(image[None])
+        normalised = model.preprocess_image([{"image": image.flip(0)}]).tensor
+        torch.testing.assert_close(model.backbone.eval()(normalised)["res4"], expected["res4"])
+
+
+# ---- Bad input -----------------------------------------------------------------------------------
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+BAD_FOLDERS = {
+    "no val": (lambda data: shutil.rmtree(data / "val"), r"No such file .*expected train/<class>"),
+    "no classes": (
+        lambda data: [shutil.rmtree(d) for d in (data / "train").iterdir()],
+        r"/train: Couldn't find any class folder .*expected train/<class>/<image> and val/",
+    ),
+    "no images": (lambda data: empty(data / "train/red"), r"no valid file for the classes red"),
+    "other classes": (
+        lambda data: (data / "val/red").rename(data / "val/rose"),
+        r"2 classes are not in both train and val, the first is red",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_folder_of_another_layout(tool, arguments, data, case):
+    spoil, message = BAD_FOLDERS[case]
+    spoil(data)
+    with pytest.raises(SystemExit, match="^train_imagenet: ") as error:
+        tool.main(arguments)
+    assert re.search(message, str(error.value))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["--batch-size", "13"], "a batch of 13 from 12 images in 1 processes: choose"),
+        (["--lr", "1e30"], "epoch 1/2: the loss is .* lower lr"),
+        (["MODEL.RESNETS.DEPTH", "7"], "DEPTH is 7; choose one of"),
+    ],
+)
+def test_settings_that_cannot_train(tool, arguments, changes, message):
+    with pytest.raises(SystemExit, match=f"^train_imagenet: .*{message}"):
+        tool.main([*arguments, *changes])
+
+
+def test_a_checkpoint_of_another_network(tool, arguments):
+    tool.main([*arguments, "--epochs", "1"])
+    with pytest.raises(SystemExit, match="checkpoint.pth is of another network or number of cla"):
+        tool.main([*arguments, "--arch", "AIR_50"])
+
+
+@pytest.mark.parametrize("arch, parameters", [("AIR_101", 64_381_800), ("R_50", 25_557_032)])
+def test_networks_of_imagenet(tool, arch, parameters):
+    """ResNet-50 has the parameters of torchvision's."""
+    with torch.device("meta"):
+        model = Classifier(tool.classifier_cfg(arch), 1000)
+    assert sum(p.numel() for p in model.parameters()) == parameters
