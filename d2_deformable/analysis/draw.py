@@ -36,7 +36,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     """
     height, width = image.shape[:2]
     # A tall image would make a picture longer than a screen.
-    figure, ((axes,),) = _panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
+    figure, ((axes,),) = panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
     order = instances.scores.argsort()  # the best on top
     for box, score, index in zip(
         instances.pred_boxes.tensor[order],
@@ -44,7 +44,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
         instances.pred_classes[order].tolist(),
     ):
         color = class_color(index)
-        _box(axes, box, color, 3)
+        add_box(axes, box, color, 3)
         x0, y0, x1, _ = box.tolist()
         to_right = (x0 + x1) / 2 > 0.75 * width
         inside = y0 < 0.05 * height
@@ -104,15 +104,15 @@ def draw_sampling_points(
         units: at least one.
         num_layers: at most this many of the last deformable layers, see `conv_sampling_points`.
     """
-    pale = _pale(image)
+    background = pale(image)
     width = WIDTH * len(units) / 3
-    figure, rows = _panels([[pale] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
+    figure, rows = panels([[background] * len(units)] * 2, width, ["fixed grid", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
         for axes, unit in zip(row, units):
             if not deformed:
-                _title(axes, unit.title)
+                set_title(axes, unit.title)
             if unit.box is not None:
-                _box(axes, unit.box, INK, 1.2)
+                add_box(axes, unit.box, INK, 1.2)
             seen = conv_sampling_points(inspection, unit.point, num_layers, deformed)
             y, x = seen.points[seen.inside].T
             axes.scatter(x, y, s=9, color=RED, alpha=0.75, linewidths=0)
@@ -139,16 +139,16 @@ def draw_parts(
     views = [_square_around(box, image.shape[:2]) for box in boxes]
     crops = [_crop(image, view) for view in views]
     width = WIDTH * len(boxes) / 3
-    figure, rows = _panels([crops] * 2, width, ["fixed bins", "learned offsets"])
+    figure, rows = panels([crops] * 2, width, ["fixed bins", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
         parts = part_boxes(inspection, boxes, classes, deformed)
         for axes, index, box, view, of_box in zip(row, classes.tolist(), boxes, views, parts):
             if not deformed:
-                _title(axes, class_names[index])
+                set_title(axes, class_names[index])
             corner = view[:2].repeat(2)
             for part in of_box:
-                _box(axes, part - corner, RED, 1.6)
-            _box(axes, box - corner, YELLOW, 3.5)
+                add_box(axes, part - corner, RED, 1.6)
+            add_box(axes, box - corner, YELLOW, 3.5)
     return figure
 
 
@@ -174,7 +174,7 @@ def class_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def _panels(rows, width: float, labels=("",)):
+def panels(rows, width: float, labels=("",)):
     """A figure of images in rows and columns of equal size, and its axes in image pixels.
 
     Args:
@@ -221,11 +221,13 @@ def _panels(rows, width: float, labels=("",)):
     return figure, axes
 
 
-def _title(axes, text):
+def set_title(axes, text):
+    """A title of the one size that all pictures have."""
     axes.set_title(text, fontsize=13, color=INK, pad=5)
 
 
-def _box(axes, box, color, width):
+def add_box(axes, box, color, width):
+    """The outline of a box (4,) in image pixels, `width` points wide."""
     # A rim of the opposite brightness keeps the line visible on an image of its own color.
     rim = "#00000066" if color == YELLOW else "#ffffff88"
     x0, y0, x1, y1 = box.tolist()
@@ -242,7 +244,7 @@ def _box(axes, box, color, width):
     )
 
 
-def _pale(image):
+def pale(image):
     """The image nearer to white and grey, so that points stand out."""
     image = image.astype(np.float32)
     grey = image.mean(axis=2, keepdims=True)

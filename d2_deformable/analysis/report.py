@@ -6,22 +6,22 @@ import math
 from html import escape
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from ..data import DatasetMapper, read_mask, register_custom_datasets
 from ..engine import why_not_cuda
 from . import draw
+from .command import class_names
 from .evaluate import evaluate_checkpoint
 from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
+from .visualize import found_above
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
@@ -152,7 +152,7 @@ def _images(cfg, models, num_images, score_thresh, pictures):
     if name is None or num_images < 1:
         return ""
     dataset = DatasetCatalog.get(name)
-    classes = _class_names(name, cfg)
+    classes = class_names(cfg, name)
     mapper = DatasetMapper(cfg, False)
     mapper.output_size = "image"  # also where the evaluation has another
     num_images = min(num_images, len(dataset))
@@ -163,7 +163,7 @@ def _images(cfg, models, num_images, score_thresh, pictures):
         html += f"<h3>{escape(Path(record['file_name']).name)}</h3>"
         for checkpoint, model in models.items():
             inspection = inspect_image(model, mapper(record))
-            found = _above(inspection, score_thresh)
+            found = found_above(inspection, score_thresh)
             if checkpoint:
                 html += f"<h4>{escape(checkpoint)}</h4>"
             if inspection.labels is not None:
@@ -194,24 +194,6 @@ def _draw(image, inspection, found, classes):
             yield "sampling_points", draw.draw_sampling_points(image, inspection, units), text
     if pools and len(found):
         yield "parts", draw.draw_parts(image, inspection, found[:3], classes), CAPTIONS["parts"]
-
-
-def _above(inspection, score_thresh):
-    """The detections with at least this score, best first."""
-    found = inspection.instances
-    if found is None:
-        found = Instances(inspection.image_size)
-        found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
-        found.pred_classes = torch.zeros(0, dtype=torch.int64)
-    found = found[found.scores >= score_thresh]
-    return found[found.scores.argsort(descending=True)]
-
-
-def _class_names(dataset_name, cfg):
-    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    kind, head = ("stuff", "SEM_SEG_HEAD") if segments else ("thing", "ROI_HEADS")
-    names = MetadataCatalog.get(dataset_name).get(f"{kind}_classes", None) or []
-    return [*names, *(f"class {i}" for i in range(len(names), cfg.MODEL[head].NUM_CLASSES))]
 
 
 def _picture(figure, file, caption):

@@ -72,6 +72,28 @@ def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
         check_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["ROI_HEADS.NAME", "RFCNHeads"], "MODEL.ROI_HEADS.NAME RFCNHeads: leave it Res5ROIHeads"),
+        (["ROI_HEADS.SAMPLING", "ohem"], "MODEL.ROI_HEADS.SAMPLING ohem: leave it random"),
+        (["ROI_BOX_HEAD.POOLER_TYPE", "DeformROIPool"], "POOLER_TYPE DeformROIPool: leave it ROI"),
+        (["RPN.HEAD_NAME", "MyHead"], "HEAD_NAME MyHead: leave it StandardRPNHead"),
+        (["MASK_ON", True], "MODEL.MASK_ON True: leave it False"),
+        (["KEYPOINT_ON", True], "KEYPOINT_ON True: leave it False"),
+        (["LOAD_PROPOSALS", True], "LOAD_PROPOSALS True: leave it False"),
+    ],
+)
+def test_a_class_aware_rpn_has_no_second_stage(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
+    check_settings(cfg)
+    cfg.merge_from_list([f"MODEL.{changes[0]}", changes[1]])
+    message = f"ClassAwareRPN has no second stage and does not read .*{message}"
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
 @pytest.mark.parametrize("name", ["build_resnet_backbone", "build_resnet_fpn_backbone"])
 def test_detectron2s_own_backbones_read_no_number_of_layers(cfg, name):
     cfg.MODEL.WEIGHTS = "R-50.pkl"

@@ -1,0 +1,148 @@
+"""What a network costs: parameters, multiply-adds and time (paper table 4)."""
+
+import statistics
+import time
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+
+from ..engine.offset_health import deformable_layers
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Weights and biases, and the affine pair of batch norms, which are buffers where frozen."""
+    frozen = (m for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
+    affine = sum(m.weight.numel() + m.bias.numel() for m in frozen)
+    return sum(p.numel() for p in module.parameters()) + affine
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters of the model's parts, of all, and of the layers that predict offsets, which are
+    among them."""
+    parts = {name: count_parameters(part) for name, part in model.named_children()}
+    offsets = (
+        child
+        for layer in deformable_layers(model).values()
+        for name, child in layer.named_children()
+        if name in ("conv_offset", "offset_fc", "offset_maps")
+    )
+    return {name: n for name, n in parts.items() if n} | {
+        "total": count_parameters(model),
+        "offsets": sum(map(count_parameters, offsets)),
+    }
+
+
+def tame_random_weights(model: nn.Module) -> None:
+    """Shrink what frozen batch norms pass on: of a deep network with random weights the residuals
+    would else grow beyond float32, and NaNs leave no proposals."""
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.5)
+
+
+def random_image(size) -> np.ndarray:
+    """Noise, (height, width, 3) uint8; the same for the same size."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_input(cfg, image: np.ndarray) -> dict:
+    """An image as the test setting of `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) hands it over."""
+    resized = T.AugInput(image)
+    T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))(resized)
+    tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+
+class Stopwatch:
+    """Times one model, whatever its architecture.
+
+    The network's forward pass ends with the last of its modules that gives tensors alone: with the
+    box head of Faster R-CNN and R-FCN, the head of class-aware RPN and DeepLab. What follows is
+    post-processing: NMS, decoding, resizing. The RPN's own NMS is part of the forward pass, as is
+    detection before the mask head of Mask R-CNN.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.cuda = next(model.parameters()).is_cuda
+
+    @torch.no_grad()
+    def __call__(self, inputs: list[dict]) -> tuple[float, float]:
+        """Seconds of the forward pass and of the whole run."""
+        last = start = self._now()
+
+        def on_module(module, args, output):
+            nonlocal last
+            if _holds_tensors_alone(output):
+                last = self._now()
+
+        handles = [
+            module.register_forward_hook(on_module)
+            for module in self.model.modules()
+            if module is not self.model
+        ]
+        try:
+            start = self._now()
+            self.model(inputs)
+            end = self._now()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self._between(start, last), self._between(start, end)
+
+    def _now(self):
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start, end):
+        if not self.cuda:
+            return end - start
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+def _holds_tensors_alone(output) -> bool:
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (list, tuple)):
+        return all(map(_holds_tensors_alone, output))
+    return output is None or isinstance(output, torch.Tensor)
+
+
+def time_interleaved(models: list, inputs: list[list[dict]], repeats: int, warm_up: int = 2):
+    """Time models in turn, so that what else the machine does falls on all of them alike.
+
+    Args:
+        models: in evaluation mode.
+        inputs: of each model.
+        repeats: timed rounds, after `warm_up` others.
+
+    Returns:
+        per model {"forward": ..., "whole": ...} of {"median", "quartiles", "all"} in seconds.
+    """
+    watches = [Stopwatch(model) for model in models]
+    rounds = [
+        [watch(x) for watch, x in zip(watches, inputs, strict=True)]
+        for _ in range(warm_up + repeats)
+    ][warm_up:]
+    return [
+        {
+            kind: _spread([of_models[m][k] for of_models in rounds])
+            for k, kind in enumerate(("forward", "whole"))
+        }
+        for m in range(len(models))
+    ]
+
+
+def _spread(seconds):
+    low, middle, high = (
+        statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
+    )
+    return {"median": middle, "quartiles": [low, high], "all": seconds}

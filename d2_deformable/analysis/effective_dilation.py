@@ -1,0 +1,253 @@
+"""Effective dilation of 3x3 convolutions by the size of the object they stand on (paper table 2).
+
+The effective dilation of one filter at one place is the mean distance over all adjacent pairs of
+its sampling points, in cells of the layer's map (paper sec. 4.2): 6 horizontal and 6 vertical pairs
+of a 3x3 grid. Without offsets it is exactly the dilation.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from detectron2.structures import BoxMode
+from torch import nn
+
+from ..modeling.backbone import kernel_convs
+from .sampling import ConvOffsets, record_offsets
+
+SIZES = ("small", "medium", "large", "background")
+COLUMNS = (*SIZES, "all")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the paper leaves open about its table 2; the defaults are our reading.
+
+    limits: sides of the squares between small, medium and large; 96 and 224 in the paper.
+    area: of objects in "original" pixels of the image, or in "input" pixels of the network.
+    overlap: of several boxes around a filter's centre the "smallest" counts, or the "largest".
+    groups: with several offset groups, "all" of them are filters, or the "first" alone, which is
+        all that the released pictures read.
+    border: "keep" filters with sampling points beyond their map, or "drop" them.
+    """
+
+    limits: tuple[float, float] = (96, 224)
+    area: str = "original"
+    overlap: str = "smallest"
+    groups: str = "all"
+    border: str = "keep"
+
+    CHOICES = {
+        "area": ("original", "input"),
+        "overlap": ("smallest", "largest"),
+        "groups": ("all", "first"),
+        "border": ("keep", "drop"),
+    }
+
+
+@dataclass
+class Moments:
+    """Count, mean and standard deviation of all values added."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: torch.Tensor) -> None:
+        values = values.double()
+        self.count += values.numel()
+        self.total += values.sum().item()
+        self.squares += values.square().sum().item()
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+
+    def as_dict(self) -> dict:
+        if not self.count:
+            return {"count": 0, "mean": None, "std": None}
+        return {"count": self.count, "mean": self.mean, "std": self.std}
+
+
+@dataclass
+class LayerDilation:
+    """One layer's row of the table: its fixed dilation (y, x), and `Moments` by column."""
+
+    dilation: tuple[int, int]
+    deformable: bool
+    columns: dict[str, Moments] = field(
+        default_factory=lambda: {column: Moments() for column in COLUMNS}
+    )
+
+
+def sampling_grid(conv: ConvOffsets) -> torch.Tensor:
+    """Sampling points (G, k_h, k_w, 2, H_out, W_out) of (y, x), relative to the fixed grid's first
+    tap, in cells of the layer's map."""
+    rows, columns = (
+        torch.arange(k, dtype=conv.offset.dtype) * d
+        for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
+    )
+    taps = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+    return taps[..., None, None] + conv.offset.unflatten(1, conv.kernel_size)
+
+
+def effective_dilation(conv: ConvOffsets) -> torch.Tensor:
+    """Mean distance of adjacent sampling points, (G, H_out, W_out), in cells of the layer's map."""
+    points = sampling_grid(conv)
+    down = (points[:, 1:] - points[:, :-1]).norm(dim=3).flatten(1, 2)
+    right = (points[:, :, 1:] - points[:, :, :-1]).norm(dim=3).flatten(1, 2)
+    return torch.cat([down, right], dim=1).mean(dim=1)
+
+
+def leaves_the_map(conv: ConvOffsets) -> torch.Tensor:
+    """Whether any sampling point of a filter lies beyond the input map, (G, H_out, W_out) bool."""
+    units = torch.stack(torch.meshgrid(*map(torch.arange, conv.output_size), indexing="ij"))
+    stride, padding, size = (
+        torch.tensor(pair)[:, None, None] for pair in (conv.stride, conv.padding, conv.input_size)
+    )
+    points = sampling_grid(conv) + (units * stride - padding)
+    return ((points < -0.5) | (points >= size - 0.5)).flatten(1, 3).any(dim=1)
+
+
+def filter_centers(conv: ConvOffsets, input_size, pixel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres of all filters of a layer, y (H_out,) and x (W_out,), in original image pixels.
+
+    Args:
+        input_size: (H, W) of the network input, padding included.
+        pixel: (y, x) original image pixels per network input pixel.
+    """
+    return tuple(
+        (torch.arange(n) + 0.5) * total / n * scale
+        for n, total, scale in zip(conv.output_size, input_size, pixel, strict=True)
+    )
+
+
+def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) -> torch.Tensor:  # noqa: B008
+    """Index into `SIZES` by the object that each centre falls on; -1 beyond the image.
+
+    Args:
+        centers: y (H,) and x (W,), in original image pixels.
+        image_size: (height, width).
+        boxes: (R, 4), x0, y0, x1, y1 in original image pixels.
+
+    Returns:
+        (H, W)
+    """
+    y, x = centers
+    sizes = torch.full((len(y), len(x)), SIZES.index("background"))
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    # What comes last stays.
+    order = areas.argsort(descending=rules.overlap == "smallest")
+    if rules.area == "input":
+        areas = areas / (pixel[0] * pixel[1])
+    small, large = rules.limits
+    for (x0, y0, x1, y1), area in zip(boxes[order].tolist(), areas[order].tolist()):
+        inside = ((y >= y0) & (y < y1))[:, None] & (x >= x0) & (x < x1)
+        sizes[inside] = 0 if area < small**2 else 1 if area <= large**2 else 2
+    sizes[y >= image_size[0]] = -1
+    sizes[:, x >= image_size[1]] = -1
+    return sizes
+
+
+def annotated_boxes(record: dict) -> torch.Tensor | None:
+    """Boxes (R, 4) of a record of a data set, crowds left out; None without annotations."""
+    if "annotations" not in record:
+        return None
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in record["annotations"]
+        if not a.get("iscrowd", 0)
+    ]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def last_stage_convs(model: nn.Module) -> list[str]:
+    """Names in `model` of the convolutions larger than 1x1 of its backbone's last stage."""
+    name, trunk = "backbone", model.backbone
+    if hasattr(trunk, "bottom_up"):
+        name, trunk = "backbone.bottom_up", trunk.bottom_up
+    names = list(kernel_convs(trunk))
+    return [f"{name}.{n}" for n in names if n.split(".")[0] == names[-1].split(".")[0]]
+
+
+class DilationMap(NamedTuple):
+    """values: (H_out, W_out), NaN where a filter stands beyond the image. cell: (y, x) of a cell
+    in original image pixels."""
+
+    values: torch.Tensor
+    cell: tuple[float, float]
+
+
+class EffectiveDilation:
+    """Gathers table 2 over images.
+
+    Layers are all deformable convolutions, and those of the backbone's last stage that are plain.
+
+    Args:
+        model: in evaluation mode.
+        rules: see `Rules`.
+    """
+
+    def __init__(self, model: nn.Module, rules: Rules = Rules()):  # noqa: B008
+        self.model = model
+        self.rules = rules
+        self.plain = last_stage_convs(model)
+        self.layers: dict[str, LayerDilation] = {}
+
+    @torch.no_grad()
+    def add(self, inputs: dict, boxes: torch.Tensor | None) -> dict[str, DilationMap]:
+        """Run one image.
+
+        Args:
+            inputs: "image" (C, H, W), resized, and "height", "width" of the original image.
+            boxes: of its objects, (R, 4) in original image pixels; None where they are not known,
+                then all filters count in the column "all" only.
+
+        Returns:
+            the effective dilation of each layer, the mean of its groups.
+        """
+        with record_offsets(self.model, self.plain) as record:
+            self.model([inputs])
+        image_size = inputs["height"], inputs["width"]
+        pixel = [n / m for n, m in zip(image_size, inputs["image"].shape[-2:], strict=True)]
+        maps = {}
+        for conv in record.convs:
+            dilation = effective_dilation(conv)
+            centers = filter_centers(conv, record.input_size, pixel)
+            known = torch.zeros(0, 4) if boxes is None else boxes
+            sizes = object_sizes(centers, image_size, known, pixel, self.rules)
+            maps[conv.name] = DilationMap(
+                dilation.mean(dim=0).masked_fill(sizes < 0, math.nan),
+                tuple(2 * axis[0].item() for axis in centers),
+            )
+            self._count(conv, dilation, sizes, boxes is not None)
+        return maps
+
+    def _count(self, conv, dilation, sizes, with_boxes):
+        sizes = sizes.expand_as(dilation)
+        if self.rules.border == "drop":
+            sizes = sizes.masked_fill(leaves_the_map(conv), -1)
+        if self.rules.groups == "first":
+            dilation, sizes = dilation[:1], sizes[:1]
+        row = self.layers.setdefault(
+            conv.name, LayerDilation(conv.dilation, hasattr(self._layer(conv), "conv_offset"))
+        )
+        row.columns["all"].add(dilation[sizes >= 0])
+        for i, size in enumerate(SIZES if with_boxes else ()):
+            row.columns[size].add(dilation[sizes == i])
+
+    def _layer(self, conv):
+        return self.model.get_submodule(conv.name)
+
+    def as_dict(self) -> dict:
+        """{layer: {"dilation", "deformable", column: {"count", "mean", "std"}, ...}}"""
+        return {
+            name: {"dilation": list(row.dilation), "deformable": row.deformable}
+            | {column: moments.as_dict() for column, moments in row.columns.items()}
+            for name, row in self.layers.items()
+        }

@@ -1,0 +1,197 @@
+"""Figures 5 and 6 of the paper for one image: pictures, and all their coordinates.
+
+Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the original image in what is returned, as
+users of images write them; inside this package they are (y, x).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances
+
+from .draw import Unit, draw_parts, draw_sampling_points, units_on
+from .sampling import Inspection, conv_sampling_points, part_boxes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to show; the defaults are the network's own choice.
+
+    points: (x, y) in image pixels; else the background and the smallest and largest object found,
+        or, of a segmentation, a point of each of its three largest classes.
+    num_layers: how many of the last deformable convolutions.
+    boxes: (x0, y0, x1, y1, class), class a name or index; else the `num_boxes` best detections.
+    score_thresh: of detections.
+    """
+
+    points: list | None = None
+    num_layers: int = 3
+    boxes: list | None = None
+    num_boxes: int = 3
+    score_thresh: float = 0.5
+
+    def __post_init__(self):
+        if self.num_layers < 1 or self.num_boxes < 1:
+            raise ValueError(
+                f"{self.num_layers} layers and {self.num_boxes} boxes are wanted; expected 1 or "
+                "more of each"
+            )
+
+
+def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted()):  # noqa: B008
+    """Yields ("sampling_points" or "parts", Figure, coordinates) of what the network has.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        class_names: name of each class index.
+
+    Raises:
+        ValueError: the network has no deformable layers, or a point or box makes no sense.
+    """
+    convs, pools = inspection.record.convs, inspection.record.pools
+    if not (convs or pools):
+        raise ValueError("this network has no deformable layers: nothing moves its samples")
+    found = found_above(inspection, wanted.score_thresh)
+    if convs:
+        if wanted.points:
+            units = chosen_units(wanted.points, inspection.image_size)
+        elif inspection.labels is not None:
+            units = _units_of_labels(inspection.labels, class_names)
+        else:
+            order = found.pred_boxes.area().argsort().tolist()
+            ends = found[[*order[:1], *order[1:][-1:]]]
+            units = units_on(ends, inspection.image_size, class_names)
+        if units:
+            figure = draw_sampling_points(image, inspection, units, wanted.num_layers)
+            yield (
+                "sampling_points",
+                figure,
+                sampling_coordinates(inspection, units, wanted.num_layers),
+            )
+    rois = found[: wanted.num_boxes]
+    if wanted.boxes:
+        rois = given_boxes(wanted.boxes, inspection.image_size, class_names)
+    if pools and len(rois):
+        figure = draw_parts(image, inspection, rois, class_names)
+        yield "parts", figure, part_coordinates(inspection, rois, class_names)
+
+
+def chosen_units(points, image_size) -> list[Unit]:
+    """Units at given points.
+
+    Args:
+        points: (x, y) in image pixels.
+        image_size: (height, width).
+
+    Raises:
+        ValueError: a point outside the image.
+    """
+    height, width = image_size
+    for x, y in points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(
+                f"point {x:g} {y:g} (x y) lies outside the image of {width} x {height} pixels"
+            )
+    return [Unit(f"({x:g}, {y:g})", torch.tensor([y, x])) for x, y in points]
+
+
+def _units_of_labels(labels, names, num_units=3):
+    """At the pixel of each of the most frequent classes (height, width) nearest to its centroid."""
+    classes, counts = labels.unique(return_counts=True)
+    units = []
+    for index in classes[counts.argsort(descending=True)][:num_units].tolist():
+        pixels = (labels == index).nonzero()
+        nearest = (pixels - pixels.float().mean(dim=0)).norm(dim=1).argmin()
+        units.append(Unit(names[index], pixels[nearest] + 0.5))
+    return units
+
+
+def found_above(inspection: Inspection, score_thresh: float) -> Instances:
+    """The detections with at least this score, best first; none of a model that detects nothing."""
+    found = inspection.instances
+    if found is None:
+        found = Instances(inspection.image_size)
+        found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
+        found.pred_classes = torch.zeros(0, dtype=torch.int64)
+    found = found[found.scores >= score_thresh]
+    return found[found.scores.argsort(descending=True)]
+
+
+def given_boxes(boxes, image_size, class_names) -> Instances:
+    """RoIs that a user names.
+
+    Args:
+        boxes: (x0, y0, x1, y1, class), numbers in image pixels and a name or index of a class.
+
+    Raises:
+        ValueError: no box, or an unknown class.
+    """
+    coordinates, classes = [], []
+    for *box, name in boxes:
+        try:
+            x0, y0, x1, y1 = (float(v) for v in box)
+        except ValueError as error:
+            raise ValueError(f"box {' '.join(map(str, box))}: expected X0 Y0 X1 Y1") from error
+        if x1 <= x0 or y1 <= y0:
+            raise ValueError(f"box {x0:g} {y0:g} {x1:g} {y1:g} has no area; expected X0 Y0 X1 Y1")
+        index = class_names.index(name) if name in class_names else _as_index(name)
+        if not 0 <= index < len(class_names):
+            raise ValueError(f"{name!r} is no class; there are {', '.join(class_names)}")
+        coordinates.append((x0, y0, x1, y1))
+        classes.append(index)
+    rois = Instances(image_size)
+    rois.pred_boxes = Boxes(torch.tensor(coordinates).reshape(-1, 4))
+    rois.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    return rois
+
+
+def _as_index(name):
+    return int(name) if name.isdecimal() else -1
+
+
+def sampling_coordinates(inspection: Inspection, units, num_layers: int) -> dict:
+    """Figure 5 in numbers. Points of all offset groups in turn; the topmost layer's tap is the
+    slowest index. Those not "inside" see nothing: they, or points on the way, are off their map."""
+    layers = inspection.record.stack(num_layers)
+    return {
+        "layers": [conv.name for conv in layers],
+        "groups": layers[-1].offset.shape[0],
+        "units": [
+            {
+                "title": unit.title,
+                "asked": unit.point.flip(0).tolist(),
+                "fixed": _points(conv_sampling_points(inspection, unit.point, num_layers, False)),
+                "learned": _points(conv_sampling_points(inspection, unit.point, num_layers)),
+            }
+            for unit in units
+        ],
+    }
+
+
+def _points(seen) -> dict:
+    return {
+        "unit": seen.unit.flip(0).tolist(),
+        "points": _rounded(seen.points.flip(-1).flatten(0, 1)),
+        "inside": seen.inside.flatten().tolist(),
+    }
+
+
+def part_coordinates(inspection: Inspection, rois: Instances, class_names) -> list[dict]:
+    """Figure 6 in numbers: of each RoI the k * k parts, row by row, not clipped to the image."""
+    boxes, classes = rois.pred_boxes.tensor, rois.pred_classes
+    fixed = part_boxes(inspection, boxes, classes, deformed=False)
+    learned = part_boxes(inspection, boxes, classes)
+    return [
+        {
+            "box": _rounded(box),
+            "class": class_names[index],
+            "fixed": _rounded(of_fixed),
+            "learned": _rounded(of_learned),
+        }
+        for box, index, of_fixed, of_learned in zip(boxes, classes.tolist(), fixed, learned)
+    ]
+
+
+def _rounded(tensor):
+    """To a thousandth of a pixel, which keeps the file readable."""
+    return (tensor.double() * 1000).round().div(1000).tolist()

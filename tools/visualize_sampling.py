@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Where a deformable network looks: figures 5 and 6 of the paper, on images of your own.
+
+python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg b.jpg
+python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg --point 120 80
+python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg \
+    --box 10 20 200 180 dog
+"""
+
+import argparse
+from pathlib import Path
+
+from d2_deformable.analysis import command
+from d2_deformable.analysis.sampling import inspect_image
+from d2_deformable.analysis.visualize import Wanted, figures
+
+UNIT = "pixels of the original image; points [x, y], boxes [x0, y0, x1, y1]"
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="visualize_sampling", description=__doc__.splitlines()[0])
+    command.add_model_arguments(parser)
+    parser.add_argument("--output", default="output/visualize_sampling", metavar="FOLDER")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="else some of DATASETS.TEST")
+    parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST (4)")
+    parser.add_argument(
+        "--point",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("X", "Y"),
+        help="unit of figure 5 in image pixels, repeatable; else on objects and background",
+    )
+    parser.add_argument("--layers", type=int, default=3, help="last deformable ones (3)")
+    parser.add_argument(
+        "--box",
+        nargs=5,
+        action="append",
+        metavar=("X0", "Y0", "X1", "Y1", "CLASS"),
+        help="RoI of figure 6 in image pixels, repeatable; else what is detected",
+    )
+    parser.add_argument("--num-boxes", type=int, default=3, help="best detections as RoIs (3)")
+    parser.add_argument("--score-thresh", type=float, default=0.5, help="of detections (0.5)")
+    return parser
+
+
+def main(args):
+    wanted = Wanted(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
+    cfg = command.read_config(args.config_file, args.opts)
+    if args.images is None:
+        records = command.dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
+    else:
+        records = command.file_records(args.images)
+    names = command.class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
+    model = command.load_model(cfg, args.weights)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for i, record in enumerate(records):
+        image, inputs = command.read_inputs(cfg, record)
+        height, width = image.shape[:2]
+        result = {"file": record["file_name"], "width": width, "height": height}
+        for kind, figure, numbers in figures(image, inspect_image(model, inputs), names, wanted):
+            picture = folder / f"{i}_{Path(record['file_name']).stem}_{kind}.png"
+            figure.savefig(picture)
+            print(f"wrote {picture}")
+            result[kind] = numbers
+        results.append(result)
+    made_of = {"config_file": args.config_file, "weights": args.weights, "unit": UNIT}
+    command.write_json(folder / "sampling.json", made_of | {"images": results})
+
+
+if __name__ == "__main__":
+    command.run(main, parser())
