@@ -9,9 +9,11 @@ released code.
 import re
 
 import pytest
+import torch
 import yaml
 from detectron2 import model_zoo
 from detectron2.engine import DefaultTrainer
+from detectron2.solver import build_lr_scheduler
 
 from yamls import (
     CONFIGS,
@@ -20,6 +22,7 @@ from yamls import (
     PAPER,
     PLAIN,
     QUICK,
+    SEGMENTATION,
     STRIDE_16,
     VARIANTS,
     ZOO,
@@ -212,6 +215,24 @@ PAPER_SETTINGS = {
         "SOLVER.MAX_ITER": 240000,
         "SOLVER.STEPS": (160000,),
     },
+    # 30 k and 45 k; it mentions no crop, and nothing of the resolution of mIoU.
+    "VOC-SemanticSegmentation": {
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 30000,
+        "SOLVER.STEPS": (20000,),
+        "TEST.SEM_SEG_RESOLUTION": "full",
+    },
+    "Cityscapes-SemanticSegmentation": {
+        "INPUT.CROP.ENABLED": False,
+        "INPUT.MIN_SIZE_TRAIN": (1024,),
+        "INPUT.MAX_SIZE_TRAIN": 2048,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 45000,
+        "SOLVER.STEPS": (30000,),
+        "TEST.SEM_SEG_RESOLUTION": "full",
+    },
 }
 
 
@@ -227,10 +248,14 @@ IMAGE_VISITS = {
     ("VOC-Detection", "paper"): (160e3, 240e3, 0.001),
     ("COCO-Detection", "released"): (1.307e6, 1.96e6, 0.0005),
     ("COCO-Detection", "paper"): (1.28e6, 1.92e6, 0.001),
+    ("VOC-SemanticSegmentation", "released"): (8 * 2 * 10582, 12 * 2 * 10582, 0.0005),
+    ("VOC-SemanticSegmentation", "paper"): (160e3, 240e3, 0.001),
+    ("Cityscapes-SemanticSegmentation", "released"): (40.336 * 2 * 2975, 53 * 2 * 2975, 0.0005),
+    ("Cityscapes-SemanticSegmentation", "paper"): (240e3, 360e3, 0.001),
 }
 
 
-@pytest.mark.parametrize("path", STRIDE_16, ids=relative)
+@pytest.mark.parametrize("path", STRIDE_16 + SEGMENTATION, ids=relative)
 def test_image_visits(path):
     recipe = "paper" if path in PAPER else "released"
     solver = load(path).SOLVER
@@ -250,6 +275,120 @@ def test_recipe_on_another_number_of_gpus(name, gpus):
     one = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
     scaled = [one.IMS_PER_BATCH, one.WARMUP_ITERS, one.MAX_ITER, one.BASE_LR]
     assert scaled == pytest.approx([1, 1000 * gpus, cfg.SOLVER.MAX_ITER * gpus, 0.0005])
+
+
+# ---- Segmentation --------------------------------------------------------------------------------
+
+# DeepLab: paper sec. 2.3, deeplab/symbols/resnet_v1_101_deeplab.py. The trunk is NETWORK's, and so
+# is what deformable layers take: the released DeepLab predicts its offsets otherwise (dilation 1,
+# biases at twice the rate).
+DEEPLAB_NETWORK = {
+    key: value
+    for key, value in NETWORK.items()
+    if key.startswith(("MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.PIXEL", "SOLVER"))
+} | {
+    "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+    "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+    "MODEL.SEM_SEG_HEAD.NAME": "DeepLabHead",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 1024,
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 16,
+    "MODEL.SEM_SEG_HEAD.NORM": "",
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0,
+    "SOLVER.LR_MULTIPLIERS": [["sem_seg_head.*bias", 2.0]],
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.BASE_LR": 0.002,
+}
+
+# The names and their order are those of the VOC 2012 devkit.
+VOC_CLASSES = [
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+
+# deeplab/cfgs/*.yaml, lib/dataset/{pascal_voc,cityscape}.py.
+SEGMENTATION_SET = {
+    "VOC-SemanticSegmentation": {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 21,
+        "DATASETS.TRAIN": ("voc_2012_aug_sem_seg_train",),
+        "DATASETS.TEST": ("voc_2012_sem_seg_val",),
+        **{
+            f"DATASETS.CUSTOM.{name}.{field}": value
+            for name, masks, split in (
+                ("voc_2012_aug_sem_seg_train", "SegmentationClassAug", "train_aug"),
+                ("voc_2012_sem_seg_val", "SegmentationClass", "val"),
+            )
+            for field, value in {
+                "FORMAT": "mask",
+                "ROOT": "VOC2012",
+                "IMAGES": "JPEGImages",
+                "MASKS": masks,
+                "SPLIT": f"ImageSets/Segmentation/{split}.txt",
+                "CLASSES": VOC_CLASSES,
+            }.items()
+        },
+        "INPUT.CROP.ENABLED": False,
+        "INPUT.MIN_SIZE_TRAIN": (360,),
+        "INPUT.MAX_SIZE_TRAIN": 600,
+        "INPUT.MIN_SIZE_TEST": 360,
+        "INPUT.MAX_SIZE_TEST": 600,
+        "SOLVER.MAX_ITER": 63500,
+        "SOLVER.STEPS": (42300,),
+        "SOLVER.WARMUP_METHOD": "linear",  # of no iterations
+        "SOLVER.WARMUP_FACTOR": 0.001,
+        "SOLVER.WARMUP_ITERS": 0,
+        "TEST.SEM_SEG_RESOLUTION": "resized_ground_truth",
+    },
+    "Cityscapes-SemanticSegmentation": {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+        "DATASETS.TRAIN": ("cityscapes_fine_sem_seg_train",),
+        "DATASETS.TEST": ("cityscapes_fine_sem_seg_val",),
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute",
+        "INPUT.CROP.SIZE": [768, 1024],
+        "INPUT.MIN_SIZE_TRAIN": (768,),  # of the crop
+        "INPUT.MAX_SIZE_TRAIN": 1024,
+        "INPUT.MIN_SIZE_TEST": 1024,
+        "INPUT.MAX_SIZE_TEST": 2048,
+        "SOLVER.MAX_ITER": 78800,
+        "SOLVER.STEPS": (60000,),
+        "TEST.SEM_SEG_RESOLUTION": "resized_prediction",
+    },
+}
+
+
+@pytest.mark.parametrize("path", [p for p in PLAIN if p in SEGMENTATION], ids=relative)
+def test_plain_segmentation(path):
+    ours = DEEPLAB_NETWORK | SEGMENTATION_SET[path.parent.name] | BACKBONE["R_101"]
+    assert flat(load(path)) == flat(load()) | ours
+
+
+def test_no_warm_up_starts_at_the_full_rate():
+    cfg = load(CONFIGS / "VOC-SemanticSegmentation/deeplab_R_101.yaml")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cfg.SOLVER.BASE_LR)
+    rates = build_lr_scheduler(cfg, optimizer)
+    assert rates.get_last_lr() == [cfg.SOLVER.BASE_LR]
 
 
 # ---- Feature pyramid -----------------------------------------------------------------------------

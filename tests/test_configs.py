@@ -3,6 +3,7 @@
 What its keys are set to is held by test_config_recipes.py.
 """
 
+import math
 import re
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from yamls import (
     FPN,
     MODELS,
     QUICK,
+    SEGMENTATION,
     STRIDE_16,
     VARIANTS,
     YAMLS,
@@ -75,11 +77,14 @@ def test_bases_stay_inside_configs():
             assert file.is_relative_to(CONFIGS) and file.is_file(), (path, base)
 
 
-@pytest.mark.parametrize("path", STRIDE_16 + FPN, ids=relative)
+@pytest.mark.parametrize("path", STRIDE_16 + FPN + SEGMENTATION, ids=relative)
 def test_learning_rates_of_layers(path):
-    """As released: R-FCN's reduction learns at 3 times the rate, the offsets of RoIs at 0.01."""
+    """As released: R-FCN's reduction learns at 3 times the rate, the offsets of RoIs at 0.01,
+    DeepLab's biases at twice the rate."""
     expected = {}
-    if path.stem.startswith("rfcn"):
+    if path in DEEPLAB:
+        expected = {f"sem_seg_head.{layer}.bias": 2.0 for layer in ("hidden", "predictor")}
+    elif path.stem.startswith("rfcn"):
         expected = {f"backbone.reduction.{p}": 3.0 for p in ("weight", "bias")}
     elif "dpool" in path.stem:
         layer = "roi_heads.box_pooler.roi_pool.offset_fc"
@@ -120,6 +125,10 @@ PARAMETERS = [
     ("COCO-Detection/rfcn_R_101_dconv3_dpool", 62_103_131, 57_353_247, 8_485_786),
     ("COCO-Detection/faster_rcnn_R_101", 62_081_293, 57_331_409, 0),
     ("COCO-Detection/faster_rcnn_R_101_dconv3_dpool", 63_559_589, 58_809_705, 1_478_296),
+    ("VOC-SemanticSegmentation/deeplab_R_101", 44_619_861, 44_619_861, 0),
+    ("VOC-SemanticSegmentation/deeplab_R_101_dconv3", 44_868_747, 44_868_747, 248_886),
+    ("VOC-SemanticSegmentation/deeplab_R_101_atrous4", 44_619_861, 44_619_861, 0),
+    ("Cityscapes-SemanticSegmentation/deeplab_R_101", 44_617_811, 44_617_811, 0),
     ("COCO-Detection/rfcn_AIR", 73_449_985, 68_700_101, 0),
     ("COCO-Detection/rfcn_AIR_dconv3_dpool", 81_852_827, 77_102_943, 8_402_842),
     ("COCO-Detection/faster_rcnn_AIR", 81_913_933, 77_164_049, 0),
@@ -145,7 +154,7 @@ WIDTHS = {
     "quick/R_18": [256] * 4,
     "quick/AIR": [64, 64, 128],
 }
-GROWING = [p for p in STRIDE_16 + QUICK if p in VARIANTS and "3x3" not in p.stem]
+GROWING = [p for p in STRIDE_16 + SEGMENTATION + QUICK if p in VARIANTS and "3x3" not in p.stem]
 
 
 @pytest.mark.parametrize("path", GROWING, ids=relative)
@@ -252,3 +261,41 @@ def test_trains_and_detects(path):
     assert len(detections) > 0
     assert detections.pred_classes.max() < cfg.MODEL.ROI_HEADS.NUM_CLASSES
     assert detections.has("pred_masks") == cfg.MODEL.MASK_ON
+
+
+SMALL_SEGMENTATION = {"MODEL.SEM_SEG_HEAD.CONVS_DIM": 16, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}
+
+
+@pytest.mark.parametrize("path", DEEPLAB, ids=relative)
+def test_trains_and_segments(path):
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "cpu"
+    if path not in QUICK:
+        small = {k: v for k, v in SMALL.items() if "RPN" not in k and "ROI" not in k}
+        small |= SMALL_SEGMENTATION
+        cfg.merge_from_list([x for item in small.items() for x in item])
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    model = build_model(cfg)
+    labels = torch.randint(0, classes, (75, 100))
+    labels[:, 50:] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    image = torch.randint(0, 256, (3, 75, 100), dtype=torch.uint8)
+    inputs = [{"image": image, "sem_seg": labels, "height": 50, "width": 60}] * 2
+
+    optimizer = build_optimizer(cfg, model)
+    with EventStorage():
+        losses = model(inputs)
+    (loss,) = losses.values()
+    loss.backward()
+    # Small random weights hardly tell classes apart.
+    assert loss.item() == pytest.approx(math.log(classes), rel=0.3)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if p.grad is None]
+    assert not missing, "unused parameters break distributed training"
+    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+    optimizer.step()
+
+    model.eval()
+    with torch.no_grad():
+        (output,) = model(inputs[:1])
+    assert output["sem_seg"].shape == (classes, 50, 60)
+    assert torch.isfinite(output["sem_seg"]).all()

@@ -56,6 +56,15 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     assert results["voc"]["AP50"] == pytest.approx(last["voc/AP50"], nan_ok=True)
 
 
+def test_segments(run, tmp_path):
+    run(config="warped_shapes_deeplab_R_18_dconv3")
+    last = lines(tmp_path)[-1]
+    assert 0 <= last["sem_seg/mIoU"] <= 100 and "sem_seg/IoU-background" in last
+    model = ["MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth")]
+    results = run("--eval-only", *model, config="warped_shapes_deeplab_R_18_dconv3")
+    assert results["sem_seg"]["mIoU"] == pytest.approx(last["sem_seg/mIoU"])
+
+
 def test_the_same_seed_gives_the_same_weights(run, tmp_path):
     weights = []
     for _ in range(2):

@@ -16,6 +16,7 @@ ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
 FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
 STRIDE_16 = [p for p in MODELS if p.parent.name.endswith("-Detection") and p not in FPN]
 DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
+SEGMENTATION = [p for p in DEEPLAB if p not in QUICK]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
 # The parts of a name that say how a YAML differs from its plain twin.
 PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|dpool|atrous\d|3x3|MB?)(?=_|$)")

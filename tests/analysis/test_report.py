@@ -4,6 +4,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,11 +12,13 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.colormap import colormap
 from PIL import Image
 
 from d2_deformable import add_deformable_config
 from d2_deformable.analysis import report
 from d2_deformable.analysis.sampling import inspect_image
+from d2_deformable.analysis.segmentation import draw_segmentation
 
 QUICK = Path(__file__).parents[2] / "configs" / "quick"
 EVIL = "<script>alert('&')</script>"
@@ -50,6 +53,8 @@ def make_run(tmp_path, dataset):
         add_deformable_config(cfg)
         cfg.merge_from_file(str(QUICK / file))
         cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", (), "DATASETS.TEST", (dataset,)])
+        if "deeplab" in file:
+            cfg.MODEL.RESNETS.REDUCED_CHANNELS = 0
         folder = tmp_path / "run"
         folder.mkdir()
         (folder / "config.yaml").write_text(cfg.dump())
@@ -197,12 +202,54 @@ def test_detections_above_the_threshold_come_best_first():
     assert report._above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
 
 
+@pytest.mark.parametrize("variant", ["", "_dconv3"])
+def test_report_of_a_segmentation(make_run, dataset, variant, tmp_path):
+    for record in DatasetCatalog.get(dataset):
+        record["sem_seg_file_name"] = f"{record['file_name']}.mask.png"
+        size = (record["width"], record["height"])
+        Image.new("L", size, 255).save(record["sem_seg_file_name"])
+    MetadataCatalog.get(dataset).set(stuff_classes=["sky", "sea"], ignore_label=255)
+    folder = make_run(f"dubai_seg_deeplab_R_18{variant}.yaml")
+    line = {"iteration": 21, "sem_seg/mIoU": 31.25, "sem_seg/IoU-sea": 20.0}
+    with (folder / "metrics.json").open("a") as file:
+        file.write(json.dumps(line))
+    file = report.write_report(
+        folder, num_images=2, overrides=["TEST.SEM_SEG_RESOLUTION", "resized_ground_truth"]
+    )
+    kinds = ["sampling_points"] * bool(variant) + ["segmentation"]
+    names = [f"{i}_{kind}.png" for i in range(2) for kind in kinds] + ["curves.png"]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
+    text = Page(file).text
+    assert "31.2" in text and "sea" in text and "predicted and true" in text
+    assert "Nothing was detected" not in text
+    assert ("This network has no deformable layers" in text) == (not variant)
+
+
+def test_picture_of_a_segmentation():
+    """Ignored pixels, and those of classes without a name, stay bare."""
+    image = np.full((4, 6, 3), 100, np.uint8)
+    labels, truth = np.zeros((4, 6), np.int64), np.full((4, 6), 255, np.uint8)
+    truth[0] = 1
+    figure = draw_segmentation(image, torch.from_numpy(labels), truth, ["sky", "sea"])
+    shown = {axes.get_title(): axes.images[0].get_array() for axes in figure.axes}
+    sky, sea = (0.4 * 100 + 0.6 * colormap(rgb=True)[k] for k in (0, 1))
+    assert np.array_equal(shown["image"], image)
+    assert np.allclose(shown["predicted"], sky, atol=1)
+    assert np.allclose(shown["ground truth"][0], sea, atol=1)
+    assert np.array_equal(shown["ground truth"][1:], image[1:])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "sea"]
+
+
 def test_classes_without_names_are_numbered(dataset):
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
     assert report._class_names(dataset, cfg) == ["class 0", "class 1", "class 2"]
     MetadataCatalog.get(dataset).thing_classes = ["cat", "dog"]
     assert report._class_names(dataset, cfg) == ["cat", "dog", "class 2"]
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "SemanticSegmentor", 2
+    assert report._class_names(dataset, cfg) == ["class 0", "class 1"]
+    MetadataCatalog.get(dataset).stuff_classes = ["sky", "sea"]
+    assert report._class_names(dataset, cfg) == ["sky", "sea"]
 
 
 def test_tables_take_all_columns():
