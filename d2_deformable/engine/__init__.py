@@ -1,12 +1,15 @@
 """Training: the trainer, and its parts for a trainer of another project."""
 
 from .optimizer import build_optimizer, multiply_learning_rates
-from .trainer import Trainer, check_settings, why_not_cuda
+from .setup import read_config
+from .trainer import Trainer, check_settings, tests_with_TTA, why_not_cuda
 
 __all__ = [
     "Trainer",
     "build_optimizer",
     "check_settings",
     "multiply_learning_rates",
+    "read_config",
+    "tests_with_TTA",
     "why_not_cuda",
 ]

@@ -1,10 +1,11 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
 
 from ..data import DatasetMapper
@@ -21,6 +22,16 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         check_settings(cfg)
         super().__init__(cfg)
+
+    def build_hooks(self):
+        """Detectron2's, and where they are asked for several scales after the last evaluation."""
+        built = super().build_hooks()
+        if tests_with_TTA(self.cfg):
+            # Beside the other evaluation: what comes after the writers is not written.
+            at = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            test = partial(self.test_with_TTA, self.cfg, self.model)
+            built.insert(at, hooks.EvalHook(0, test))
+        return built
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -62,6 +73,11 @@ class Trainer(DefaultTrainer):
             model = GeneralizedRCNNWithTTA(cfg, model)
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def tests_with_TTA(cfg) -> bool:
+    """Whether `Trainer.test_with_TTA` is to follow ordinary evaluation."""
+    return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
 
 
 def why_not_cuda() -> str:
