@@ -8,24 +8,18 @@ python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fin
 import sys
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
-from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
-from d2_deformable import add_deformable_config
-from d2_deformable.data import allow_custom_fields, check_datasets, register_custom_datasets
-from d2_deformable.engine import Trainer, why_not_cuda
+from d2_deformable.checkpoint import StrictCheckpointer
+from d2_deformable.data import check_datasets, register_custom_datasets
+from d2_deformable.engine import Trainer, check_settings, read_config, tests_with_TTA, why_not_cuda
 
 
 def setup(args):
     """The frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
-    cfg = get_cfg()
-    add_deformable_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    allow_custom_fields(cfg, args.opts)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     no_gpu = why_not_cuda() if cfg.MODEL.DEVICE == "cuda" else ""
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
@@ -47,12 +41,13 @@ def main(args):
                 "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
                 "--resume to take the last one of OUTPUT_DIR"
             )
+        check_settings(cfg)
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED:
+        if tests_with_TTA(cfg):
             results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -60,10 +55,6 @@ def main(args):
 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    if cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED:
-        trainer.register_hooks(
-            [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
-        )
     return trainer.train()
 
 

@@ -81,7 +81,8 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
     [
         (["MODEL.RESNETS.NORM", "FrozenBN"], ValueError, "NORM FrozenBN freezes would stay random"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ValueError, "NUM_CLASSES is 80, but .* 8 classes"),
-        (["MODEL.RESNETS.DEFROM_NUM_LAYERS", "3"], AssertionError, "DEFROM_NUM_LAYERS"),
+        (["MODEL.RESNETS.DEFROM_NUM_LAYERS", "3"], ValueError, "mean MODEL.RESNETS.DEFORM_NUM_LA"),
+        (["TEST.VOC_METRIC", "11"], ValueError, "VOC_METRIC. Quote a text that looks like a num"),
         (["SOLVER.LR_MULTIPLIERS", "[['offsets', 0.1]]"], ValueError, "'offsets' is found in no"),
     ],
 )
@@ -93,6 +94,29 @@ def test_refuses_with_one_message(run, overrides, error, message):
 def test_refuses_to_evaluate_random_weights(run):
     with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
         run("--eval-only")
+
+
+def test_evaluates_nothing_that_it_cannot_load_or_use(run, tmp_path):
+    file = str(tmp_path / "other.pth")
+    run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    weights = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
+    name = "roi_heads.box_predictor.cls_score.score_maps.bias"
+    weights[name] = weights[name][:-49]  # one class less
+    torch.save({"model": weights}, file)
+    with pytest.raises(ValueError, match=f"other.pth is .*another number of classes: .*{name}"):
+        run("--eval-only", "MODEL.WEIGHTS", file)
+    with pytest.raises(ValueError, match="VOC_METRIC is '12'"):
+        run("--eval-only", "MODEL.WEIGHTS", file, "TEST.VOC_METRIC", "'12'")
+
+
+def test_several_scales_and_box_average(run, tmp_path):
+    final = str(tmp_path / "output/model_final.pth")
+    average = ("TEST.BOX_AVERAGE.ENABLED", "True", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.12")
+    run("SOLVER.MAX_ITER", "1", *average)
+    assert {"voc/AP50", "voc_TTA/AP50", "bbox_TTA/AP"} <= set(lines(tmp_path)[-1])
+    sizes = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(128,160)")
+    results = run("--eval-only", "MODEL.WEIGHTS", final, *average, *sizes)
+    assert {"bbox", "voc", "bbox_TTA", "voc_TTA"} == set(results)
 
 
 def test_overrides_reach_fields_that_the_yaml_leaves_out(run, tmp_path):

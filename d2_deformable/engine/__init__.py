@@ -2,7 +2,8 @@
 
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
-from .trainer import Trainer, check_settings, why_not_cuda
+from .setup import read_config
+from .trainer import Trainer, check_settings, tests_with_TTA, why_not_cuda
 
 __all__ = [
     "OffsetHealth",
@@ -10,5 +11,7 @@ __all__ = [
     "build_optimizer",
     "check_settings",
     "multiply_learning_rates",
+    "read_config",
+    "tests_with_TTA",
     "why_not_cuda",
 ]

@@ -1,13 +1,13 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -34,10 +34,17 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     def build_hooks(self):
-        hooks = super().build_hooks()
+        """Detectron2's, the health of offsets, and where they are asked for several scales after the
+        last evaluation."""
+        built = super().build_hooks()
+        if tests_with_TTA(self.cfg):
+            # Beside the other evaluation: what comes after the writers is not written.
+            at = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            test = partial(self.test_with_TTA, self.cfg, self.model)
+            built.insert(at, hooks.EvalHook(0, test))
         if comm.is_main_process():
-            hooks.insert(0, OffsetHealth(self.cfg, self.model))
-        return hooks
+            built.insert(0, OffsetHealth(self.cfg, self.model))
+        return built
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -79,6 +86,11 @@ class Trainer(DefaultTrainer):
             model = GeneralizedRCNNWithTTA(cfg, model)
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def tests_with_TTA(cfg) -> bool:
+    """Whether `Trainer.test_with_TTA` is to follow ordinary evaluation."""
+    return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
 
 
 def why_not_cuda() -> str:

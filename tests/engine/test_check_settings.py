@@ -181,3 +181,31 @@ def test_evaluation_of_semantic_segmentation(cfg):
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     with pytest.raises(ValueError, match="TEST.AUG serves detectors alone"):
         check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["TEST.VOC_METRIC", "'2007'"], "VOC_METRIC is '2007'; choose one of 'area', '07'"),
+        (["TEST.BOX_AVERAGE.ITERATIONS", 0], "ITERATIONS is 0; give 1 pass or more"),
+        (["TEST.BOX_AVERAGE.VOTE_IOU", 0.0], "VOTE_IOU is 0.0; give an IoU above 0"),
+        (["TEST.BOX_AVERAGE.VOTE_IOU", 1.5], "VOTE_IOU is 1.5; give an IoU above 0"),
+        (["MODEL.MASK_ON", True], "averages boxes, not masks"),
+        (["MODEL.META_ARCHITECTURE", "ClassAwareRPN"], "no second pass .*ITERATIONS 1"),
+    ],
+)
+def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.TEST.BOX_AVERAGE.ENABLED = True
+    check_settings(cfg)
+    cfg.merge_from_list(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
+def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
+    check_settings(cfg)
+    cfg.TEST.BOX_AVERAGE.ENABLED, cfg.TEST.BOX_AVERAGE.ITERATIONS = True, 1
+    check_settings(cfg)
