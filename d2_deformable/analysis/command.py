@@ -52,7 +52,7 @@ def read_config(config_file, overrides=(), needs_data: bool = True):
 
     Raises:
         FileNotFoundError: no such file, or a data set's.
-        KeyError: an unknown key.
+        KeyError, ValueError: an unknown key in the file, or among the overrides.
     """
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"{config_file}: no such config file")
@@ -60,7 +60,10 @@ def read_config(config_file, overrides=(), needs_data: bool = True):
     add_deformable_config(cfg)
     cfg.merge_from_file(str(config_file))
     allow_custom_fields(cfg, list(overrides))
-    cfg.merge_from_list(list(overrides))
+    try:
+        cfg.merge_from_list(list(overrides))
+    except AssertionError as error:  # of yacs
+        raise ValueError(f"KEY VALUE overrides: {error}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
         logger.info("Running on the CPU: %s", why_not_cuda())
         cfg.MODEL.DEVICE = "cpu"
