@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Parameters, multiply-adds and time of networks, side by side: table 4 of the paper.
+"""Parameters, FLOPs and time of networks, side by side: table 4 of the paper.
 
 python tools/complexity.py --config-file PLAIN.yaml DEFORMABLE.yaml
 python tools/complexity.py --config-file PLAIN.yaml DEFORMABLE.yaml --weights A.pth B.pth
@@ -11,11 +11,9 @@ from pathlib import Path
 
 import torch
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
 
 from d2_deformable.analysis import command, complexity
 from d2_deformable.analysis.draw_complexity import draw_complexity
-from d2_deformable.analysis.flops import count_macs, count_macs_by_torch
 
 
 def parser():
@@ -39,68 +37,64 @@ def parser():
 
 
 def main(args):
-    weights = args.weights or [None] * len(args.config_file)
-    if len(weights) != len(args.config_file):
-        raise ValueError(
-            f"{len(weights)} weights for {len(args.config_file)} configs; give each one"
-        )
+    files = args.config_file
+    weights = args.weights or [None] * len(files)
+    if len(weights) != len(files):
+        raise ValueError(f"{len(weights)} weights for {len(files)} configs: give one for each")
     if args.repeats < 1 or min(args.image_size) < 1:
         raise ValueError("--repeats and --image-size are at least 1")
-    networks, models, inputs = {}, [], []
-    for file, checkpoint in zip(args.config_file, weights):
-        cfg = command.read_config(file, args.opts)
-        if checkpoint:
-            model = command.load_model(cfg, checkpoint)
-        else:
-            torch.manual_seed(0)
-            model = build_model(cfg).eval()
-            complexity.tame_random_weights(model)
+    networks, models, inputs = [], [], []
+    for file, checkpoint in zip(files, weights):
+        cfg = command.read_config(file, args.opts, needs_data=False)
+        image = complexity.random_image(args.image_size)
         if args.image:
             image = read_image(args.image, cfg.INPUT.FORMAT)
-        else:
-            image = complexity.random_image(args.image_size)
-        models.append(model)
-        inputs.append([complexity.test_input(cfg, image)])
-        networks[file] = {
-            "weights": checkpoint or "random",
-            "input_size": list(inputs[-1][0]["image"].shape[1:]),
-            "parameters": complexity.parameters_by_part(model),
-            "macs": count_macs(model, inputs[-1]),
-            "macs_by_torch": count_macs_by_torch(model, inputs[-1]),
-        }
+        inputs.append([complexity.image_as_tested(cfg, image)])
+        models.append(
+            command.load_model(cfg, checkpoint) if checkpoint else complexity.random_model(cfg)
+        )
+        networks.append(
+            {"config_file": file, "weights": checkpoint or "random"}
+            | complexity.count(models[-1], inputs[-1])
+        )
     if not args.no_time:
         times = complexity.time_interleaved(models, inputs, args.repeats)
-        for network, seconds in zip(networks.values(), times):
+        for network, seconds in zip(networks, times):
             network["seconds"] = seconds
     print_table(networks)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    draw_complexity({Path(file).stem: n for file, n in networks.items()}).savefig(
-        folder / "complexity.png"
-    )
-    settings = {"image": args.image or f"noise of {args.image_size[0]} x {args.image_size[1]}",
-                "threads": torch.get_num_threads(), "overrides": args.opts}  # fmt: skip
+    draw_complexity(networks).savefig(folder / "complexity.png")
+    settings = {
+        "image": args.image or "noise",
+        "threads": torch.get_num_threads(),
+        "overrides": args.opts,
+        "unit": "flops are multiply-adds, as fvcore counts them",
+    }
     command.write_json(folder / "complexity.json", settings | {"networks": networks})
 
 
 def print_table(networks):
-    """Every network, and how much more than the first it takes."""
-    rows = [["network", "M parameters", "G multiply-adds", "s forward", "s whole run"]]
-    first = next(iter(networks.values()))
-    for file, network in networks.items():
-        values = list(zip(_numbers(network), _numbers(first)))
-        cells = [f"{v:.3f}" + (f" ({v - v0:+.3f})" if v != v0 else "") for v, v0 in values]
-        rows.append([Path(file).stem, *cells])
+    """Every network, and in brackets how much more than the first it takes."""
+    rows = [["network", "M parameters", "GFLOPs", "s forward", "s whole run", "quartiles"]]
+    for network in networks:
+        cells = [
+            f"{value:.3f}" + (f" ({value - first:+.3f})" if value != first else "")
+            for value, first in zip(_numbers(network), _numbers(networks[0]))
+        ]
+        if "seconds" in network:
+            low, high = network["seconds"]["whole"]["quartiles"]
+            cells.append(f"{low:.3f} to {high:.3f}")
+        rows.append([Path(network["config_file"]).stem, *cells])
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def _numbers(network):
-    seconds = network.get("seconds", {})
     yield network["parameters"]["total"] / 1e6
-    yield network["macs"]["total"] / 1e9
-    yield from (of_run["median"] for of_run in seconds.values())
+    yield network["flops"]["total"] / 1e9
+    yield from (run["median"] for run in network.get("seconds", {}).values())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from .origin import commit, machine, versions
 # What a command ends with in one line, without a traceback: the user's input is wrong.
 USER_ERRORS = (OSError, ValueError, KeyError)
 
+logger = logging.getLogger(__name__)
+
 
 def add_model_arguments(parser) -> None:
     """--config-file, --weights, --output and KEY VALUE ... of one trained network."""
@@ -40,14 +42,17 @@ def run(main, parser, argv=None) -> None:
         sys.exit(f"{parser.prog}: {text}")
 
 
-def read_config(config_file, overrides=()):
+def read_config(config_file, overrides=(), needs_data: bool = True):
     """The settings of a YAML, KEY, VALUE, ... on top, with its data sets registered.
 
     Without a usable GPU, MODEL.DEVICE becomes the CPU.
 
+    Args:
+        needs_data: else data sets that are not there are left out.
+
     Raises:
-        FileNotFoundError: no such file.
-        KeyError: an unknown key.
+        FileNotFoundError: no such file, or a data set's.
+        KeyError, ValueError: an unknown key in the file, or among the overrides.
     """
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"{config_file}: no such config file")
@@ -55,11 +60,19 @@ def read_config(config_file, overrides=()):
     add_deformable_config(cfg)
     cfg.merge_from_file(str(config_file))
     allow_custom_fields(cfg, list(overrides))
-    cfg.merge_from_list(list(overrides))
+    try:
+        cfg.merge_from_list(list(overrides))
+    except AssertionError as error:  # of yacs
+        raise ValueError(f"KEY VALUE overrides: {error}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
-        logging.getLogger(__name__).info("Running on the CPU: %s", why_not_cuda())
+        logger.info("Running on the CPU: %s", why_not_cuda())
         cfg.MODEL.DEVICE = "cpu"
-    register_custom_datasets(cfg)
+    try:
+        register_custom_datasets(cfg)
+    except OSError as error:
+        if needs_data:
+            raise
+        logger.info("Going on without the config's data sets: %s", error)
     return cfg
 
 
@@ -126,9 +139,17 @@ def read_inputs(cfg, record: dict):
 
 def class_names(cfg, dataset_name: str | None = None) -> list[str]:
     """Names of what the network tells apart, as the data set has them, else "class i"."""
-    metadata = MetadataCatalog.get(dataset_name) if dataset_name else None
     segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    names = getattr(metadata, "stuff_classes" if segments else "thing_classes", None) or []
+    field = "stuff_classes" if segments else "thing_classes"
+    names = []
+    if dataset_name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(dataset_name)
+        try:
+            if not hasattr(metadata, field):
+                DatasetCatalog.get(dataset_name)  # some formats know their classes only then
+        except OSError as error:
+            logger.info("Going on without names of classes: %s", error)
+        names = getattr(metadata, field, None) or []
     n = (cfg.MODEL.SEM_SEG_HEAD if segments else cfg.MODEL.ROI_HEADS).NUM_CLASSES
     return [*names, *(f"class {i}" for i in range(len(names), n))]
 

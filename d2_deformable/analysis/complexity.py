@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and time (paper table 4)."""
+"""What a network costs: parameters, FLOPs and time (paper table 4)."""
 
 import statistics
 import time
@@ -8,9 +8,11 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from torch import nn
 
 from ..engine.offset_health import deformable_layers
+from .flops import count_macs, count_macs_by_torch
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -36,12 +38,28 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     }
 
 
-def tame_random_weights(model: nn.Module) -> None:
-    """Shrink what frozen batch norms pass on: of a deep network with random weights the residuals
-    would else grow beyond float32, and NaNs leave no proposals."""
+def random_model(cfg) -> nn.Module:
+    """The network of `cfg` with random weights, in evaluation mode.
+
+    Frozen batch norms are made to shrink what they pass on: the residuals of a deep network would
+    else grow beyond float32, and NaNs leave no proposals to spend time on.
+    """
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)
+    return model
+
+
+def count(model: nn.Module, inputs: list[dict]) -> dict:
+    """Parameters and FLOPs (multiply-adds, by fvcore and, to check it, by torch) of one image."""
+    return {
+        "input_size": list(inputs[0]["image"].shape[1:]),
+        "parameters": parameters_by_part(model),
+        "flops": count_macs(model, inputs),
+        "flops_by_torch": count_macs_by_torch(model, inputs),
+    }
 
 
 def random_image(size) -> np.ndarray:
@@ -49,7 +67,7 @@ def random_image(size) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def test_input(cfg, image: np.ndarray) -> dict:
+def image_as_tested(cfg, image: np.ndarray) -> dict:
     """An image as the test setting of `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) hands it over."""
     resized = T.AugInput(image)
     T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))(resized)

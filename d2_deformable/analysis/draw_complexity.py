@@ -1,38 +1,45 @@
 """The costs of networks side by side as bars."""
 
+from pathlib import Path
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .draw import DPI, INK, WIDTH, class_color
 
 
-def draw_complexity(networks: dict) -> Figure:
-    """Parameters, multiply-adds and, where measured, seconds.
+def draw_complexity(networks: list[dict]) -> Figure:
+    """Parameters, FLOPs and, where measured, seconds.
 
     Args:
-        networks: {name: {"parameters": ..., "macs": ..., "seconds": ... or missing}}.
+        networks: {"config_file", "parameters", "flops" and maybe "seconds"} of each, see
+            `d2_deformable.analysis.complexity`.
     """
-    names = list(networks)
-    timed = all("seconds" in network for network in networks.values())
-    figure = Figure(figsize=(WIDTH / DPI, (1.2 + 0.5 * len(names))), dpi=DPI, layout="constrained")
+    timed = all("seconds" in network for network in networks)
+    size = WIDTH / DPI, 1.2 + 0.5 * len(networks)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3 if timed else 2, sharey=True)
-    of_offsets = [network["parameters"]["offsets"] / 1e6 for network in networks.values()]
-    totals = [network["parameters"]["total"] / 1e6 for network in networks.values()]
-    _bars(panels[0], names, [t - o for t, o in zip(totals, of_offsets)], of_offsets, "offsets")
+    panels[0].set_yticks(range(len(networks)), [Path(n["config_file"]).stem for n in networks])
+
+    parameters = [n["parameters"] for n in networks]
+    offsets = [p["offsets"] / 1e6 for p in parameters]
+    _bars(panels[0], [p["total"] / 1e6 for p in parameters], offsets, "offsets")
     panels[0].set_xlabel("million parameters")
-    of_ops = [
-        sum(n for kind, n in network["macs"].items() if kind.startswith("deformable")) / 1e9
-        for network in networks.values()
+
+    deformable = [
+        sum(count for kind, count in n["flops"].items() if kind.startswith("deformable")) / 1e9
+        for n in networks
     ]
-    totals = [network["macs"]["total"] / 1e9 for network in networks.values()]
-    _bars(panels[1], names, [t - o for t, o in zip(totals, of_ops)], of_ops, "deformable operators")
-    panels[1].set_xlabel("billion multiply-adds")
+    totals = [n["flops"]["total"] / 1e9 for n in networks]
+    _bars(panels[1], totals, deformable, "deformable operators")
+    panels[1].set_xlabel("GFLOPs (multiply-adds)")
+
     if timed:
-        seconds = [network["seconds"] for network in networks.values()]
-        forward = [s["forward"]["median"] for s in seconds]
+        seconds = [n["seconds"] for n in networks]
         whole = [s["whole"]["median"] for s in seconds]
-        _bars(panels[2], names, forward, [w - f for w, f in zip(whole, forward)], "post-processing")
+        after = [w - s["forward"]["median"] for w, s in zip(whole, seconds)]
+        _bars(panels[2], whole, after, "post-processing")
         for y, s in enumerate(seconds):
             panels[2].plot(s["whole"]["quartiles"], [y, y], color=INK, linewidth=2)
         panels[2].set_xlabel("seconds (median, quartiles)")
@@ -40,10 +47,12 @@ def draw_complexity(networks: dict) -> Figure:
     return figure
 
 
-def _bars(axes, names, first, second, label):
-    axes.barh(names, first, color=class_color(0), height=0.6)
-    axes.barh(names, second, left=first, color=class_color(1), height=0.6, label=label)
-    if any(second):
+def _bars(axes, totals, parts, label):
+    """Bars of `totals` that end with the part called `label`."""
+    rest = [total - part for total, part in zip(totals, parts)]
+    axes.barh(range(len(rest)), rest, color=class_color(0), height=0.6)
+    axes.barh(range(len(rest)), parts, left=rest, color=class_color(1), height=0.6, label=label)
+    if any(parts):
         axes.legend(frameon=False, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)

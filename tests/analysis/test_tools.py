@@ -1,0 +1,189 @@
+"""The analysis commands on tiny networks, as a user types them."""
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from d2_deformable.analysis import command
+from yamls import CONFIGS, load
+
+ROOT = CONFIGS.parent
+OVERRIDES = [
+    *("MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.REDUCED_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96"),
+    *("DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES", "3"),
+]
+
+
+RFCN = CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+FASTER = CONFIGS / "quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool.yaml"
+PLAIN = CONFIGS / "quick/warped_shapes_rfcn_R_18.yaml"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """weights(yaml) -> a checkpoint of the tiny network, random where offsets start at zero."""
+
+    def weights(yaml):
+        cfg = load(yaml)
+        cfg.merge_from_list(OVERRIDES)
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        for name, p in model.named_parameters():
+            if "offset" in name:
+                torch.nn.init.normal_(p, std=0.1)
+        file = tmp_path / f"{yaml.stem}.pth"
+        torch.save({"model": model.state_dict()}, file)
+        return str(file)
+
+    return weights
+
+
+@pytest.fixture
+def image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(tool, arguments...) -> what its JSON file holds."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+
+    def run(name, *argv):
+        # By path: some builds of Detectron2 install a package named "tools".
+        spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        tool = module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        output = tmp_path / "output"
+        argv = [*map(str, argv), "--output", str(output)]
+        command.run(tool.main, tool.parser(), argv)
+        (file,) = output.glob("*.json")
+        return json.loads(file.read_text())
+
+    return run
+
+
+def check_origin(result):
+    assert result["command"].startswith("python ")
+    assert "torch" in result["versions"]
+    assert result["machine"] and result["commit"]
+
+
+def test_effective_dilation(run, weights, tmp_path):
+    given = "--config-file", RFCN, "--weights", weights(RFCN)
+    result = run("effective_dilation", *given, "--max-images", 2, "--pictures", 1, *OVERRIDES)
+    check_origin(result)
+    assert result["images"] == 2
+    assert result["datasets"] == ["warped_shapes_val"]
+    plain, *deformable = result["layers"].values()
+    assert plain["all"]["mean"] == 2 and plain["all"]["std"] == 0 and not plain["deformable"]
+    assert len(deformable) == 3
+    for row in deformable:
+        assert row["deformable"] and row["all"]["std"] > 0
+        assert sum(row[c]["count"] for c in ("small", "medium", "large", "background")) == 32
+        assert row["background"]["count"] > 0
+    assert (tmp_path / "output/effective_dilation.png").is_file()
+    assert len(list((tmp_path / "output/maps").glob("*.png"))) == 1
+
+
+def test_visualize_sampling(run, weights, image, tmp_path):
+    given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN)
+    given = *given, "--images", image, image
+    result = run("visualize_sampling", *given, "--point", 5, 50, "--box", 5, 5, 45, 55, "disc")
+    check_origin(result)
+    for of_image in result["images"]:
+        assert (of_image["file"], of_image["width"], of_image["height"]) == (image, 80, 60)
+        assert len(of_image["sampling_points"]["units"][0]["learned"]["points"]) == 729
+        (part,) = of_image["parts"]
+        assert part["class"] == "disc" and len(part["learned"]) == 49
+    pictures = {p.name for p in (tmp_path / "output").glob("*.png")}
+    assert pictures == {f"{i}_photo_{k}.png" for i in (0, 1) for k in ("sampling_points", "parts")}
+
+
+def test_visualize_sampling_of_the_test_set_and_what_is_detected(run, weights):
+    given = "--config-file", FASTER, "--weights", weights(FASTER), "--num-images", 2
+    result = run("visualize_sampling", *given, "--score-thresh", 0, "--layers", 2, *OVERRIDES)
+    assert len(result["images"]) == 2
+    for of_image in result["images"]:
+        units = of_image["sampling_points"]["units"]
+        assert len(units[-1]["learned"]["points"]) == 81
+        assert 1 <= len(of_image["parts"]) <= 3
+
+
+def test_complexity(run, weights, image, tmp_path):
+    files = "--config-file", PLAIN, RFCN
+    result = run("complexity", *OVERRIDES, *files, "--repeats", 2)
+    check_origin(result)
+    plain, deformable = result["networks"]
+    assert plain["parameters"]["offsets"] == 0 < deformable["parameters"]["offsets"]
+    growth = deformable["parameters"]["total"] - plain["parameters"]["total"]
+    assert growth == deformable["parameters"]["offsets"]
+    for network in (plain, deformable):
+        assert network["input_size"] == [64, 85]
+        assert network["flops"]["total"] == network["flops_by_torch"]
+        seconds = network["seconds"]
+        assert 0 < seconds["forward"]["median"] < seconds["whole"]["median"]
+    assert (tmp_path / "output/complexity.png").is_file()
+    given = "--weights", weights(PLAIN), weights(RFCN), "--image", image, "--no-time"
+    result = run("complexity", *OVERRIDES, *files, *given)
+    assert not any("seconds" in network for network in result["networks"])
+    assert result["networks"][0]["weights"].endswith(".pth")
+
+
+def test_complexity_needs_no_data(run):
+    yaml = CONFIGS / "quick/cards_rfcn_R_18.yaml"
+    given = *OVERRIDES[:-2], "--config-file", yaml, "--no-time"
+    (network,) = run("complexity", *given)["networks"]
+    assert network["parameters"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("effective_dilation", ["MODEL.NO_SUCH", "1"], "Non-existent key: MODEL.NO_SUCH"),
+        ("effective_dilation", ["--dataset", "nowhere"], "nowhere"),
+        ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
+        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
+        ("visualize_sampling", ["--images", __file__], "cannot be read"),
+        ("visualize_sampling", ["--layers", "0"], "0 layers"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, message):
+    given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN)
+    with pytest.raises(SystemExit, match=f"{tool}: .*{message}"):
+        run(tool, *given, *arguments)
+
+
+def test_unknown_keys_of_a_file_are_told(run, tmp_path):
+    yaml = tmp_path / "wrong.yaml"
+    yaml.write_text("MODEL: {NO_SUCH: 1}")
+    with pytest.raises(SystemExit, match="complexity: Non-existent config key: MODEL.NO_SUCH"):
+        run("complexity", "--config-file", yaml)
+
+
+def test_missing_files_are_told(run, tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(SystemExit, match="missing: no such config file"):
+        run("effective_dilation", "--config-file", missing, "--weights", missing)
+    with pytest.raises(SystemExit, match="missing: no such checkpoint"):
+        run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
+    with pytest.raises(SystemExit, match="1 weights for 2 configs"):
+        run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)
+    with pytest.raises(SystemExit):
+        run("visualize_sampling", "--config-file", RFCN, "--weights", missing, "--images")
+
+
+def test_a_plain_network_has_no_samples_to_show(run, weights, image):
+    given = *OVERRIDES, "--config-file", PLAIN, "--weights", weights(PLAIN), "--images", image
+    with pytest.raises(SystemExit, match="visualize_sampling: this network has no deformable"):
+        run("visualize_sampling", *given)
