@@ -55,7 +55,8 @@ def _with_block(text, name, content):
 
 
 def _block(dataset, runs):
-    parts = [_table(dataset, runs), f"![loss curves](results/{dataset}.png)", _facts(runs)]
+    picture = f"![Total loss of each row](results/{dataset}.png)"
+    parts = [_table(dataset, runs), picture, _offsets(runs), _facts(runs)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -82,6 +83,29 @@ def _table(dataset, runs):
         )
     headers = ["network", "variant", *metrics, "seeds", "CPU seconds"]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _offsets(runs):
+    """What `engine.OffsetHealth` saw last, the mean over seeds; "" where nothing is deformable."""
+    lines = []
+    for (network, variant), some in by_row(runs).items():
+        layers = [key.split("/")[1] for key in some[0]["offsets"] if key.endswith("/p99")]
+        for layer in layers:
+            mean, p99, outside = (
+                statistics.mean(run["offsets"][f"offsets/{layer}/{name}"] for run in some)
+                for name in ("mean", "p99", "outside")
+            )
+            lines.append(
+                [NETWORKS[network], variant, layer, f"{mean:.3f}", f"{p99:.3f}", f"{outside:.1%}"]
+            )
+    if not lines:
+        return ""
+    headers = ["network", "variant", "layer", "mean", "99th percentile", "outside the map"]
+    table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+    return (
+        "Length of the offsets at the end of training, in cells of the feature map (RoI pooling: in "
+        f"RoI sizes), and the share of samples outside the map:\n\n{table}"
+    )
 
 
 def mean_and_spread(values) -> str:
