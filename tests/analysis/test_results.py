@@ -65,9 +65,9 @@ def result(root, title):
 
 
 def test_every_row_is_a_yaml_with_a_budget():
-    assert len(set(ROWS)) == len(ROWS)
+    assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
-        assert (ROOT / "configs/quick" / f"{row.name}.yaml").is_file(), row
+        assert (ROOT / "configs/quick" / f"{row.yaml}.yaml").is_file(), row
         assert "SOLVER.MAX_ITER" in BUDGETS[row.dataset]
 
 
@@ -96,6 +96,16 @@ def test_what_a_json_holds(root):
     assert found["offsets"] == offsets
     assert (found["machine"], found["versions"]) == (origin.machine(), origin.versions())
     assert 0.1 <= found["cpu_seconds"] < 1 and found["processes"] == 1
+
+
+def test_a_control_experiment_is_a_yaml_with_overrides(root):
+    row = Row("cards", "rfcn", "dpool", "zero_offsets", ("SOLVER.BASE_LR", "0"))
+    queue(root, [row])
+    found = result(root, "cards_rfcn_R_18_dpool_zero_offsets_seed1")
+    assert "cards_rfcn_R_18_dpool.yaml SEED 1" in found["command"]
+    assert " SOLVER.BASE_LR 0 " in found["command"]
+    write_page(root)
+    assert "| dpool, zero offsets |" in (root / "docs/RESULTS.md").read_text()
 
 
 def test_what_is_recorded_is_not_trained_again(root, monkeypatch):
@@ -210,7 +220,7 @@ def test_the_page_shows_every_json_and_keeps_what_is_by_hand(root):
 def test_the_picture_shows_the_mean_loss_of_every_row():
     def run(variant, *losses):
         loss = [[20 * i, value] for i, value in enumerate(losses)]
-        return {"network": "rfcn", "variant": variant, "loss": loss}
+        return {"network": "rfcn", "variant": variant, "control": "", "loss": loss}
 
     (axes,) = results_page.loss_curves([run("", 4, 2), run("", 6, 4), run("dpool", 1, 0)]).axes
     curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
