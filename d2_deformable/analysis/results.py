@@ -28,22 +28,42 @@ ABLATION = ("", "atrous4", "dconv3", "dpool", "dconv3_dpool")
 
 @dataclass(frozen=True)
 class Row:
-    """A YAML of configs/quick. variant: what sets it off from its plain twin, "" is that one."""
+    """A YAML of configs/quick, or a control experiment with it.
+
+    variant: what sets the YAML off from its plain twin; "" is that one.
+    control: name of the experiment, which is the YAML with `overrides` (KEY VALUE ...).
+    """
 
     dataset: str
     network: str
     variant: str
+    control: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def yaml(self) -> str:
+        return "_".join(filter(None, (self.dataset, self.network, "R_18", self.variant)))
 
     @property
     def name(self) -> str:
-        return "_".join(filter(None, (self.dataset, self.network, "R_18", self.variant)))
+        return "_".join(filter(None, (self.yaml, self.control)))
 
+
+# Deformable RoI pooling differs from its plain twin also with offsets of zero: it interpolates,
+# and averages where Faster R-CNN's takes the maximum. Held at zero, they tell the two apart.
+RFCN_ZERO = ("SOLVER.LR_MULTIPLIERS", "[[score_maps, 10.0], [offset_maps, 0.0]]")
+FASTER_ZERO = ("SOLVER.LR_MULTIPLIERS", "[[offset_fc, 0.0]]")
+# The YAMLs' factor is 0.1.
+FAST_OFFSETS = ("SOLVER.LR_MULTIPLIERS", "[[score_maps, 10.0], [conv_offset, 1.0]]")
 
 ROWS = [
     *(Row("cards", "rfcn", variant) for variant in ABLATION),
     *(Row("cards", "faster_rcnn", variant) for variant in ABLATION),
     *(Row("cards", "class_aware_rpn", variant) for variant in ABLATION[:3]),
     *(Row("dubai_seg", "deeplab", variant) for variant in ABLATION[:3]),
+    Row("cards", "rfcn", "dpool", "zero_offsets", RFCN_ZERO),
+    Row("cards", "faster_rcnn", "dpool", "zero_offsets", FASTER_ZERO),
+    Row("cards", "rfcn", "dconv3", "fast_offsets", FAST_OFFSETS),
 ]
 # The budget, as KEY VALUE ...: the YAMLs' own schedules, made shorter.
 BUDGETS = {
@@ -93,8 +113,8 @@ class _Training:
         self.title = f"{row.name}_seed{seed}"
         self.output = OUTPUTS / self.title
         self.json = root / RESULTS / f"{self.title}.json"
-        self.arguments = ["train_net.py", "--config-file", f"configs/quick/{row.name}.yaml"]
-        self.arguments += ["SEED", str(seed), *BUDGETS[row.dataset]]
+        self.arguments = ["train_net.py", "--config-file", f"configs/quick/{row.yaml}.yaml"]
+        self.arguments += ["SEED", str(seed), *BUDGETS[row.dataset], *row.overrides]
         self.arguments += ["SOLVER.CHECKPOINT_PERIOD", "100", "OUTPUT_DIR", str(self.output)]
         self.command = f"OMP_NUM_THREADS=1 python {shlex.join(self.arguments)}"
 
@@ -163,6 +183,7 @@ class _Training:
                 "dataset": self.row.dataset,
                 "network": self.row.network,
                 "variant": self.row.variant,
+                "control": self.row.control,
                 "seed": self.seed,
                 "command": self.command,
                 "iterations": run.iterations,

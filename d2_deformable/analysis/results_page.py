@@ -55,19 +55,25 @@ def _with_block(text, name, content):
 
 
 def _block(dataset, runs):
-    parts = [_table(dataset, runs), f"![loss curves](results/{dataset}.png)", _facts(runs)]
+    picture = f"![Total loss of each row](results/{dataset}.png)"
+    parts = [_table(dataset, runs), picture, _offsets(runs), _facts(runs)]
     return "\n\n".join(part for part in parts if part)
 
 
 def by_row(runs) -> dict[tuple[str, str], list[dict]]:
-    """{(network, variant): its runs}, in the order of the queue; others behind, by name."""
-    order = [(row.network, row.variant) for row in ROWS]
+    """{(network, variant in words): its runs}, in the order of the queue; others behind."""
+    order = [(row.network, _in_words(row.variant, row.control)) for row in ROWS]
     groups = {}
     for run in runs:
-        groups.setdefault((run["network"], run["variant"]), []).append(run)
+        row = (run["network"], _in_words(run["variant"], run["control"]))
+        groups.setdefault(row, []).append(run)
     return dict(
         sorted(groups.items(), key=lambda g: (order.index(g[0]) if g[0] in order else 999, g[0]))
     )
+
+
+def _in_words(variant, control):
+    return ", ".join(filter(None, (variant or "plain", control and control.replace("_", " "))))
 
 
 def _table(dataset, runs):
@@ -77,11 +83,34 @@ def _table(dataset, runs):
         values = ([run["results"][task][metric] for run in some] for metric in metrics)
         seconds = [run["cpu_seconds"] for run in some]
         lines.append(
-            [NETWORKS[network], variant or "plain", *map(mean_and_spread, values)]
+            [NETWORKS[network], variant, *map(mean_and_spread, values)]
             + [len(some), f"{statistics.mean(seconds):.0f}"]
         )
     headers = ["network", "variant", *metrics, "seeds", "CPU seconds"]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _offsets(runs):
+    """What `engine.OffsetHealth` saw last, the mean over seeds; "" where nothing is deformable."""
+    lines = []
+    for (network, variant), some in by_row(runs).items():
+        layers = [key.split("/")[1] for key in some[0]["offsets"] if key.endswith("/p99")]
+        for layer in layers:
+            mean, p99, outside = (
+                statistics.mean(run["offsets"][f"offsets/{layer}/{name}"] for run in some)
+                for name in ("mean", "p99", "outside")
+            )
+            lines.append(
+                [NETWORKS[network], variant, layer, f"{mean:.3f}", f"{p99:.3f}", f"{outside:.1%}"]
+            )
+    if not lines:
+        return ""
+    headers = ["network", "variant", "layer", "mean", "99th percentile", "outside the map"]
+    table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+    return (
+        "Length of the offsets at the end of training, in cells of the feature map (of RoI layers: "
+        f"in RoI sizes), and the share of samples outside the map:\n\n{table}"
+    )
 
 
 def mean_and_spread(values) -> str:
@@ -116,8 +145,8 @@ def loss_curves(runs) -> Figure:
     for network, axes in zip(networks, panels, strict=True):
         for (of, variant), some in rows.items():
             if of == network:
-                color = class_color(variants.index(variant) - 1) if variant else INK
-                axes.plot(*_mean_curve(some), color=color, label=variant or "plain")
+                color = INK if variant == "plain" else class_color(variants.index(variant) - 1)
+                axes.plot(*_mean_curve(some), color=color, label=variant)
         axes.set(title=NETWORKS[network], xlabel="iteration", ylim=(0, None))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,10 @@ while time.process_time() < 0.1:
     pass
 {action}
 task = "sem_seg/mIoU" if "deeplab" in folder.name else "voc/AP50"
-lines = [{{"iteration": i, "total_loss": 200.0 - i, "offsets/a/p99": i}} for i in range(200)]
+lines = [{{"iteration": i, "total_loss": 200.0 - i}} for i in range(200)]
+if "dconv3" in folder.name:
+    for i, line in enumerate(lines):
+        line.update({{"offsets/a/mean": 0.5 * seed, "offsets/a/p99": i, "offsets/a/outside": 0.25}})
 lines.append({{"iteration": 200, task: 40.0 + seed, "voc/AP50-cat": float("nan"),
               "voc/AP": 20.0, "voc/AP70": 30.0, "sem_seg/pACC": 50.0}})
 (folder / "metrics.json").write_text("".join(json.dumps(line) + "\\n" for line in lines))
@@ -62,9 +65,9 @@ def result(root, title):
 
 
 def test_every_row_is_a_yaml_with_a_budget():
-    assert len(set(ROWS)) == len(ROWS)
+    assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
-        assert (ROOT / "configs/quick" / f"{row.name}.yaml").is_file(), row
+        assert (ROOT / "configs/quick" / f"{row.yaml}.yaml").is_file(), row
         assert "SOLVER.MAX_ITER" in BUDGETS[row.dataset]
 
 
@@ -89,9 +92,20 @@ def test_what_a_json_holds(root):
     assert found["results"]["voc"] == {"AP": 20, "AP50": 42, "AP70": 30, "AP50-cat": None}
     assert len(found["loss"]) == 50
     assert (found["loss"][0], found["loss"][-1]) == ([1, 200.0], [200, 1.0])
-    assert found["offsets"] == {"offsets/a/p99": 199}
+    offsets = {"offsets/a/p99": 199, "offsets/a/mean": 1.0, "offsets/a/outside": 0.25}
+    assert found["offsets"] == offsets
     assert (found["machine"], found["versions"]) == (origin.machine(), origin.versions())
     assert 0.1 <= found["cpu_seconds"] < 1 and found["processes"] == 1
+
+
+def test_a_control_experiment_is_a_yaml_with_overrides(root):
+    row = Row("cards", "rfcn", "dpool", "zero_offsets", ("SOLVER.BASE_LR", "0"))
+    queue(root, [row])
+    found = result(root, "cards_rfcn_R_18_dpool_zero_offsets_seed1")
+    assert "cards_rfcn_R_18_dpool.yaml SEED 1" in found["command"]
+    assert " SOLVER.BASE_LR 0 " in found["command"]
+    write_page(root)
+    assert "| dpool, zero offsets |" in (root / "docs/RESULTS.md").read_text()
 
 
 def test_what_is_recorded_is_not_trained_again(root, monkeypatch):
@@ -191,9 +205,10 @@ def test_the_page_shows_every_json_and_keeps_what_is_by_hand(root):
         page = (root / "docs/RESULTS.md").read_text()
         rows = [[c.strip() for c in line.split("|")[1:-1]] for line in page.splitlines()]
         rows = [row[:6] for row in rows if row and row[0] == "R-FCN"]
-        assert rows[:2] == [
+        assert rows == [
             ["R-FCN", "plain", "20.0 ± 0.0", "42.0 ± 1.0", "30.0 ± 0.0", "3"],
             ["R-FCN", "dconv3_dpool", "20.0 ± 0.0", "42.0 ± 1.0", "30.0 ± 0.0", "3"],
+            ["R-FCN", "dconv3_dpool", "a", "1.000", "199.000", "25.0%"],
         ]
         assert page.startswith("by hand: cards\n") and page.endswith("the end\n")
         assert page.count("Not measured yet.") == 1 and "old" not in page
@@ -205,7 +220,7 @@ def test_the_page_shows_every_json_and_keeps_what_is_by_hand(root):
 def test_the_picture_shows_the_mean_loss_of_every_row():
     def run(variant, *losses):
         loss = [[20 * i, value] for i, value in enumerate(losses)]
-        return {"network": "rfcn", "variant": variant, "loss": loss}
+        return {"network": "rfcn", "variant": variant, "control": "", "loss": loss}
 
     (axes,) = results_page.loss_curves([run("", 4, 2), run("", 6, 4), run("dpool", 1, 0)]).axes
     curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
