@@ -34,8 +34,7 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     def build_hooks(self):
-        """Detectron2's, the health of offsets, and where they are asked for several scales after the
-        last evaluation."""
+        """Detectron2's, offset health, and where it is asked for a last test at several scales."""
         built = super().build_hooks()
         if tests_with_TTA(self.cfg):
             # Beside the other evaluation: what comes after the writers is not written.
