@@ -18,6 +18,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from d2_deformable import add_deformable_config
 from d2_deformable.engine.imagenet import Classifier, image_folders, learning_rate, train
@@ -110,6 +111,30 @@ def test_an_interrupted_run_continues_with_the_same_numbers(tool, data, tmp_path
     actual = run(tmp_path / "broken")
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+class Draws(torch.utils.data.Dataset):
+    """Images whose order and whose random numbers, as crops draw them, are kept."""
+
+    def __init__(self):
+        self.order, self.numbers = [], []
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        self.order.append(i)
+        self.numbers.append(torch.rand(()).item())
+        return torch.zeros(3, 2, 2), i % 3
+
+
+def test_every_epoch_has_its_order_and_its_crops(tmp_path):
+    data = Draws()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    train(model, (data, Draws()), tmp_path, epochs=2, batch_size=6, num_workers=0)
+    assert sorted(data.order[:12]) == sorted(data.order[12:]) == list(range(12))
+    assert data.order[:12] != data.order[12:]
+    assert len(set(data.numbers)) == 24
 
 
 def test_schedule():
