@@ -57,6 +57,10 @@ def add_deformable_config(cfg: CN) -> None:
     # in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # Train without the objects that VOC marks `difficult`, as the released code does (its
+    # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not touched.
+    cfg.INPUT.DROP_DIFFICULT = False
+
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, ANNOTATIONS, SPLIT, CLASSES}}, see
     # d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)

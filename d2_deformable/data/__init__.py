@@ -2,7 +2,9 @@
 
 from .coco import COCOFormat
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
+from .difficult import load_flagged, without_difficult
 from .mapper import DatasetMapper
+from .proposals import check_proposals
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
@@ -13,5 +15,8 @@ __all__ = [
     "WarpedShapesFormat",
     "allow_custom_fields",
     "check_datasets",
+    "check_proposals",
+    "load_flagged",
     "register_custom_datasets",
+    "without_difficult",
 ]

@@ -1,6 +1,7 @@
 """Training: the trainer, and its parts for a trainer of another project."""
 
 from .optimizer import build_optimizer, multiply_learning_rates
+from .proposals import dump_proposals
 from .setup import read_config
 from .trainer import Trainer, check_settings, tests_with_TTA, why_not_cuda
 
@@ -8,6 +9,7 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "check_settings",
+    "dump_proposals",
     "multiply_learning_rates",
     "read_config",
     "tests_with_TTA",

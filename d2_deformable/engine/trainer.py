@@ -8,7 +8,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
 
-from ..data import DatasetMapper
+from ..data import DatasetMapper, without_difficult
 from ..evaluation import build_evaluators
 from ..evaluation.voc import METRICS
 from ..modeling import DetectorWithTTA, RFCNHeads
@@ -39,7 +39,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, True))
+        dataset = without_difficult(cfg) if cfg.INPUT.DROP_DIFFICULT else None
+        mapper = DatasetMapper(cfg, True)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -96,9 +98,10 @@ def check_settings(cfg) -> None:
         ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
             layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
             the chosen backbone or heads do not read; or a setting of evaluation that would be
-            refused only after training.
+            refused only after training; or one half of the two keys of fixed proposals.
     """
     _check_evaluation(cfg)
+    _check_proposal_keys(cfg)
     model = cfg.MODEL
     frozen = []
     if model.BACKBONE.FREEZE_AT > 0:
@@ -153,6 +156,15 @@ def _check_evaluation(cfg) -> None:
         raise ValueError(
             "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
             "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
+        )
+
+
+def _check_proposal_keys(cfg) -> None:
+    load, name = cfg.MODEL.LOAD_PROPOSALS, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if load != (name == "PrecomputedProposals"):
+        raise ValueError(
+            f"MODEL.LOAD_PROPOSALS is {load} and MODEL.PROPOSAL_GENERATOR.NAME is {name}: fixed "
+            "proposals need True and PrecomputedProposals, a network's own RPN False and RPN"
         )
 
 

@@ -15,7 +15,8 @@ from .voc import VOCEvaluator
 def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
     """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON), VOC's under "voc".
 
-    COCO's know no `difficult`: such objects count in them.
+    COCO's know no `difficult`: such objects count in them. Of a ProposalNetwork there is but
+    COCO's average recall, under "box_proposals", as in Detectron2.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
@@ -26,6 +27,8 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         coco = COCOEvaluator(
             dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
         )
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return DatasetEvaluators([coco])
     return DatasetEvaluators([coco, VOCEvaluator(dataset_name, cfg.TEST.VOC_METRIC, output_dir)])
 
 

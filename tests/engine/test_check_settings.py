@@ -164,3 +164,15 @@ def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
     check_settings(cfg)
     cfg.TEST.BOX_AVERAGE.ENABLED, cfg.TEST.BOX_AVERAGE.ITERATIONS = True, 1
     check_settings(cfg)
+
+
+def test_fixed_proposals_take_two_keys(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is True and .*NAME is RPN: fixed propos"):
+        check_settings(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    check_settings(cfg)
+    cfg.MODEL.LOAD_PROPOSALS = False
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is False and .*NAME is PrecomputedPropos"):
+        check_settings(cfg)
