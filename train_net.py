@@ -13,7 +13,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
 from d2_deformable.checkpoint import StrictCheckpointer
-from d2_deformable.data import check_datasets, register_custom_datasets
+from d2_deformable.data import check_datasets, check_proposals, register_custom_datasets
 from d2_deformable.engine import Trainer, check_settings, read_config, tests_with_TTA, why_not_cuda
 
 
@@ -35,6 +35,7 @@ def setup(args):
 def main(args):
     cfg = setup(args)
     check_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
+    check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if args.eval_only:
         if not cfg.MODEL.WEIGHTS and not args.resume:
             raise ValueError(

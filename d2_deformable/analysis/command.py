@@ -6,15 +6,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
+from .. import engine
 from ..checkpoint import StrictCheckpointer
-from ..config import add_deformable_config
-from ..data import DatasetMapper, allow_custom_fields, register_custom_datasets
+from ..data import DatasetMapper, register_custom_datasets
 from ..engine import why_not_cuda
 from .origin import commit, machine, versions
 
@@ -52,18 +51,9 @@ def read_config(config_file, overrides=(), needs_data: bool = True):
 
     Raises:
         FileNotFoundError: no such file, or a data set's.
-        KeyError, ValueError: an unknown key in the file, or among the overrides.
+        ValueError: an unknown key in the file, or among the overrides.
     """
-    if not Path(config_file).is_file():
-        raise FileNotFoundError(f"{config_file}: no such config file")
-    cfg = get_cfg()
-    add_deformable_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    allow_custom_fields(cfg, list(overrides))
-    try:
-        cfg.merge_from_list(list(overrides))
-    except AssertionError as error:  # of yacs
-        raise ValueError(f"KEY VALUE overrides: {error}") from error
+    cfg = engine.read_config(config_file, overrides)
     if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
         logger.info("Running on the CPU: %s", why_not_cuda())
         cfg.MODEL.DEVICE = "cpu"

@@ -20,7 +20,8 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
     """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON) and VOC's under "voc"; of a data
     set for semantic segmentation, mIoU under "sem_seg".
 
-    COCO's know no `difficult`: such objects count in them.
+    COCO's know no `difficult`: such objects count in them. Of a ProposalNetwork there is but
+    COCO's average recall, under "box_proposals", as in Detectron2.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
@@ -34,6 +35,8 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         coco = COCOEvaluator(
             dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
         )
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return DatasetEvaluators([coco])
     return DatasetEvaluators([coco, VOCEvaluator(dataset_name, cfg.TEST.VOC_METRIC, output_dir)])
 
 

@@ -63,6 +63,14 @@ def test_random_frozen_layers_are_refused(cfg):
         ),
         (["MODEL.RESNETS.DEFORM_LAYERS", ["res5.2.conv2"]], "does not read .* DEFORM_LAYERS"),
         (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "DeformROIPool"],
+            "Res5ROIHeads does not know .*DeformROIPool; choose DeformROIHeads",
+        ),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "PSROIPool"],
+            "Res5ROIHeads does not know .*PSROIPool; choose RFCNHeads",
+        ),
     ],
 )
 def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
@@ -209,3 +217,15 @@ def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
     check_settings(cfg)
     cfg.TEST.BOX_AVERAGE.ENABLED, cfg.TEST.BOX_AVERAGE.ITERATIONS = True, 1
     check_settings(cfg)
+
+
+def test_fixed_proposals_take_two_keys(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is True and .*NAME is RPN: fixed propos"):
+        check_settings(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    check_settings(cfg)
+    cfg.MODEL.LOAD_PROPOSALS = False
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is False and .*NAME is PrecomputedPropos"):
+        check_settings(cfg)
