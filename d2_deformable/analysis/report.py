@@ -21,7 +21,7 @@ from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
-from .visualize import found_above
+from .visualize import found_above, units_of_labels
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
@@ -189,7 +189,10 @@ def _draw(image, inspection, found, classes):
     if convs:
         points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
         text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
-        units = draw.units_on(found[:2], inspection.image_size, classes)
+        if inspection.labels is None:
+            units = draw.units_on(found[:2], inspection.image_size, classes)
+        else:
+            units = units_of_labels(inspection.labels, classes)
         if units:
             yield "sampling_points", draw.draw_sampling_points(image, inspection, units), text
     if pools and len(found):

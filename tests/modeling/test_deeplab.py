@@ -107,7 +107,7 @@ def deeplab(cfg):
             *("MODEL.SEM_SEG_HEAD.NAME", "DeepLabHead"),
             *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"]),
             *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 5),
-            *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16, "MODEL.SEM_SEG_HEAD.NORM", ""),
+            *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16, "MODEL.SEM_SEG_HEAD.NORM", "BN"),
             *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 9, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0),
         ]
     )
@@ -117,6 +117,7 @@ def deeplab(cfg):
 def test_keys_reach_the_head(deeplab):
     head = deeplab.sem_seg_head
     assert isinstance(head, DeepLabHead)
+    assert head.hidden.norm.num_features == 5
     assert (head.hidden.out_channels, head.predictor.out_channels) == (5, 3)
     assert (head.ignore_value, head.loss_weight, head.common_stride) == (9, 2.0, 16)
 
