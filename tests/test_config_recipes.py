@@ -104,6 +104,11 @@ NETWORK = {
 }
 
 DETECTOR = {
+    # The separate network of the paper's VOC detectors, sec. 4.1.
+    "rpn": {
+        "MODEL.META_ARCHITECTURE": "ProposalNetwork",
+        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+    },
     # Paper sec. 2.3, rfcn/symbols/resnet_v1_101_rfcn.py, operator_py/box_annotator_ohem.py.
     "rfcn": {
         "MODEL.RESNETS.REDUCED_CHANNELS": 1024,
@@ -189,7 +194,7 @@ BACKBONE = {
 
 def detector(path):
     """rfcn, faster, ...; the names of quick/ begin with their data set."""
-    return re.search(r"rfcn|faster|mask|cascade|class_aware", path.stem)[0]
+    return re.search(r"rfcn|faster|mask|cascade|class_aware|rpn", path.stem)[0]
 
 
 @pytest.mark.parametrize("path", [p for p in PLAIN if p in STRIDE_16], ids=relative)

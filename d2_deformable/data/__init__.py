@@ -17,9 +17,9 @@ __all__ = [
     "WarpedShapesFormat",
     "allow_custom_fields",
     "check_datasets",
-    "read_mask",
     "check_proposals",
     "load_flagged",
+    "read_mask",
     "register_custom_datasets",
     "without_difficult",
 ]
