@@ -17,6 +17,7 @@ def add_deformable_config(cfg: CN) -> None:
     resnets = cfg.MODEL.RESNETS
     # How many of the last 3x3 convolutions, in network order, become deformable. Crosses stages:
     # in ResNet-101 3 is res5.{0,1,2}, 6 reaches into res4. Paper table 1; its default choice is 3.
+    # A block of Aligned-Inception-ResNet has three: 3 is its last block, 9 all of res5.
     resnets.DEFORM_NUM_LAYERS = 0
     # More convolutions that become deformable, by their names in the backbone, e.g.
     # ["res4.22.conv2"]. Together with DEFORM_NUM_LAYERS and DEFORM_ON_PER_STAGE.

@@ -115,10 +115,12 @@ def train(
         The last line of metrics.json: epoch, lr, loss, top1 and top5 in %.
 
     Raises:
-        ValueError: a batch size that the processes cannot share or the images do not fill; a
-            checkpoint of another network or number of classes.
+        ValueError: no epoch; a batch size that the processes cannot share or the images do not
+            fill; a checkpoint of another network or number of classes.
         FloatingPointError: training diverged.
     """
+    if epochs < 1:
+        raise ValueError(f"{epochs} epochs: choose at least 1")
     world, rank = comm.get_world_size(), comm.get_rank()
     if batch_size % world or not batch_size <= len(folders[0]):
         raise ValueError(
