@@ -194,15 +194,15 @@ def test_detections_above_the_threshold_come_best_first():
     found = Instances((8, 8))
     found.scores = torch.tensor([0.4, 0.6, 0.5, 0.9])
     inspection = type("Inspection", (), {"instances": found})
-    assert report._above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+    assert report.found_above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
 
 
 def test_classes_without_names_are_numbered(dataset):
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    assert report._class_names(dataset, cfg) == ["class 0", "class 1", "class 2"]
+    assert report.class_names(cfg, dataset) == ["class 0", "class 1", "class 2"]
     MetadataCatalog.get(dataset).thing_classes = ["cat", "dog"]
-    assert report._class_names(dataset, cfg) == ["cat", "dog", "class 2"]
+    assert report.class_names(cfg, dataset) == ["cat", "dog", "class 2"]
 
 
 def test_tables_take_all_columns():
