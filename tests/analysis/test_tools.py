@@ -167,9 +167,7 @@ def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, messag
 def test_unknown_keys_of_a_file_are_told(run, tmp_path):
     yaml = tmp_path / "wrong.yaml"
     yaml.write_text("MODEL: {NO_SUCH: 1}")
-    with pytest.raises(
-        SystemExit, match="complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"
-    ):
+    with pytest.raises(SystemExit, match="complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"):
         run("complexity", "--config-file", yaml)
 
 
