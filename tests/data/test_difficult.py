@@ -54,6 +54,17 @@ def test_evaluation_keeps_them(cfg):
     assert [[a["difficult"] for a in x["annotations"]] for x in before] == [[0, 1], [1]]
 
 
+def test_a_loader_that_gives_the_same_dicts_again(cfg):
+    dicts = load_flagged(cfg.DATASETS.TRAIN[0])
+    DatasetCatalog.register("difficult_cached", lambda: dicts)
+    try:
+        cfg.DATASETS.TRAIN = ("difficult_cached",)
+        assert len(without_difficult(cfg)) == 1
+        assert [len(x["annotations"]) for x in dicts] == [2, 1]
+    finally:
+        DatasetCatalog.remove("difficult_cached")
+
+
 def test_the_trainer_asks_the_key(cfg):
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 2
     for drop, images in ((False, {"000001", "000002"}), (True, {"000001"})):
