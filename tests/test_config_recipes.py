@@ -292,7 +292,7 @@ DEEPLAB_NETWORK = {
     for key, value in NETWORK.items()
     if key.startswith(("MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.PIXEL", "SOLVER"))
 } | {
-    "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+    "MODEL.META_ARCHITECTURE": "DeformSegmentor",
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
     "MODEL.SEM_SEG_HEAD.NAME": "DeepLabHead",
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],

@@ -15,6 +15,7 @@ from .. import engine
 from ..checkpoint import StrictCheckpointer
 from ..data import DatasetMapper, register_custom_datasets
 from ..engine import why_not_cuda
+from ..modeling.meta_arch.kinds import is_segmentor
 from .origin import commit, machine, versions
 
 # What a command ends with in one line, without a traceback: the user's input is wrong.
@@ -129,7 +130,7 @@ def read_inputs(cfg, record: dict):
 
 def class_names(cfg, dataset_name: str | None = None) -> list[str]:
     """Names of what the network tells apart, as the data set has them, else "class i"."""
-    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    segments = is_segmentor(cfg)
     field = "stuff_classes" if segments else "thing_classes"
     names = []
     if dataset_name in DatasetCatalog.list():

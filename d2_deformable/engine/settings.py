@@ -3,12 +3,13 @@
 from functools import reduce
 
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..config import add_deformable_config
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
-from ..modeling import ClassAwareRPN, DeformPoolerMixin, RFCNHeads
+from ..modeling import DeformPoolerMixin, RFCNHeads
+from ..modeling.meta_arch.kinds import has_predict_raw, is_class_aware_rpn, is_detector
 from ..modeling.roi_heads.rfcn import POOLER_TYPES
 
 # The pooling that this package adds, and the heads that know it.
@@ -48,8 +49,7 @@ def check_settings(cfg) -> None:
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
             "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
-    architecture = _registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE)
-    if isinstance(architecture, type) and issubclass(architecture, ClassAwareRPN):
+    if is_class_aware_rpn(cfg):
         _check_no_second_stage(cfg)
     _check_proposal_keys(cfg)
     heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
@@ -77,10 +77,18 @@ def _check_evaluation(cfg) -> None:
         )
     check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
     average = cfg.TEST.BOX_AVERAGE
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        for key, node in (("TEST.AUG", cfg.TEST.AUG), ("TEST.BOX_AVERAGE", average)):
-            if node.ENABLED:
-                raise ValueError(f"{key} serves detectors alone; set {key}.ENABLED False")
+    for key, node, serves in (
+        ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),
+        ("TEST.BOX_AVERAGE", average, has_predict_raw(cfg)),
+    ):
+        if node.ENABLED and not serves:
+            raise ValueError(
+                f"{key} does not serve MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; set "
+                f"{key}.ENABLED False, or choose DeformRCNN (in place of GeneralizedRCNN) or "
+                "ClassAwareRPN"
+            )
+    if cfg.TEST.AUG.ENABLED and not len(cfg.TEST.AUG.MIN_SIZES):
+        raise ValueError("TEST.AUG.MIN_SIZES is empty; give the short sides to test at, or one")
     if not average.ENABLED:
         return
     if average.ITERATIONS < 1:
@@ -93,7 +101,7 @@ def _check_evaluation(cfg) -> None:
         )
     if cfg.MODEL.MASK_ON:
         raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
-    if cfg.MODEL.META_ARCHITECTURE == "ClassAwareRPN" and average.ITERATIONS > 1:
+    if is_class_aware_rpn(cfg) and average.ITERATIONS > 1:
         raise ValueError(
             "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
             "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"

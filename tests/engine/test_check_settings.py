@@ -187,7 +187,30 @@ def test_evaluation_of_semantic_segmentation(cfg):
     cfg.TEST.AUG.ENABLED = True
     check_settings(cfg)
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
-    with pytest.raises(ValueError, match="TEST.AUG serves detectors alone"):
+    with pytest.raises(ValueError, match="TEST.AUG does not serve .* SemanticSegmentor"):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize("architecture", ["GeneralizedRCNN", "ProposalNetwork", "DeformSegmentor"])
+def test_box_average_needs_raw_predictions(cfg, architecture):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.TEST.BOX_AVERAGE.ENABLED = True
+    with pytest.raises(
+        ValueError, match=f"BOX_AVERAGE does not serve .* {architecture}.*DeformRCNN"
+    ):
+        check_settings(cfg)
+
+
+def test_several_scales_need_a_detector_and_a_scale(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.TEST.AUG.ENABLED = True
+    check_settings(cfg)  # Detectron2's own way of GeneralizedRCNN
+    cfg.TEST.AUG.MIN_SIZES = ()
+    with pytest.raises(ValueError, match="MIN_SIZES is empty"):
+        check_settings(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    with pytest.raises(ValueError, match="TEST.AUG does not serve .* ProposalNetwork"):
         check_settings(cfg)
 
 
@@ -204,6 +227,7 @@ def test_evaluation_of_semantic_segmentation(cfg):
 )
 def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"
     cfg.TEST.BOX_AVERAGE.ENABLED = True
     check_settings(cfg)
     cfg.merge_from_list(changes)

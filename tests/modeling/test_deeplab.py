@@ -99,7 +99,7 @@ def test_other_features_are_refused(strides):
 def deeplab(cfg):
     cfg.merge_from_list(
         [
-            *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
+            *("MODEL.META_ARCHITECTURE", "DeformSegmentor"),
             *("MODEL.BACKBONE.NAME", "build_deform_resnet_backbone"),
             *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
             *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES5_DILATION", 2),
@@ -120,6 +120,12 @@ def test_keys_reach_the_head(deeplab):
     assert head.hidden.norm.num_features == 5
     assert (head.hidden.out_channels, head.predictor.out_channels) == (5, 3)
     assert (head.ignore_value, head.loss_weight, head.common_stride) == (9, 2.0, 16)
+
+
+def test_no_image_is_told(deeplab):
+    for mode in (deeplab.train(), deeplab.eval()):
+        with pytest.raises(ValueError, match="DeformSegmentor got no image; expected a list"):
+            mode([])
 
 
 def test_norm_of_the_hidden_layer():
