@@ -27,26 +27,23 @@ def without_difficult(cfg) -> list[dict]:
     """The training images of DATASETS.TRAIN as `build_detection_train_loader` takes them, without
     objects flagged difficult; images left without objects are removed as Detectron2 does."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=False,
-        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
-    flagged = {
-        Path(record["file_name"]): record.get("annotations", [])
-        for name in cfg.DATASETS.TRAIN
-        if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc"
-        for record in load_flagged(name)
-    }
     kept, dropped = [], 0
-    for record in dicts:
-        if "annotations" in record:
-            objects = flagged.get(Path(record["file_name"]), record["annotations"])
-            easy = [o for o in objects if not o.get("difficult")]
-            dropped += len(objects) - len(easy)
-            record = {**record, "annotations": easy}  # the loader may give the same dict again
-        kept.append(record)
+    for i, name in enumerate(cfg.DATASETS.TRAIN):
+        files = cfg.DATASETS.PROPOSAL_FILES_TRAIN[i : i + 1] if cfg.MODEL.LOAD_PROPOSALS else None
+        dicts = get_detection_dataset_dicts(
+            (name,),
+            filter_empty=False,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=files,
+        )
+        flagged = {r["image_id"]: r.get("annotations", []) for r in load_flagged(name)}
+        for record in dicts:
+            if "annotations" in record:
+                objects = flagged[record["image_id"]]
+                easy = [o for o in objects if not o.get("difficult")]
+                dropped += len(objects) - len(easy)
+                record = {**record, "annotations": easy}  # the loader may give the same dict again
+            kept.append(record)
     logger.info("INPUT.DROP_DIFFICULT: %d objects marked difficult are left out.", dropped)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in kept[0]:
         kept = filter_images_with_only_crowd_annotations(kept)

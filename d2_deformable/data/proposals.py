@@ -8,6 +8,7 @@ them and adds "dataset", the name of the data set.
 import pickle
 from pathlib import Path
 
+import numpy as np
 from detectron2.data import DatasetCatalog
 
 
@@ -45,18 +46,29 @@ def _check_file(file: Path, name: str, key: str) -> None:
     try:
         content = pickle.loads(file.read_bytes(), encoding="latin1")
         ids = content["ids"] if "ids" in content else content["indexes"]  # as Detectron 1 has it
-        found = {str(i) for i in ids}
+        boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
     except Exception as error:  # unpickling raises any type
         raise ValueError(
             f"{file}, from {key}, is no proposal file ({type(error).__name__}: {error}): expected "
             "what tools/dump_proposals.py writes"
         ) from error
-    missing = [r["image_id"] for r in DatasetCatalog.get(name) if str(r["image_id"]) not in found]
+    records = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
+    missing = [i for i in records if i not in boxes]
+    beyond = [i for i, r in records.items() if i in boxes and _reach_beyond(boxes[i], r)]
     other = content.get("dataset", name)
-    if other != name or missing:
-        lacks = f", and lacks image {missing[0]!r} and {len(missing) - 1} more" if missing else ""
+    if other != name or missing or beyond:
+        signs = [("lacks image", missing), ("has boxes beyond the border of image", beyond)]
+        found = "".join(f", {sign} {i[0]!r} and {len(i) - 1} more" for sign, i in signs if i)
         whose = f"the data set {other}" if other != name else "another data set"
         raise ValueError(
-            f"{file}, from {key}, holds proposals for {whose}, not for {name}{lacks}. Give the "
+            f"{file}, from {key}, holds proposals for {whose}, not for {name}{found}. Give the "
             f"file of {name}; tools/dump_proposals.py writes one"
         )
+
+
+def _reach_beyond(boxes, record: dict) -> bool:
+    """Whether boxes (R, 4) as (x0, y0, x1, y1) lie more than a pixel outside their image."""
+    if "width" not in record or not len(boxes):
+        return False
+    limits = (record["width"] + 1, record["height"] + 1)
+    return bool((np.asarray(boxes)[:, 2:4] > limits).any())

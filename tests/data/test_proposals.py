@@ -7,6 +7,8 @@ import pytest
 
 from d2_deformable.data import check_proposals
 
+SHORT = pickle.dumps({"ids": ["000001", "000002"], "boxes": [np.zeros((1, 4))]})
+
 
 @pytest.fixture
 def cfg(register, write_voc, voc_object, root):
@@ -40,10 +42,20 @@ def test_fits(cfg, write, key):
 def test_of_another_data_set(cfg, write):
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (write(["000001", "x", "y"]),)
     message = "file.pkl, from DATASETS.PROPOSAL_FILES_TRAIN, holds proposals for "
-    with pytest.raises(ValueError, match=f"{message}another data set, .*dogs, and lacks .*000002"):
+    with pytest.raises(ValueError, match=f"{message}another data set, .*dogs, lacks .*000002"):
         check_proposals(cfg, ("TRAIN",))
     write(["000001", "000002"], dataset="cats")  # the same ids
     with pytest.raises(ValueError, match=f"{message}the data set cats, not for dogs. Give the"):
+        check_proposals(cfg, ("TRAIN",))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 2000, 10), (0, 0, 10, 2000)])
+def test_boxes_of_other_images(cfg, write, box):
+    """Two data sets may number their images alike."""
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (write(["000001", "000002"]),)
+    check_proposals(cfg, ("TRAIN",))
+    write(["000001", "000002"], boxes=[np.zeros((0, 4)), np.array([box], float)])
+    with pytest.raises(ValueError, match="beyond the border of image '000002' and 0 more"):
         check_proposals(cfg, ("TRAIN",))
 
 
@@ -60,7 +72,7 @@ def test_no_proposal_file(cfg, root):
     cfg.DATASETS.PROPOSAL_FILES_TEST = (str(root / "gone.pkl"),)
     with pytest.raises(FileNotFoundError, match="gone.pkl: no such file, from DATASETS.PROPOSAL"):
         check_proposals(cfg, ("TEST",))
-    for content in (b"text", pickle.dumps([1]), pickle.dumps({"model": 1})):
+    for content in (b"text", pickle.dumps([1]), pickle.dumps({"model": 1}), SHORT):
         (root / "gone.pkl").write_bytes(content)
         with pytest.raises(ValueError, match="gone.pkl, from .*FILES_TEST, is no proposal file"):
             check_proposals(cfg, ("TEST",))

@@ -196,9 +196,7 @@ def test_box_average_needs_raw_predictions(cfg, architecture):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.TEST.BOX_AVERAGE.ENABLED = True
-    with pytest.raises(
-        ValueError, match=f"BOX_AVERAGE does not serve .* {architecture}.*DeformRCNN"
-    ):
+    with pytest.raises(ValueError, match=f"BOX_AVERAGE does not .* {architecture}.*DeformRCNN"):
         check_settings(cfg)
 
 
