@@ -11,10 +11,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from .. import engine
 from ..checkpoint import StrictCheckpointer
 from ..data import DatasetMapper, register_custom_datasets
-from ..engine import why_not_cuda
+from ..engine import fall_back_to_cpu, read_config
 from .origin import commit, machine, versions
 
 # What a command ends with in one line, without a traceback: the user's input is wrong.
@@ -41,7 +40,7 @@ def run(main, parser, argv=None) -> None:
         sys.exit(f"{parser.prog}: {text}")
 
 
-def read_config(config_file, overrides=(), needs_data: bool = True):
+def config_of(config_file, overrides=(), needs_data: bool = True):
     """The settings of a YAML, KEY, VALUE, ... on top, with its data sets registered.
 
     Without a usable GPU, MODEL.DEVICE becomes the CPU.
@@ -53,10 +52,8 @@ def read_config(config_file, overrides=(), needs_data: bool = True):
         FileNotFoundError: no such file, or a data set's.
         ValueError: an unknown key in the file, or among the overrides.
     """
-    cfg = engine.read_config(config_file, overrides)
-    if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
-        logger.info("Running on the CPU: %s", why_not_cuda())
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = read_config(config_file, overrides)
+    fall_back_to_cpu(cfg)
     try:
         register_custom_datasets(cfg)
     except OSError as error:

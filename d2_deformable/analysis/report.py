@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from ..data import DatasetMapper, read_mask, register_custom_datasets
-from ..engine import why_not_cuda
+from ..engine import fall_back_to_cpu
 from . import draw
 from .command import class_names
 from .evaluate import evaluate_checkpoint
@@ -59,12 +59,11 @@ def write_report(
 
     Raises:
         FileNotFoundError: the folder or its data set is not complete.
-        ValueError: `beside` is of another network.
+        ValueError: an unknown override, or `beside` is of another network.
     """
     run = read_run(folder, overrides)
     cfg = run.cfg
-    if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
-        cfg.MODEL.DEVICE = "cpu"
+    fall_back_to_cpu(cfg)
     register_custom_datasets(cfg)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(str(run.checkpoint))

@@ -1,6 +1,10 @@
-import pytest
+import logging
 
-from d2_deformable.engine import read_config
+import pytest
+import torch
+
+from d2_deformable.engine import fall_back_to_cpu, read_config
+from d2_deformable.engine import setup as engine_setup
 
 
 @pytest.fixture
@@ -46,3 +50,19 @@ def test_a_wrong_override_is_one_message(read):
 def test_a_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match="--config-file nowhere.yaml: there is no such"):
         read_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_a_gpu_the_cpu_is_taken(read, device, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    cfg = read("VERSION: 2", "MODEL.DEVICE", device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine_setup, "has_cuda", lambda: True)
+    fall_back_to_cpu(cfg)
+    assert cfg.MODEL.DEVICE == device and not caplog.messages
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fall_back_to_cpu(cfg)
+    assert cfg.MODEL.DEVICE == "cpu" and caplog.messages == [
+        "Running on the CPU: no GPU is visible"
+    ]
