@@ -5,6 +5,7 @@ import re
 from difflib import get_close_matches
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config
@@ -21,8 +22,9 @@ def read_config(config_file: str, overrides=()) -> CfgNode:
         overrides: KEY, VALUE, KEY, VALUE, ...
 
     Raises:
-        ValueError: one sentence on a key that does not exist or a value of another type.
-        FileNotFoundError: no such file.
+        ValueError: one sentence on a key that does not exist or a value of another type, or on a
+            file that is no YAML.
+        FileNotFoundError: no such file, or one that it builds on.
     """
     cfg = get_cfg()
     add_deformable_config(cfg)
@@ -33,6 +35,15 @@ def read_config(config_file: str, overrides=()) -> CfgNode:
         if "does not exist" in str(error):
             raise FileNotFoundError(f"--config-file {config_file}: there is no such file") from None
         raise ValueError(f"{config_file}, or what it builds on: {_explain(error, cfg)}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{config_file} builds on {error.filename} (_BASE_), and there is no such file"
+        ) from error
+    except (yaml.YAMLError, AttributeError, TypeError) as error:  # the latter of what is no mapping
+        raise ValueError(
+            f"{config_file}, or what it builds on, is no YAML of keys and values: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     merge_overrides(cfg, overrides)
     return cfg
 
