@@ -17,7 +17,7 @@ from ..engine import fall_back_to_cpu, read_config
 from .origin import commit, machine, versions
 
 # What a command ends with in one line, without a traceback: the user's input is wrong.
-USER_ERRORS = (OSError, ValueError, KeyError)
+USER_ERRORS = (OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ def run(main, parser, argv=None) -> None:
     try:
         main(args)
     except USER_ERRORS as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"{parser.prog}: {text}")
+        sys.exit(f"{parser.prog}: {error}")
 
 
 def config_of(config_file, overrides=(), needs_data: bool = True):
@@ -71,10 +70,8 @@ def load_model(cfg, weights):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is of another network.
+        ValueError: it is no checkpoint, or of another network.
     """
-    if "://" not in str(weights) and not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such checkpoint")
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(weights))
     return model.eval()
@@ -84,8 +81,14 @@ def dataset_records(names, max_images: int = 0) -> list[dict]:
     """Images of registered data sets in Detectron2's format, `max_images` evenly spread; 0: all.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or no such data set.
     """
+    for name in names:
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"there is no data set {name}: name one of the config's DATASETS.CUSTOM or of "
+                "Detectron2's own"
+            )
     records = [record for name in names for record in DatasetCatalog.get(name)]
     if not records:
         raise ValueError(
