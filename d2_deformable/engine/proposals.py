@@ -9,7 +9,8 @@ from detectron2.modeling import ProposalNetwork, build_model
 from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
 from ..evaluation import ProposalWriter
-from .trainer import Trainer, why_not_cuda
+from .setup import fall_back_to_cpu
+from .trainer import Trainer
 
 
 def dump_proposals(cfg, names=(), folder=Path("proposals")) -> list[Path]:
@@ -38,8 +39,7 @@ def dump_proposals(cfg, names=(), folder=Path("proposals")) -> list[Path]:
             raise ValueError(f"there is no data set {name}; the config has {', '.join(known)}")
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.MODEL.DEVICE == "cuda" and why_not_cuda():
-        cfg.MODEL.DEVICE = "cpu"
+    fall_back_to_cpu(cfg)
     model = build_model(cfg)
     if getattr(model, "proposal_generator", None) is None:
         raise ValueError(

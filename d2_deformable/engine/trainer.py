@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -12,7 +11,6 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from ..data import DatasetMapper, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
-from ..ops import has_cuda
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .settings import check_settings
@@ -85,12 +83,3 @@ class Trainer(DefaultTrainer):
 def tests_with_TTA(cfg) -> bool:
     """Whether `Trainer.test_with_TTA` is to follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
-
-
-def why_not_cuda() -> str:
-    """What keeps this process from running on a GPU, in words; empty if nothing does."""
-    if not torch.cuda.is_available():
-        return "no GPU is visible"
-    if not has_cuda():
-        return "the operators were built without a CUDA toolkit (see README, GPUs)"
-    return ""

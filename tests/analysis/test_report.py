@@ -185,6 +185,11 @@ def test_a_checkpoint_of_another_network_is_refused(evaluable_run, load_tool):
     torch.save({"model": plain}, folder / "plain.pth")
     with pytest.raises(SystemExit, match="write_report: .*another network.*: 6 not in the file"):
         load_tool("write_report").main([str(folder), "--beside", str(folder / "plain.pth")])
+    with pytest.raises(SystemExit, match="write_report: .*gone.pth: no such checkpoint"):
+        load_tool("write_report").main([str(folder), "--beside", str(folder / "gone.pth")])
+    (folder / "plain.pth").rename(folder / "model_final.pth")
+    with pytest.raises(SystemExit, match="write_report: .*model_final.pth is of another network"):
+        load_tool("write_report").main([str(folder)])
 
 
 def test_report_of_images_where_nothing_is_found(make_run):
@@ -263,6 +268,12 @@ def test_the_tool_says_in_a_sentence_what_is_missing(tmp_path, load_tool, capsys
     tool = load_tool("write_report")
     with pytest.raises(SystemExit, match="write_report: .* holds no config.yaml"):
         tool.main([str(tmp_path), "--num-images", "2", "MODEL.DEVICE", "cpu"])
+
+
+def test_the_tool_says_in_a_sentence_what_is_unknown(make_run, load_tool):
+    folder = str(make_run("warped_shapes_rfcn_R_18.yaml"))
+    with pytest.raises(SystemExit, match="write_report: on the command line: .* mean MODEL.DEVICE"):
+        load_tool("write_report").main([folder, "MODEL.DEVISE", "cpu"])
 
 
 def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypatch, capsys):

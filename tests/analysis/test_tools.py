@@ -150,7 +150,7 @@ def test_complexity_needs_no_data(run):
     ("tool", "arguments", "message"),
     [
         ("effective_dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
-        ("effective_dilation", ["--dataset", "nowhere"], "nowhere"),
+        ("effective_dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
         ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
         ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
         ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
@@ -177,6 +177,8 @@ def test_missing_files_are_told(run, tmp_path):
         run("effective_dilation", "--config-file", missing, "--weights", missing)
     with pytest.raises(SystemExit, match="missing: no such checkpoint"):
         run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
+    with pytest.raises(SystemExit, match="test_tools.py is no checkpoint of Detectron2"):
+        run("visualize_sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
     with pytest.raises(SystemExit, match="1 weights for 2 configs"):
         run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)
     with pytest.raises(SystemExit):
