@@ -29,7 +29,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The checkpoint of d2_deformable/model_zoo, and the YAML in configs/model_zoo that it comes from.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: help setup demo zoo test test-all build-cuda cuda-all lint format clean
+.PHONY: help setup demo zoo results test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) an
 zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it and put it into d2_deformable/model_zoo
 	$(PY) train_net.py --config-file configs/model_zoo/$(ZOO).yaml OUTPUT_DIR output/model_zoo
 	$(PY) tools/publish_checkpoint.py output/model_zoo
+
+results: setup ## train every row of docs/RESULTS.md that has no numbers yet; goes on where it stopped (needs the photographs under DETECTRON2_DATASETS)
+	$(PY) tools/run_results.py
 
 test: setup lint ## lint and all tests but the slow ones
 	$(PY) -m pytest -m "not slow" --durations 10

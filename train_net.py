@@ -13,21 +13,23 @@ from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
 from d2_deformable.checkpoint import StrictCheckpointer
-from d2_deformable.data import check_datasets, register_custom_datasets
-from d2_deformable.engine import Trainer, check_settings, read_config, tests_with_TTA, why_not_cuda
+from d2_deformable.data import check_datasets, check_proposals, register_custom_datasets
+from d2_deformable.engine import (
+    Trainer,
+    check_settings,
+    fall_back_to_cpu,
+    read_config,
+    tests_with_TTA,
+)
 
 
 def setup(args):
     """The frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
     cfg = read_config(args.config_file, args.opts)
-    no_gpu = why_not_cuda() if cfg.MODEL.DEVICE == "cuda" else ""
-    if no_gpu:
-        cfg.MODEL.DEVICE = "cpu"
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2_deformable")
+    fall_back_to_cpu(cfg)
     cfg.freeze()
     default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2_deformable")
-    if no_gpu:
-        logger.info("Running on the CPU: %s", no_gpu)
     register_custom_datasets(cfg)
     return cfg
 
@@ -35,6 +37,7 @@ def setup(args):
 def main(args):
     cfg = setup(args)
     check_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
+    check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if args.eval_only:
         if not cfg.MODEL.WEIGHTS and not args.resume:
             raise ValueError(

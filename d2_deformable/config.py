@@ -83,12 +83,13 @@ def add_deformable_config(cfg: CN) -> None:
     health.MAX_ROI = 1.0
     health.MAX_OUTSIDE = 0.25
 
+    # Train without the objects that VOC marks `difficult`, as the released code does (its
+    # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not touched.
+    cfg.INPUT.DROP_DIFFICULT = False
+
     # A user's own data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
-
-    # Leave objects marked `difficult` out of training, as released; Detectron2 keeps them.
-    cfg.INPUT.DROP_DIFFICULT = False
 
     # Average precision of VOC: "07" (11 points; the paper's) or "area" (VOC 2010 and later).
     cfg.TEST.VOC_METRIC = "area"

@@ -239,6 +239,7 @@ def test_a_folder_of_another_layout(tool, arguments, data, case):
         (["--batch-size", "13"], "a batch of 13 from 12 images in 1 processes: choose"),
         (["--lr", "1e30"], "epoch 1/2: the loss is .* lower lr"),
         (["MODEL.RESNETS.DEPTH", "7"], "DEPTH is 7; choose one of"),
+        (["MODEL.RESNETS.FOO", "3"], "there is no key MODEL.RESNETS.FOO"),
     ],
 )
 def test_settings_that_cannot_train(tool, arguments, changes, message):

@@ -32,14 +32,14 @@ def plain_twin(path):
     return path.with_stem(PART.sub("", path.stem))
 
 
-def base_of(path):
-    """What a variant's `_BASE_` is: its plain twin, but for networks that are changed in one more
-    way, whose name is that of their base and one part more."""
-    if path.stem.endswith("_MB"):
-        return path.with_stem(path.stem.removesuffix("B"))
-    if path.stem.endswith(("_3x3", "_M")):
-        return path.with_stem(path.stem.rpartition("_")[0])
-    return plain_twin(path)
+def bases_of(path):
+    """The `_BASE_` of a variant: its plain twin; or, changed in one more way, the network whose
+    name lacks that part, and for a test at several scales how that is done."""
+    if m := re.search(r"_(MB?)$", path.stem):
+        return [path.with_stem(path.stem.removesuffix(m[0])), path.with_stem(f"Base-COCO-{m[1]}")]
+    if path.stem.endswith("_3x3"):
+        return [path.with_stem(path.stem.removesuffix("_3x3"))]
+    return [plain_twin(path)]
 
 
 def relative(path):

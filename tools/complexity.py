@@ -45,7 +45,7 @@ def main(args):
         raise ValueError("--repeats and --image-size are at least 1")
     networks, models, inputs = [], [], []
     for file, checkpoint in zip(files, weights):
-        cfg = command.read_config(file, args.opts, needs_data=False)
+        cfg = command.config_of(file, args.opts, needs_data=False)
         image = complexity.random_image(args.image_size)
         if args.image:
             image = read_image(args.image, cfg.INPUT.FORMAT)

@@ -35,7 +35,7 @@ def parser():
 
 
 def main(args):
-    cfg = command.read_config(args.config_file, args.opts)
+    cfg = command.config_of(args.config_file, args.opts)
     names = args.dataset or cfg.DATASETS.TEST
     records = command.dataset_records(names, args.max_images)
     rules = Rules(tuple(args.limits), args.area, args.overlap, args.groups, args.border)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from detectron2.config import get_cfg
 
 from d2_deformable import add_deformable_config
+from d2_deformable.engine import merge_overrides
 from d2_deformable.engine.imagenet import Classifier, image_folders, save_backbone, train
 
 # What the YAMLs of each family have in common; of Detectron2's defaults PIXEL_MEAN is ImageNet's.
@@ -48,7 +49,7 @@ def classifier_cfg(arch: str, opts=()):
             *("MODEL.PIXEL_STD", [57.375, 57.12, 58.395]),
         ]
     )
-    cfg.merge_from_list(list(opts))
+    merge_overrides(cfg, opts)
     return cfg
 
 

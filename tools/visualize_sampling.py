@@ -46,7 +46,7 @@ def parser():
 
 def main(args):
     wanted = Wanted(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
-    cfg = command.read_config(args.config_file, args.opts, needs_data=args.images is None)
+    cfg = command.config_of(args.config_file, args.opts, needs_data=args.images is None)
     if args.images is None:
         records = command.dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
     else:

@@ -9,6 +9,8 @@ python tools/write_report.py output/demo --beside output/earlier/model_final.pth
 import argparse
 import sys
 
+from detectron2.utils.logger import setup_logger
+
 from d2_deformable.analysis.report import write_report
 
 
@@ -22,11 +24,12 @@ def main(argv=None):
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_intermixed_args(argv)
+    setup_logger(name="d2_deformable")
     try:
         report = write_report(
             args.output_dir, args.num_images, args.score_thresh, args.opts, args.beside
         )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"write_report: {error}")
     print(f"wrote {report}")
 

@@ -6,20 +6,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import StrictCheckpointer
-from ..config import add_deformable_config
-from ..data import DatasetMapper, allow_custom_fields, register_custom_datasets
-from ..engine import why_not_cuda
+from ..data import DatasetMapper, register_custom_datasets
+from ..engine import fall_back_to_cpu, read_config
+from ..modeling.meta_arch.kinds import is_segmentor
 from .origin import commit, machine, versions
 
 # What a command ends with in one line, without a traceback: the user's input is wrong.
-USER_ERRORS = (OSError, ValueError, KeyError)
+USER_ERRORS = (OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +37,10 @@ def run(main, parser, argv=None) -> None:
     try:
         main(args)
     except USER_ERRORS as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"{parser.prog}: {text}")
+        sys.exit(f"{parser.prog}: {error}")
 
 
-def read_config(config_file, overrides=(), needs_data: bool = True):
+def config_of(config_file, overrides=(), needs_data: bool = True):
     """The settings of a YAML, KEY, VALUE, ... on top, with its data sets registered.
 
     Without a usable GPU, MODEL.DEVICE becomes the CPU.
@@ -52,21 +50,10 @@ def read_config(config_file, overrides=(), needs_data: bool = True):
 
     Raises:
         FileNotFoundError: no such file, or a data set's.
-        KeyError, ValueError: an unknown key in the file, or among the overrides.
+        ValueError: an unknown key in the file, or among the overrides.
     """
-    if not Path(config_file).is_file():
-        raise FileNotFoundError(f"{config_file}: no such config file")
-    cfg = get_cfg()
-    add_deformable_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    allow_custom_fields(cfg, list(overrides))
-    try:
-        cfg.merge_from_list(list(overrides))
-    except AssertionError as error:  # of yacs
-        raise ValueError(f"KEY VALUE overrides: {error}") from error
-    if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
-        logger.info("Running on the CPU: %s", why_not_cuda())
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = read_config(config_file, overrides)
+    fall_back_to_cpu(cfg)
     try:
         register_custom_datasets(cfg)
     except OSError as error:
@@ -84,10 +71,8 @@ def load_model(cfg, weights):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is of another network.
+        ValueError: it is no checkpoint, or of another network.
     """
-    if "://" not in str(weights) and not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such checkpoint")
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(weights))
     return model.eval()
@@ -97,8 +82,14 @@ def dataset_records(names, max_images: int = 0) -> list[dict]:
     """Images of registered data sets in Detectron2's format, `max_images` evenly spread; 0: all.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or no such data set.
     """
+    for name in names:
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"there is no data set {name}: name one of the config's DATASETS.CUSTOM or of "
+                "Detectron2's own"
+            )
     records = [record for name in names for record in DatasetCatalog.get(name)]
     if not records:
         raise ValueError(
@@ -139,7 +130,7 @@ def read_inputs(cfg, record: dict):
 
 def class_names(cfg, dataset_name: str | None = None) -> list[str]:
     """Names of what the network tells apart, as the data set has them, else "class i"."""
-    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    segments = is_segmentor(cfg)
     field = "stuff_classes" if segments else "thing_classes"
     names = []
     if dataset_name in DatasetCatalog.list():

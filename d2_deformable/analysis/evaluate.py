@@ -3,12 +3,11 @@
 import tempfile
 
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.modeling import build_model
 
-from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
 from ..engine import Trainer
 from ..evaluation import build_evaluators
+from .command import load_model
 from .run import results_by_task
 
 
@@ -22,11 +21,11 @@ def evaluate_checkpoint(cfg, checkpoint):
         the model, and its results as `Run.results` has them.
 
     Raises:
-        ValueError: the file is of another network.
+        FileNotFoundError: no such file.
+        ValueError: it is no checkpoint, or of another network.
     """
     register_custom_datasets(cfg)
-    model = build_model(cfg)
-    StrictCheckpointer(model).load(str(checkpoint))
+    model = load_model(cfg, checkpoint)
     # Not into OUTPUT_DIR, which holds the run's own predictions.
     with tempfile.TemporaryDirectory() as folder:
         evaluators = [build_evaluators(cfg, name, folder) for name in cfg.DATASETS.TEST]

@@ -6,22 +6,19 @@ import math
 from html import escape
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
 from PIL import Image
 
 from ..data import DatasetMapper, read_mask, register_custom_datasets
-from ..engine import why_not_cuda
+from ..engine import fall_back_to_cpu
 from . import draw
-from .command import class_names
+from .command import class_names, dataset_records, load_model
 from .evaluate import evaluate_checkpoint
 from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
-from .visualize import found_above
+from .visualize import found_above, units_of_labels
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
@@ -58,16 +55,14 @@ def write_report(
         the path of report.html.
 
     Raises:
-        FileNotFoundError: the folder or its data set is not complete.
-        ValueError: `beside` is of another network.
+        FileNotFoundError: the folder or its data set is not complete, or there is no `beside`.
+        ValueError: an unknown override, or a checkpoint of another network.
     """
     run = read_run(folder, overrides)
     cfg = run.cfg
-    if cfg.MODEL.DEVICE.startswith("cuda") and why_not_cuda():
-        cfg.MODEL.DEVICE = "cpu"
+    fall_back_to_cpu(cfg)
     register_custom_datasets(cfg)
-    model = build_model(cfg)
-    DetectionCheckpointer(model).load(str(run.checkpoint))
+    model = load_model(cfg, run.checkpoint)
     models, results = {"": model}, {"": run.results}
     if beside:
         models[beside], results[beside] = evaluate_checkpoint(cfg, beside)
@@ -151,14 +146,11 @@ def _images(cfg, models, num_images, score_thresh, pictures):
     name = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
     if name is None or num_images < 1:
         return ""
-    dataset = DatasetCatalog.get(name)
     classes = class_names(cfg, name)
     mapper = DatasetMapper(cfg, False)
     mapper.output_size = "image"  # also where the evaluation has another
-    num_images = min(num_images, len(dataset))
     html = f"<h2>Images of {escape(name)}</h2>"
-    for i in range(num_images):
-        record = dataset[len(dataset) * (2 * i + 1) // (2 * num_images)]
+    for i, record in enumerate(dataset_records([name], num_images)):
         image = read_image(record["file_name"], "RGB")
         html += f"<h3>{escape(Path(record['file_name']).name)}</h3>"
         for checkpoint, model in models.items():
@@ -189,7 +181,10 @@ def _draw(image, inspection, found, classes):
     if convs:
         points = math.prod(conv.offset.shape[1] for conv in convs) * convs[-1].offset.shape[0]
         text = CAPTIONS["sampling_points"].format(layers=len(convs), points=points)
-        units = draw.units_on(found[:2], inspection.image_size, classes)
+        if inspection.labels is None:
+            units = draw.units_on(found[:2], inspection.image_size, classes)
+        else:
+            units = units_of_labels(inspection.labels, classes)
         if units:
             yield "sampling_points", draw.draw_sampling_points(image, inspection, units), text
     if pools and len(found):

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config
-from ..data import allow_custom_fields
+from ..engine import merge_overrides
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def read_run(folder, overrides=()) -> Run:
 
     Raises:
         FileNotFoundError: it holds no config.yaml or no checkpoint.
+        ValueError: an override that does not fit.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -91,8 +92,7 @@ def read_run(folder, overrides=()) -> Run:
     add_deformable_config(cfg)
     cfg.set_new_allowed(True)  # it is complete, with the keys of other plug-ins
     cfg.merge_from_file(str(config))
-    allow_custom_fields(cfg, overrides)
-    cfg.merge_from_list(list(overrides))
+    merge_overrides(cfg, overrides)
     config_file, command = _command(folder / "log.txt")
     return Run(
         folder, cfg, _checkpoint(folder), _history(folder / "metrics.json"), config_file, command

@@ -56,7 +56,7 @@ def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted(
         if wanted.points:
             units = chosen_units(wanted.points, inspection.image_size)
         elif inspection.labels is not None:
-            units = _units_of_labels(inspection.labels, class_names)
+            units = units_of_labels(inspection.labels, class_names)
         else:
             order = found.pred_boxes.area().argsort().tolist()
             ends = found[[*order[:1], *order[1:][-1:]]]
@@ -95,7 +95,7 @@ def chosen_units(points, image_size) -> list[Unit]:
     return [Unit(f"({x:g}, {y:g})", torch.tensor([y, x])) for x, y in points]
 
 
-def _units_of_labels(labels, names, num_units=3):
+def units_of_labels(labels, names, num_units=3):
     """At the pixel of each of the most frequent classes (height, width) nearest to its centroid."""
     classes, counts = labels.unique(return_counts=True)
     units = []

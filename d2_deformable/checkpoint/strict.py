@@ -1,16 +1,41 @@
 """Loading a checkpoint that must fit."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from detectron2.checkpoint import DetectionCheckpointer
 
 ANCHORS = "anchor_generator.cell_anchors"
 
 
 class StrictCheckpointer(DetectionCheckpointer):
-    """Refuses a file that does not fit its model whole, where `DetectionCheckpointer` warns."""
+    """Refuses a file that does not fit its model whole, where `DetectionCheckpointer` warns.
+
+    `load` raises FileNotFoundError where there is no file, and ValueError on one that is no
+    checkpoint or that is of another network.
+    """
+
+    def load(self, path, *args, **kwargs):
+        # What follows the "?" is no part of the name (Detectron2 main).
+        if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint")
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename):
         self._file = filename
-        return super()._load_file(filename)
+        try:
+            checkpoint = super()._load_file(filename)
+        except OSError:
+            raise
+        except Exception as error:  # unpickling raises any type
+            reason = str(error).partition("\n")[0]
+            raise self._no_checkpoint(f"{type(error).__name__}: {reason}") from error
+        if not isinstance(checkpoint["model"], Mapping):
+            raise self._no_checkpoint(f"it holds a {type(checkpoint['model']).__name__}")
+        return checkpoint
+
+    def _no_checkpoint(self, reason):
+        return ValueError(f"{self._file} is no checkpoint of Detectron2 ({reason})")
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)

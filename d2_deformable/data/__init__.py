@@ -2,8 +2,10 @@
 
 from .coco import COCOFormat
 from .custom import allow_custom_fields, check_datasets, register_custom_datasets
+from .difficult import load_flagged, without_difficult
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
+from .proposals import check_proposals
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
@@ -15,6 +17,9 @@ __all__ = [
     "WarpedShapesFormat",
     "allow_custom_fields",
     "check_datasets",
+    "check_proposals",
+    "load_flagged",
     "read_mask",
     "register_custom_datasets",
+    "without_difficult",
 ]

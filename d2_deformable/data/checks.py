@@ -55,7 +55,8 @@ class AnnotationReport:
     MEANING = {
         "dropped": "boxes without area inside their image, dropped",
         "clipped": "boxes reaching beyond their image, clipped to it",
-        "difficult": "objects marked difficult, kept and flagged (VOC AP ignores them)",
+        "difficult": "objects marked difficult (VOC AP ignores them, and training does with "
+        "INPUT.DROP_DIFFICULT)",
     }
 
     def __init__(self):

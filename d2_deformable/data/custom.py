@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
-from ..modeling import ClassAwareRPN
+from ..modeling.meta_arch.kinds import is_detector, is_segmentor
 from .checks import datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
@@ -89,8 +88,8 @@ def check_datasets(cfg, names=None) -> None:
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
     used = [name for name in names if name in _registered]
-    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    detects = _is_detector(cfg.MODEL.META_ARCHITECTURE)
+    segments = is_segmentor(cfg)
+    detects = is_detector(cfg)
     classes = {}
     for name in dict.fromkeys(used):
         dicts, meta = DatasetCatalog.get(name), MetadataCatalog.get(name)
@@ -123,13 +122,6 @@ def check_datasets(cfg, names=None) -> None:
             f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {used[0]} has the "
             f"{len(classes[used[0]])} classes {classes[used[0]]}: set it to that number"
         )
-
-
-def _is_detector(architecture: str) -> bool:
-    """Whether it reads MODEL.ROI_HEADS.NUM_CLASSES, which a ProposalNetwork, say, does not."""
-    # An unknown name is left to Detectron2's own error.
-    known = META_ARCH_REGISTRY.get(architecture) if architecture in META_ARCH_REGISTRY else None
-    return isinstance(known, type) and issubclass(known, GeneralizedRCNN | ClassAwareRPN)
 
 
 def parse(name: str, node):

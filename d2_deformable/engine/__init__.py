@@ -2,14 +2,19 @@
 
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
-from .setup import read_config
-from .trainer import Trainer, check_settings, tests_with_TTA, why_not_cuda
+from .proposals import dump_proposals
+from .settings import check_settings
+from .setup import fall_back_to_cpu, merge_overrides, read_config, why_not_cuda
+from .trainer import Trainer, tests_with_TTA
 
 __all__ = [
     "OffsetHealth",
     "Trainer",
     "build_optimizer",
     "check_settings",
+    "dump_proposals",
+    "fall_back_to_cpu",
+    "merge_overrides",
     "multiply_learning_rates",
     "read_config",
     "tests_with_TTA",

@@ -1,28 +1,19 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
-import torch
-from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    GeneralizedRCNNWithTTA,
-)
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
-from ..config import add_deformable_config
-from ..data import DatasetMapper
-from ..evaluation import build_evaluators, check_resolution
-from ..evaluation.voc import METRICS
-from ..modeling import ClassAwareRPN, DetectorWithTTA, RFCNHeads
-from ..ops import has_cuda
+from ..data import DatasetMapper, without_difficult
+from ..evaluation import build_evaluators
+from ..modeling import DetectorWithTTA
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
+from .settings import check_settings
 
 
 class Trainer(DefaultTrainer):
@@ -51,7 +42,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, True))
+        dataset = without_difficult(cfg) if cfg.INPUT.DROP_DIFFICULT else None
+        mapper = DatasetMapper(cfg, True)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -90,116 +83,3 @@ class Trainer(DefaultTrainer):
 def tests_with_TTA(cfg) -> bool:
     """Whether `Trainer.test_with_TTA` is to follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
-
-
-def why_not_cuda() -> str:
-    """What keeps this process from running on a GPU, in words; empty if nothing does."""
-    if not torch.cuda.is_available():
-        return "no GPU is visible"
-    if not has_cuda():
-        return "the operators were built without a CUDA toolkit (see README, GPUs)"
-    return ""
-
-
-def check_settings(cfg) -> None:
-    """Refuse settings that would train something else than they seem to say.
-
-    Raises:
-        ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
-            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN; or a
-            setting of evaluation that would be refused only after training.
-    """
-    _check_evaluation(cfg)
-    model = cfg.MODEL
-    frozen = []
-    if model.BACKBONE.FREEZE_AT > 0:
-        frozen.append(f"MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}")
-    if model.RESNETS.NORM == "FrozenBN":
-        frozen.append("MODEL.RESNETS.NORM FrozenBN")
-    if frozen and not model.WEIGHTS and not model.BACKBONE.ALLOW_FROZEN_RANDOM:
-        raise ValueError(
-            f"MODEL.WEIGHTS is empty, so what {' and '.join(frozen)} freezes would stay random. "
-            "Give MODEL.WEIGHTS a pre-trained checkpoint; or train from scratch with "
-            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
-            "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
-        )
-    builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
-    # Of a function only its place is known: none of Detectron2's reads the key, one of a user may.
-    theirs = builder is not None and builder.__module__.split(".")[0] == "detectron2"
-    if theirs and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
-        raise ValueError(
-            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.RESNETS."
-            "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
-            "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
-        )
-    architecture = _registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE)
-    if isinstance(architecture, type) and issubclass(architecture, ClassAwareRPN):
-        _check_no_second_stage(cfg)
-    heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
-    other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
-    if model.ROI_HEADS.SAMPLING != "random" and other:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
-            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
-        )
-
-
-def _check_evaluation(cfg) -> None:
-    if cfg.TEST.VOC_METRIC not in METRICS:
-        raise ValueError(
-            f"TEST.VOC_METRIC is {cfg.TEST.VOC_METRIC!r}; choose one of "
-            f"{', '.join(map(repr, METRICS))}"
-        )
-    check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
-    average = cfg.TEST.BOX_AVERAGE
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        for key, node in (("TEST.AUG", cfg.TEST.AUG), ("TEST.BOX_AVERAGE", average)):
-            if node.ENABLED:
-                raise ValueError(f"{key} serves detectors alone; set {key}.ENABLED False")
-    if not average.ENABLED:
-        return
-    if average.ITERATIONS < 1:
-        raise ValueError(
-            f"TEST.BOX_AVERAGE.ITERATIONS is {average.ITERATIONS}; give 1 pass or more"
-        )
-    if not 0 < average.VOTE_IOU <= 1:
-        raise ValueError(
-            f"TEST.BOX_AVERAGE.VOTE_IOU is {average.VOTE_IOU}; give an IoU above 0, up to 1"
-        )
-    if cfg.MODEL.MASK_ON:
-        raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
-    if cfg.MODEL.META_ARCHITECTURE == "ClassAwareRPN" and average.ITERATIONS > 1:
-        raise ValueError(
-            "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
-            "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
-        )
-
-
-# What chooses a second stage, its pooling and its sampling, or another first one.
-_SECOND_STAGE = (
-    "MODEL.LOAD_PROPOSALS",
-    "MODEL.MASK_ON",
-    "MODEL.KEYPOINT_ON",
-    "MODEL.RPN.HEAD_NAME",
-    "MODEL.ROI_HEADS.NAME",
-    "MODEL.ROI_HEADS.SAMPLING",
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
-)
-
-
-def _check_no_second_stage(cfg) -> None:
-    default = get_cfg()
-    add_deformable_config(default)
-    for key in _SECOND_STAGE:
-        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
-        if value != unchanged:
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "
-                f"does not read {key} {value}: leave it {unchanged}, or choose another architecture"
-            )
-
-
-def _registered(registry, name: str):
-    """The entry of that name; None leaves an unknown one to Detectron2's own error."""
-    return registry.get(name) if name in registry else None

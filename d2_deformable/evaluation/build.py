@@ -9,6 +9,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from ..compat import has_compiled_d2
+from .proposals import BoxRecallEvaluator, ProposalWriter
 from .sem_seg import SemSegEvaluator
 from .voc import VOCEvaluator
 
@@ -20,7 +21,8 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
     """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON) and VOC's under "voc"; of a data
     set for semantic segmentation, mIoU under "sem_seg".
 
-    COCO's know no `difficult`: such objects count in them.
+    COCO's know no `difficult`: such objects count in them. Of a ProposalNetwork there is but
+    COCO's average recall, under "box_proposals", as in Detectron2, and the file of its proposals.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
@@ -30,10 +32,15 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         sem_seg = SemSegEvaluator(dataset_name, output_dir, cfg.TEST.SEM_SEG_RESOLUTION)
         return DatasetEvaluators([sem_seg])
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    proposes = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    evaluator = BoxRecallEvaluator if proposes else COCOEvaluator
     with _as_coco_json(dataset_name):
-        coco = COCOEvaluator(
+        coco = evaluator(
             dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
         )
+    if proposes:
+        file = os.path.join(output_dir, f"{dataset_name}_proposals.pkl")
+        return DatasetEvaluators([coco, ProposalWriter(dataset_name, file)])
     return DatasetEvaluators([coco, VOCEvaluator(dataset_name, cfg.TEST.VOC_METRIC, output_dir)])
 
 

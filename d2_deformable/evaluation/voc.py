@@ -10,13 +10,13 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from ..data.voc import VOCFormat
+from ..data import load_flagged
 
 METRICS = ("area", "07")
 THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
@@ -58,7 +58,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._logger = logging.getLogger(__name__)
         self._name, self._metric = dataset_name, metric
         self._output_dir, self._distributed = output_dir, distributed
-        self._dicts = _load(dataset_name)
+        self._dicts = load_flagged(dataset_name)
         self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
         self.reset()
 
@@ -154,14 +154,6 @@ def average_precision(true: np.ndarray, positives: int, metric: str) -> float:
         return float(np.mean([p.max(initial=0.0) for p in reached]))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[true].sum() / positives)
-
-
-def _load(name: str) -> list[dict]:
-    meta = MetadataCatalog.get(name)
-    if meta.get("evaluator_type") == "pascal_voc":
-        form = VOCFormat(Path(meta.dirname), split=meta.split, classes=tuple(meta.thing_classes))
-        return form.load(name)
-    return DatasetCatalog.get(name)
 
 
 def _ap_table(dicts, predictions: dict, num_classes: int, metric: str) -> np.ndarray:

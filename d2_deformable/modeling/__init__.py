@@ -11,7 +11,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
-from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
 from .poolers import DeformROIPooler
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -33,6 +33,7 @@ __all__ = [
     "DeformROIHeads",
     "DeformROIPooler",
     "DeformResNet",
+    "DeformSegmentor",
     "DetectorWithTTA",
     "InceptionResBlock",
     "RFCNHeads",

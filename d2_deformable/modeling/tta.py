@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 from torch.nn.parallel import DistributedDataParallel
 
+from ._checks import check_images
+
 
 class DetectorWithTTA(nn.Module):
     """A detector that merges what it finds at several scales, mirrored or not, in several passes.
@@ -104,6 +106,7 @@ class DetectorWithTTA(nn.Module):
         }
 
     def forward(self, batched_inputs) -> list[dict]:
+        check_images(self.model, batched_inputs)
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, x: dict) -> Instances:

@@ -183,8 +183,13 @@ def test_a_checkpoint_of_another_network_is_refused(evaluable_run, load_tool):
     weights = torch.load(folder / "model_final.pth")["model"]
     plain = {name: value for name, value in weights.items() if "conv_offset" not in name}
     torch.save({"model": plain}, folder / "plain.pth")
-    with pytest.raises(SystemExit, match="write_report: .*another network: 6 not in the file"):
+    with pytest.raises(SystemExit, match="write_report: .*another network.*: 6 not in the file"):
         load_tool("write_report").main([str(folder), "--beside", str(folder / "plain.pth")])
+    with pytest.raises(SystemExit, match="write_report: .*gone.pth: no such checkpoint"):
+        load_tool("write_report").main([str(folder), "--beside", str(folder / "gone.pth")])
+    (folder / "plain.pth").rename(folder / "model_final.pth")
+    with pytest.raises(SystemExit, match="write_report: .*model_final.pth is of another network"):
+        load_tool("write_report").main([str(folder)])
 
 
 def test_report_of_images_where_nothing_is_found(make_run):
@@ -199,7 +204,7 @@ def test_detections_above_the_threshold_come_best_first():
     found = Instances((8, 8))
     found.scores = torch.tensor([0.4, 0.6, 0.5, 0.9])
     inspection = type("Inspection", (), {"instances": found})
-    assert report._above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+    assert report.found_above(inspection, 0.5).scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
 
 
 @pytest.mark.parametrize("variant", ["", "_dconv3"])
@@ -243,13 +248,13 @@ def test_picture_of_a_segmentation():
 def test_classes_without_names_are_numbered(dataset):
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    assert report._class_names(dataset, cfg) == ["class 0", "class 1", "class 2"]
+    assert report.class_names(cfg, dataset) == ["class 0", "class 1", "class 2"]
     MetadataCatalog.get(dataset).thing_classes = ["cat", "dog"]
-    assert report._class_names(dataset, cfg) == ["cat", "dog", "class 2"]
+    assert report.class_names(cfg, dataset) == ["cat", "dog", "class 2"]
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "SemanticSegmentor", 2
-    assert report._class_names(dataset, cfg) == ["class 0", "class 1"]
+    assert report.class_names(cfg, dataset) == ["class 0", "class 1"]
     MetadataCatalog.get(dataset).stuff_classes = ["sky", "sea"]
-    assert report._class_names(dataset, cfg) == ["sky", "sea"]
+    assert report.class_names(cfg, dataset) == ["sky", "sea"]
 
 
 def test_tables_take_all_columns():
@@ -263,6 +268,12 @@ def test_the_tool_says_in_a_sentence_what_is_missing(tmp_path, load_tool, capsys
     tool = load_tool("write_report")
     with pytest.raises(SystemExit, match="write_report: .* holds no config.yaml"):
         tool.main([str(tmp_path), "--num-images", "2", "MODEL.DEVICE", "cpu"])
+
+
+def test_the_tool_says_in_a_sentence_what_is_unknown(make_run, load_tool):
+    folder = str(make_run("warped_shapes_rfcn_R_18.yaml"))
+    with pytest.raises(SystemExit, match="write_report: on the command line: .* mean MODEL.DEVICE"):
+        load_tool("write_report").main([folder, "MODEL.DEVISE", "cpu"])
 
 
 def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypatch, capsys):

@@ -11,8 +11,8 @@ import pytest
 from d2_deformable.analysis import origin, results_page
 from d2_deformable.analysis.results import BUDGETS, ROWS, Row, run_queue
 from d2_deformable.analysis.results_page import mean_and_spread, write_page
+from yamls import CONFIGS, load
 
-ROOT = Path(__file__).parents[2]
 PLAIN, DEFORM = Row("cards", "rfcn", ""), Row("cards", "rfcn", "dconv3_dpool")
 DEEPLAB = Row("dubai_seg", "deeplab", "")
 STUB = """
@@ -67,8 +67,9 @@ def result(root, title):
 def test_every_row_is_a_yaml_with_a_budget():
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
-        assert (ROOT / "configs/quick" / f"{row.yaml}.yaml").is_file(), row
-        assert "SOLVER.MAX_ITER" in BUDGETS[row.dataset]
+        cfg = load(CONFIGS / "quick" / f"{row.yaml}.yaml")
+        cfg.merge_from_list([*BUDGETS[row.dataset], *row.overrides])
+        assert f"{row.dataset}_val" in cfg.DATASETS.TEST
 
 
 def test_one_seed_of_everything_first(root):

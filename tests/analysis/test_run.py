@@ -47,7 +47,7 @@ def test_keys_of_other_plugins(folder):
     (folder / "config.yaml").write_text(cfg.dump())
     run = read_run(folder, ["NEIGHBOUR", 4])
     assert run.cfg.MODEL.RESNETS.NEIGHBOUR.ON and run.cfg.NEIGHBOUR == 4
-    with pytest.raises(AssertionError, match="NEIGBOUR"):
+    with pytest.raises(ValueError, match="no key NEIGBOUR; did you mean NEIGHBOUR"):
         read_run(folder, ["NEIGBOUR", 4])
 
 

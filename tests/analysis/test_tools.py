@@ -149,8 +149,8 @@ def test_complexity_needs_no_data(run):
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [
-        ("effective_dilation", ["MODEL.NO_SUCH", "1"], "Non-existent key: MODEL.NO_SUCH"),
-        ("effective_dilation", ["--dataset", "nowhere"], "nowhere"),
+        ("effective_dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
+        ("effective_dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
         ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
         ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
         ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
@@ -167,16 +167,18 @@ def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, messag
 def test_unknown_keys_of_a_file_are_told(run, tmp_path):
     yaml = tmp_path / "wrong.yaml"
     yaml.write_text("MODEL: {NO_SUCH: 1}")
-    with pytest.raises(SystemExit, match="complexity: Non-existent config key: MODEL.NO_SUCH"):
+    with pytest.raises(SystemExit, match="complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"):
         run("complexity", "--config-file", yaml)
 
 
 def test_missing_files_are_told(run, tmp_path):
     missing = tmp_path / "missing"
-    with pytest.raises(SystemExit, match="missing: no such config file"):
+    with pytest.raises(SystemExit, match="missing: there is no such file"):
         run("effective_dilation", "--config-file", missing, "--weights", missing)
     with pytest.raises(SystemExit, match="missing: no such checkpoint"):
         run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
+    with pytest.raises(SystemExit, match="test_tools.py is no checkpoint of Detectron2"):
+        run("visualize_sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
     with pytest.raises(SystemExit, match="1 weights for 2 configs"):
         run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)
     with pytest.raises(SystemExit):

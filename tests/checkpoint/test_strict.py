@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,19 @@ def test_refuses_another_network(saved, message, tmp_path):
     torch.save({"model": {name: torch.zeros(shape) for name, shape in saved.items()}}, file)
     with pytest.raises(ValueError, match=f"model.pth is of another network, .*{message}"):
         StrictCheckpointer(nn.Linear(3, 2)).load(str(file))
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pkl"])
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1, 2], 2), pickle.dumps("x", 2)])
+def test_refuses_what_is_no_checkpoint(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is no checkpoint of Detectron2 \([^\n]+\)$"):
+        StrictCheckpointer(nn.Linear(3, 2)).load(str(tmp_path / name))
+
+
+def test_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.pth: no such checkpoint"):
+        StrictCheckpointer(nn.Linear(3, 2)).load(str(tmp_path / "gone.pth"))
 
 
 def test_loads_what_fits(tmp_path):

@@ -101,7 +101,8 @@ def test_odd_boxes_are_counted_and_listed(write, content, register, warnings):
     assert [message for message in warnings() if "coco_odd" in message] == [
         "coco_odd: 1 boxes without area inside their image, dropped: b.png",
         "coco_odd: 1 boxes reaching beyond their image, clipped to it: b.png",
-        "coco_odd: 1 objects marked difficult, kept and flagged (VOC AP ignores them): b.png",
+        "coco_odd: 1 objects marked difficult (VOC AP ignores them, and training does with "
+        "INPUT.DROP_DIFFICULT): b.png",
     ]
 
 

@@ -127,7 +127,8 @@ def test_odd_boxes_are_counted_and_listed(write_voc, voc_object, register, warni
     expected = [
         "voc_odd: 2 boxes without area inside their image, dropped: a.xml, b.xml",
         "voc_odd: 1 boxes reaching beyond their image, clipped to it: b.xml",
-        "voc_odd: 6 objects marked difficult, kept and flagged (VOC AP ignores them): "
+        "voc_odd: 6 objects marked difficult (VOC AP ignores them, and training does with "
+        "INPUT.DROP_DIFFICULT): "
         "c.xml, d.xml, e.xml, f.xml, g.xml and 1 more files",
     ]
     assert warnings() == expected

@@ -63,6 +63,14 @@ def test_random_frozen_layers_are_refused(cfg):
         ),
         (["MODEL.RESNETS.DEFORM_LAYERS", ["res5.2.conv2"]], "does not read .* DEFORM_LAYERS"),
         (["MODEL.ROI_HEADS.SAMPLING", "ohem"], "Res5ROIHeads does not read .*SAMPLING ohem"),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "DeformROIPool"],
+            "Res5ROIHeads does not know .*DeformROIPool; choose DeformROIHeads",
+        ),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "PSROIPool"],
+            "Res5ROIHeads does not know .*PSROIPool; choose RFCNHeads",
+        ),
     ],
 )
 def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
@@ -179,7 +187,28 @@ def test_evaluation_of_semantic_segmentation(cfg):
     cfg.TEST.AUG.ENABLED = True
     check_settings(cfg)
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
-    with pytest.raises(ValueError, match="TEST.AUG serves detectors alone"):
+    with pytest.raises(ValueError, match="TEST.AUG does not serve .* SemanticSegmentor"):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize("architecture", ["GeneralizedRCNN", "ProposalNetwork", "DeformSegmentor"])
+def test_box_average_needs_raw_predictions(cfg, architecture):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.TEST.BOX_AVERAGE.ENABLED = True
+    with pytest.raises(ValueError, match=f"BOX_AVERAGE does not .* {architecture}.*DeformRCNN"):
+        check_settings(cfg)
+
+
+def test_several_scales_need_a_detector_and_a_scale(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.TEST.AUG.ENABLED = True
+    check_settings(cfg)  # Detectron2's own way of GeneralizedRCNN
+    cfg.TEST.AUG.MIN_SIZES = ()
+    with pytest.raises(ValueError, match="MIN_SIZES is empty"):
+        check_settings(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    with pytest.raises(ValueError, match="TEST.AUG does not serve .* ProposalNetwork"):
         check_settings(cfg)
 
 
@@ -196,6 +225,7 @@ def test_evaluation_of_semantic_segmentation(cfg):
 )
 def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"
     cfg.TEST.BOX_AVERAGE.ENABLED = True
     check_settings(cfg)
     cfg.merge_from_list(changes)
@@ -209,3 +239,15 @@ def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
     check_settings(cfg)
     cfg.TEST.BOX_AVERAGE.ENABLED, cfg.TEST.BOX_AVERAGE.ITERATIONS = True, 1
     check_settings(cfg)
+
+
+def test_fixed_proposals_take_two_keys(cfg):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is True and .*NAME is RPN: fixed propos"):
+        check_settings(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    check_settings(cfg)
+    cfg.MODEL.LOAD_PROPOSALS = False
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is False and .*NAME is PrecomputedPropos"):
+        check_settings(cfg)

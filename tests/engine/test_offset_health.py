@@ -251,6 +251,12 @@ def test_samples_moved_out_of_the_map_are_told_of(caplog):
     assert "conv" not in text.split(". Lower")[0]
 
 
+def test_samples_outside_a_fixed_grid_are_no_fault(caplog):
+    model = Model()
+    shift(model, 0.02, 0.0)
+    assert not warnings(caplog, model, 1, max_outside=0.05)  # 7 % are outside without offsets
+
+
 def test_trainer_registers_it_before_the_writers(monkeypatch):
     cfg = get_cfg()
     add_deformable_config(cfg)

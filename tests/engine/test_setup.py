@@ -1,6 +1,10 @@
-import pytest
+import logging
 
-from d2_deformable.engine import read_config
+import pytest
+import torch
+
+from d2_deformable.engine import fall_back_to_cpu, read_config
+from d2_deformable.engine import setup as engine_setup
 
 
 @pytest.fixture
@@ -29,6 +33,10 @@ def test_the_command_line_wins(read):
         ("VERSION: 2\nXYZXYZ: 1", "net.yaml, or what it builds on: there is no key XYZXYZ$"),
         ("VERSION: 2\nTEST: {VOC_METRIC: 07}", "TEST.VOC_METRIC. Quote a text .* e.g. '07'"),
         ("VERSION: 2\nSEED: x", "net.yaml, .*Type mismatch .*key: SEED$"),
+        ("MODEL: [1", "net.yaml, .* no YAML of keys and values: while parsing .*, line 1, column"),
+        ("- MODEL", "net.yaml, .* no YAML of keys and values: "),
+        ("", "net.yaml, .* no YAML of keys and values: "),
+        ("MODEL: 3", "net.yaml, .* no YAML of keys and values: "),
     ],
 )
 def test_a_wrong_yaml_is_one_message(read, text, message):
@@ -46,3 +54,24 @@ def test_a_wrong_override_is_one_message(read):
 def test_a_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match="--config-file nowhere.yaml: there is no such"):
         read_config("nowhere.yaml")
+
+
+def test_a_missing_base_is_named(read):
+    with pytest.raises(FileNotFoundError, match="net.yaml builds on .*gone.yaml .* no such file"):
+        read("_BASE_: gone.yaml")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_a_gpu_the_cpu_is_taken(read, device, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    cfg = read("VERSION: 2", "MODEL.DEVICE", device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine_setup, "has_cuda", lambda: True)
+    fall_back_to_cpu(cfg)
+    assert device == cfg.MODEL.DEVICE and not caplog.messages
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fall_back_to_cpu(cfg)
+    assert cfg.MODEL.DEVICE == "cpu" and caplog.messages == [
+        "Running on the CPU: no GPU is visible"
+    ]

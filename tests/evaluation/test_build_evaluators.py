@@ -4,11 +4,13 @@ import sys
 import types
 
 import pytest
+import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, load_proposals_into_dataset
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES, _get_builtin_metadata
 from detectron2.evaluation import print_csv_format
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2_deformable import add_deformable_config
 from d2_deformable.compat import has_compiled_d2
@@ -152,3 +154,22 @@ def test_has_compiled_d2(monkeypatch):
     monkeypatch.delattr(detectron2, "_C")
     monkeypatch.setitem(sys.modules, "detectron2._C", None)  # not installed
     assert not has_compiled_d2()
+
+
+def test_recall_of_proposals_whose_images_have_names(data_set, cfg, tmp_path):
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    name = data_set({"first": [(0, BOX), (1, FAR)], "second": [(1, BOX)]})
+    evaluator = build_evaluators(cfg, name)
+    evaluator.reset()
+    for image_id in ("first", "second"):
+        proposals = Instances((100, 100), proposal_boxes=Boxes(torch.tensor([BOX]).float()))
+        proposals.objectness_logits = torch.zeros(1)
+        evaluator.process([{"image_id": image_id}], [{"proposals": proposals}])
+    results = evaluator.evaluate()
+    assert set(results) == {"box_proposals"}
+    assert results["box_proposals"]["AR@100"] == pytest.approx(200 / 3)
+    file = tmp_path / f"output/inference/{name}_proposals.pkl"
+    assert not (file.parent / "box_proposals.pkl").exists()
+    (record,) = load_proposals_into_dataset([{"image_id": "second"}], str(file))
+    assert record["proposal_boxes"].tolist() == [list(BOX)]
+    assert record["proposal_bbox_mode"] == BoxMode.XYXY_ABS

@@ -99,7 +99,7 @@ def test_other_features_are_refused(strides):
 def deeplab(cfg):
     cfg.merge_from_list(
         [
-            *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
+            *("MODEL.META_ARCHITECTURE", "DeformSegmentor"),
             *("MODEL.BACKBONE.NAME", "build_deform_resnet_backbone"),
             *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
             *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES5_DILATION", 2),
@@ -107,7 +107,7 @@ def deeplab(cfg):
             *("MODEL.SEM_SEG_HEAD.NAME", "DeepLabHead"),
             *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"]),
             *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 5),
-            *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16, "MODEL.SEM_SEG_HEAD.NORM", ""),
+            *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16, "MODEL.SEM_SEG_HEAD.NORM", "BN"),
             *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 9, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0),
         ]
     )
@@ -117,8 +117,15 @@ def deeplab(cfg):
 def test_keys_reach_the_head(deeplab):
     head = deeplab.sem_seg_head
     assert isinstance(head, DeepLabHead)
+    assert head.hidden.norm.num_features == 5
     assert (head.hidden.out_channels, head.predictor.out_channels) == (5, 3)
     assert (head.ignore_value, head.loss_weight, head.common_stride) == (9, 2.0, 16)
+
+
+def test_no_image_is_told(deeplab):
+    for mode in (deeplab.train(), deeplab.eval()):
+        with pytest.raises(ValueError, match="DeformSegmentor got no image; expected a list"):
+            mode([])
 
 
 def test_norm_of_the_hidden_layer():

@@ -211,6 +211,14 @@ def detector(small_rcnn_cfg):
     return model
 
 
+def test_no_image_is_told_and_no_gradients_are_needed(detector, small_rcnn_cfg):
+    tester = DetectorWithTTA(small_rcnn_cfg, detector)
+    with pytest.raises(ValueError, match="got no image"):
+        tester([])
+    (found,) = tester([{"image": torch.zeros(3, 64, 64)}])
+    assert not found["instances"].scores.requires_grad
+
+
 @torch.no_grad()
 def test_one_scale_is_ordinary_inference(detector, small_rcnn_cfg):
     small_rcnn_cfg.INPUT.MIN_SIZE_TEST, small_rcnn_cfg.INPUT.MAX_SIZE_TEST = 60, 80

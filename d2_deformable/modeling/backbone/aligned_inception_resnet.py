@@ -8,12 +8,10 @@ weights of convolutions and classifier, 64,381,800 parameters with batch normali
 import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, ResNet
-from detectron2.modeling.backbone.resnet import BasicStem
+from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.nn.weight_init import c2_msra_fill
 
-from .._checks import check_config
-from .resnet import DeformResNet, deform_settings
+from .resnet import build_network
 
 BLOCKS_PER_STAGE = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
@@ -101,29 +99,8 @@ def build_aligned_inception_resnet_backbone(cfg, input_shape):
     Raises:
         ValueError: a value that this network cannot have.
     """
-    check_config(cfg)
-    c = cfg.MODEL.RESNETS
-    if c.DEPTH not in BLOCKS_PER_STAGE:
-        raise ValueError(
-            f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
-        )
-    stages = []
-    in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
-    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], (1, 2, 2, 2), strict=True):
-        stages.append(
-            ResNet.make_stage(
-                InceptionResBlock,
-                num_blocks,
-                stride_per_block=[stride] + [1] * (num_blocks - 1),
-                in_channels=in_channels,
-                out_channels=out_channels,
-                stride_in_1x1=c.STRIDE_IN_1X1,
-                norm=c.NORM,
-            )
-        )
-        in_channels, out_channels = out_channels, out_channels * 2
-    return DeformResNet(
-        BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
-        stages,
-        **deform_settings(cfg),
-    )
+    return build_network(cfg, input_shape, BLOCKS_PER_STAGE, _block)
+
+
+def _block(c, stage: int) -> dict:
+    return {"block_class": InceptionResBlock, "stride_in_1x1": c.STRIDE_IN_1X1}

@@ -164,15 +164,56 @@ def build_deform_resnet_backbone(cfg, input_shape):
     Raises:
         ValueError: a value that this network cannot have.
     """
+    return build_network(cfg, input_shape, BLOCKS_PER_STAGE, _block)
+
+
+def _block(c, stage: int) -> dict:
+    """Arguments of `ResNet.make_stage` for the blocks of res2 (`stage` 0) to res5."""
+    if c.DEPTH < 50:
+        return {"block_class": BasicBlock}
+    return {
+        "block_class": BottleneckBlock,
+        "bottleneck_channels": c.NUM_GROUPS * c.WIDTH_PER_GROUP * 2**stage,
+        "stride_in_1x1": c.STRIDE_IN_1X1,
+        "num_groups": c.NUM_GROUPS,
+    }
+
+
+def build_network(cfg, input_shape, blocks_per_stage, block) -> DeformResNet:
+    """A `DeformResNet` of any blocks from MODEL.RESNETS.
+
+    Args:
+        input_shape: with the channels of the image.
+        blocks_per_stage: {DEPTH: [blocks of res2, res3, res4, res5]}.
+        block: of MODEL.RESNETS and a stage, from 0, gives further arguments of
+            `ResNet.make_stage`: block_class and what that class takes.
+
+    Raises:
+        ValueError: a value that this network cannot have.
+    """
     check_config(cfg)
     c = cfg.MODEL.RESNETS
-    if c.DEPTH not in BLOCKS_PER_STAGE:
+    if c.DEPTH not in blocks_per_stage:
         raise ValueError(
-            f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(BLOCKS_PER_STAGE)}"
+            f"MODEL.RESNETS.DEPTH is {c.DEPTH}; choose one of {sorted(blocks_per_stage)}"
         )
+    stages = []
+    in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
+    for stage, num_blocks in enumerate(blocks_per_stage[c.DEPTH]):
+        stages.append(
+            ResNet.make_stage(
+                num_blocks=num_blocks,
+                stride_per_block=[1 if stage == 0 else 2] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                norm=c.NORM,
+                **block(c, stage),
+            )
+        )
+        in_channels, out_channels = out_channels, out_channels * 2
     return DeformResNet(
         BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
-        _plain_stages(c),
+        stages,
         **deform_settings(cfg),
     )
 
@@ -195,35 +236,6 @@ def deform_settings(cfg) -> dict:
         "reduced_channels": c.REDUCED_CHANNELS,
         "reduced_init_std": c.REDUCED_INIT_STD,
     }
-
-
-def _plain_stages(c) -> list[list[nn.Module]]:
-    """res2 to res5 of the plain network (strides 1, 2, 2, 2) from Detectron2's blocks."""
-    stages = []
-    in_channels, out_channels = c.STEM_OUT_CHANNELS, c.RES2_OUT_CHANNELS
-    bottleneck_channels = c.NUM_GROUPS * c.WIDTH_PER_GROUP
-    for num_blocks, stride in zip(BLOCKS_PER_STAGE[c.DEPTH], (1, 2, 2, 2), strict=True):
-        block = {"block_class": BasicBlock}
-        if c.DEPTH >= 50:
-            block = {
-                "block_class": BottleneckBlock,
-                "bottleneck_channels": bottleneck_channels,
-                "stride_in_1x1": c.STRIDE_IN_1X1,
-                "num_groups": c.NUM_GROUPS,
-            }
-        stages.append(
-            ResNet.make_stage(
-                num_blocks=num_blocks,
-                stride_per_block=[stride] + [1] * (num_blocks - 1),
-                in_channels=in_channels,
-                out_channels=out_channels,
-                norm=c.NORM,
-                **block,
-            )
-        )
-        in_channels, out_channels = out_channels, out_channels * 2
-        bottleneck_channels *= 2
-    return stages
 
 
 @BACKBONE_REGISTRY.register()

@@ -2,5 +2,6 @@
 
 from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
 from .rcnn import DeformRCNN
+from .segmentor import DeformSegmentor
 
-__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN"]
+__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN", "DeformSegmentor"]

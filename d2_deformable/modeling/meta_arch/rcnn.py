@@ -5,6 +5,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, StandardROI
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 
+from .._checks import check_images
 from ..roi_heads import RFCNHeads
 
 
@@ -21,13 +22,10 @@ class DeformRCNN(GeneralizedRCNN):
         Raises:
             ValueError: no image.
         """
-        if not len(batched_inputs):
-            raise ValueError(
-                f"{type(self).__name__} got no image; expected a list of dicts as Detectron2's "
-                'data loaders give them, at least [{"image": (C, H, W) tensor}]'
-            )
+        check_images(self, batched_inputs)
         return super().preprocess_image(batched_inputs)
 
+    @torch.no_grad()
     def predict_raw(self, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What inference predicts before score threshold and NMS.
 
@@ -94,7 +92,8 @@ def _scale_and_clip(boxes: torch.Tensor, old, new) -> torch.Tensor:
 def _predict(heads, features, proposals):
     """Boxes (R, 4) or (R, K * 4) and probabilities (R, K + 1) per image, in network pixels.
 
-    Detectron2's heads keep these to themselves, inside `_forward_box`; it tells the kind of heads.
+    Detectron2's heads keep these to themselves, inside `_forward_box`; it tells the kind of heads,
+    and each function below follows one of its versions up to the call of the predictor's losses.
     """
     kinds = {
         StandardROIHeads._forward_box: _predict_standard,

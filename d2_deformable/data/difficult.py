@@ -1,0 +1,55 @@
+"""Objects flagged `difficult`: VOC's protocol neither trains on them nor counts them."""
+
+import logging
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+from .voc import VOCFormat
+
+logger = logging.getLogger(__name__)
+
+
+def load_flagged(name: str) -> list[dict]:
+    """The data set in Detectron2's standard format, its annotations flagged "difficult".
+
+    Detectron2's own voc_* are read again from their XML, as its loader loses the flag.
+    """
+    meta = MetadataCatalog.get(name)
+    if meta.get("evaluator_type") == "pascal_voc":
+        form = VOCFormat(Path(meta.dirname), split=meta.split, classes=tuple(meta.thing_classes))
+        return form.load(name)
+    return DatasetCatalog.get(name)
+
+
+def without_difficult(cfg) -> list[dict]:
+    """The training images of DATASETS.TRAIN as `build_detection_train_loader` takes them, without
+    objects flagged difficult; images left without objects are removed as Detectron2 does."""
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    kept, dropped = [], 0
+    for i, name in enumerate(cfg.DATASETS.TRAIN):
+        files = cfg.DATASETS.PROPOSAL_FILES_TRAIN[i : i + 1] if cfg.MODEL.LOAD_PROPOSALS else None
+        dicts = get_detection_dataset_dicts(
+            (name,),
+            filter_empty=False,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=files,
+        )
+        flagged = {r["image_id"]: r.get("annotations", []) for r in load_flagged(name)}
+        for record in dicts:
+            if "annotations" in record:
+                objects = flagged[record["image_id"]]
+                easy = [o for o in objects if not o.get("difficult")]
+                dropped += len(objects) - len(easy)
+                record = {**record, "annotations": easy}  # the loader may give the same dict again
+            kept.append(record)
+    logger.info("INPUT.DROP_DIFFICULT: %d objects marked difficult are left out.", dropped)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in kept[0]:
+        kept = filter_images_with_only_crowd_annotations(kept)
+    if not kept:
+        raise ValueError(
+            f"INPUT.DROP_DIFFICULT leaves no object in {', '.join(cfg.DATASETS.TRAIN)}: all are "
+            "marked difficult"
+        )
+    return kept

@@ -1,0 +1,74 @@
+"""Proposal files: fixed, pre-computed proposals in Detectron2's format.
+
+A pickled dict of "ids", "boxes" (one (R, 4) array per image), "objectness_logits" ((R,) arrays) and
+"bbox_mode", see `detectron2.data.load_proposals_into_dataset`. `evaluation/proposals.py` writes
+them and adds "dataset", the name of the data set.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+
+def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
+    """Refuse proposal files that do not fit DATASETS, before training does in the midst.
+
+    Args:
+        splits: "TRAIN", "TEST" or both.
+
+    Raises:
+        ValueError: another number of files than of data sets, or a file that is not a proposal
+            file, or that is of another data set.
+        FileNotFoundError: a file that is missing.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return
+    for split in splits:
+        names, key = cfg.DATASETS[split], f"DATASETS.PROPOSAL_FILES_{split}"
+        files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if len(files) != len(names):
+            raise ValueError(
+                f"{key} holds {len(files)} files {tuple(files)}, but DATASETS.{split} "
+                f"{len(names)} data sets {tuple(names)}: give each its file, in this order, as "
+                "tools/dump_proposals.py writes them"
+            )
+        for name, file in zip(names, files, strict=True):
+            _check_file(Path(file), name, key)
+
+
+def _check_file(file: Path, name: str, key: str) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: no such file, from {key}. tools/dump_proposals.py writes it for {name}"
+        )
+    try:
+        content = pickle.loads(file.read_bytes(), encoding="latin1")
+        ids = content["ids"] if "ids" in content else content["indexes"]  # as Detectron 1 has it
+        boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
+    except Exception as error:  # unpickling raises any type
+        raise ValueError(
+            f"{file}, from {key}, is no proposal file ({type(error).__name__}: {error}): expected "
+            "what tools/dump_proposals.py writes"
+        ) from error
+    records = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
+    missing = [i for i in records if i not in boxes]
+    beyond = [i for i, r in records.items() if i in boxes and _reach_beyond(boxes[i], r)]
+    other = content.get("dataset", name)
+    if other != name or missing or beyond:
+        signs = [("lacks image", missing), ("has boxes beyond the border of image", beyond)]
+        found = "".join(f", {sign} {i[0]!r} and {len(i) - 1} more" for sign, i in signs if i)
+        whose = f"the data set {other}" if other != name else "another data set"
+        raise ValueError(
+            f"{file}, from {key}, holds proposals for {whose}, not for {name}{found}. Give the "
+            f"file of {name}; tools/dump_proposals.py writes one"
+        )
+
+
+def _reach_beyond(boxes, record: dict) -> bool:
+    """Whether boxes (R, 4) as (x0, y0, x1, y1) lie more than a pixel outside their image."""
+    if "width" not in record or not len(boxes):
+        return False
+    limits = (record["width"] + 1, record["height"] + 1)
+    return bool((np.asarray(boxes)[:, 2:4] > limits).any())

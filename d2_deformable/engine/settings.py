@@ -1,0 +1,146 @@
+"""Settings that contradict each other, found before anything is trained."""
+
+from functools import reduce
+
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+
+from ..config import add_deformable_config
+from ..evaluation import check_resolution
+from ..evaluation.voc import METRICS
+from ..modeling import DeformPoolerMixin, RFCNHeads
+from ..modeling.meta_arch.kinds import has_predict_raw, is_class_aware_rpn, is_detector
+from ..modeling.roi_heads.rfcn import POOLER_TYPES
+
+# The pooling that this package adds, and the heads that know it.
+POOLER_READERS = {"DeformROIPool": DeformPoolerMixin} | dict.fromkeys(POOLER_TYPES, RFCNHeads)
+
+
+def check_settings(cfg) -> None:
+    """Refuse settings that would train something else than they seem to say.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
+            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
+            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN; or one
+            half of the two keys of fixed proposals; or a setting of evaluation that would be
+            refused only after training.
+    """
+    _check_evaluation(cfg)
+    model = cfg.MODEL
+    frozen = []
+    if model.BACKBONE.FREEZE_AT > 0:
+        frozen.append(f"MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}")
+    if model.RESNETS.NORM == "FrozenBN":
+        frozen.append("MODEL.RESNETS.NORM FrozenBN")
+    if frozen and not model.WEIGHTS and not model.BACKBONE.ALLOW_FROZEN_RANDOM:
+        raise ValueError(
+            f"MODEL.WEIGHTS is empty, so what {' and '.join(frozen)} freezes would stay random. "
+            "Give MODEL.WEIGHTS a pre-trained checkpoint; or train from scratch with "
+            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
+            "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
+        )
+    builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
+    # Of a function only its place is known: none of Detectron2's reads the key, one of a user may.
+    theirs = builder is not None and builder.__module__.split(".")[0] == "detectron2"
+    if theirs and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.RESNETS."
+            "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
+            "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
+        )
+    if is_class_aware_rpn(cfg):
+        _check_no_second_stage(cfg)
+    _check_proposal_keys(cfg)
+    heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
+    other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
+    if model.ROI_HEADS.SAMPLING != "random" and other:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
+            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
+        )
+    pooler = model.ROI_BOX_HEAD.POOLER_TYPE
+    reader = POOLER_READERS.get(pooler)
+    if reader and isinstance(heads, type) and not issubclass(heads, reader):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not know "
+            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {pooler}; choose "
+            + ("RFCNHeads" if reader is RFCNHeads else "DeformROIHeads or DeformCascadeROIHeads")
+        )
+
+
+def _check_evaluation(cfg) -> None:
+    if cfg.TEST.VOC_METRIC not in METRICS:
+        raise ValueError(
+            f"TEST.VOC_METRIC is {cfg.TEST.VOC_METRIC!r}; choose one of "
+            f"{', '.join(map(repr, METRICS))}"
+        )
+    check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
+    average = cfg.TEST.BOX_AVERAGE
+    for key, node, serves in (
+        ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),
+        ("TEST.BOX_AVERAGE", average, has_predict_raw(cfg)),
+    ):
+        if node.ENABLED and not serves:
+            raise ValueError(
+                f"{key} does not serve MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; set "
+                f"{key}.ENABLED False, or choose DeformRCNN (in place of GeneralizedRCNN) or "
+                "ClassAwareRPN"
+            )
+    if cfg.TEST.AUG.ENABLED and not len(cfg.TEST.AUG.MIN_SIZES):
+        raise ValueError("TEST.AUG.MIN_SIZES is empty; give the short sides to test at, or one")
+    if not average.ENABLED:
+        return
+    if average.ITERATIONS < 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.ITERATIONS is {average.ITERATIONS}; give 1 pass or more"
+        )
+    if not 0 < average.VOTE_IOU <= 1:
+        raise ValueError(
+            f"TEST.BOX_AVERAGE.VOTE_IOU is {average.VOTE_IOU}; give an IoU above 0, up to 1"
+        )
+    if cfg.MODEL.MASK_ON:
+        raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
+    if is_class_aware_rpn(cfg) and average.ITERATIONS > 1:
+        raise ValueError(
+            "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
+            "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
+        )
+
+
+# What chooses a second stage, its pooling and its sampling, or another first one.
+_SECOND_STAGE = (
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.RPN.HEAD_NAME",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.SAMPLING",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+)
+
+
+def _check_no_second_stage(cfg) -> None:
+    default = get_cfg()
+    add_deformable_config(default)
+    for key in _SECOND_STAGE:
+        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
+        if value != unchanged:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "
+                f"does not read {key} {value}: leave it {unchanged}, or choose another architecture"
+            )
+
+
+def _check_proposal_keys(cfg) -> None:
+    load, name = cfg.MODEL.LOAD_PROPOSALS, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if load != (name == "PrecomputedProposals"):
+        raise ValueError(
+            f"MODEL.LOAD_PROPOSALS is {load} and MODEL.PROPOSAL_GENERATOR.NAME is {name}: fixed "
+            "proposals need True and PrecomputedProposals, a network's own RPN False and RPN"
+        )
+
+
+def _registered(registry, name: str):
+    """The entry of that name; None leaves an unknown one to Detectron2's own error."""
+    return registry.get(name) if name in registry else None

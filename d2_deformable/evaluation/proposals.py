@@ -1,0 +1,71 @@
+"""Proposals of an RPN: their recall, and their file, for detectors with fixed proposals (paper
+sec. 4.1)."""
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+
+class BoxRecallEvaluator(COCOEvaluator):
+    """Detectron2's average recall of proposals, for image ids that are text too, as VOC's.
+
+    pycocotools takes a text as the list of its letters, finds no object, and the recall is NaN.
+    """
+
+    def _eval_box_proposals(self, predictions):
+        self._output_dir = None  # Detectron2's box_proposals.pkl; ProposalWriter's says whose it is
+        super()._eval_box_proposals([{**p, "image_id": [p["image_id"]]} for p in predictions])
+
+
+class ProposalWriter(DatasetEvaluator):
+    """Writes what a `ProposalNetwork` proposes on a data set as a proposal file of Detectron2.
+
+    Boxes are (x0, y0, x1, y1) in pixels of the original image, whatever the image was resized to.
+    The file appears whole or not at all.
+
+    Args:
+        dataset_name: kept in the file, so that it is not taken for another data set's.
+        file: the .pkl to write; its folder is made.
+    """
+
+    def __init__(self, dataset_name: str, file):
+        self._name, self._file = dataset_name, Path(file)
+        self.reset()
+
+    def reset(self):
+        self._rows = []  # (image_id, boxes (R, 4), logits (R,)), float32
+
+    def process(self, inputs, outputs):
+        for x, output in zip(inputs, outputs, strict=True):
+            proposals = output["proposals"].to("cpu")
+            boxes, logits = proposals.proposal_boxes.tensor, proposals.objectness_logits
+            self._rows.append((x["image_id"], boxes.float().numpy(), logits.float().numpy()))
+
+    def evaluate(self) -> dict:
+        gathered = comm.gather(self._rows, dst=0)
+        if not comm.is_main_process():
+            return {}
+        ids, boxes, logits = zip(*(row for rows in gathered for row in rows), strict=True)
+        content = {
+            "ids": list(ids),
+            "boxes": list(boxes),
+            "objectness_logits": list(logits),
+            "bbox_mode": int(BoxMode.XYXY_ABS),
+            "dataset": self._name,
+        }
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as unfinished:
+            try:
+                pickle.dump(content, unfinished)
+                unfinished.close()
+                os.chmod(unfinished.name, 0o644)
+                os.replace(unfinished.name, self._file)
+            except BaseException:
+                os.unlink(unfinished.name)
+                raise
+        return {}
