@@ -147,7 +147,7 @@ def loss_curves(runs) -> Figure:
             if of == network:
                 color = INK if variant == "plain" else class_color(variants.index(variant) - 1)
                 axes.plot(*_mean_curve(some), color=color, label=variant)
-        axes.set(title=NETWORKS[network], xlabel="iteration", ylim=(0, None))
+        axes.set(title=NETWORKS[network], xlabel="iteration", yscale="log")
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("total loss")
