@@ -5,6 +5,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, StandardROI
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 
+from .._checks import check_images
 from ..roi_heads import RFCNHeads
 
 
@@ -21,11 +22,7 @@ class DeformRCNN(GeneralizedRCNN):
         Raises:
             ValueError: no image.
         """
-        if not len(batched_inputs):
-            raise ValueError(
-                f"{type(self).__name__} got no image; expected a list of dicts as Detectron2's "
-                'data loaders give them, at least [{"image": (C, H, W) tensor}]'
-            )
+        check_images(self, batched_inputs)
         return super().preprocess_image(batched_inputs)
 
     def predict_raw(self, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
