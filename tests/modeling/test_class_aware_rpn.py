@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2_deformable.modeling import ClassAwareRPNHead
 from yamls import CONFIGS, load
 
 K = 3
@@ -290,7 +291,7 @@ def slow_decode(image, size):
 
 
 def slow_detect(decoded):
-    """[(score, class, box), ...]: NMS of each class, then the 12 best."""
+    """[(score, class, box), ...]: NMS of each class, best first."""
     found = []
     for c in range(K):
         kept = []
@@ -298,7 +299,7 @@ def slow_detect(decoded):
             if scores[c] > 0.3 and all(iou(box, other) <= 0.4 for _, _, other in kept):
                 kept.append((scores[c], c, box))
         found += kept
-    return sorted(found, reverse=True)[:12]
+    return sorted(found, reverse=True)
 
 
 def original_pixels(boxes, x):
@@ -309,13 +310,16 @@ def original_pixels(boxes, x):
 
 
 @torch.no_grad()
-def test_detections_of_images_of_different_size(toy):
+@pytest.mark.parametrize("most", [12, 1000])
+def test_detections_of_images_of_different_size(toy, most):
+    toy.TEST.DETECTIONS_PER_IMAGE = most
     model, batch = varied(toy).eval(), inputs()
     for x, image, output in zip(batch, predictions(model, batch), model(batch), strict=True):
         found = output["instances"]
         scores, classes, boxes = zip(
-            *slow_detect(slow_decode(image, x["image"].shape[1:])), strict=True
+            *slow_detect(slow_decode(image, x["image"].shape[1:]))[:most], strict=True
         )
+        assert (len(scores) == most) == (most == 12)
         assert found.pred_classes.tolist() == list(classes)
         assert set(classes) == set(range(K))
         torch.testing.assert_close(found.scores, torch.tensor(scores))
@@ -324,7 +328,6 @@ def test_detections_of_images_of_different_size(toy):
         )
         height, width = x["image"].shape[1:]
         assert found.image_size == (x.get("height", height), x.get("width", width))
-    assert len(output["instances"]) > 3
 
 
 def test_raw_predictions(toy):
@@ -353,6 +356,15 @@ def test_bad_input_says_what_to_do(toy):
     toy.MODEL.RPN.IN_FEATURES = ["res4"]
     with pytest.raises(ValueError, match=r"IN_FEATURES is \['res4'\], but .* p0, p1: choose"):
         build_model(toy)
+
+
+def test_head_starts_as_an_rpn(cfg):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 20
+    cfg.MODEL.RPN.CONV_DIMS = [64]
+    head = ClassAwareRPNHead(cfg, [ShapeSpec(channels=32, stride=16)])
+    for layer in (head.conv, head.objectness_logits, head.anchor_deltas):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert not layer.bias.any()
 
 
 # ---- Real networks -------------------------------------------------------------------------------
