@@ -1,7 +1,7 @@
 """Fixed proposals from end to end: a separate RPN, its proposals, a detector trained on them."""
 
 import pickle
-import runpy
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from detectron2.modeling import build_model
 
 import train_net
-from d2_deformable.engine import Trainer, dump_proposals, read_config
+from d2_deformable.analysis import command
+from d2_deformable.engine import Trainer, dump_proposals
 
 ROOT = Path(__file__).parents[1]
 YAML = str(ROOT / "configs/quick/warped_shapes_rfcn_R_18.yaml")
@@ -34,7 +35,11 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tool():
-    return runpy.run_path(str(ROOT / "tools/dump_proposals.py"))["main"]
+    # By path: some builds of Detectron2 install a package named "tools".
+    spec = spec_from_file_location("dump_proposals", ROOT / "tools/dump_proposals.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda argv: command.run(module.main, module.parser(), argv)
 
 
 def train(*overrides):
@@ -47,10 +52,7 @@ def test_a_detector_trains_on_the_proposals_of_an_rpn(small, tool, tmp_path, cap
     assert "box_proposals/AR@100" in last and "voc/AP" not in last
     weights = str(tmp_path / "output/model_final.pth")
     folder = str(tmp_path / "proposals")
-    tool(
-        ["--config-file", YAML, "--output-dir", folder, "--opts", *small, *RPN]
-        + ["MODEL.WEIGHTS", weights]
-    )
+    tool(["--config-file", YAML, "--weights", weights, "--output-dir", folder, *small, *RPN])
     assert capsys.readouterr().out.count("wrote ") == 2
     files = {s: f"{folder}/warped_shapes_{s}_proposals.pkl" for s in ("train", "val")}
     assert sorted(map(str, Path(folder).iterdir())) == sorted(files.values())
@@ -75,11 +77,9 @@ def test_a_detector_trains_on_the_proposals_of_an_rpn(small, tool, tmp_path, cap
 
 @torch.no_grad()
 def test_proposals_fed_back_give_the_detections_of_the_joint_network(small, tmp_path):
-    cfg = read_config(YAML, small)
+    cfg = command.config_of(YAML, small)
     joint = build_model(cfg).eval()
-    torch.save({"model": joint.state_dict()}, tmp_path / "joint.pth")
-    cfg.MODEL.WEIGHTS = str(tmp_path / "joint.pth")
-    (file,) = dump_proposals(cfg, ["warped_shapes_val"], tmp_path)
+    (file,) = dump_proposals(cfg, joint, ["warped_shapes_val"], tmp_path)
 
     cfg.merge_from_list([*FIXED, "DATASETS.PROPOSAL_FILES_TEST", (str(file),)])
     fixed = build_model(cfg).eval()
@@ -96,12 +96,25 @@ def test_proposals_fed_back_give_the_detections_of_the_joint_network(small, tmp_
 
 
 def test_bad_input_is_one_message(small, tool, tmp_path):
-    with pytest.raises(SystemExit, match="dump_proposals: random weights propose nothing"):
-        tool(["--config-file", YAML, "--opts", *small])
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
-    with pytest.raises(SystemExit, match="no data set nothing; .* warped_shapes_train, warped_sh"):
-        tool(["--config-file", YAML, "nothing", "--opts", *small, *weights])
-    with pytest.raises(SystemExit, match="with .*PrecomputedProposals has no RPN"):
-        tool(["--config-file", YAML, "--opts", *small, *FIXED, *weights])
-    with pytest.raises(SystemExit, match="no key MODEL.WEIGHT; did you mean MODEL.WEIGHTS"):
-        tool(["--config-file", YAML, "--opts", "MODEL.WEIGHT", "x"])
+    def refused(message, name, *arguments):
+        with pytest.raises(SystemExit, match=f"^dump_proposals: .*{message}"):
+            tool(["--config-file", YAML, "--weights", str(tmp_path / name), *small, *arguments])
+
+    def save(name, *overrides):
+        model = build_model(command.config_of(YAML, [*small, *overrides]))
+        torch.save({"model": model.state_dict()}, tmp_path / name)
+        return model
+
+    backbone = save("joint.pth").backbone.state_dict()
+    save("fixed.pth", *FIXED)
+    torch.save({f"backbone.{name}": value for name, value in backbone.items()}, tmp_path / "b.pth")
+    refused("gone.pth: no such checkpoint", "gone.pth")
+    refused(r"b.pth is of another network.* not in the file \(proposal_generator", "b.pth")
+    refused(
+        "no data set nothing; .* warped_shapes_train, warped_sh",
+        "joint.pth",
+        "--dataset",
+        "nothing",
+    )
+    refused("with .*PrecomputedProposals has no RPN", "fixed.pth", *FIXED)
+    refused("no key MODEL.WEIGHT; did you mean MODEL.WEIGHTS", "joint.pth", "MODEL.WEIGHT", "x")

@@ -9,6 +9,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..engine.offset_health import deformable_layers
@@ -68,11 +69,29 @@ def random_image(size) -> np.ndarray:
 
 
 def image_as_tested(cfg, image: np.ndarray) -> dict:
-    """An image as the test setting of `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) hands it over."""
+    """An image as the test setting of `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) hands it over.
+
+    Where the network has no RPN, with as many random proposals as an RPN of `cfg` would keep
+    (MODEL.RPN.POST_NMS_TOPK_TEST; 300 in the paper).
+    """
     resized = T.AugInput(image)
     T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))(resized)
     tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+    inputs = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        inputs["proposals"] = random_proposals(tensor.shape[-2:], cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
+    return inputs
+
+
+def random_proposals(size, n: int) -> Instances:
+    """`n` boxes within an image of (height, width); the same for the same arguments."""
+    height, width = size
+    corners = torch.rand(n, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
+    return Instances(
+        (height, width),
+        proposal_boxes=Boxes(corners.flatten(1) * torch.tensor([width, height] * 2)),
+        objectness_logits=torch.zeros(n),
+    )
 
 
 class Stopwatch:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from ..modeling.backbone import kernel_convs
-from .sampling import ConvOffsets, record_offsets
+from .sampling import ConvOffsets, needs_proposals, record_offsets
 
 SIZES = ("small", "medium", "large", "background")
 COLUMNS = (*SIZES, "all")
@@ -211,6 +211,8 @@ class EffectiveDilation:
         Returns:
             the effective dilation of each layer, the mean of its groups.
         """
+        if needs_proposals(self.model):
+            inputs = inputs | {"proposals": self._no_proposals(inputs["image"])}
         with record_offsets(self.model, self.plain) as record:
             self.model([inputs])
         image_size = inputs["height"], inputs["width"]
@@ -240,6 +242,13 @@ class EffectiveDilation:
         row.columns["all"].add(dilation[sizes >= 0])
         for i, size in enumerate(SIZES if with_boxes else ()):
             row.columns[size].add(dilation[sizes == i])
+
+    @staticmethod
+    def _no_proposals(image):
+        # Convolutions stand below the RoIs, which are of no concern here.
+        return Instances(
+            tuple(image.shape[-2:]), proposal_boxes=Boxes([]), objectness_logits=torch.zeros(0)
+        )
 
     def _layer(self, conv):
         return self.model.get_submodule(conv.name)

@@ -211,8 +211,17 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
     """Run `model` in evaluation mode on one image of Detectron2's input format.
 
     Args:
-        inputs: "image" (C, H, W), resized, and "height", "width" of the original image.
+        inputs: "image" (C, H, W), resized, and "height", "width" of the original image; "proposals"
+            too where the network has no RPN.
+
+    Raises:
+        ValueError: there are no proposals.
     """
+    if needs_proposals(model) and "proposals" not in inputs:
+        raise ValueError(
+            "this network detects on fixed proposals, and none come with the image: give it its "
+            "own RPN (MODEL.PROPOSAL_GENERATOR.NAME RPN MODEL.LOAD_PROPOSALS False)"
+        )
     resized = tuple(inputs["image"].shape[-2:])
     size = (inputs.get("height", resized[0]), inputs.get("width", resized[1]))
     seen = []
@@ -238,6 +247,11 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
         (size[0] / resized[0], size[1] / resized[1]),
         None if logits is None else logits.argmax(dim=0).cpu(),
     )
+
+
+def needs_proposals(model: nn.Module) -> bool:
+    """Whether `model` is a detector without an RPN."""
+    return hasattr(model, "roi_heads") and getattr(model, "proposal_generator", None) is None
 
 
 class SamplingPoints(NamedTuple):

@@ -4,56 +4,46 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
-from detectron2.modeling import ProposalNetwork, build_model
+from detectron2.modeling import ProposalNetwork
 
-from ..checkpoint import StrictCheckpointer
-from ..data import register_custom_datasets
 from ..evaluation import ProposalWriter
-from .setup import fall_back_to_cpu
 from .trainer import Trainer
 
 
-def dump_proposals(cfg, names=(), folder=Path("proposals")) -> list[Path]:
-    """Write the proposals of the RPN of `cfg` at MODEL.WEIGHTS to <folder>/<name>_proposals.pkl.
+def dump_proposals(cfg, model, names=(), folder=Path("proposals")) -> list[Path]:
+    """Write the proposals of the RPN of `model` to <folder>/<name>_proposals.pkl.
 
     Images have their test size; MODEL.RPN.POST_NMS_TOPK_TEST proposals of each are kept.
 
     Args:
-        cfg: of a ProposalNetwork, or of a detector with an RPN.
+        cfg: of the model; its data sets are registered.
+        model: a trained ProposalNetwork, or a detector with an RPN.
         names: data sets; none: DATASETS.TRAIN and TEST.
 
     Returns:
         the files, in the order of the names.
 
     Raises:
-        ValueError: no weights, a checkpoint of another network, a network without RPN, or a name
-            that is no data set.
+        ValueError: a network without RPN, or a name that is no data set.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("random weights propose nothing: give MODEL.WEIGHTS a trained checkpoint")
-    register_custom_datasets(cfg)
     known = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     names = list(dict.fromkeys(names or known))
     for name in names:
         if name not in DatasetCatalog:
             raise ValueError(f"there is no data set {name}; the config has {', '.join(known)}")
-    cfg = cfg.clone()
-    cfg.defrost()
-    fall_back_to_cpu(cfg)
-    model = build_model(cfg)
     if getattr(model, "proposal_generator", None) is None:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with "
             f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} has no RPN: take "
             "a config with one, e.g. configs/VOC-Detection/rpn_R_101.yaml"
         )
-    StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     network = ProposalNetwork(
         backbone=model.backbone,
         proposal_generator=model.proposal_generator,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     ).to(cfg.MODEL.DEVICE)
+    network.train(model.training)  # to which evaluation returns it, and with it the model's parts
     files = [Path(folder) / f"{name}_proposals.pkl" for name in names]
     for name, file in zip(names, files, strict=True):
         loader = Trainer.build_test_loader(cfg, name)

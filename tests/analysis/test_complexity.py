@@ -46,6 +46,17 @@ def test_images_are_resized_as_for_testing():
     assert np.array_equal(same.permute(1, 2, 0), image)
 
 
+def test_fixed_proposals_are_as_many_as_an_RPN_would_keep():
+    cfg = get_cfg()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = "PrecomputedProposals", 30
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 60, 100
+    proposals = complexity.image_as_tested(cfg, complexity.random_image((30, 40)))["proposals"]
+    assert proposals.image_size == (60, 80) and len(proposals) == 30
+    x0, y0, x1, y1 = proposals.proposal_boxes.tensor.T
+    assert ((x0 >= 0) & (x0 < x1) & (x1 <= 80) & (y0 >= 0) & (y0 < y1) & (y1 <= 60)).all()
+    assert x1.max() > 60
+
+
 class Clock:
     """Stands in for time.perf_counter; modules let it run."""
 

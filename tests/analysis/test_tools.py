@@ -25,15 +25,16 @@ OVERRIDES = [
 RFCN = CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 FASTER = CONFIGS / "quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool.yaml"
 PLAIN = CONFIGS / "quick/warped_shapes_rfcn_R_18.yaml"
+FIXED = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", "True")
 
 
 @pytest.fixture
 def weights(tmp_path):
-    """weights(yaml) -> a checkpoint of the tiny network, random where offsets start at zero."""
+    """weights(yaml, ...) -> a checkpoint of the tiny network, random where offsets start at 0."""
 
-    def weights(yaml):
+    def weights(yaml, *overrides):
         cfg = load(yaml)
-        cfg.merge_from_list(OVERRIDES)
+        cfg.merge_from_list([*OVERRIDES, *overrides])
         torch.manual_seed(0)
         model = build_model(cfg)
         for name, p in model.named_parameters():
@@ -189,3 +190,25 @@ def test_a_plain_network_has_no_samples_to_show(run, weights, image):
     given = *OVERRIDES, "--config-file", PLAIN, "--weights", weights(PLAIN), "--images", image
     with pytest.raises(SystemExit, match="visualize_sampling: this network has no deformable"):
         run("visualize_sampling", *given)
+
+
+@pytest.mark.parametrize("yaml", [RFCN, FASTER])
+def test_complexity_on_fixed_proposals(run, yaml):
+    joint = "--config-file", yaml, "--no-time", *OVERRIDES
+    fixed = *joint, *FIXED
+    parts = [run("complexity", *o)["networks"][0]["parameters"] for o in (joint, fixed)]
+    assert parts[0]["total"] - parts[1]["total"] == parts[0]["proposal_generator"] > 0
+    assert parts[1]["roi_heads"] > 0 and "proposal_generator" not in parts[1]
+
+
+@pytest.mark.parametrize("yaml", [RFCN, FASTER])
+def test_dilation_on_fixed_proposals(run, weights, yaml):
+    given = *OVERRIDES, *FIXED, "--config-file", yaml, "--weights", weights(yaml, *FIXED)
+    result = run("effective_dilation", *given, "--max-images", 1, "--pictures", 0)
+    assert sum(row["deformable"] for row in result["layers"].values()) == 3
+
+
+def test_sampling_on_fixed_proposals_is_refused(run, weights, image):
+    given = *OVERRIDES, *FIXED, "--config-file", RFCN, "--weights", weights(RFCN, *FIXED)
+    with pytest.raises(SystemExit, match="^visualize_sampling: .* give it its own RPN"):
+        run("visualize_sampling", *given, "--images", image)
