@@ -1,6 +1,6 @@
 """Every YAML: that it builds, its parameters, one training step.
 
-What its keys are set to is held by test_config_recipes.py.
+What its keys are set to is held by test_config_recipes.py and test_derived_recipes.py.
 """
 
 import math
