@@ -1,10 +1,11 @@
 """Every YAML: that it builds, its parameters, one training step.
 
-What its keys are set to is held by test_config_recipes.py.
+What its keys are set to is held by test_config_recipes.py and test_derived_recipes.py.
 """
 
 import math
 import re
+import shlex
 from unittest.mock import patch
 
 import pytest
@@ -15,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+import train_net
 from d2_deformable.engine import build_optimizer, check_settings
 from d2_deformable.engine.optimizer import lr_factors
 from yamls import (
@@ -44,9 +46,10 @@ KINDS = [
 _models = {}  # YAMLs that differ only in their recipe share one
 
 
-def without_memory(path):
+def without_memory(path, overrides=()):
     """The model of a YAML on the meta device: shapes, but no numbers."""
     cfg = load(path)
+    cfg.merge_from_list([*overrides])
     cfg.MODEL.DEVICE = "meta"
     key = cfg.MODEL.dump()
     if key not in _models:
@@ -191,6 +194,43 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
         expected += 2 * bins * 256 * bins + 2 * bins
     growth = num_parameters(without_memory(path)) - num_parameters(without_memory(plain_twin(path)))
     assert growth == expected
+
+
+RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text()
+COMMANDS = re.findall(r"^python train_net.py (.*)", RECIPES, re.MULTILINE)
+# Groups of offsets, dilation and learning rate of the bias of their layers, and the parameters of
+# RoI offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.
+RELEASED = [
+    ("rfcn_R_101_dconv3_dpool", 4, 2, 1.0, (2 * 49 * 21 + 2 * 49) * (1024 + 1)),
+    ("faster_rcnn_R_101_dconv3_dpool", 4, 2, 1.0, 2 * 49 * (256 * 49 + 1)),
+    ("deeplab_R_101_dconv3", 1, 1, 2.0, 0),
+]
+
+
+@pytest.mark.parametrize("name, groups, dilation, rate, of_rois", RELEASED)
+def test_released_deformable_layers_by_override(name, groups, dilation, rate, of_rois):
+    """The commands of docs/recipes.md, the detectors' also with Faster R-CNN."""
+    detector, deeplab = (train_net.parse_args(shlex.split(command)) for command in COMMANDS)
+    args = deeplab if name.startswith("deeplab") else detector
+    path = (CONFIGS.parent / args.config_file).with_stem(name)
+    assert path in MODELS
+    model = without_memory(path, args.opts)
+    layers = {n: m for n, m in model.named_modules() if n.endswith(".conv_offset")}
+    assert [*layers] == [f"backbone.res5.{i}.conv2.conv_offset" for i in range(3)]
+    for layer in layers.values():
+        assert layer.out_channels == groups * 2 * 3 * 3
+        assert layer.dilation == layer.padding == (dilation, dilation)
+
+    cfg = load(path)
+    cfg.merge_from_list(args.opts)
+    check_settings(cfg)
+    of_yaml = lr_factors(model, load(path).SOLVER.LR_MULTIPLIERS)
+    biases = {layer.bias: rate for layer in layers.values()}
+    assert lr_factors(model, cfg.SOLVER.LR_MULTIPLIERS) == of_yaml | biases
+
+    growth = num_parameters(model) - num_parameters(without_memory(plain_twin(path)))
+    assert growth == 3 * groups * 2 * 9 * (512 * 9 + 1) + of_rois
+    assert f"{growth:,}" in RECIPES
 
 
 # ---- One step ------------------------------------------------------------------------------------

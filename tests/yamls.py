@@ -28,6 +28,11 @@ def parts(path):
     return PART.findall(path.stem)
 
 
+def detector(path):
+    """rfcn, faster, ...; the names of quick/ begin with their data set."""
+    return re.search(r"rfcn|faster|mask|cascade|class_aware|rpn", path.stem)[0]
+
+
 def plain_twin(path):
     return path.with_stem(PART.sub("", path.stem))
 

@@ -1,0 +1,151 @@
+"""What a recipe says otherwise than the one it is derived from, and nothing else.
+
+A variant differs from its plain twin by the parts of its name, a `_paper` one from the YAML it is
+named after by the paper's settings, one of model_zoo/ from a network of ours by its training.
+"""
+
+import pytest
+import yaml
+
+from yamls import (
+    MODELS,
+    PAPER,
+    QUICK,
+    VARIANTS,
+    ZOO,
+    bases_of,
+    detector,
+    flat,
+    load,
+    parts,
+    plain_twin,
+    relative,
+)
+
+# ---- The paper's training ------------------------------------------------------------------------
+
+# Paper sec. 4.1: 30 k and 240 k iterations of 8 images; on COCO it trains on train + val of 2014.
+PAPER_SETTINGS = {
+    "VOC-Detection": {
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 30000,
+        "SOLVER.STEPS": (20000,),
+    },
+    "COCO-Detection": {
+        "DATASETS.TRAIN": ("coco_2014_train", "coco_2014_val"),
+        "DATASETS.TEST": ("coco_2017_test-dev",),
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 240000,
+        "SOLVER.STEPS": (160000,),
+    },
+    # 30 k and 45 k; it mentions no crop, and nothing of the resolution of mIoU.
+    "VOC-SemanticSegmentation": {
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 30000,
+        "SOLVER.STEPS": (20000,),
+        "TEST.SEM_SEG_RESOLUTION": "full",
+    },
+    "Cityscapes-SemanticSegmentation": {
+        "INPUT.CROP.ENABLED": False,
+        "INPUT.MIN_SIZE_TRAIN": (1024,),
+        "INPUT.MAX_SIZE_TRAIN": 2048,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.008,
+        "SOLVER.MAX_ITER": 45000,
+        "SOLVER.STEPS": (30000,),
+        "TEST.SEM_SEG_RESOLUTION": "full",
+    },
+}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=relative)
+def test_paper(path):
+    released = path.with_stem(path.stem.removesuffix("_paper"))
+    assert flat(load(path)) == flat(load(released)) | PAPER_SETTINGS[path.parent.name]
+
+
+# ---- Variants ------------------------------------------------------------------------------------
+
+# What a part of a name stands for.
+CONVOLUTIONS = {
+    "dconv_c3-c5": {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True]},
+    "mdconv_c3-c5": {
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+        "MODEL.RESNETS.DEFORM_MODULATED": True,
+    },
+}
+CONVOLUTIONS |= {f"dconv{n}": {"MODEL.RESNETS.DEFORM_NUM_LAYERS": n} for n in (1, 2, 3, 6)}
+CONVOLUTIONS |= {f"atrous{n}": {"MODEL.RESNETS.RES5_DILATION": n} for n in (4, 6, 8)}
+FASTER_DPOOL = {
+    "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformROIPool",
+    "SOLVER.LR_MULTIPLIERS": [["box_pooler.*offset_fc", 0.01]],  # paper sec. 2.3
+}
+DPOOL = {
+    "rfcn": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformPSROIPool"},
+    "faster": FASTER_DPOOL,
+    "mask": FASTER_DPOOL,
+    "cascade": FASTER_DPOOL | {"MODEL.ROI_HEADS.NAME": "DeformCascadeROIHeads"},
+}
+# Paper sec. 4.3. It gives no cap of the longer side; 2000 is that of scale 1400 in the released
+# tester of FPN (experiments/fpn/cfgs).
+MULTI_SCALE = {
+    "TEST.AUG.ENABLED": True,
+    "TEST.AUG.MIN_SIZES": (480, 576, 688, 864, 1200, 1400),
+    "TEST.AUG.MAX_SIZE": 2000,
+    "TEST.AUG.FLIP": False,
+}
+BOX_AVERAGE = {
+    "TEST.BOX_AVERAGE.ENABLED": True,
+    "TEST.BOX_AVERAGE.ITERATIONS": 2,
+    "TEST.BOX_AVERAGE.VOTE_IOU": 0.5,
+}
+OTHER = {
+    "3x3": {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3},  # figure 6
+    "M": MULTI_SCALE,
+    "MB": MULTI_SCALE | BOX_AVERAGE,
+}
+
+
+def changes(path):
+    """What a YAML of configs/ says by its name, and its plain twin does not."""
+    values = {}
+    for part in parts(path):
+        values |= DPOOL[detector(path)] if part == "dpool" else (CONVOLUTIONS | OTHER)[part]
+    if path in QUICK and "dconv" in path.stem:
+        # From scratch, the offsets of convolutions learn slower; what else has a factor keeps it.
+        key = "SOLVER.LR_MULTIPLIERS"
+        of_plain = flat(load(plain_twin(path)))[key]
+        values[key] = of_plain + [["conv_offset", 0.1]] + values.get(key, [])
+    return values
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=relative)
+def test_a_variant_differs_by_the_parts_of_its_name(path):
+    assert flat(load(path)) == flat(load(plain_twin(path))) | changes(path)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=relative)
+def test_a_variant_says_only_what_its_base_does_not(path):
+    base, *test = bases_of(path)
+    own = {key: value for key, value in changes(path).items() if key not in changes(base)}
+    expected = {k: str(v) if isinstance(v, tuple) else v for k, v in own.items()}  # as YAML has it
+    if test:
+        expected = {}  # Base-COCO-M.yaml and Base-COCO-MB.yaml say it once for all
+    names = [file.name for file in (base, *test)]
+    expected["_BASE_"] = names if test else names[0]
+    assert flat(yaml.safe_load(path.read_text())) == expected
+
+
+# ---- Model zoo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ZOO, ids=relative)
+def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
+    changes = yaml.safe_load(path.read_text())
+    base = path.parent / changes.pop("_BASE_")
+    assert base.resolve() in MODELS and base.name == path.name
+    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network is that of its base"
