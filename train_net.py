@@ -17,6 +17,7 @@ from d2_deformable.data import check_datasets, check_proposals, register_custom_
 from d2_deformable.engine import (
     Trainer,
     check_settings,
+    check_weights,
     fall_back_to_cpu,
     read_config,
     tests_with_TTA,
@@ -36,6 +37,8 @@ def setup(args):
 
 def main(args):
     cfg = setup(args)
+    if not args.resume:
+        check_weights(cfg)
     check_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
     check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if args.eval_only:

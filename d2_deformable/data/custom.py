@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 from ..modeling.meta_arch.kinds import is_detector, is_segmentor
 from .checks import datasets_root, existing
@@ -76,7 +77,7 @@ def allow_custom_fields(cfg, overrides) -> None:
 
 
 def check_datasets(cfg, names=None) -> None:
-    """Load custom data sets once, to fail before training does.
+    """Load custom data sets once, and look for the files of Detectron2's, to fail before training.
 
     Args:
         names: default DATASETS.TRAIN and TEST.
@@ -90,6 +91,9 @@ def check_datasets(cfg, names=None) -> None:
     used = [name for name in names if name in _registered]
     segments = is_segmentor(cfg)
     detects = is_detector(cfg)
+    for name in names:
+        if name not in _registered and name in DatasetCatalog:
+            _check_files(name)
     classes = {}
     for name in dict.fromkeys(used):
         dicts, meta = DatasetCatalog.get(name), MetadataCatalog.get(name)
@@ -122,6 +126,18 @@ def check_datasets(cfg, names=None) -> None:
             f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {used[0]} has the "
             f"{len(classes[used[0]])} classes {classes[used[0]]}: set it to that number"
         )
+
+
+def _check_files(name: str) -> None:
+    """Whether the files are there that the metadata of a data set of Detectron2 or a user name."""
+    meta = MetadataCatalog.get(name)
+    for key in ("json_file", "dirname", "image_root", "image_dir", "gt_dir"):
+        path = meta.get(key)
+        if path and not PathManager.exists(path):
+            raise FileNotFoundError(
+                f"{path}: missing, from the data set {name}. Detectron2 looks for its data sets "
+                f"under $DETECTRON2_DATASETS, now {datasets_root()}"
+            )
 
 
 def parse(name: str, node):

@@ -3,7 +3,7 @@
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
 from .proposals import dump_proposals
-from .settings import check_settings
+from .settings import check_settings, check_weights
 from .setup import fall_back_to_cpu, merge_overrides, read_config, why_not_cuda
 from .trainer import Trainer, tests_with_TTA
 
@@ -12,6 +12,7 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "check_settings",
+    "check_weights",
     "dump_proposals",
     "fall_back_to_cpu",
     "merge_overrides",

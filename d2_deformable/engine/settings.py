@@ -1,6 +1,7 @@
 """Settings that contradict each other, found before anything is trained."""
 
 from functools import reduce
+from pathlib import Path
 
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
@@ -69,6 +70,21 @@ def check_settings(cfg) -> None:
         )
 
 
+def check_weights(cfg) -> None:
+    """Refuse MODEL.WEIGHTS that is a path of nothing, before data are read and a model is built.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint, or make this one: "
+            "tools/train_imagenet.py writes the backbone.pth of networks whose ImageNet weights "
+            "nobody published"
+        )
+
+
 def _check_evaluation(cfg) -> None:
     if cfg.TEST.VOC_METRIC not in METRICS:
         raise ValueError(
@@ -87,8 +103,9 @@ def _check_evaluation(cfg) -> None:
                 f"{key}.ENABLED False, or choose DeformRCNN (in place of GeneralizedRCNN) or "
                 "ClassAwareRPN"
             )
-    if cfg.TEST.AUG.ENABLED and not len(cfg.TEST.AUG.MIN_SIZES):
-        raise ValueError("TEST.AUG.MIN_SIZES is empty; give the short sides to test at, or one")
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if cfg.TEST.AUG.ENABLED and (not len(sizes) or min(sizes) < 1):
+        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; give one short side or more, in pixels")
     if not average.ENABLED:
         return
     if average.ITERATIONS < 1:

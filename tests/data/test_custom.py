@@ -130,9 +130,14 @@ def test_check_datasets(register, write_voc, voc_object, root):
     )
     with pytest.raises(ValueError, match="check_empty: none of its images has an object"):
         check_datasets(cfg, ["check_empty"])
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("check_a", "coco_2017_train"), ("check_b",)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("check_a",), ("check_b",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
-    check_datasets(cfg)  # Detectron2's own are left alone
+    check_datasets(cfg)
+    cfg.DATASETS.TRAIN += ("coco_2017_train",)
+    missing = r"instances_train2017.json: missing, from the data set coco_2017_train.*DATASETS"
+    with pytest.raises(FileNotFoundError, match=missing):
+        check_datasets(cfg)
+    cfg.DATASETS.TRAIN = ("check_a",)
     cfg.DATASETS.TEST = ("check_wrong",)
     with pytest.raises(FileNotFoundError, match=r"b\.xml: no such file"):
         check_datasets(cfg)

@@ -9,7 +9,7 @@ from detectron2.modeling import (
 )
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine import check_settings
+from d2_deformable.engine import check_settings, check_weights
 from d2_deformable.modeling import RFCNHeads, build_deform_resnet_backbone
 
 
@@ -204,9 +204,10 @@ def test_several_scales_need_a_detector_and_a_scale(cfg):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.TEST.AUG.ENABLED = True
     check_settings(cfg)  # Detectron2's own way of GeneralizedRCNN
-    cfg.TEST.AUG.MIN_SIZES = ()
-    with pytest.raises(ValueError, match="MIN_SIZES is empty"):
-        check_settings(cfg)
+    for sizes in ((), (0, 480)):
+        cfg.TEST.AUG.MIN_SIZES = sizes
+        with pytest.raises(ValueError, match="MIN_SIZES is .*; give one short side or more"):
+            check_settings(cfg)
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     with pytest.raises(ValueError, match="TEST.AUG does not serve .* ProposalNetwork"):
         check_settings(cfg)
@@ -251,3 +252,12 @@ def test_fixed_proposals_take_two_keys(cfg):
     cfg.MODEL.LOAD_PROPOSALS = False
     with pytest.raises(ValueError, match="LOAD_PROPOSALS is False and .*NAME is PrecomputedPropos"):
         check_settings(cfg)
+
+
+def test_weights_that_are_not_there(cfg, tmp_path):
+    for weights in ("", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", __file__):
+        cfg.MODEL.WEIGHTS = weights
+        check_weights(cfg)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "backbone.pth")
+    with pytest.raises(FileNotFoundError, match="backbone.pth: no such file, from MODEL.WEIGHTS"):
+        check_weights(cfg)

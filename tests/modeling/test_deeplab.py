@@ -128,6 +128,14 @@ def test_no_image_is_told(deeplab):
             mode([])
 
 
+def test_the_size_of_the_result_is_the_inputs_where_none_is_asked_for(deeplab):
+    image = torch.zeros(3, 40, 50)
+    deeplab.eval()
+    for size, asked in (((40, 50), {}), ((20, 30), {"height": 20, "width": 30})):
+        (result,) = deeplab([{"image": image} | asked])
+        assert result["sem_seg"].shape == (3, *size)
+
+
 def test_norm_of_the_hidden_layer():
     head = make_head(norm="BN")
     assert head.hidden.bias is None and head.hidden.norm.num_features == 8

@@ -73,7 +73,13 @@ def _as_proposals(boxes, sizes, network_sizes, device) -> list[Instances]:
         )
     proposals = []
     for b, original, network in zip(boxes, sizes, network_sizes, strict=True):
-        b = (b.tensor if isinstance(b, Boxes) else b).to(device)
+        b = b.tensor if isinstance(b, Boxes) else b
+        if not isinstance(b, torch.Tensor) or b.dim() != 2 or b.shape[1] != 4:
+            given = tuple(b.shape) if isinstance(b, torch.Tensor) else type(b).__name__
+            raise ValueError(
+                f"boxes: expected Boxes or a tensor (R, 4) for each image, in a list; got {given}"
+            )
+        b = b.to(device)
         proposals.append(
             Instances(network, proposal_boxes=Boxes(_scale_and_clip(b, original, network)))
         )
