@@ -46,6 +46,8 @@ def parser():
 
 def main(args):
     wanted = Wanted(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
+    if args.num_images < 1:
+        raise ValueError(f"{args.num_images} images are wanted; expected 1 or more")
     cfg = command.config_of(args.config_file, args.opts, needs_data=args.images is None)
     if args.images is None:
         records = command.dataset_records(cfg.DATASETS.TEST[:1], args.num_images)

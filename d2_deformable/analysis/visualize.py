@@ -4,6 +4,7 @@ Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the original image in 
 users of images write them; inside this package they are (y, x).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -124,16 +125,24 @@ def given_boxes(boxes, image_size, class_names) -> Instances:
         boxes: (x0, y0, x1, y1, class), numbers in image pixels and a name or index of a class.
 
     Raises:
-        ValueError: no box, or an unknown class.
+        ValueError: no box, one that lies outside the image, or an unknown class.
     """
+    height, width = image_size
     coordinates, classes = [], []
     for *box, name in boxes:
         try:
             x0, y0, x1, y1 = (float(v) for v in box)
-        except ValueError as error:
-            raise ValueError(f"box {' '.join(map(str, box))}: expected X0 Y0 X1 Y1") from error
+        except ValueError:
+            x0 = y0 = x1 = y1 = math.nan
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            raise ValueError(f"box {' '.join(map(str, box))}: expected X0 Y0 X1 Y1")
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"box {x0:g} {y0:g} {x1:g} {y1:g} has no area; expected X0 Y0 X1 Y1")
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(
+                f"box {x0:g} {y0:g} {x1:g} {y1:g} lies outside the image of {width} x {height} "
+                "pixels"
+            )
         index = class_names.index(name) if name in class_names else _as_index(name)
         if not 0 <= index < len(class_names):
             raise ValueError(f"{name!r} is no class; there are {', '.join(class_names)}")

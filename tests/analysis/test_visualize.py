@@ -103,6 +103,10 @@ def test_parts_of_given_boxes_take_the_offsets_of_their_class(name):
         ({"boxes": [["5", "2", "3", "4", "cat"]]}, "box 5 2 3 4 has no area"),
         ({"boxes": [["1", "2", "3", "4", "dog"]]}, "'dog' is no class; there are cat, 7"),
         ({"boxes": [["1", "2", "3", "4", "2"]]}, "'2' is no class"),
+        ({"boxes": [["nan", "2", "3", "4", "cat"]]}, "box nan 2 3 4: expected X0 Y0 X1 Y1"),
+        ({"boxes": [["96", "2", "99", "4", "cat"]]}, "box 96 2 99 4 lies outside .* of 96 x 64"),
+        ({"boxes": [["-9", "2", "0", "4", "cat"]]}, "box -9 2 0 4 lies outside"),
+        ({"points": [(float("nan"), 3)]}, "point nan 3"),
         ({"num_layers": 0}, "0 layers"),
     ],
 )
