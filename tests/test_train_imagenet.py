@@ -21,7 +21,13 @@ from PIL import Image
 from torch import nn
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine.imagenet import Classifier, image_folders, learning_rate, train
+from d2_deformable.engine.imagenet import (
+    Classifier,
+    evaluate,
+    image_folders,
+    learning_rate,
+    train,
+)
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/train_imagenet.py"
@@ -135,6 +141,16 @@ def test_every_epoch_has_its_order_and_its_crops(tmp_path):
     assert sorted(data.order[:12]) == sorted(data.order[12:]) == list(range(12))
     assert data.order[:12] != data.order[12:]
     assert len(set(data.numbers)) == 24
+
+
+def test_top_1_and_top_5():
+    """Of scores that fall with the class, the best is class 0 and the best five are 0 to 4."""
+    model = nn.Linear(7, 7)
+    nn.init.eye_(model.weight)
+    nn.init.zeros_(model.bias)
+    scores = -torch.arange(7.0).expand(4, 7)
+    loader = [(scores, torch.tensor([0, 0, 4, 5])), (scores[:1], torch.tensor([6]))]
+    assert evaluate(model, loader) == (40, 60)
 
 
 def test_schedule():
