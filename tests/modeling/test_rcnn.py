@@ -139,9 +139,7 @@ def test_bad_input_is_named(build):
         model([])
     with pytest.raises(ValueError, match=nothing):
         model.predict_raw([])
-    with pytest.raises(
-        ValueError, match=r"tensor \(R, 4\) for each image, in a list; got \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=r"tensor \(R, 4\) for each image, in a list; got \(4,\)"):
         model.predict_raw([image()], torch.zeros(1, 4))
     with pytest.raises(ValueError, match="one .* tensor per image, 1 in all; got 2"):
         model.predict_raw([image()], [torch.zeros(1, 4)] * 2)
