@@ -53,6 +53,11 @@ def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted(
     if not (convs or pools):
         raise ValueError("this network has no deformable layers: nothing moves its samples")
     found = found_above(inspection, wanted.score_thresh)
+    rois = found[: wanted.num_boxes]
+    if wanted.boxes:
+        if not pools:
+            raise ValueError("this network has no deformable RoI pooling that boxes could show")
+        rois = given_boxes(wanted.boxes, inspection.image_size, class_names)
     if convs:
         if wanted.points:
             units = chosen_units(wanted.points, inspection.image_size)
@@ -69,9 +74,6 @@ def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted(
                 figure,
                 sampling_coordinates(inspection, units, wanted.num_layers),
             )
-    rois = found[: wanted.num_boxes]
-    if wanted.boxes:
-        rois = given_boxes(wanted.boxes, inspection.image_size, class_names)
     if pools and len(rois):
         figure = draw_parts(image, inspection, rois, class_names)
         yield "parts", figure, part_coordinates(inspection, rois, class_names)

@@ -115,6 +115,11 @@ def test_wrong_wishes_are_told(wanted, message):
         shown(inspection(), **wanted)
 
 
+def test_boxes_need_deformable_roi_pooling():
+    with pytest.raises(ValueError, match="no deformable RoI pooling that boxes could show"):
+        shown(inspection(pools=0), boxes=[[0, 0, 10, 10, "cat"]])
+
+
 def test_a_plain_network_has_nothing_to_show():
     with pytest.raises(ValueError, match="no deformable layers"):
         shown(inspection(convs=0, pools=0))
