@@ -81,12 +81,8 @@ def _table(dataset, runs):
     lines = []
     for (network, variant), some in by_row(runs).items():
         values = ([run["results"][task][metric] for run in some] for metric in metrics)
-        seconds = [run["cpu_seconds"] for run in some]
-        lines.append(
-            [NETWORKS[network], variant, *map(mean_and_spread, values)]
-            + [len(some), f"{statistics.mean(seconds):.0f}"]
-        )
-    headers = ["network", "variant", *metrics, "seeds", "CPU seconds"]
+        lines.append([NETWORKS[network], variant, *map(mean_and_spread, values), len(some)])
+    headers = ["network", "variant", *metrics, "seeds"]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 
