@@ -261,6 +261,22 @@ SMALL_FPN = {
 DETECTORS = [p for p in QUICK + KINDS if p not in DEEPLAB]
 
 
+def train_one_step(cfg, model, inputs):
+    """Its losses, after checks of every loss and gradient."""
+    optimizer = build_optimizer(cfg, model)
+    with EventStorage():
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        assert torch.isfinite(loss), name
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if p.grad is None]
+    assert not missing, "unused parameters break distributed training"
+    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+    optimizer.step()
+    return losses
+
+
 @pytest.mark.parametrize("path", DETECTORS, ids=relative)
 def test_trains_and_detects(path):
     cfg = load(path)
@@ -282,17 +298,7 @@ def test_trains_and_detects(path):
         instances.gt_masks = PolygonMasks([[triangle] for triangle in triangles])
     inputs = [{"image": image, "instances": instances, "height": 96, "width": 128}] * 2
 
-    optimizer = build_optimizer(cfg, model)
-    with EventStorage():
-        losses = model(inputs)
-    sum(losses.values()).backward()
-    for name, loss in losses.items():
-        assert torch.isfinite(loss), name
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    missing = [name for name, p in trainable.items() if p.grad is None]
-    assert not missing, "unused parameters break distributed training"
-    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
-    optimizer.step()
+    train_one_step(cfg, model, inputs)
 
     model.eval()
     with torch.no_grad():
@@ -324,18 +330,9 @@ def test_trains_and_segments(path):
     image = torch.randint(0, 256, (3, 75, 100), dtype=torch.uint8)
     inputs = [{"image": image, "sem_seg": labels, "height": 50, "width": 60}] * 2
 
-    optimizer = build_optimizer(cfg, model)
-    with EventStorage():
-        losses = model(inputs)
-    (loss,) = losses.values()
-    loss.backward()
+    (loss,) = train_one_step(cfg, model, inputs).values()
     # Small random weights hardly tell classes apart.
     assert loss.item() == pytest.approx(math.log(classes), rel=0.3)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    missing = [name for name, p in trainable.items() if p.grad is None]
-    assert not missing, "unused parameters break distributed training"
-    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
-    optimizer.step()
 
     model.eval()
     with torch.no_grad():

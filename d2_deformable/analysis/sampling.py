@@ -306,9 +306,8 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
     Every point has its kernel's taps at p * stride - padding + tap * dilation + offset. The offset
     is read at the cell nearest to p, as released: units stand at whole cells only, and of the four
     around p that p mixes, each with taps of its own, the nearest has the largest part. p itself is
-    not rounded. Between
-    two layers of different map size a point is scaled by the whole ratio of the sizes, as a 1x1
-    convolution of that stride would.
+    not rounded. Between two layers of different map size a point is scaled by the whole ratio of
+    the sizes, as a 1x1 convolution of that stride would.
 
     Args:
         convs: `ConvOffsets`, lowest first, with the same number G of offset groups.
@@ -325,8 +324,8 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
     for conv in reversed(convs):
         ratio = [max(1, round(n / m)) for n, m in zip(conv.output_size, size, strict=True)]
         points = points * torch.tensor(ratio)
-        inside = inside & _is_inside(points, conv.output_size)
-        reached = _taps(conv) + (
+        inside = inside & is_inside(points, conv.output_size)
+        reached = taps(conv) + (
             points * torch.tensor(conv.stride) - torch.tensor(conv.padding)
         ).unsqueeze(2)
         if deformed:
@@ -334,10 +333,10 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
         points = reached.flatten(1, 2)
         inside = inside.repeat_interleave(reached.shape[2], dim=1)
         size = conv.input_size
-    return points, inside & _is_inside(points, size)
+    return points, inside & is_inside(points, size)
 
 
-def _taps(conv):
+def taps(conv):
     """(taps, 2) of (y, x) in pixels of the input map, row by row, the first at (0, 0)."""
     rows, columns = (
         torch.arange(k) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
@@ -345,7 +344,7 @@ def _taps(conv):
     return torch.cartesian_prod(rows, columns)
 
 
-def _is_inside(points, size):
+def is_inside(points, size):
     """Whether the cell nearest to each point (..., 2) is one of the map's.
 
     That is: whether the point is in the image. The operator's zero border still lets a point up
