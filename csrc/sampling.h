@@ -32,7 +32,7 @@ enum class Border { kZero, kLegacy };
 
 template <typename T>
 struct AxisSample {
-  int64_t index[2];
+  int32_t index[2];
   T weight[2];
   T slope[2];
 };
@@ -40,45 +40,40 @@ struct AxisSample {
 // Samples one axis for a convolution tap; false: the tap reads 0 and passes no gradient.
 // At integer coordinates the slopes are those of the right-hand side.
 template <typename T>
-D2_HOST_DEVICE bool sample_axis(T coordinate, int64_t size, Border border, AxisSample<T>& axis) {
+D2_HOST_DEVICE bool sample_axis(T coordinate, int32_t size, Border border, AxisSample<T>& axis) {
   const bool legacy = border == Border::kLegacy;
   const bool inside = coordinate < T(size) && (legacy ? coordinate >= T(0) : coordinate > T(-1));
-  if (!inside) return false;
-
-  const int64_t low = int64_t(coordinate) - (coordinate < T(0) ? 1 : 0);
-  const T fraction = coordinate - T(low);
-  axis = {{low, low + 1}, {T(1) - fraction, fraction}, {T(-1), T(1)}};
-  if (low < 0) {
-    axis.index[0] = 0;
-    axis.weight[0] = axis.slope[0] = T(0);
-  }
-  if (low + 1 == size) {
-    axis.index[1] = low;
-    axis.weight[1] = axis.slope[1] = T(0);
-    if (legacy) {
-      axis.weight[0] = T(1);
-      axis.slope[0] = T(0);
-    }
-  }
-  return true;
+  const T at = inside ? coordinate : T(0);  // no early return, no branch: loops become vectors
+  const int32_t low = int32_t(at) - (at < T(0) ? 1 : 0);
+  const T fraction = at - T(low);
+  const bool has_low = low >= 0, has_high = low + 1 < size;
+  axis.index[0] = has_low ? low : 0;
+  axis.index[1] = has_high ? low + 1 : low;
+  axis.weight[0] = has_low ? (legacy && !has_high ? T(1) : T(1) - fraction) : T(0);
+  axis.weight[1] = has_high ? fraction : T(0);
+  axis.slope[0] = has_low && (has_high || !legacy) ? T(-1) : T(0);
+  axis.slope[1] = has_high ? T(1) : T(0);
+  return inside;
 }
 
 // Samples one axis for RoI pooling; false: the sample is skipped and not counted.
 // Up to half a pixel outside the map a coordinate is clamped to it. The neighbours are floor and
 // ceil: at integer, and thus at clamped, coordinates they are one pixel, and the slopes are 0.
 template <typename T>
-D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int64_t size, AxisSample<T>& axis) {
+D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int32_t size, AxisSample<T>& axis) {
   const bool inside = coordinate >= T(-0.5) && coordinate <= T(size) - T(0.5);
-  if (!inside) return false;
-
-  const T last = T(size - 1);
-  const T clamped = coordinate < T(0) ? T(0) : (coordinate > last ? last : coordinate);
-  const int64_t low = int64_t(clamped);
+  const T at = inside ? coordinate : T(0), last = T(size - 1);
+  const T clamped = at < T(0) ? T(0) : (at > last ? last : at);
+  const int32_t low = int32_t(clamped);
   const T fraction = clamped - T(low);
   const bool between = fraction > T(0);
-  const T slope = between ? T(1) : T(0);
-  axis = {{low, low + (between ? 1 : 0)}, {T(1) - fraction, fraction}, {-slope, slope}};
-  return true;
+  axis.index[0] = low;
+  axis.index[1] = low + (between ? 1 : 0);
+  axis.weight[0] = T(1) - fraction;
+  axis.weight[1] = fraction;
+  axis.slope[0] = between ? T(-1) : T(0);
+  axis.slope[1] = between ? T(1) : T(0);
+  return inside;
 }
 
 // Adds to memory that one thread owns; CUDA passes an atomic add in its place.

@@ -1,4 +1,4 @@
-#include "../deform_conv2d.h"
+#include "../host/deform_conv2d.h"
 
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-#include "../deform_roi_pool.h"
+#include "../host/deform_roi_pool.h"
 
 #include <torch/library.h>
 

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../geometry/roi.h"
 #include "../kernels/channels.h"
-#include "../kernels/roi.h"
 
 namespace d2_deformable {
 

@@ -48,7 +48,7 @@ struct Cuda {
     run(kernel, kernel.count(), cost);
   }
 
-  // The kernels do (kernels/roi.h): here it would wait for the GPU.
+  // The kernels do (geometry/roi.h): here it would wait for the GPU.
   template <typename T>
   static void check_image_indices(const char*, const T*, int64_t, int64_t) {}
 };

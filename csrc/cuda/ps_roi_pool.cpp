@@ -1,4 +1,4 @@
-#include "../ps_roi_pool.h"
+#include "../host/ps_roi_pool.h"
 
 #include <torch/library.h>
 

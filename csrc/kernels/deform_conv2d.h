@@ -4,21 +4,10 @@
 // and sums: at least float32.
 #pragma once
 
+#include "../geometry/deform_conv2d.h"
 #include "channels.h"
 
 namespace d2_deformable {
-
-struct DeformConv2dSizes {
-  int64_t images, channels, height, width;
-  int64_t out_channels, out_height, out_width;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int64_t groups, offset_groups;
-  Border border;
-
-  D2_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
-  D2_HOST_DEVICE int64_t image_rows() const { return out_height * out_width; }
-  D2_HOST_DEVICE int64_t rows() const { return images * image_rows(); }
-};
 
 // Rows of the output whose columns are in memory at one time.
 struct RowRange {
@@ -79,17 +68,13 @@ struct DeformConv2dItem {
     }
   }
 
-  // Equation (2) of the paper: p = p0 + p_n + offset; false: p lies outside, the tap reads 0.
+  // False: the point lies outside, the tap reads 0.
   template <typename acc_t>
   D2_HOST_DEVICE bool sample(const DeformConv2dSizes& s, const acc_t* offset, AxisSample<acc_t>& y,
                              AxisSample<acc_t>& x) const {
     const int64_t at = offset_index(s);
-    const int64_t grid_y =
-        row_in_image / s.out_width * s.stride_h - s.padding_h + tap / s.kernel_w * s.dilation_h;
-    const int64_t grid_x =
-        row_in_image % s.out_width * s.stride_w - s.padding_w + tap % s.kernel_w * s.dilation_w;
-    return sample_axis(acc_t(grid_y) + offset[at], s.height, s.border, y) &&
-           sample_axis(acc_t(grid_x) + offset[at + s.image_rows()], s.width, s.border, x);
+    return sample_tap(s, row_in_image / s.out_width, row_in_image % s.out_width, tap, offset[at],
+                      offset[at + s.image_rows()], y, x);
   }
 };
 

@@ -39,7 +39,7 @@ QUICK = {
     "bin beyond the map": Mutant(
         OUT_OF_BOUNDS,
         "ps_roi_pool",
-        "kernels/ps_roi_pool.h",
+        "geometry/ps_roi_pool.h",
         "(value < acc_t(size) ? value : acc_t(size))",
         "value",
     ),
@@ -60,7 +60,7 @@ QUICK = {
 }
 SLOW = {
     "bilinear neighbour beyond the map": Mutant(
-        OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "axis.index[1] = low;", ""
+        OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "has_high ? low + 1 : low;", "low + 1;"
     ),
     "stride of one block": Mutant(
         RACE, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += blockDim.x"
