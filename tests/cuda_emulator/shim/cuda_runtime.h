@@ -143,6 +143,33 @@ void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<k
 
 }  // namespace cuda_emulator
 
+// Block kernels compile, and do not run yet.
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+namespace cuda_emulator {
+inline void* shared_memory() { fail("no shared memory yet"); }
+}  // namespace cuda_emulator
+inline void __syncthreads() { cuda_emulator::fail("no barriers yet"); }
+template <typename T>
+T __shfl_xor_sync(unsigned, T, int) {
+  cuda_emulator::fail("no warps yet");
+}
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline void atomicAdd(float4*, float4) { cuda_emulator::fail("no vectors yet"); }
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
 template <typename... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** arguments,
                              size_t /*shared memory*/, cudaStream_t) {
