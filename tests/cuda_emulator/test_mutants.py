@@ -99,7 +99,7 @@ SLOW = {
         "!(coordinate >= T(size) || (legacy ? coordinate < T(0) : coordinate <= T(-1)))",
     ),
     "written and added to": Mutant(
-        f"{RACE}.* (added|adds) to",
+        RACE,
         "ps_roi_pool",
         "kernels/ps_roi_pool.h",
         "c < channels; ++c) add(pixel + c,",
