@@ -204,7 +204,7 @@ struct DeformConv2dColumnsKernel {
   scalar_t* columns;      // [rows][weight group][K][Cg]
 
   D2_DEVICE void operator()() const {
-    using Channels = Channels<scalar_t, kPacked>;
+    using Values = Channels<scalar_t, kPacked>;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
     const int64_t channels = chunk.sizes.channels;
     for_each_unit(units, lanes, [&](int64_t index, int lane) {
@@ -214,15 +214,15 @@ struct DeformConv2dColumnsKernel {
       const acc_t modulation = unit.modulation(chunk);
       const int64_t first = unit.offset_group * unit_channels;
       const scalar_t* image = input + chunk.image_index(unit.image) + first;
-      for (int64_t c = lane * Channels::kSize; c < unit_channels; c += lanes * Channels::kSize) {
-        Channels pixel[4] = {};
+      for (int64_t c = lane * Values::kSize; c < unit_channels; c += lanes * Values::kSize) {
+        Values pixel[4] = {};
         for (int k = 0; k < 4; ++k) {
           if (point.weight[k] != acc_t(0)) {
-            pixel[k] = Channels::load_constant(image + point.pixel[k] * channels + c);
+            pixel[k] = Values::load_constant(image + point.pixel[k] * channels + c);
           }
         }
-        Channels value;
-        for (int i = 0; i < Channels::kSize; ++i) {
+        Values value;
+        for (int i = 0; i < Values::kSize; ++i) {
           acc_t sum = 0;
           for (int k = 0; k < 4; ++k) sum += point.weight[k] * acc_t(pixel[k].values[i]);
           value.values[i] = scalar_t(modulation * sum);
@@ -252,7 +252,7 @@ struct DeformConv2dGradientsKernel {
   acc_t* grad_input;             // [N][H][W][C], or null: another kernel adds to it
 
   D2_DEVICE void operator()() const {
-    using Channels = Channels<scalar_t, kPacked>;
+    using Values = Channels<scalar_t, kPacked>;
     const DeformConv2dSizes& s = chunk.sizes;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
     for_each_unit(units, lanes, [&](int64_t index, int lane) {
@@ -264,18 +264,18 @@ struct DeformConv2dGradientsKernel {
       const int64_t image = chunk.image_index(unit.image) + first;
       const int64_t end = exists ? unit_channels : 0;
       acc_t dots[4] = {0, 0, 0, 0};
-      for (int64_t c = lane * Channels::kSize; c < end; c += lanes * Channels::kSize) {
+      for (int64_t c = lane * Values::kSize; c < end; c += lanes * Values::kSize) {
         const int64_t column = chunk.column(unit.row, unit.tap, first + c);
-        const Channels grad = Channels::load(grad_columns + column);
-        Channels pixel[4] = {};
+        const Values grad = Values::load(grad_columns + column);
+        Values pixel[4] = {};
         for (int k = 0; k < 4; ++k) {
           if (point.weight[k] != acc_t(0) || point.slope_y[k] != acc_t(0) ||
               point.slope_x[k] != acc_t(0)) {
-            pixel[k] = Channels::load_constant(input + image + point.pixel[k] * s.channels + c);
+            pixel[k] = Values::load_constant(input + image + point.pixel[k] * s.channels + c);
           }
         }
-        Channels value;
-        for (int i = 0; i < Channels::kSize; ++i) {
+        Values value;
+        for (int i = 0; i < Values::kSize; ++i) {
           acc_t sum = 0;
           for (int k = 0; k < 4; ++k) {
             const acc_t at = acc_t(pixel[k].values[i]);
