@@ -1,6 +1,7 @@
 // The table of CPU kernels for one instruction set.
 #include "../kernels.h"
 
+#include "deform_conv2d_forward.h"
 #include "transpose.h"
 
 namespace d2_deformable {
@@ -9,6 +10,9 @@ namespace D2_CPU_TARGET {
 template <typename T>
 constexpr CpuKernels<T> kKernels{
     transpose<T>,
+    kPanel<T>,
+    pack_weight<T>,
+    deform_conv2d_tile<T>,
 };
 
 extern const CpuKernels<float> float_kernels;
