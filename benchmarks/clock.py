@@ -12,8 +12,9 @@ MIB = 2**20
 FLUSHED = 128 * MIB  # more than the L2 of any GPU
 
 
-def nbytes(tensors) -> int:
-    return sum(t.untyped_storage().nbytes() for t in tensors)
+def mebibytes(growth: int, results: dict) -> float:
+    """Bytes without those of the results."""
+    return round(max(0, growth - sum(t.nbytes for t in results.values())) / MIB, 1)
 
 
 def poison(like: dict, dtype) -> None:
@@ -35,8 +36,8 @@ class CpuClock:
         del results  # freeing takes time too
         return seconds
 
-    def peak_memory(self, call: Callable) -> int | None:
-        """Bytes beyond what was there before and the call's results; None where Linux cannot tell.
+    def peak_memory(self, call: Callable) -> float | None:
+        """MiB beyond what was there before and the call's results; None where Linux cannot tell.
 
         Growth of the resident set to its peak: of every allocator, but whole pages of memory that
         was touched. Free memory is given back first, for its reuse would not show.
@@ -49,7 +50,7 @@ class CpuClock:
             return None
         before = _resident("VmRSS")
         results = call()
-        return max(0, _resident("VmHWM") - before - nbytes(results.values()))
+        return mebibytes(_resident("VmHWM") - before, results)
 
 
 def _resident(key: str) -> int:
@@ -97,14 +98,14 @@ class CudaClock:
             tensor.fill_(torch.nan)
         return graph.replay
 
-    def peak_memory(self, call: Callable) -> int:
-        """Bytes that PyTorch's allocator gave out beyond those before and the call's results."""
+    def peak_memory(self, call: Callable) -> float:
+        """MiB that PyTorch's allocator gave out beyond those before and the call's results."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         results = call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before - nbytes(results.values())
+        return mebibytes(torch.cuda.max_memory_allocated() - before, results)
 
 
 def modes_of(device: torch.device) -> tuple[str, ...]:

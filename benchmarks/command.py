@@ -1,6 +1,7 @@
 """What `benchmarks.ops` and `benchmarks.models` have in common: options, rows, tables."""
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from .protocol import Guard
 from .results import Results, settings
 from .table import terminal
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
         2 if --seconds left some to the next call, else 0.
     """
     start = time.monotonic()
+    gc.freeze()  # what imported modules hold: collections between timed calls are short then
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else [str(part) for part in argv]
     if args.threads:

@@ -9,7 +9,6 @@ from .implementations import Implementation
 # Largest error of a result, as a part of its largest number: sums of up to 4608 products, whose
 # factors CUDA rounds to half precision where the maps are.
 TOLERANCE = {
-    torch.float64: 1e-10,
     torch.float32: 1e-4,
     torch.float16: 1e-2,
     torch.bfloat16: 8e-2,

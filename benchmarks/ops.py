@@ -12,7 +12,7 @@ import torch
 
 from . import command
 from .cases import CONVOLUTIONS, POOLINGS
-from .clock import MIB, modes_of, poison
+from .clock import modes_of, poison
 from .command import Bench, Row
 from .exact import TOLERANCE, error, exact
 from .implementations import OURS, PLAIN, TORCHVISION, Missing, implementations
@@ -69,8 +69,7 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
         if implementation.is_exact:
             errors[name] = error(case, results, expected)
         del results
-        peak = clock.peak_memory(partial(implementation.results, prepared, backward))
-        memory[name] = None if peak is None else round(peak / MIB, 1)
+        memory[name] = clock.peak_memory(partial(implementation.results, prepared, backward))
         runs[name] = partial(timed, implementation)
     tolerance = TOLERANCE[dtype]
     if not errors[OURS] <= tolerance:

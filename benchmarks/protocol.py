@@ -62,7 +62,7 @@ class Guard:
         return self.clock.seconds(lambda: self.matrix @ self.matrix)
 
     def is_quiet(self) -> bool:
-        seconds = min(self._seconds() for _ in range(2))
+        seconds = min(self._seconds() for _ in range(3))
         self.best = min(self.best, seconds)
         return self.best >= QUIET * seconds
 

@@ -67,18 +67,17 @@ def grouped(data: dict, only: str = "") -> list[list[dict]]:
 
 def terminal(data: dict) -> str:
     lines = [f"{data['command']}: {data['machine']}, {data['threads']} threads, {data['dtype']}"]
-    missing = {}
+    missing = {}  # as a set, in order
     for rows in grouped(data):
         table = cells(rows)
         widths = [max(map(len, column)) for column in zip(*table)]
         lines.append("")
         lines += [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
             for row in table
         ]
-        for row in rows:
-            missing |= row["missing"]
-    lines += ["", *(f"not compared: {name}: {reason}" for name, reason in missing.items())]
+        missing |= {f"not compared: {n}: {r}": 0 for row in rows for n, r in row["missing"].items()}
+    lines += ["", *missing]
     return "\n".join(lines)
 
 
