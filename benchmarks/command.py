@@ -63,7 +63,6 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
         2 if --seconds left some to the next call, else 0.
     """
     start = time.monotonic()
-    gc.freeze()  # what imported modules hold: collections between timed calls are short then
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else [str(part) for part in argv]
     if args.threads:
@@ -83,6 +82,7 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
     if not wanted:
         parser.error(f"--only {args.only!r} leaves no row")
     wanted = [row for row in wanted if not results.has(*row.key())]
+    gc.freeze()  # what imported modules hold: collections between timed calls are short then
     for index, row in enumerate(wanted):
         if args.seconds and time.monotonic() - start > args.seconds:
             print(f"{len(wanted) - index} rows are left: the same command goes on with them")

@@ -7,9 +7,11 @@ python benchmarks/gpu.py OUT train --minutes 9            # a step's commands ma
 
 Writes OUT/gpu.json (machine, versions, commit, one entry per step; the file to keep under
 benchmarks/results/<machine>-<date>.json) after every command, so that nothing is lost, and
-OUT/<step>.log. A command that fails is recorded, and the next one is run; results join those of
-earlier calls. Needs an environment as `make setup` leaves it, and compute-sanitizer (of a CUDA
-toolkit, or pip's nvidia-cuda-sanitizer-api) on the PATH.
+OUT/<step>.log. Timings are in OUT/ops-<dtype>.json and OUT/models-<dtype>.json, to be kept too. A
+command that fails is recorded, and the next one is run; results join those of earlier calls, and
+timings go on where an earlier call of the same commit stopped. Needs an environment as `make
+setup` leaves it, and compute-sanitizer (of a CUDA toolkit, or pip's nvidia-cuda-sanitizer-api) on
+the PATH.
 """
 
 import argparse
@@ -107,14 +109,20 @@ def sanitize(run, out):
 
 
 def ops(run, out):
-    def timed(dtype):
-        file = out / f"ops-{dtype}.json"
-        command = (PYTHON, "benchmarks/ops.py", "--device", "cuda", "--dtype", dtype)
-        run(*command, "--images", "2", "--rounds", "21", "--json", file)
-        return json.loads(file.read_text())["rows"]
+    for dtype in ("float32", "float16", "bfloat16"):
+        yield dtype, lambda dtype=dtype: timed(run, out, "ops", dtype, "--rounds", "51")
 
+
+def models(run, out):
     for dtype in ("float32", "float16"):
-        yield dtype, lambda dtype=dtype: timed(dtype)
+        yield dtype, lambda dtype=dtype: timed(run, out, "models", dtype, "--rounds", "21")
+
+
+def timed(run, out, benchmark, dtype, *options):
+    file = out / f"{benchmark}-{dtype}.json"
+    command = (PYTHON, "-m", f"benchmarks.{benchmark}", "--device", "cuda", "--dtype", dtype)
+    run(*command, *options, "--json", file)
+    return {"file": file.name, "rows": len(json.loads(file.read_text())["rows"])}
 
 
 def train(run, out):
@@ -136,7 +144,7 @@ def train(run, out):
         yield name, lambda name=name: trained(name)
 
 
-STEPS = {step.__name__: step for step in (build, tests, sanitize, ops, train)}
+STEPS = {step.__name__: step for step in (build, tests, sanitize, ops, models, train)}
 
 
 def needs_kernels(run) -> None:

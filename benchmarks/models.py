@@ -43,7 +43,7 @@ def inference(model, inputs) -> dict:
 
 BACKBONE_PASSES = {"forward": forward, "forward + backward": forward_backward}
 # The index of Stopwatch's seconds: until the last module is done, and with post-processing.
-NETWORK_PASSES = {"net forward": 0, "whole inference": 1}
+NETWORK_PASSES = {"forward": 0, "whole inference": 1}
 
 
 def rows(args):

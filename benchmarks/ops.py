@@ -61,6 +61,7 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
             poison(expected, dtype)
             prepared = implementation.prepare(tensors)
             results = implementation.results(prepared, backward)
+            timed(implementation, tensors)  # a CUDA graph may fail where a call does not
         except (Missing, NotImplementedError, RuntimeError) as reason:
             if name == OURS:
                 raise

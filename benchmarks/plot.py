@@ -9,12 +9,17 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter
 
 from d2_deformable.analysis.draw import DPI, INK, WIDTH, class_color
 
 from .table import grouped
 
+# In this order, and each always of the same colour.
+NAMES = (
+    *("ours", "plain channels_last", "torchvision", "ours without offsets"),
+    *("Detectron2", "mmcv", "ONNX Runtime"),
+)
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 BAR = 0.17  # inches
 
@@ -26,9 +31,8 @@ def draw(data: dict, only: str = "") -> Figure:
     names contain it are drawn.
     """
     groups = grouped(data, only)
-    names = list(dict.fromkeys(n for rows in groups for row in rows for n in row["ratio"]))
     passes = list(dict.fromkeys(row["pass"] for rows in groups for row in rows))
-    heights = [len(_cases(rows)) * (1 + len(_names(rows, names))) for rows in groups]
+    heights = [len(_cases(rows)) * (1 + len(_names(rows))) for rows in groups]
     figure = Figure(
         (WIDTH / DPI, 1 + sum(BAR * h + 0.6 for h in heights)), DPI, layout="constrained"
     )
@@ -38,13 +42,13 @@ def draw(data: dict, only: str = "") -> Figure:
     for row, rows in enumerate(groups):
         for column, of_pass in enumerate(passes):
             axes = panels[row][column]
-            _bars(axes, rows, of_pass, names)
+            _bars(axes, rows, of_pass)
             if row == 0:
                 axes.set_title(of_pass, fontsize=11)
     handles = {}
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    labels = [name for name in names if name in handles]
+    labels = [name for name in NAMES if name in handles]
     figure.legend(
         [handles[name] for name in labels],
         labels,
@@ -63,12 +67,12 @@ def _cases(rows) -> list[str]:
     return list(dict.fromkeys(map(_case, rows)))
 
 
-def _names(rows, names) -> list[str]:
-    return [name for name in names if any(name in row["ratio"] for row in rows)]
+def _names(rows) -> list[str]:
+    return [name for name in NAMES if any(name in row["ratio"] for row in rows)]
 
 
-def _bars(axes, rows, of_pass, names):
-    cases, here = _cases(rows), _names(rows, names)
+def _bars(axes, rows, of_pass):
+    cases, here = _cases(rows), _names(rows)
     thick = 1 / (1 + len(here))
     for index, name in enumerate(here):
         for row in rows:
@@ -76,7 +80,7 @@ def _bars(axes, rows, of_pass, names):
                 continue
             low, middle, high = row["ratio"][name]
             y = cases.index(_case(row)) + (index - (len(here) - 1) / 2) * thick
-            color = class_color(names.index(name))
+            color = class_color(NAMES.index(name))
             axes.barh(y, middle - 1, 0.9 * thick, left=1, color=color, label=name)
             axes.plot([low, high], [y, y], color=INK, linewidth=1)
             axes.annotate(
@@ -90,7 +94,7 @@ def _bars(axes, rows, of_pass, names):
             )
     axes.set_xscale("log")
     axes.set_xticks(TICKS)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     ratios = [q for row in rows for quartiles in row["ratio"].values() for q in quartiles]
     axes.set_xlim(min(0.9, 0.9 * min(ratios)), max(2, 1.4 * max(ratios)))

@@ -1,6 +1,5 @@
 """The benchmarks run, and record what they saw, failures too."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,53 +8,259 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import cases, clock, command, exact, gpu, models, ops, plot, protocol, table
+from benchmarks.implementations import OURS, PLAIN, TORCHVISION, Implementation, implementations
 from devices import HAS_GPU
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CPU = torch.device("cpu")
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def smoke(benchmark, *options) -> int:
+    parser = command.parser(benchmark.__name__.rpartition(".")[2], "", rounds=9)
+    return command.run(parser, benchmark.rows, ["--smoke", *map(str, options)])
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_ops_compares_equal_functions(backward, device):
-    ops = load("ops")
-    like = {"device": device, "dtype": torch.float32}
-    ours, theirs, tensors = ops.convolution(2, 8, (5, 6), 2, offset_groups=2, **like)
-    torch.testing.assert_close(ours(tensors), theirs(tensors))
-    row = ops.compare(lambda: (ours, theirs, tensors), backward, device, rounds=3)
-    assert row["ms"] > 0 and row["torchvision_ms"] > 0 and row["times_faster"] > 0
+@pytest.fixture
+def one_thread(threads):
+    threads(1)
 
 
-@pytest.mark.parametrize("name", ["deform_roi_pool", "ps_roi_pool"])
-def test_ops_pools_the_same_shapes(name, device):
-    ops = load("ops")
-    like = {"device": device, "dtype": torch.float32, "classes": 2, "num_rois": 3}
-    ours, theirs, tensors = ops.roi_pooling(2, name, **like)
-    assert ours(tensors).shape == theirs(tensors).shape == (3, 2, 7, 7)
+# Both commands, from end to end.
+
+
+def test_ops_writes_all_rows(tmp_path, capsys, device, one_thread):
+    file = tmp_path / "ops.json"
+    assert smoke(ops, "--device", device, "--json", file, "--plot", tmp_path / "ops.png") == 0
+    data = json.loads(file.read_text())
+    reduced = [case.reduced() for case in [*cases.CONVOLUTIONS, *cases.POOLINGS]]
+    labels = {case.label(std) for case in reduced for std in case.offset_stds}
+    assert {row["case"] for row in data["rows"]} == labels
+    assert {row["pass"] for row in data["rows"]} == {"forward", "forward + backward"}
+    for row in data["rows"]:
+        assert row["rounds"] == 2 and row["ms"][OURS][1] > 0 and row["error"][OURS] < 1e-4
+        assert TORCHVISION in row["times_faster"]
+        assert (PLAIN in row["ours_to"]) == (row["base"] == PLAIN)
+    for key in ("machine", "threads", "versions", "commit", "date", "cpu_capability", "command"):
+        assert data[key]
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("torchvision / ours", "ours / plain", *labels))
+    assert (tmp_path / "ops.png").stat().st_size > 10_000
+
+
+def test_models_writes_all_rows(tmp_path, device, one_thread):
+    file = tmp_path / "models.json"
+    assert smoke(models, "--device", device, "--json", file) == 0
+    rows = json.loads(file.read_text())["rows"]
+    names = {row["case"] for row in rows}
+    assert len(names) == 5 and len(rows) == 10
+    assert all(row["ours_to"][PLAIN][1] > 0 for row in rows)
+    assert sum(TORCHVISION in row["ms"] for row in rows) == 2
+
+
+def test_goes_on_where_it_stopped(tmp_path, one_thread, capsys):
+    file = tmp_path / "ops.json"
+    options = ("--json", file, "--only", "small 64ch 56x56, ")
+    assert smoke(ops, *options, "--seconds", "1e-9") == 2
+    assert "2 rows are left" in capsys.readouterr().out
+    assert smoke(ops, *options) == 0
+    before = file.read_text()
+    assert smoke(ops, *options) == 0
+    assert file.read_text() == before
+    with pytest.raises(SystemExit):
+        smoke(ops, *options, "--dtype", "bfloat16")
+    assert "was measured with dtype float32, now it is bfloat16" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        smoke(ops, "--only", "no such case")
+
+
+def test_half_precision(one_thread):
+    assert smoke(ops, "--dtype", "bfloat16", "--only", "res4 256ch 38x63, ") == 0
+
+
+# What they rest on.
+
+
+def rounds_of(seconds, guard=None, rounds=3):
+    """The order of runs, and what `interleave` makes of functions that take so long."""
+    order = []
+
+    def run(name):
+        return lambda inputs: order.append((inputs, name)) or seconds[name]
+
+    inputs = iter(range(99))
+    result = protocol.interleave(
+        {name: run(name) for name in seconds}, lambda: next(inputs), rounds, guard
+    )
+    return order, result
+
+
+def test_rounds_rotate_and_share_fresh_inputs():
+    order, result = rounds_of({"ours": 2.0, "plain": 1.0, "other": 6.0})
+    assert order == [
+        *((0, "ours"), (0, "plain"), (0, "other")),
+        *((1, "plain"), (1, "other"), (1, "ours")),
+        *((2, "other"), (2, "ours"), (2, "plain")),
+    ]
+    summary = result.summary("plain")
+    assert summary["ratio"] == {"ours": [2.0] * 3, "other": [6.0] * 3}
+    assert summary["ours_to"]["plain"] == [2.0] * 3
+    assert summary["times_faster"]["other"] == [3.0] * 3
+
+
+def test_ratios_are_taken_within_a_round():
+    rounds = protocol.Rounds({"ours": [2.0, 20.0, 4.0], "plain": [1.0, 10.0, 1.0]})
+    assert rounds.ratio("ours", "plain") == [2.0, 2.0, 3.0]
+
+
+class BusyAt:
+    """A guard that finds the machine busy at these looks."""
+
+    def __init__(self, *busy):
+        self.busy, self.looks = busy, -1
+
+    def is_quiet(self):
+        self.looks += 1
+        return self.looks not in self.busy
+
+
+def test_busy_rounds_are_drawn_again():
+    order, result = rounds_of({"ours": 1.0}, BusyAt(2))  # after the second round, before the third
+    assert [inputs for inputs, _ in order] == [0, 1, 2, 3, 4]
+    assert (result.discarded, result.busy) == (2, 0)
+
+
+def test_but_not_for_ever():
+    order, result = rounds_of({"ours": 1.0}, BusyAt(*range(99)))
+    assert (len(order), result.discarded, result.busy) == (9, 6, 3)
+
+
+def test_guard_notices_a_slower_machine():
+    class Clock:
+        device = CPU
+        now = 1.0
+
+        def seconds(self, call):
+            return self.now
+
+    guard = protocol.Guard(Clock())
+    assert guard.is_quiet()
+    Clock.now = 1.2
+    assert not guard.is_quiet()
+    Clock.now = 0.5  # the best so far was none
+    assert guard.is_quiet()
+
+
+@pytest.mark.parametrize("case", [*cases.CONVOLUTIONS[2:3], *cases.POOLINGS], ids=lambda c: c.name)
+def test_finds_wrong_results(case):
+    case = case.reduced()
+    tensors, expected = exact.exact(case, 1, CPU, torch.float32, True)
+    ours = implementations(case, CPU)[0][OURS].results(tensors, True)
+    assert exact.error(case, ours, expected) < 1e-5
+    assert set(ours) == {"output", *(f"grad of {name}" for name in case.leaves())}
+    for tensor in ours.values():
+        right = tensor.flatten()[0].clone()
+        tensor.view(-1)[0] += 1
+        assert exact.error(case, ours, expected) > 1e-3
+        tensor.view(-1)[0] = torch.nan
+        assert not exact.error(case, ours, expected) < 1
+        tensor.view(-1)[0] = right
+
+
+def test_a_wrong_operator_stops_the_benchmark(monkeypatch, one_thread):
+    right = Implementation.results
+
+    def wrong(self, tensors, backward):
+        results = right(self, tensors, backward)
+        if self.is_exact and tensors["input"].dtype == torch.float32:
+            results["output"] = results["output"].new_zeros(results["output"].shape)
+        return results
+
+    monkeypatch.setattr(Implementation, "results", wrong)
+    with pytest.raises(ArithmeticError, match="small 64ch 56x56, offsets 8 px: error 1"):
+        smoke(ops, "--only", "small 64ch 56x56, offsets 8 px, forward")
+
+
+def test_poison_is_what_the_next_call_gets(device):
+    like = {"output": torch.empty(512, 512, device=device)}
+    found = []
+    for _ in range(5):  # the C library may give the first blocks back to the system
+        clock.poison(like, torch.float32)
+        found.append(torch.empty(512, 512, device=device).isnan().any().item())
+    assert any(found)
+
+
+def test_peak_memory_is_that_beyond_the_results(device):
+    def call():
+        passing = torch.ones(24 << 20, dtype=torch.uint8, device=device)
+        return {"output": torch.ones(8 << 20, dtype=torch.uint8, device=device) * passing[0]}
+
+    peak = clock.clock_of(device).peak_memory(call)
+    if peak is None:
+        pytest.skip("not Linux")
+    # The ones of the output die too.
+    assert 24 <= peak <= 40
+
+
+def test_a_bar_and_a_cell_per_ratio():
+    row = {
+        **{"case": "case", "pass": "forward", "mode": "", "rounds": 3, "discarded": 4, "busy": 1},
+        **{"base": PLAIN, "ms": {OURS: [10.0, 12.0, 13.0]}, "paper": 1.3, "missing": {}},
+        "ratio": {OURS: [1.1, 1.2, 1.3], TORCHVISION: [3.0, 3.1, 3.3]},
+        "ours_to": {PLAIN: [1.1, 1.2, 1.3], TORCHVISION: [0.3, 0.4, 0.5]},
+        "times_faster": {PLAIN: [0.7, 0.8, 0.9], TORCHVISION: [2.0, 2.5, 3.0]},
+        "memory_mib": {OURS: 9.4, PLAIN: None, TORCHVISION: 57.0},
+    }
+    head, line = table.cells([row])
+    assert dict(zip(head, line, strict=True)) == {
+        "case": "case, forward",
+        "ms": "12",
+        "ours / plain": "1.20 (1.10-1.30)",
+        "torchvision / ours": "2.50 (2.00-3.00)",
+        "paper": "1.3",
+        "MiB ours, plain, torchvision": "9, -, 57",
+        "discarded": "4, 1 busy kept",
+    }
+    (axes,) = plot.draw({"rows": [row]}).axes
+    assert [round(bar.get_x() + bar.get_width(), 6) for bar in axes.patches] == [1.2, 3.1]
+
+
+def test_fills_in_a_page(tmp_path, one_thread):
+    smoke(ops, "--json", tmp_path / "results" / "x.json", "--only", "small 64ch 56x56, ")
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- results/x.json: , forward -->\nold\n<!-- end -->\nb\n")
+    filled = table.filled(page)
+    page.write_text(filled)
+    assert table.filled(page) == filled
+    assert "old" not in filled and filled.endswith("<!-- end -->\nb\n")
+    assert sum(line.startswith("| small") for line in filled.splitlines()) == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page):
+    assert table.filled(page) == page.read_text(), f"run python -m benchmarks.table {page}"
+
+
+# The script for a GPU.
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_needs_one(tmp_path):
     with pytest.raises(SystemExit, match="shows no GPU"):
-        load("gpu").main([str(tmp_path)])
+        gpu.main([str(tmp_path)])
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def with_gpu(monkeypatch):
     """The script, as on a machine with a GPU and an operator library for it."""
-    gpu = load("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "machine", lambda: "a GPU")
     monkeypatch.setattr(gpu, "needs_kernels", lambda run: None)
     return gpu
 
 
-def test_gpu_records_failures_and_goes_on(gpu, tmp_path, monkeypatch):
+def test_gpu_records_failures_and_goes_on(with_gpu, tmp_path, monkeypatch):
     def step(run, out):
         fails = "print('before'); raise SystemExit('no such kernel')"
         yield "fails", lambda: run(sys.executable, "-c", fails)
@@ -79,24 +284,37 @@ def test_gpu_records_failures_and_goes_on(gpu, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(HAS_GPU, reason="there are CUDA kernels")
 def test_gpu_does_not_take_the_cpu_for_a_gpu(tmp_path, monkeypatch):
-    gpu = load("gpu")
     with pytest.raises(RuntimeError, match="no kernels"):
         gpu.needs_kernels(gpu.Run(tmp_path, "tests", 60))
 
 
-def test_gpu_reads_the_summary_of_pytest(gpu, tmp_path, monkeypatch):
+def test_gpu_reads_the_summary_of_pytest(with_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "PYTEST", (*gpu.PYTEST, "-k", "test_make_targets_exist"))
     ((_, command),) = gpu.tests(gpu.Run(tmp_path, "tests", 60), tmp_path)
     assert "1 passed" in command()
 
 
-def test_gpu_sanitizes_something(gpu):
+def test_gpu_sanitizes_something():
     """The selection is of tests that exist, here by their names on the CPU."""
     folder, flag, selection = gpu.SANITIZED
     selected = subprocess.run(
         [*gpu.PYTEST, "--collect-only", folder, flag, selection.replace("cuda", "cpu")],
         capture_output=True,
         text=True,
-        cwd=BENCHMARKS.parent,
+        cwd=ROOT,
     ).stdout
     assert all(f"tests/ops/test_{name}.py" in selected for name in ("types", "ps_roi_pool"))
+
+
+@pytest.mark.parametrize("benchmark", [ops, models])
+def test_gpu_calls_the_benchmarks(benchmark, tmp_path):
+    name = benchmark.__name__.rpartition(".")[2]
+
+    def run(python, *call):
+        assert (python, *call[:2]) == (sys.executable, "-m", benchmark.__name__)
+        args = command.parser(name, "", rounds=9).parse_args([str(part) for part in call[2:]])
+        assert args.device.type == "cuda" and len(list(benchmark.rows(args))) > 10
+        args.json.write_text('{"rows": [1, 2]}')
+
+    for dtype, step in gpu.STEPS[name](run, tmp_path):
+        assert step() == {"file": f"{name}-{dtype}.json", "rows": 2}
