@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "roi_pool.h"
+
 namespace d2_deformable {
 
 template <typename T>
@@ -11,6 +13,12 @@ struct CpuKernels {
   // kernels/transpose.h
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
+
+  // kernels/deform_roi_pool.h, kernels/ps_roi_pool.h: one item
+  void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_pool_backward)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*ps_roi_pool)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*ps_roi_pool_backward)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
 };
 
 // For the best instruction set that the machine has, and that ATEN_CPU_CAPABILITY (default, avx2

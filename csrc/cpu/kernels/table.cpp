@@ -1,6 +1,8 @@
 // The table of CPU kernels for one instruction set.
 #include "../kernels.h"
 
+#include "deform_roi_pool.h"
+#include "ps_roi_pool.h"
 #include "transpose.h"
 
 namespace d2_deformable {
@@ -8,7 +10,8 @@ namespace D2_CPU_TARGET {
 
 template <typename T>
 constexpr CpuKernels<T> kKernels{
-    transpose<T>,
+    transpose<T>,   deform_roi_pool<T>,      deform_roi_pool_backward<T>,
+    ps_roi_pool<T>, ps_roi_pool_backward<T>,
 };
 
 extern const CpuKernels<float> float_kernels;
