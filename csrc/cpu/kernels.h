@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "deform_conv2d.h"
+#include "roi_pool.h"
 
 namespace d2_deformable {
 
@@ -18,6 +19,12 @@ struct CpuKernels {
   void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel, T* packed);
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
+
+  // kernels/deform_roi_pool.h, kernels/ps_roi_pool.h: one item
+  void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_pool_backward)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*ps_roi_pool)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*ps_roi_pool_backward)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
 };
 
 // For the best instruction set that the machine has, and that ATEN_CPU_CAPABILITY (default, avx2

@@ -54,6 +54,15 @@ D2_INLINE void store(T* to, Vector<T> vector) {
   __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
+// Whether a comparison is true in any lane.
+template <typename T, typename Mask>
+D2_INLINE bool any(Mask mask) {
+  int64_t words[kVectorBytes / 8], found = 0;
+  __builtin_memcpy(words, &mask, sizeof(words));
+  for (int64_t word : words) found |= word;
+  return found != 0;
+}
+
 // Lanes of a and b in turn, beginning with those number `first`: a0 b0 a1 b1 ...
 template <typename T, int first, int... lane>
 D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
