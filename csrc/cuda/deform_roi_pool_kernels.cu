@@ -1,10 +1,14 @@
-#include "../kernels/deform_roi_pool.h"
+#include "kernels/deform_roi_pool.h"
+
+#include "kernels/deform_roi_pool_input_gradient.h"
 #include "launch.cuh"
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, AtomicAdd)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolOffsetGradientKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolShiftGradientKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolOffsetGradientKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, false)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, true)
 
 }  // namespace d2_deformable

@@ -37,7 +37,9 @@ struct RoiPlan {
 };
 
 // In how many rounds of at most `most` pieces `value` of them are done.
-inline int64_t count_rounds(int64_t value, int64_t most) { return value / most + (value % most != 0); }
+inline int64_t count_rounds(int64_t value, int64_t most) {
+  return value / most + (value % most != 0);
+}
 // Pieces per round if all rounds, but for the last, are alike.
 inline int64_t even_round(int64_t value, int64_t most) {
   return std::max<int64_t>(count_rounds(value, std::max<int64_t>(count_rounds(value, most), 1)), 1);
@@ -65,7 +67,8 @@ inline void plan_threads(const RoiWork& work, int most_threads, RoiPlan& plan) {
 inline RoiPlan plan_reading(const RoiWork& work, int64_t pixel_bytes, const RoiGpu& gpu) {
   RoiPlan plan{};
   const int64_t bytes = work.pixels * pixel_bytes + 16;
-  const int64_t fills = work.rois * work.bins * work.reads_per_bin / work.pixels;
+  const int64_t fills =
+      work.rois * work.bins / std::max<int64_t>(work.pixels / work.reads_per_bin, 1);
   plan.planes = work.planes;
   plan.shared = bytes <= gpu.shared_bytes && fills > 0;
   plan.copies = plan.shared ? 1 : 0;

@@ -2,58 +2,53 @@
 // plane in shared memory or in place, and threads that share out a plane's RoIs and bins.
 #pragma once
 
-#include "../../geometry/roi.h"
 #include "../roi_plan.h"
 #include "../simt.h"
+#include "roi_lists.h"
 
 namespace d2_deformable {
-
-// As the kernel of rois_by_image.h lists them.
-struct RoiLists {
-  const int64_t* first;  // [N + 1]
-  const int64_t* order;  // [R]
-};
 
 // The bins that read the channels of one group: a rectangle.
 struct GroupBins {
   BinRange y, x;
-  int64_t bins_w;
 
-  D2_DEVICE GroupBins(int64_t group, int64_t group_size, int64_t bins_h, int64_t bins_w)
-      : y(group / group_size, group_size, bins_h),
-        x(group % group_size, group_size, bins_w),
-        bins_w(bins_w) {}
   D2_DEVICE int64_t count() const { return (y.end - y.begin) * (x.end - x.begin); }
-  D2_DEVICE int64_t operator[](int64_t k) const {
-    const int64_t row = x.end - x.begin;
-    return (y.begin + k / row) * bins_w + x.begin + k % row;
-  }
+  D2_DEVICE int64_t bin_y(int64_t k) const { return y.begin + k / (x.end - x.begin); }
+  D2_DEVICE int64_t bin_x(int64_t k) const { return x.begin + k % (x.end - x.begin); }
 };
 
-// Calls visit(roi, bin) for this thread's share of an image's RoIs and a group's bins.
-template <typename Visit>
-D2_DEVICE void for_each_bin(const RoiPlan& plan, int64_t split, const RoiLists& lists,
-                            int64_t image, const GroupBins& bins, const Visit& visit) {
-  const int64_t lane = split * plan.roi_lanes + threadIdx.x % plan.roi_lanes;
-  const int64_t end = lists.first[image + 1];
-  for (int64_t k = threadIdx.x / plan.roi_lanes; k < bins.count();
-       k += blockDim.x / plan.roi_lanes) {
-    const int64_t bin = bins[k];
-    for (int64_t i = lists.first[image] + lane; i < end; i += plan.splits * plan.roi_lanes) {
-      visit(lists.order[i], bin);
+// This thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
+struct RoiShare {
+  int64_t bin, bin_stride, roi, roi_stride;
+
+  D2_DEVICE RoiShare(const RoiPlan& plan, int64_t split)
+      : bin(threadIdx.x / plan.roi_lanes),
+        bin_stride(blockDim.x / plan.roi_lanes),
+        roi(split * plan.roi_lanes + threadIdx.x % plan.roi_lanes),
+        roi_stride(plan.splits * plan.roi_lanes) {}
+
+  // The share of this thread's warp: all its lanes see the same.
+  static D2_DEVICE RoiShare of_warp() { return {0, 1, threadIdx.x / kWarp, blockDim.x / kWarp}; }
+
+  // Calls visit(bin_y, bin_x, visit_rois), which calls visit_rois(visit_roi): what bins have in
+  // common for all RoIs is computed in between, once.
+  template <typename Lists, typename Visit>
+  D2_DEVICE void for_each_bin(const GroupBins& bins, const Lists& lists, int64_t image,
+                              const Visit& visit) const {
+    const int64_t begin = lists.first[image] + roi, end = lists.first[image + 1];
+#pragma unroll 1
+    for (int64_t k = bin; k < bins.count(); k += bin_stride) {
+      visit(bins.bin_y(k), bins.bin_x(k), [&](const auto& visit_roi) {
+#pragma unroll 1
+        for (int64_t i = begin; i < end; i += roi_stride) visit_roi(lists.rois[i]);
+      });
     }
   }
-}
 
-// Calls visit(roi, bin) for this warp's share, in one order; all lanes of a warp see the same.
-template <typename Visit>
-D2_DEVICE void for_each_bin_in_order(const RoiLists& lists, int64_t image, const GroupBins& bins,
-                                     const Visit& visit) {
-  for (int64_t i = lists.first[image] + threadIdx.x / kWarp; i < lists.first[image + 1];
-       i += blockDim.x / kWarp) {
-    for (int64_t k = 0; k < bins.count(); ++k) visit(lists.order[i], bins[k]);
-  }
-}
+ private:
+  D2_DEVICE RoiShare(int64_t bin, int64_t bin_stride, int64_t roi, int64_t roi_stride)
+      : bin(bin), bin_stride(bin_stride), roi(roi), roi_stride(roi_stride) {}
+};
 
 // Copies a plane, its inner part by 16 bytes: to `shared` or a few bytes beyond, where it has the
 // same place between 16-byte boundaries. Returns where it starts.

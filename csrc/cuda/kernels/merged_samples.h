@@ -1,14 +1,11 @@
-// The samples of a bin are a product of two axes, and whether one counts is decided per axis. So
+// The merged weights of geometry/bin_axis.h, one axis walked from sample to sample: each different
+// pixel of a bin is read once, 9 to 36 of them in the bins of detectors instead of the 64 of 4 x 4
+// bilinear samples. That pays here, where each thread has its own bin, as random reads of shared
+// memory wait for each other at its banks, and additions to it even more so.
 //
-//   sum over samples of  map[y][x]  =  sum over rows of  A_y * sum over columns of  A_x * map[y][x]
-//
-// where A are the weights of all samples that reach a row or column, added up; and alike for the
-// derivatives, with slopes in the place of weights. Of the 64 pixels that 4 x 4 bilinear samples
-// read, 9 to 36 are different ones in the bins of detectors. Random reads of shared memory meet in
-// its banks, so fewer of them is what counts; a list of the different pixels, however, would be an
-// array that each thread indexes, which is in no register but in local memory. Hence rows come one
-// after another out of a loop, and columns stand in registers: those of four samples at a time, all
-// indices known to the compiler.
+// A list of the different pixels would be an array indexed by each thread, and so in local memory,
+// in no register. Hence rows come one after another out of a loop, and columns stand in registers:
+// those of four samples at a time, at indices known to the compiler.
 #pragma once
 
 #include "../../sampling.h"
@@ -16,17 +13,41 @@
 
 namespace d2_deformable {
 
+// The samples of one bin.
+template <typename T>
+struct BinSamples {
+  T start_y, start_x, step_y, step_x;
+  int32_t samples, height, width;  // samples per axis; the map's size. All are below 2^24
+
+  D2_DEVICE T count() const {
+    T rows = 0, columns = 0;
+#pragma unroll 1
+    for (int32_t k = 0; k < samples; ++k) {
+      AxisSample<T> sample;
+      if (sample_axis_clamped(start_y + T(k) * step_y, height, sample)) rows += T(1);
+      if (sample_axis_clamped(start_x + T(k) * step_x, width, sample)) columns += T(1);
+    }
+    return rows * columns;
+  }
+
+  // Calls visit(columns, y, weight, slope) for each window of columns and each different row of it.
+  template <typename Visit>
+  D2_DEVICE void for_each_row(const Visit& visit) const;
+};
+
 // Calls visit(pixel, weight, slope) for each different pixel of one axis, in ascending order.
 template <typename T, typename Visit>
-D2_DEVICE void for_each_pixel(T start, T step, int64_t samples, int32_t size, const Visit& visit) {
+D2_DEVICE void for_each_pixel(T start, T step, int32_t samples, int32_t size, const Visit& visit) {
   int32_t pixel = 0;
   T weight[2] = {T(0), T(0)}, slope[2] = {T(0), T(0)};  // so far, of pixel and of its neighbour
-  for (int64_t k = 0; k <= samples; ++k) {
+#pragma unroll 1
+  for (int32_t k = 0; k <= samples; ++k) {
     AxisSample<T> sample;
     sample.index[0] = size;  // after the last sample, none waits for more
     const bool last = k == samples;
     if (!last && !sample_axis_clamped(start + T(k) * step, size, sample)) continue;
     // A pixel that a sample reaches has a weight; the third one on has none.
+#pragma unroll 1
     for (; pixel < sample.index[0] && weight[0] != T(0); ++pixel) {
       visit(pixel, weight[0], slope[0]);
       weight[0] = weight[1], slope[0] = slope[1];
@@ -46,7 +67,7 @@ struct ColumnWindow {
   int32_t low[kSamples];
   T weight[kSamples][2], slope[kSamples][2];
 
-  D2_DEVICE ColumnWindow(T start, T step, int64_t first, int64_t samples, int32_t size) {
+  D2_DEVICE ColumnWindow(T start, T step, int32_t first, int32_t samples, int32_t size) {
 #pragma unroll
     for (int k = 0; k < kSamples; ++k) {
       AxisSample<T> sample;
@@ -86,15 +107,14 @@ struct ColumnWindow {
   }
 };
 
-// Calls visit(columns, y, weight, slope) for each window of columns and each different row of it.
-template <typename T, typename Bin, typename Visit>
-D2_DEVICE void for_each_row(const Bin& bin, int64_t samples, int32_t height, int32_t width,
-                            const Visit& visit) {
-  for (int64_t first = 0; first < samples; first += ColumnWindow<T>::kSamples) {
-    const ColumnWindow<T> columns(bin.start_x, bin.step_x, first, samples, width);
-    for_each_pixel(
-        bin.start_y, bin.step_y, samples, height,
-        [&](int32_t y, T weight, T slope) { visit(columns, y, weight, slope); });
+template <typename T>
+template <typename Visit>
+D2_DEVICE void BinSamples<T>::for_each_row(const Visit& visit) const {
+#pragma unroll 1
+  for (int32_t first = 0; first < samples; first += ColumnWindow<T>::kSamples) {
+    const ColumnWindow<T> columns(start_x, step_x, first, samples, width);
+    for_each_pixel(start_y, step_y, samples, height,
+                   [&](int32_t y, T weight, T slope) { visit(columns, y, weight, slope); });
   }
 }
 
