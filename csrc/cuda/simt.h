@@ -32,6 +32,7 @@ template <typename T>
 T __shfl_xor_sync(unsigned lanes, T value, int lane_mask);
 template <typename T>
 T __ldg(const T* address);
+void __stwb(uint4* address, uint4 value);
 template <typename T>
 T atomicAdd(T* address, T value);
 #endif
@@ -82,7 +83,11 @@ struct alignas(16) Pack {
     std::memcpy(&pack, &bits, sizeof(pack));
     return pack;
   }
-  D2_DEVICE void store(T* address) const { *reinterpret_cast<Pack*>(address) = *this; }
+  D2_DEVICE void store(T* address) const {
+    uint4 bits;
+    std::memcpy(&bits, this, sizeof(bits));
+    __stwb(reinterpret_cast<uint4*>(address), bits);  // of an assignment nvcc makes several stores
+  }
 };
 
 }  // namespace d2_deformable
