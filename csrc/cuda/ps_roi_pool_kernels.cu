@@ -4,6 +4,8 @@
 
 namespace d2_deformable {
 
+D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<double, PsRoiGrid<double>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<float, PsRoiGrid<float>, PsRoiPoolSizes>)
 D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolKernel)
 D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, false)
 D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, true)

@@ -10,44 +10,42 @@ namespace d2_deformable {
 
 // The bins that read the channels of one group: a rectangle.
 struct GroupBins {
-  BinRange y, x;
+  uint32_t y_begin, y_end, x_begin, x_end;
 
-  D2_DEVICE int64_t count() const { return (y.end - y.begin) * (x.end - x.begin); }
-  D2_DEVICE int64_t bin_y(int64_t k) const { return y.begin + k / (x.end - x.begin); }
-  D2_DEVICE int64_t bin_x(int64_t k) const { return x.begin + k % (x.end - x.begin); }
+  D2_DEVICE uint32_t count() const { return (y_end - y_begin) * (x_end - x_begin); }
 };
 
 // This thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
 struct RoiShare {
-  int64_t bin, bin_stride, roi, roi_stride;
+  uint32_t bin, bin_stride, roi, roi_stride;
 
-  D2_DEVICE RoiShare(const RoiPlan& plan, int64_t split)
-      : bin(threadIdx.x / plan.roi_lanes),
-        bin_stride(blockDim.x / plan.roi_lanes),
-        roi(split * plan.roi_lanes + threadIdx.x % plan.roi_lanes),
-        roi_stride(plan.splits * plan.roi_lanes) {}
-
-  // The share of this thread's warp: all its lanes see the same.
+  static D2_DEVICE RoiShare of_thread(const RoiPlan& plan, uint32_t split) {
+    uint32_t lane = threadIdx.x, threads = blockDim.x;
+    const uint32_t lanes = plan.roi_lanes.divisor();
+    const uint32_t bin = plan.roi_lanes.divide(lane), bins = plan.roi_lanes.divide(threads);
+    return {bin, bins, split * lanes + lane, plan.splits.divisor() * lanes};
+  }
+  // That of its warp: all lanes see the same.
   static D2_DEVICE RoiShare of_warp() { return {0, 1, threadIdx.x / kWarp, blockDim.x / kWarp}; }
 
-  // Calls visit(bin_y, bin_x, visit_rois), which calls visit_rois(visit_roi): what bins have in
+  // Calls visit(bin_y, bin_x, for_each_roi), which calls for_each_roi(visit_roi): what a bin has in
   // common for all RoIs is computed in between, once.
   template <typename Lists, typename Visit>
   D2_DEVICE void for_each_bin(const GroupBins& bins, const Lists& lists, int64_t image,
                               const Visit& visit) const {
-    const int64_t begin = lists.first[image] + roi, end = lists.first[image + 1];
 #pragma unroll 1
-    for (int64_t k = bin; k < bins.count(); k += bin_stride) {
-      visit(bins.bin_y(k), bins.bin_x(k), [&](const auto& visit_roi) {
+    for (uint32_t k = bin; k < bins.count(); k += bin_stride) {
+      const uint32_t width = bins.x_end - bins.x_begin;
+      visit(bins.y_begin + k / width, bins.x_begin + k % width, [&](const auto& visit_roi) {
+        const auto* const end = lists.rois + lists.first[image + 1];
 #pragma unroll 1
-        for (int64_t i = begin; i < end; i += roi_stride) visit_roi(lists.rois[i]);
+        for (const auto* listed = lists.rois + lists.first[image] + roi; listed < end;
+             listed += roi_stride) {
+          visit_roi(*listed);
+        }
       });
     }
   }
-
- private:
-  D2_DEVICE RoiShare(int64_t bin, int64_t bin_stride, int64_t roi, int64_t roi_stride)
-      : bin(bin), bin_stride(bin_stride), roi(roi), roi_stride(roi_stride) {}
 };
 
 // Copies a plane, its inner part by 16 bytes: to `shared` or a few bytes beyond, where it has the
@@ -74,8 +72,9 @@ template <typename scalar_t, typename Visit>
 D2_DEVICE void read_planes(const RoiPlan& plan, int64_t pixels, const scalar_t* input,
                            const Visit& visit) {
   D2_SHARED(scalar_t, shared);
-  for (int64_t piece = blockIdx.x; piece < plan.planes * plan.splits; piece += gridDim.x) {
-    const int64_t plane = piece / plan.splits, split = piece % plan.splits;
+  for (int64_t piece = blockIdx.x; piece < plan.pieces(); piece += gridDim.x) {
+    uint32_t split = uint32_t(piece);
+    const uint32_t plane = plan.splits.divide(split);
     const scalar_t* const pixel = input + plane * pixels;
     if (plan.shared) {
       const scalar_t* const copy = copy_plane(pixel, pixels, shared);
