@@ -107,6 +107,8 @@ T __ldg(const T* address) {
   return *address;
 }
 
+inline void __stwb(uint4* address, uint4 value) { *address = value; }
+
 // float, double: what the hardware adds to.
 template <typename T, typename = std::enable_if_t<std::is_floating_point_v<T>>>
 D2_HARDWARE void atomicAdd(T* address, T value) {
