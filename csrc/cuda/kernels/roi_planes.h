@@ -59,7 +59,8 @@ D2_DEVICE const scalar_t* copy_plane(const scalar_t* plane, int64_t pixels, scal
   const int64_t packs = (pixels - head) / kSize, tail = head + packs * kSize;
   for (int64_t k = threadIdx.x; k < packs; k += blockDim.x) {
     const int64_t pixel = head + k * kSize;
-    Pack<scalar_t>::load_constant(plane + pixel).store(copy + pixel);
+    // (Pack::store() is for global memory.)
+    *reinterpret_cast<uint4*>(copy + pixel) = __ldg(reinterpret_cast<const uint4*>(plane + pixel));
   }
   for (int64_t k = threadIdx.x; k < head; k += blockDim.x) copy[k] = plane[k];
   for (int64_t k = tail + threadIdx.x; k < pixels; k += blockDim.x) copy[k] = plane[k];
