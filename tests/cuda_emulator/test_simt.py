@@ -48,9 +48,14 @@ def test_packs_are_aligned(row_sums):
         check(row_sums, torch.float32, columns=6)
 
 
-KERNEL, SIMT, LAUNCH = "row_sums_kernels.h", "cuda/simt.h", "cuda/launch.cuh"
+KERNEL, SIMT = "row_sums_kernels.h", "cuda/simt.h"
 MUTANTS = {
-    "no barrier after writing": ("race: |not initialised: ", KERNEL, "__syncthreads();  // the", "// the"),
+    "no barrier after writing": (
+        "race: |not initialised: ",
+        KERNEL,
+        "__syncthreads();  // the",
+        "// the",
+    ),
     "no barrier before writing again": ("race: ", KERNEL, "__syncthreads();  // and", "// and"),
     "barrier for some": (
         "deadlock: ",

@@ -13,6 +13,7 @@
 
 #include "../../geometry/deform_conv2d.h"
 #include "../divisor.h"
+#include "../plan.h"
 #include "../simt.h"
 
 namespace d2_deformable {
@@ -198,6 +199,8 @@ D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
 // read: where offsets are integers, that is three of four.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dColumnsKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
   DeformConv2dChunk<acc_t> chunk;
   int lanes;
   const scalar_t* input;  // [N][H][W][C]
@@ -242,6 +245,8 @@ struct DeformConv2dColumnsKernel {
 // - writes the columns once more, for the gradient of the weight: to where it read their gradients.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dGradientsKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
   DeformConv2dChunk<acc_t> chunk;
   int lanes;
   const scalar_t* input;         // [N][H][W][C]
@@ -318,6 +323,8 @@ struct DeformConv2dGradientsKernel {
 // That is many times the work of scattering.
 template <typename scalar_t, typename acc_t>
 struct DeformConv2dOwnedInputGradientKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
   DeformConv2dChunk<acc_t> chunk;
   const scalar_t* grad_columns;  // [rows][weight group][K][Cg]
   acc_t* grad_input;             // [N][H][W][C]
