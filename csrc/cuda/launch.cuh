@@ -47,13 +47,14 @@ cudaError_t launch(const Kernel& kernel, int64_t count, cudaStream_t stream) {
 }
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kMaxThreads) run_block(const Kernel kernel) {
+__global__ void __launch_bounds__(kMaxThreads<Kernel>) run_block(const Kernel kernel) {
   kernel();
 }
 
 template <typename Kernel>
 cudaError_t launch(const Kernel& kernel, const Grid& grid, cudaStream_t stream) {
   if (grid.blocks == 0) return cudaSuccess;
+  if (grid.threads > kMaxThreads<Kernel>) return cudaErrorInvalidConfiguration;
   const int64_t blocks = std::min<int64_t>(grid.blocks, std::numeric_limits<int32_t>::max());
   if (grid.shared_bytes > (48 << 10)) {  // CUDA wants to be asked for more
     const cudaError_t error = cudaFuncSetAttribute(

@@ -30,7 +30,8 @@ def build(operator: str, folder: Path, csrc: Path) -> Path:
         emulator.HERE / "unwatched.cpp",
     ]
     command = [emulator.COMPILER, *FLAGS, "-include", "cuda_runtime.h", "-shared", "-o", library]
-    subprocess.run([*command, "-x", "c++", *sources], check=True)
+    libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    subprocess.run([*command, "-x", "c++", *sources, *libraries], check=True)
     return library
 
 
