@@ -340,27 +340,28 @@ struct DeformConv2dOwnedInputGradientKernel {
     const int64_t count = owners();
     for_each_unit(count, 1, [&](int64_t index, int) {
       if (index >= count) return;
-      const int64_t channel = index % s.channels, line = index / s.channels;
-      acc_t* to =
-          grad_input + chunk.image_index(chunk.first_image) + line * s.width * s.channels + channel;
+      const uint32_t channel = uint32_t(index % s.channels);
+      const int64_t line = index / s.channels;
       const int64_t image = line / s.height;  // counts from the chunk's first
       const int64_t first = image * s.image_rows() - chunk.first_position;
       const int64_t last = first + s.image_rows();
+      const int32_t y = int32_t(line % s.height);
+      acc_t* to =
+          grad_input + chunk.image_index(chunk.first_image) + line * s.width * s.channels + channel;
       DeformConv2dUnit<acc_t> unit;
       unit.image = chunk.first_image + image;
-      unit.offset_group = uint32_t(channel / chunk.unit_channels);
-      const uint32_t end = uint32_t(last < chunk.rows ? last : chunk.rows);
-      for (unit.row = uint32_t(first > 0 ? first : 0); unit.row < end; ++unit.row) {
-        unit.position = uint32_t(unit.row - first);
-        for (unit.tap = 0; unit.tap < s.taps(); ++unit.tap) {
-          add_tap(unit, int32_t(line % s.height), channel, to);
-        }
+      unit.offset_group = channel / uint32_t(chunk.unit_channels);
+      unit.row = uint32_t(first > 0 ? first : 0);
+      unit.position = uint32_t(unit.row - first);
+      const uint32_t rows = uint32_t(last < chunk.rows ? last : chunk.rows) - unit.row;
+      for (uint32_t k = 0; k < rows; ++k, ++unit.row, ++unit.position) {
+        for (unit.tap = 0; unit.tap < s.taps(); ++unit.tap) add_tap(unit, y, channel, to);
       }
     });
   }
 
  private:
-  D2_DEVICE void add_tap(const DeformConv2dUnit<acc_t>& unit, int32_t line, int64_t channel,
+  D2_DEVICE void add_tap(const DeformConv2dUnit<acc_t>& unit, int32_t line, uint32_t channel,
                          acc_t* to) const {
     AxisSample<acc_t> y, x;
     if (!unit.sample(chunk, y, x)) return;
