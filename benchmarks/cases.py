@@ -185,13 +185,14 @@ CONVOLUTIONS = [
     variant(RES3, "groups=32", groups=32),
     variant(RES3, "depthwise", groups=128),
     variant(RES5, "N=2", images=2),
-    variant(RES5, "N=8", images=8),
     variant(RES4, "N=2 mask", images=2, modulated=True),
+    variant(RES4, "N=8", images=8),
     variant(RES3, "stride 2", stride=2),
     variant(SMALL, "5x5", kernel=5),
     Convolution("odd 66 to 30ch 45x59 N=3", 66, (45, 59), images=3, out_channels=30),
     variant(RES4, "channels_last", channels_last=True),
 ]
+CUDA_CONVOLUTION = variant(RES5, "N=8", images=8)  # minutes on a CPU
 
 POOLINGS = [
     Pooling("deform PS-RoI pool 21 classes", "deform_roi_pool", classes=21),

@@ -2,17 +2,18 @@
 
 import argparse
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .clock import clock_of
 from .plot import draw
-from .protocol import Guard
+from .protocol import Guard, Rounds, interleave
 from .results import Results, settings
 from .table import terminal
 
@@ -27,6 +28,14 @@ class Bench:
     guard: Guard | None
     dtype: torch.dtype
     rounds: int
+    deadline: float
+    earlier: dict | None = None  # the row as an earlier call left it
+
+    def interleave(self, runs: dict, draw: Callable) -> Rounds:
+        earlier = None
+        if self.earlier and list(self.earlier["ms"]) == list(runs):
+            earlier = Rounds(*(self.earlier[key] for key in ("ms", "discarded", "busy")))
+        return interleave(runs, draw, self.rounds, self.guard, earlier, self.deadline)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Row:
     measure: Callable
 
     def key(self) -> tuple[str, str, str]:
+        """What tells it from others in a file."""
         return self.case, self.of_pass, self.mode
 
 
@@ -49,7 +59,7 @@ def parser(name: str, doc: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (as PyTorch chooses)")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds of a row ({rounds})")
     parser.add_argument("--only", default="", help="rows whose case, pass and mode contain this")
-    parser.add_argument("--seconds", type=float, help="begin no row after this many seconds")
+    parser.add_argument("--seconds", type=float, help="stop after about as many; the same goes on")
     parser.add_argument("--json", type=Path, help="keep rows here; those that stand there are done")
     parser.add_argument("--plot", type=Path, help="draw the rows into this picture")
     parser.add_argument("--smoke", action="store_true", help="few numbers: only whether it works")
@@ -57,10 +67,10 @@ def parser(name: str, doc: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
-    """Measure the rows that `rows(args)` gives and that are not there yet.
+    """Measure the rows that `rows(args)` gives, but for the rounds that are in the file.
 
     Returns:
-        2 if --seconds left some to the next call, else 0.
+        2 if --seconds left rounds to the next call, else 0.
     """
     start = time.monotonic()
     args = parser.parse_args(argv)
@@ -75,22 +85,30 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
         results = Results(args.json, settings(parser.prog, args))
     except ValueError as error:
         parser.error(str(error))
+    selected = [row for row in rows(args) if args.only in ", ".join(row.key())]
+    if not selected:
+        parser.error(f"--only {args.only!r} leaves no row")
     clock = clock_of(args.device)
     guard = None if args.smoke else Guard(clock)
-    bench = Bench(clock, guard, getattr(torch, args.dtype), args.rounds)
-    wanted = [row for row in rows(args) if args.only in ", ".join(row.key())]
-    if not wanted:
-        parser.error(f"--only {args.only!r} leaves no row")
-    wanted = [row for row in wanted if not results.has(*row.key())]
+    deadline = start + args.seconds if args.seconds else math.inf
+    bench = Bench(clock, guard, getattr(torch, args.dtype), args.rounds, deadline)
     gc.freeze()  # what imported modules hold: collections between timed calls are short then
-    for index, row in enumerate(wanted):
-        if args.seconds and time.monotonic() - start > args.seconds:
-            print(f"{len(wanted) - index} rows are left: the same command goes on with them")
-            return 2
-        torch.manual_seed(0)
-        results.add(dict(zip(("case", "pass", "mode"), row.key())) | row.measure(bench))
-        print(f"[{index + 1}/{len(wanted)}] {', '.join(filter(None, row.key()))}", flush=True)
+    for index, row in enumerate(selected, start=1):
+        earlier = results.row(row.key())
+        if rounds_of(earlier) < args.rounds and time.monotonic() < deadline:
+            torch.manual_seed(rounds_of(earlier))
+            measured = row.measure(replace(bench, earlier=earlier))
+            results.put(row.key(), measured)
+            name = ", ".join(filter(None, row.key()))
+            print(f"[{index}/{len(selected)}] {name}: {rounds_of(measured)} rounds", flush=True)
     print(terminal(results.data))
     if args.plot:
         draw(results.data).savefig(args.plot)
-    return 0
+    left = sum(rounds_of(results.row(row.key())) < args.rounds for row in selected)
+    if left:
+        print(f"{left} rows lack rounds: the same command goes on with them")
+    return 2 if left else 0
+
+
+def rounds_of(row: dict | None) -> int:
+    return len(row["ms"]["ours"]) if row else 0

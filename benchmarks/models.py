@@ -16,7 +16,6 @@ from . import command
 from .command import Bench, Row
 from .implementations import OURS, PLAIN, TORCHVISION
 from .networks import NETWORKS, REDUCED, Network, torchvision_inside
-from .protocol import interleave
 
 TOLERANCE = 1e-3  # of features, relative to the largest
 
@@ -62,7 +61,7 @@ def measure_backbone(network: Network, run, bench: Bench) -> dict:
     """
     device = bench.clock.device
     plain, deformable = network.models(device)
-    inputs = network.draw(device)
+    inputs = network.draw(device, shrink=4)
     with torchvision_inside():
         expected = forward(deformable, inputs)
     error = max(
@@ -112,7 +111,7 @@ def compare(calls: dict, timers: dict, network: Network, bench: Bench) -> dict:
         name: bench.clock.peak_memory(partial(run, call, inputs)) for name, call in calls.items()
     }
     runs = {name: partial(run, timer) for name, timer in timers.items()}
-    rounds = interleave(runs, lambda: network.draw(device), bench.rounds, bench.guard)
+    rounds = bench.interleave(runs, lambda: network.draw(device))
     return rounds.summary(PLAIN) | {"memory_mib": memory, "missing": {}}
 
 

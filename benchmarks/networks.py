@@ -42,7 +42,7 @@ class Network:
             self._model(self.plain, (), device),
             self._model(twin, overrides, device),
         )
-        self.spread_offsets(deformable, self.draw(device))
+        self.spread_offsets(deformable, self.draw(device, shrink=4))
         return plain, deformable
 
     def _cfg(self, yaml, overrides, device):
@@ -54,9 +54,16 @@ class Network:
         model = random_model(self._cfg(yaml, overrides, device))
         return model.backbone if self.backbone_only else model
 
-    def draw(self, device):
-        """Noise: (1, 3, H, W) for a backbone, else what Detectron2's models take."""
-        inputs = image_as_tested(self._cfg(self.plain, (), device), random_image(self.size))
+    def draw(self, device, shrink: int = 1):
+        """Noise: (1, 3, H, W) for a backbone, else what Detectron2's models take.
+
+        Args:
+            shrink: makes an image of so many times less height and width.
+        """
+        cfg = self._cfg(self.plain, (), device)
+        cfg.INPUT.MIN_SIZE_TEST //= shrink
+        cfg.INPUT.MAX_SIZE_TEST //= shrink
+        inputs = image_as_tested(cfg, random_image(self.size))
         noise = torch.randint(0, 256, inputs["image"].shape, device=device)
         if self.backbone_only:
             return noise[None].float() - 128

@@ -11,12 +11,11 @@ from functools import partial
 import torch
 
 from . import command
-from .cases import CONVOLUTIONS, POOLINGS
+from .cases import CONVOLUTIONS, CUDA_CONVOLUTION, POOLINGS
 from .clock import modes_of, poison
 from .command import Bench, Row
 from .exact import TOLERANCE, error, exact
 from .implementations import OURS, PLAIN, TORCHVISION, Missing, implementations
-from .protocol import interleave
 
 PASSES = {"forward": False, "forward + backward": True}
 TF32 = {"TF32 as cuDNN": True, "strict": False}  # the first is what PyTorch does
@@ -24,6 +23,8 @@ TF32 = {"TF32 as cuDNN": True, "strict": False}  # the first is what PyTorch doe
 
 def rows(args):
     cases = [*CONVOLUTIONS, *POOLINGS]
+    if args.device.type == "cuda":
+        cases.append(CUDA_CONVOLUTION)
     if args.smoke:
         cases = [case.reduced() for case in cases]
     precisions = TF32 if args.device.type == "cuda" and args.dtype == "float32" else {"": None}
@@ -61,7 +62,8 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
             poison(expected, dtype)
             prepared = implementation.prepare(tensors)
             results = implementation.results(prepared, backward)
-            timed(implementation, tensors)  # a CUDA graph may fail where a call does not
+            if mode == "graph":
+                timed(implementation, tensors)  # may fail where a call does not
         except (Missing, NotImplementedError, RuntimeError) as reason:
             if name == OURS:
                 raise
@@ -75,9 +77,7 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
     tolerance = TOLERANCE[dtype]
     if not errors[OURS] <= tolerance:
         raise ArithmeticError(f"{case.label(std)}: error {errors[OURS]}, at most {tolerance}")
-    rounds = interleave(
-        runs, lambda: case.draw(std, clock.device, dtype), bench.rounds, bench.guard
-    )
+    rounds = bench.interleave(runs, lambda: case.draw(std, clock.device, dtype))
     base = next(name for name in (PLAIN, TORCHVISION, OURS) if name in runs)
     return rounds.summary(base) | {"memory_mib": memory, "error": errors, "missing": missing}
 

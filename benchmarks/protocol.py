@@ -6,7 +6,9 @@ median over rounds of the ratio within a round. A guard times a product of matri
 round: where that is slow, others are using the machine, and the round is drawn again.
 """
 
+import math
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,35 +20,42 @@ PATIENCE = 2  # discarded rounds per wanted one, then rounds are kept whatever t
 
 @dataclass
 class Rounds:
-    """What was taken of each implementation, in the same order of rounds."""
+    """Milliseconds of each implementation, in the same order of rounds."""
 
-    seconds: dict[str, list[float]]
+    ms: dict[str, list[float]]
     discarded: int = 0  # rounds drawn again, the machine being busy
     busy: int = 0  # rounds kept although it was
 
+    def __len__(self) -> int:
+        return len(next(iter(self.ms.values())))
+
     def summary(self, base: str) -> dict:
-        """Quartiles of milliseconds, and of the ratios to `base` within a round."""
+        """Every round, and quartiles of the ratios to `base` within a round."""
         return {
-            "rounds": len(self.seconds[base]),
+            "base": base,
             "discarded": self.discarded,
             "busy": self.busy,
-            "base": base,
-            "ms": {n: quartiles([1e3 * s for s in taken]) for n, taken in self.seconds.items()},
-            "ratio": {n: self.ratio(n, base) for n in self.seconds if n != base},
-            "ours_to": {n: self.ratio("ours", n) for n in self.seconds if n != "ours"},
-            "times_faster": {n: self.ratio(n, "ours") for n in self.seconds if n != "ours"},
+            "ms": self.ms,
+            "ratio": {name: self.ratio(name, base) for name in self.ms if name != base},
+            "ours_to": {name: self.ratio("ours", name) for name in self.ms if name != "ours"},
+            "times_faster": {name: self.ratio(name, "ours") for name in self.ms if name != "ours"},
         }
 
     def ratio(self, name: str, base: str) -> list[float]:
-        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
+        pairs = zip(self.ms[name], self.ms[base], strict=True)
         return quartiles([a / b for a, b in pairs])
 
 
 def quartiles(values) -> list[float]:
-    """[lower quartile, median, upper quartile], four significant digits."""
+    """[lower quartile, median, upper quartile]."""
     if len(values) == 1:
         values = values * 2
-    return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
+    return [digits(q) for q in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def digits(value: float) -> float:
+    """Four significant ones."""
+    return float(f"{value:.4g}")
 
 
 class Guard:
@@ -68,7 +77,12 @@ class Guard:
 
 
 def interleave(
-    runs: dict[str, Callable], draw: Callable, rounds: int, guard: Guard | None
+    runs: dict[str, Callable],
+    draw: Callable,
+    rounds: int,
+    guard: Guard | None = None,
+    earlier: Rounds | None = None,
+    deadline: float = math.inf,
 ) -> Rounds:
     """Take `rounds` rounds.
 
@@ -76,22 +90,28 @@ def interleave(
         runs: of fresh inputs give seconds.
         draw: gives fresh inputs.
         guard: None keeps every round.
+        earlier: rounds of the same implementations, to be added to.
+        deadline: of time.monotonic(); rounds that would end later are left out, but for one.
     """
     names = list(runs)
-    result = Rounds({name: [] for name in names})
+    result = earlier or Rounds({name: [] for name in names})
     quiet_before = guard is None or guard.is_quiet()
-    turn = 0
-    while len(result.seconds[names[0]]) < rounds:
+    turn = len(result)
+    while len(result) < rounds:
+        start = time.monotonic()
         inputs = draw()
         first = turn % len(names)
         taken = {name: runs[name](inputs) for name in names[first:] + names[:first]}
         turn += 1
         quiet_after = guard is None or guard.is_quiet()
         quiet, quiet_before = quiet_before and quiet_after, quiet_after
-        if not quiet and result.discarded < PATIENCE * rounds:
+        if quiet or result.discarded >= PATIENCE * rounds:
+            result.busy += not quiet
+            for name, seconds in taken.items():
+                result.ms[name].append(digits(1e3 * seconds))
+        else:
             result.discarded += 1
-            continue
-        result.busy += not quiet
-        for name, seconds in taken.items():
-            result.seconds[name].append(seconds)
+        now = time.monotonic()
+        if len(result) and now + (now - start) > deadline:
+            break
     return result

@@ -29,7 +29,7 @@ def settings(prog: str, args) -> dict:
 
 
 class Results:
-    """Rows, written to a file as they come; those that stand there already are kept.
+    """Rows, written to a file as they come; those that stand there already are gone on with.
 
     Raises:
         ValueError: the file holds what was measured otherwise.
@@ -48,11 +48,18 @@ class Results:
                     )
             self.data["rows"] = before["rows"]
 
-    def has(self, *key) -> bool:
-        return any(tuple(row[k] for k in KEY) == key for row in self.data["rows"])
+    def row(self, key: tuple) -> dict | None:
+        found = [row for row in self.data["rows"] if tuple(row[k] for k in KEY) == key]
+        return found[0] if found else None
 
-    def add(self, row: dict) -> None:
-        self.data["rows"].append(row)
+    def put(self, key: tuple, measured: dict) -> None:
+        """Add a row, or take it in place of the one with this key."""
+        row = dict(zip(KEY, key, strict=True)) | measured
+        before, rows = self.row(key), self.data["rows"]
+        if before is None:
+            rows.append(row)
+        else:
+            rows[rows.index(before)] = row
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(dumps(self.data))

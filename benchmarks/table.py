@@ -5,6 +5,7 @@ python -m benchmarks.table docs/PERFORMANCE.md    # writes the page's tables ane
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def cells(rows: list[dict]) -> list[list[str]]:
     lines = [
         [
             name_of(row),
-            f"{row['ms']['ours'][1]:.4g}",
+            f"{statistics.median(row['ms']['ours']):.4g}",
             *(_spread(row["ours_to"].get(n)) for n in bases),
             *(_spread(row["times_faster"].get(n)) for n in peers),
             *(str(text(row)) for text in optional.values()),
