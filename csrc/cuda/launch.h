@@ -15,6 +15,21 @@ namespace d2_deformable {
 template <typename Kernel>
 cudaError_t launch(const Kernel& kernel, int64_t count, cudaStream_t stream);
 
+// Blocks for which there is work, threads of each (a multiple of 32, at most kMaxThreads), and the
+// dynamic shared memory of each.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+};
+constexpr int kMaxThreads = 512;  // so that each may have 128 registers
+
+// Calls kernel() in each thread of the blocks (simt.h). Any number of blocks is right for a kernel,
+// which goes from one piece of work to the next with a stride of gridDim.x: so there may be more
+// pieces than a grid can have blocks.
+template <typename Kernel>
+cudaError_t launch(const Kernel& kernel, const Grid& grid, cudaStream_t stream);
+
 // Adds to memory that several threads reach.
 struct AtomicAdd {
   template <typename T>

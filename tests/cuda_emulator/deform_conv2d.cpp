@@ -21,22 +21,22 @@ struct DeformConv2d {
     const auto offset = in.array<acc_t>();
     const auto mask = in.array<acc_t>();
     if (name == "columns") {
-      Result<scalar_t> columns(columns_size);
+      Array<scalar_t> columns(columns_size);
       launch_all(DeformConv2dColumnsKernel<scalar_t, acc_t>{
-          sizes, blocks, rows, input.get(), offset.get(), mask.get(), columns.data()});
-      out.write(columns.values());
+          sizes, blocks, rows, input.data(), offset.data(), mask.data(), columns.data()});
+      out.write(columns);
     } else if (name == "gradients") {
       const auto grad_columns = in.array<scalar_t>();
       const int64_t input_size = sizes.images * sizes.height * sizes.width * sizes.channels;
-      Result<acc_t> grad_input(input_size, 0);
-      Result<acc_t> grad_offset(blocks.per_unit * 2 * mask_size);
-      Result<acc_t> grad_mask(mask ? blocks.per_unit * mask_size : 0);
+      Array<acc_t> grad_input(input_size, 0);
+      Array<acc_t> grad_offset(blocks.per_unit * 2 * mask_size);
+      Array<acc_t> grad_mask(mask ? blocks.per_unit * mask_size : 0);
       launch_all(DeformConv2dGradientsKernel<scalar_t, acc_t, AtomicAdd>{
-          sizes, blocks, rows, grad_columns.get(), input.get(), offset.get(), mask.get(),
+          sizes, blocks, rows, grad_columns.data(), input.data(), offset.data(), mask.data(),
           grad_input.data(), grad_offset.data(), mask ? grad_mask.data() : nullptr, AtomicAdd{}});
-      out.write(grad_input.values());
-      out.write(grad_offset.values());
-      out.write(grad_mask.values());
+      out.write(grad_input);
+      out.write(grad_offset);
+      out.write(grad_mask);
     } else {
       fail("deform_conv2d has no kernel %s", name.c_str());
     }
