@@ -20,9 +20,12 @@ struct CpuKernels {
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
 
-  // kernels/deform_roi_pool.h, kernels/ps_roi_pool.h: one item
+  // kernels/deform_roi_pool.h, deform_roi_planes.h, ps_roi_pool.h: one item
   void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
   void (*deform_roi_pool_backward)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_planes)(const DeformRoiPlanesCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_planes_backward)(const DeformRoiPlanesCall<T>&, int64_t item,
+                                     const RoiScratch<T>&);
   void (*ps_roi_pool)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
   void (*ps_roi_pool_backward)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
 };

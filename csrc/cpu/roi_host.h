@@ -10,8 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "../layout.h"
-#include "kernels.h"
+#include "layout.h"
 
 namespace d2_deformable {
 
@@ -54,9 +53,6 @@ template <typename T>
 bool in_place(bool channels_last, int64_t groups, int64_t unit) {
   return channels_last && groups == 1 && unit % kRoiLanes<T> == 0;
 }
-
-// (R, C, bins_h, bins_w), whose memory is [R][bins][C] if as_rows
-inline at::MemoryFormat row_format(bool as_rows) { return memory_format(as_rows); }
 
 // Sizes that both operators have, and what follows from them.
 template <typename T, typename Sizes>

@@ -105,6 +105,23 @@ struct DeformRoiPoolCall : RoiPoolCall<T> {
   T* grad_shift;
 };
 
+// deform_roi_pool with a class for each channel: an item is one plane of one image. RoIs stand in
+// the order of images, and side by side in memory, `stride` numbers per row.
+template <typename T>
+struct DeformRoiPlanesCall {
+  DeformRoiPoolSizes sizes;
+  int64_t stride;
+  const int64_t* image_begin;               // [N + 1]
+  const T *y, *x, *box_height, *box_width;  // [R] each, as in DeformRoiGrid
+  const T *bin_height, *bin_width, *step_y, *step_x;
+  const T* offset;       // [classes][y, x][parts_h][parts_w][R]
+  const T* input;        // (N, C, H, W)
+  T* grad_input;         // (N, C, H, W)
+  T* output;             // [classes][bins][R]
+  const T* grad_output;  // [classes][bins][R]
+  T* grad_shift;         // [classes][y, x][bins][R]: gradient of each bin's shift
+};
+
 template <typename T>
 struct PsRoiPoolCall : RoiPoolCall<T> {
   PsRoiPoolSizes sizes;

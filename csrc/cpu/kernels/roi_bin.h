@@ -46,15 +46,6 @@ D2_INLINE void store_first(T* to, Vector<T> vector, int64_t count) {
   store(lanes, vector);
   for (int64_t k = 0; k < count; ++k) to[k] = lanes[k];
 }
-template <typename T>
-D2_INLINE T sum_first(Vector<T> vector, int64_t count) {
-  if (count >= kLanes<T>) return sum<T>(vector);
-  T lanes[kLanes<T>], total = 0;
-  store(lanes, vector);
-  for (int64_t k = 0; k < count; ++k) total += lanes[k];
-  return total;
-}
-
 // Calls run(first channel, number of vectors as a constant) until `channels` are done.
 template <typename T, typename Run>
 D2_INLINE void for_vectors(int64_t channels, const Run& run) {
@@ -110,6 +101,7 @@ D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const RoiTaps<T>& 
   RoiShift<T> shift{0, 0};
   if (y.size == 0 || x.size == 0) return shift;
   const T count = T(y.samples * x.samples);
+  Vector<T> shift_y{}, shift_x{};
   for_vectors<T>(channels, [&](int64_t first, auto vectors) {
     constexpr int n = decltype(vectors)::value;
     Vector<T> g[n], by_y[n] = {}, by_x[n] = {};
@@ -147,12 +139,14 @@ D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const RoiTaps<T>& 
     if (!with_map) return;
 #pragma GCC unroll 4
     for (int v = 0; v < n; ++v) {
-      const int64_t rest = channels - first - v * lanes;
-      shift.y += sum_first<T>(g[v] * by_y[v], rest);
-      shift.x += sum_first<T>(g[v] * by_x[v], rest);
+      shift_y += g[v] != Vector<T>{} ? g[v] * by_y[v] : Vector<T>{};
+      shift_x += g[v] != Vector<T>{} ? g[v] * by_x[v] : Vector<T>{};
     }
   });
-  return shift;
+  if (!with_map) return shift;
+  T sums[4];
+  store_sums<T>(sums, shift_y, shift_x, shift_y, shift_x);
+  return {sums[0], sums[1]};
 }
 
 }  // namespace D2_CPU_TARGET
