@@ -1,6 +1,7 @@
 // The table of CPU kernels for one instruction set.
 #include "../kernels.h"
 
+#include "deform_conv2d_backward.h"
 #include "deform_conv2d_forward.h"
 #include "transpose.h"
 
@@ -13,6 +14,8 @@ constexpr CpuKernels<T> kKernels{
     kPanel<T>,
     pack_weight<T>,
     deform_conv2d_tile<T>,
+    deform_conv2d_backward_scratch<T>,
+    deform_conv2d_backward_slice<T>,
 };
 
 extern const CpuKernels<float> float_kernels;
