@@ -3,11 +3,15 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
+#include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "../host/deform_conv2d.h"
 #include "device.h"
@@ -86,11 +90,125 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
   return output;
 }
 
+// Channels of a slice, which owns its gradients.
+constexpr int64_t kSliceChannels = 64;
+// Slices times parts of the images: work for so many threads, if there are so many images.
+constexpr int64_t kItems = 8;
+
+ChannelSlices channel_slices(const DeformConv2dSizes& s) {
+  const int64_t channels = s.channels / s.offset_groups;
+  const auto up = [](int64_t count, int64_t unit) { return (count + unit - 1) / unit; };
+  ChannelSlices slices;
+  slices.group_channels = channels;
+  slices.per_group = up(channels, kSliceChannels);
+  slices.groups = std::clamp<int64_t>(kSliceChannels / channels, 1, s.offset_groups);
+  slices.width = std::min(channels, up(up(channels, slices.per_group), 16) * 16);
+  slices.per_group = up(channels, slices.width);
+  slices.count = up(s.offset_groups, slices.groups) * slices.per_group;
+  return slices;
+}
+
+// Sums [parts][...] over the parts, always in the same order.
+template <typename T>
+at::Tensor add_parts(const at::Tensor& parts) {
+  if (parts.size(0) == 1) return parts.squeeze(0);
+  const at::Tensor total = at::empty(parts.sizes().slice(1), parts.options());
+  const T* from = parts.const_data_ptr<T>();
+  T* to = total.mutable_data_ptr<T>();
+  const int64_t count = total.numel();
+  at::parallel_for(0, count, 32768, [&](int64_t begin, int64_t end) {
+    std::copy(from + begin, from + end, to + begin);
+    for (int64_t part = 1; part < parts.size(0); ++part) {
+      for (int64_t i = begin; i < end; ++i) to[i] += from[part * count + i];
+    }
+  });
+  return total;
+}
+
+// A map as the kernels read it, (N, C, H, W) or channels-last.
+inline at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
+  return map.to(type).contiguous(memory_format(map));
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+template <typename T>
+Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map,
+                   const at::Tensor& input_map, const at::Tensor& offset_map,
+                   const at::Tensor& weight_map, const std::optional<at::Tensor>& mask_map) {
+  const auto& kernels = cpu_kernels<T>();
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const auto input = dense(input_map, type), grad_output = dense(grad_output_map, type);
+  const auto offset = to_coordinates(offset_map, type), mask = to_coordinates(mask_map, type);
+  const auto weight = to_coordinates(weight_map, type);
+
+  DeformConv2dBackward<T> op;
+  op.sizes = s;
+  op.slices = channel_slices(s);
+  op.image_parts = std::clamp<int64_t>(kItems / op.slices.count, 1, std::max<int64_t>(s.images, 1));
+  op.tile = kTile;
+  const auto parts = [&](int64_t count, const at::Tensor& tensor) {
+    std::vector<int64_t> sizes = tensor.sizes().vec();
+    sizes.insert(sizes.begin(), count);
+    return at::empty(sizes, weight.options());
+  };
+  const auto grad_input = at::empty_like(input);
+  const auto grad_offset = parts(op.slices.per_group, offset);
+  const auto grad_mask = mask.defined() ? parts(op.slices.per_group, mask) : at::Tensor();
+  const auto grad_weight = parts(op.image_parts, weight);
+  op.input = input.template const_data_ptr<T>();
+  op.channels_last = memory_format(input) == at::MemoryFormat::ChannelsLast;
+  op.offset = offset.template const_data_ptr<T>();
+  op.mask = data_or_null<T>(mask);
+  op.weight = weight.template const_data_ptr<T>();
+  op.grad_output = grad_output.template const_data_ptr<T>();
+  op.grad_output_channels_last = memory_format(grad_output) == at::MemoryFormat::ChannelsLast;
+  op.grad_input = grad_input.template mutable_data_ptr<T>();
+  op.grad_offset = grad_offset.template mutable_data_ptr<T>();
+  op.grad_mask = mask.defined() ? grad_mask.template mutable_data_ptr<T>() : nullptr;
+  op.grad_weight = grad_weight.template mutable_data_ptr<T>();
+
+  int64_t size = 0;
+  for (int64_t i = 0; i < op.slices.count; ++i) {
+    size = std::max(size, kernels.deform_conv2d_backward_scratch(op, i));
+  }
+  at::parallel_for(0, op.slices.count * op.image_parts, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(size);
+    for (int64_t i = begin; i < end; ++i) {
+      kernels.deform_conv2d_backward_slice(op, i / op.image_parts, i % op.image_parts,
+                                           scratch.data());
+    }
+  });
+  return {grad_input.to(input_map.scalar_type()),
+          add_parts<T>(grad_offset).to(offset_map.scalar_type()),
+          add_parts<T>(grad_weight).to(weight_map.scalar_type()),
+          mask_map ? add_parts<T>(grad_mask).to(mask_map->scalar_type())
+                   : at::empty({0}, input_map.options())};
+}
+
+Gradients deform_conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& offset, const at::Tensor& weight,
+                                     const std::optional<at::Tensor>& mask, at::IntArrayRef stride,
+                                     at::IntArrayRef padding, at::IntArrayRef dilation,
+                                     std::string_view border) {
+  constexpr const char* name = "deform_conv2d_backward";
+  const auto s =
+      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
+  check_like(name, "grad_output", grad_output, input);
+  check_shape(name, "grad_output", grad_output,
+              {s.images, s.out_channels, s.out_height, s.out_width});
+  Gradients gradients;
+  AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
+    gradients = backward<scalar_t>(s, grad_output, input, offset, weight, mask);
+  });
+  return gradients;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(d2_deformable, CPU, m) {
   m.impl("deform_conv2d", TORCH_FN(deform_conv2d_cpu));
-  m.impl("deform_conv2d_backward", TORCH_FN(deform_conv2d_backward<Cpu>));
+  m.impl("deform_conv2d_backward", TORCH_FN(deform_conv2d_backward_cpu));
 }
 
 }  // namespace d2_deformable

@@ -37,4 +37,33 @@ struct DeformConv2dForward {
   }
 };
 
+// The channels, cut into slices that own their gradients: part of an offset group, or several whole
+// ones. Cut by the shape alone, since sums over channels depend on it.
+struct ChannelSlices {
+  int64_t group_channels;  // of an offset group
+  int64_t per_group;       // slices of an offset group
+  int64_t groups;          // offset groups of a slice; 1 where per_group > 1
+  int64_t width;           // channels of each of its groups in a slice
+  int64_t count;
+};
+
+template <typename T>
+struct DeformConv2dBackward {
+  DeformConv2dSizes sizes;
+  ChannelSlices slices;
+  int64_t image_parts;   // of the images, each with a grad_weight of its own
+  int64_t tile;          // output positions whose columns are in memory at one time
+  const T* input;        // [N][C][H][W], or [N][H][W][C]
+  bool channels_last;    // input and grad_input
+  const T* offset;       // [N][G][K][y, x][Ho][Wo]
+  const T* mask;         // [N][G][K][Ho][Wo], or null: 1 everywhere
+  const T* weight;       // [O][C/groups][K]
+  const T* grad_output;  // [N][O][Ho][Wo], or [N][Ho][Wo][O]
+  bool grad_output_channels_last;
+  T* grad_input;   // as input
+  T* grad_offset;  // [per_group][N][G][K][y, x][Ho][Wo]: sums over a slice's channels
+  T* grad_mask;    // [per_group][N][G][K][Ho][Wo], or null
+  T* grad_weight;  // [image_parts][O][C/groups][K]
+};
+
 }  // namespace d2_deformable

@@ -19,6 +19,10 @@ struct CpuKernels {
   void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel, T* packed);
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
+  // kernels/deform_conv2d_backward.h
+  int64_t (*deform_conv2d_backward_scratch)(const DeformConv2dBackward<T>& op, int64_t slice);
+  void (*deform_conv2d_backward_slice)(const DeformConv2dBackward<T>& op, int64_t slice,
+                                       int64_t image_part, T* scratch);
 
   // kernels/deform_roi_pool.h, deform_roi_planes.h, ps_roi_pool.h: one item
   void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);

@@ -50,7 +50,11 @@ void gemm_tile(int64_t depth, const GemmOperand<T>& a, const T* b, T* c, int64_t
     for (int64_t k = 0; k < run; ++k, from += a.column, b += kPanel<T>) {
       Vector<T> row[vectors];
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) row[v] = load(b + v * lanes);
+      for (int v = 0; v < vectors; ++v) {
+        row[v] = load(b + v * lanes);
+        // What comes after the rows of B that are in the L1 cache, into the L2 cache.
+        __builtin_prefetch(b + kDepth<T> * kPanel<T> + v * lanes, 0, 2);
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
         const T factor = from[m * a.row];

@@ -1,6 +1,7 @@
 // The table of CPU kernels for one instruction set.
 #include "../kernels.h"
 
+#include "deform_conv2d_backward.h"
 #include "deform_conv2d_forward.h"
 #include "deform_roi_planes.h"
 #include "deform_roi_pool.h"
@@ -11,18 +12,27 @@ namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
 template <typename T>
-constexpr CpuKernels<T> kKernels{
-    transpose<T>,         kPanel<T>,
-    pack_weight<T>,       deform_conv2d_tile<T>,
-    deform_roi_pool<T>,   deform_roi_pool_backward<T>,
-    deform_roi_planes<T>, deform_roi_planes_backward<T>,
-    ps_roi_pool<T>,       ps_roi_pool_backward<T>,
-};
+constexpr CpuKernels<T> all_kernels() {
+  CpuKernels<T> kernels{};
+  kernels.transpose = transpose<T>;
+  kernels.panel = kPanel<T>;
+  kernels.pack_weight = pack_weight<T>;
+  kernels.deform_conv2d_tile = deform_conv2d_tile<T>;
+  kernels.deform_conv2d_backward_scratch = deform_conv2d_backward_scratch<T>;
+  kernels.deform_conv2d_backward_slice = deform_conv2d_backward_slice<T>;
+  kernels.deform_roi_pool = deform_roi_pool<T>;
+  kernels.deform_roi_pool_backward = deform_roi_pool_backward<T>;
+  kernels.deform_roi_planes = deform_roi_planes<T>;
+  kernels.deform_roi_planes_backward = deform_roi_planes_backward<T>;
+  kernels.ps_roi_pool = ps_roi_pool<T>;
+  kernels.ps_roi_pool_backward = ps_roi_pool_backward<T>;
+  return kernels;
+}
 
 extern const CpuKernels<float> float_kernels;
 extern const CpuKernels<double> double_kernels;
-const CpuKernels<float> float_kernels = kKernels<float>;
-const CpuKernels<double> double_kernels = kKernels<double>;
+const CpuKernels<float> float_kernels = all_kernels<float>();
+const CpuKernels<double> double_kernels = all_kernels<double>();
 
 }  // namespace D2_CPU_TARGET
 }  // namespace d2_deformable
