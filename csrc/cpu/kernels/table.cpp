@@ -31,8 +31,8 @@ constexpr CpuKernels<T> all_kernels() {
 
 extern const CpuKernels<float> float_kernels;
 extern const CpuKernels<double> double_kernels;
-const CpuKernels<float> float_kernels = all_kernels<float>();
-const CpuKernels<double> double_kernels = all_kernels<double>();
+constexpr CpuKernels<float> float_kernels = all_kernels<float>();
+constexpr CpuKernels<double> double_kernels = all_kernels<double>();
 
 }  // namespace D2_CPU_TARGET
 }  // namespace d2_deformable
