@@ -20,6 +20,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda"
+# Where pip puts a toolkit of torch's version.
+PIP_TOOLKIT = BUILD / "toolkit" / "nvidia" / f"cu{str(torch.version.cuda).split('.')[0]}"
 OPERATORS = ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")
 
 
@@ -53,10 +55,8 @@ def install_toolkit() -> Path:
     Raises:
         SystemExit: torch does not say which toolkit it was built with.
     """
-    folder = BUILD / "toolkit"
-    home = folder / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
-    if (home / "bin" / "nvcc").exists():
-        return home
+    if (PIP_TOOLKIT / "bin" / "nvcc").exists():
+        return PIP_TOOLKIT
     try:
         version = importlib.metadata.version("cuda-toolkit")
     except importlib.metadata.PackageNotFoundError:
@@ -66,9 +66,9 @@ def install_toolkit() -> Path:
         )
     # crt and nvvm too: nvcc's package takes whatever version of them is newest.
     requirement = f"cuda-toolkit[nvcc,crt,nvvm,cccl]=={version}"
-    pip = [sys.executable, "-m", "pip", "install", "--target", str(folder), requirement]
+    pip = [sys.executable, "-m", "pip", "install", "--target", str(BUILD / "toolkit"), requirement]
     subprocess.run(pip, check=True)
-    return home
+    return PIP_TOOLKIT
 
 
 def check(library: Path) -> None:

@@ -19,17 +19,25 @@ struct DeformConv2dSizes {
   D2_HOST_DEVICE int64_t rows() const { return images * image_rows(); }
 };
 
-// Equation (2) of the paper: the tap of output position (out_y, out_x) reads at p0 + p_n + offset.
-// False: that lies outside, and the tap reads 0.
+// Equation (2) of the paper: tap (tap_y, tap_x) of output position (out_y, out_x) reads at
+// p0 + p_n + offset. False: that lies outside, and the tap reads 0.
+template <typename T>
+D2_HOST_DEVICE bool sample_tap(const DeformConv2dSizes& s, int64_t out_y, int64_t out_x,
+                               int64_t tap_y, int64_t tap_x, T offset_y, T offset_x,
+                               AxisSample<T>& y, AxisSample<T>& x) {
+  const int64_t grid_y = out_y * s.stride_h - s.padding_h + tap_y * s.dilation_h;
+  const int64_t grid_x = out_x * s.stride_w - s.padding_w + tap_x * s.dilation_w;
+  const bool inside_y = sample_axis(T(grid_y) + offset_y, s.height, s.border, y);
+  const bool inside_x = sample_axis(T(grid_x) + offset_x, s.width, s.border, x);
+  return inside_y && inside_x;
+}
+
+// Taps counted row by row.
 template <typename T>
 D2_HOST_DEVICE bool sample_tap(const DeformConv2dSizes& s, int64_t out_y, int64_t out_x,
                                int64_t tap, T offset_y, T offset_x, AxisSample<T>& y,
                                AxisSample<T>& x) {
-  const int64_t grid_y = out_y * s.stride_h - s.padding_h + tap / s.kernel_w * s.dilation_h;
-  const int64_t grid_x = out_x * s.stride_w - s.padding_w + tap % s.kernel_w * s.dilation_w;
-  const bool inside_y = sample_axis(T(grid_y) + offset_y, s.height, s.border, y);
-  const bool inside_x = sample_axis(T(grid_x) + offset_x, s.width, s.border, x);
-  return inside_y && inside_x;
+  return sample_tap(s, out_y, out_x, tap / s.kernel_w, tap % s.kernel_w, offset_y, offset_x, y, x);
 }
 
 }  // namespace d2_deformable

@@ -19,21 +19,21 @@ struct DeformRoiPool {
     const auto offset = in.array<acc_t>();
     const auto grad_output = in.array<scalar_t>();
     if (name == "forward") {
-      Result<acc_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
-      launch_all(DeformRoiPoolKernel<scalar_t, acc_t>{sizes, blocks, input.get(), rois.get(),
-                                                      offset.get(), output.data()});
-      out.write(output.values());
+      Array<acc_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
+      launch_all(DeformRoiPoolKernel<scalar_t, acc_t>{sizes, blocks, input.data(), rois.data(),
+                                                      offset.data(), output.data()});
+      out.write(output);
     } else if (name == "input_gradient") {
-      Result<acc_t> grad_input(sizes.images * sizes.height * sizes.row_stride(), 0);
+      Array<acc_t> grad_input(sizes.images * sizes.height * sizes.row_stride(), 0);
       launch_all(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, AtomicAdd>{
-          sizes, blocks, grad_output.get(), rois.get(), offset.get(), grad_input.data(),
+          sizes, blocks, grad_output.data(), rois.data(), offset.data(), grad_input.data(),
           AtomicAdd{}});
-      out.write(grad_input.values());
+      out.write(grad_input);
     } else if (name == "offset_gradient") {
-      Result<acc_t> grad_offset(sizes.rois * sizes.classes * 2 * sizes.parts_h * sizes.parts_w);
+      Array<acc_t> grad_offset(sizes.rois * sizes.classes * 2 * sizes.parts_h * sizes.parts_w);
       launch_all(DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t>{
-          sizes, grad_output.get(), input.get(), rois.get(), offset.get(), grad_offset.data()});
-      out.write(grad_offset.values());
+          sizes, grad_output.data(), input.data(), rois.data(), offset.data(), grad_offset.data()});
+      out.write(grad_offset);
     } else {
       fail("deform_roi_pool has no kernel %s", name.c_str());
     }

@@ -4,12 +4,34 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 
 #include "cuda/launch.h"
 
 namespace cuda_emulator {
+
+// What a kernel reads or writes, in device memory of just this size.
+template <typename T>
+class Array {
+ public:
+  Array() = default;  // null
+  explicit Array(int64_t size) : Array(size, std::numeric_limits<T>::quiet_NaN(), false) {}
+  Array(int64_t size, T initial, bool written = true)
+      : size_(size),
+        memory_(new Memory("array " + std::to_string(Memory::count()), size * sizeof(T), written)) {
+    std::fill_n(data(), size, initial);
+  }
+
+  explicit operator bool() const { return memory_ != nullptr; }
+  T* data() const { return memory_ ? reinterpret_cast<T*>(memory_->data()) : nullptr; }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_ = 0;
+  std::unique_ptr<Memory> memory_;
+};
 
 class File {
  public:
@@ -25,8 +47,9 @@ class File {
     if (std::fread(values, sizeof(T), count, file_) != count) fail("the arguments end too early");
   }
   template <typename T>
-  void write(const std::vector<T>& values) {
-    if (std::fwrite(values.data(), sizeof(T), values.size(), file_) != values.size()) {
+  void write(const Array<T>& values) {
+    const size_t size = values.size();
+    if (std::fwrite(values.data(), sizeof(T), size, file_) != size) {
       fail("cannot write results");
     }
   }
@@ -42,13 +65,13 @@ class Arguments {
 
   int64_t integer() { return next<int64_t>(); }
   double real() { return next<double>(); }
-  // In memory of its own, of just this size; null for None.
+  // Null for None.
   template <typename T>
-  std::unique_ptr<T[]> array() {
+  Array<T> array() {
     const int64_t size = integer();
-    if (size < 0) return nullptr;
-    std::unique_ptr<T[]> values(new T[size]);
-    file_.read(values.get(), size);
+    if (size < 0) return {};
+    Array<T> values(size, T(0));
+    file_.read(values.data(), size);
     return values;
   }
 
@@ -63,10 +86,16 @@ class Arguments {
   File file_;
 };
 
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) fail("the launch fails with error %d", int(error));
+}
 template <typename Kernel>
 void launch_all(const Kernel& kernel) {
-  const cudaError_t error = d2_deformable::launch(kernel, kernel.count(), cudaStream_t());
-  if (error != cudaSuccess) fail("the launch fails with error %d", int(error));
+  check(d2_deformable::launch(kernel, kernel.count(), cudaStream_t()));
+}
+template <typename Kernel>
+void launch_grid(const Kernel& kernel, const d2_deformable::Grid& grid) {
+  check(d2_deformable::launch(kernel, grid, cudaStream_t()));
 }
 
 // Operator::run<scalar_t, acc_t>(kernel, arguments, results) picks a kernel by its name. The same

@@ -17,15 +17,15 @@ struct PsRoiPool {
     const auto rois = in.array<acc_t>();
     const auto grad_output = in.array<scalar_t>();
     if (name == "forward") {
-      Result<acc_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
-      launch_all(
-          PsRoiPoolKernel<scalar_t, acc_t>{sizes, blocks, input.get(), rois.get(), output.data()});
-      out.write(output.values());
+      Array<acc_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
+      launch_all(PsRoiPoolKernel<scalar_t, acc_t>{sizes, blocks, input.data(), rois.data(),
+                                                  output.data()});
+      out.write(output);
     } else if (name == "input_gradient") {
-      Result<acc_t> grad_input(sizes.images * sizes.height * sizes.width * sizes.pixel_stride(), 0);
+      Array<acc_t> grad_input(sizes.images * sizes.height * sizes.width * sizes.pixel_stride(), 0);
       launch_all(PsRoiPoolInputGradientKernel<scalar_t, acc_t, AtomicAdd>{
-          sizes, blocks, grad_output.get(), rois.get(), grad_input.data(), AtomicAdd{}});
-      out.write(grad_input.values());
+          sizes, blocks, grad_output.data(), rois.data(), grad_input.data(), AtomicAdd{}});
+      out.write(grad_input);
     } else {
       fail("ps_roi_pool has no kernel %s", name.c_str());
     }

@@ -10,7 +10,7 @@ import torch
 from cuda_emulator import cases, emulator
 
 RACE = "race: "
-OUT_OF_BOUNDS = "heap-buffer-overflow|outside of every result"
+OUT_OF_BOUNDS = "out of bounds: "
 NO_INTEGER = "outside the range of representable values"
 WRONG = "not close"
 
@@ -99,7 +99,7 @@ SLOW = {
         "!(coordinate >= T(size) || (legacy ? coordinate < T(0) : coordinate <= T(-1)))",
     ),
     "written and added to": Mutant(
-        "is written and added to",
+        RACE,
         "ps_roi_pool",
         "kernels/ps_roi_pool.h",
         "c < channels; ++c) add(pixel + c,",

@@ -1,0 +1,379 @@
+// Kernels of deform_conv2d, free of ATen. Maps are channels-last throughout.
+// Letters in layouts: N images, C channels, K taps, G offset groups, Cg = C / weight groups.
+// A row is one output position (n, ho, wo). scalar_t is the type of maps, acc_t that of coordinates
+// and sums: at least float32.
+//
+// A unit of work is one sampling point: one tap of one row, for the channels of one offset group.
+// A few neighbouring lanes of a warp (plan.h) share it. Each computes where the point lies, keeps
+// that in registers, and goes over every `lanes`-th pack of the channels: 16 bytes of them, or one
+// where channels or addresses do not divide (kPacked is false).
+#pragma once
+
+#include <type_traits>
+
+#include "../../geometry/deform_conv2d.h"
+#include "../divisor.h"
+#include "../plan.h"
+#include "../simt.h"
+
+namespace d2_deformable {
+
+// kPacked ? 16 bytes : one value, of neighbouring channels.
+template <typename T, bool kPacked>
+struct Channels {
+  static constexpr int kSize = kPacked ? Pack<T>::kSize : 1;
+  T values[kSize];
+
+  // Of memory that nobody writes while the kernel runs.
+  static D2_DEVICE Channels load_constant(const T* address) {
+    if constexpr (kPacked) {
+      return from(Pack<T>::load_constant(address));
+    } else {
+      return {{*address}};
+    }
+  }
+  static D2_DEVICE Channels load(const T* address) {
+    if constexpr (kPacked) {
+      return from(Pack<T>::load(address));
+    } else {
+      return {{*address}};
+    }
+  }
+  D2_DEVICE void store(T* address) const {
+    if constexpr (kPacked) {
+      Pack<T> pack;
+      for (int k = 0; k < kSize; ++k) pack[k] = values[k];
+      pack.store(address);
+    } else {
+      *address = values[0];
+    }
+  }
+
+ private:
+  static D2_DEVICE Channels from(const Pack<T>& pack) {
+    Channels channels;
+    for (int k = 0; k < kSize; ++k) channels.values[k] = pack[k];
+    return channels;
+  }
+};
+
+// Adds weight * gradient to neighbouring channels that other threads add to, too.
+template <typename acc_t, typename T, bool kPacked>
+D2_DEVICE void atomic_add_scaled(acc_t* address, acc_t weight, const Channels<T, kPacked>& grad) {
+  constexpr int kSize = Channels<T, kPacked>::kSize;
+  if constexpr (std::is_same_v<acc_t, float> && kSize % 4 == 0) {
+    for (int k = 0; k < kSize; k += 4) {
+      const T* values = grad.values + k;
+      atomic_add4(address + k, weight * acc_t(values[0]), weight * acc_t(values[1]),
+                  weight * acc_t(values[2]), weight * acc_t(values[3]));
+    }
+  } else {
+    for (int k = 0; k < kSize; ++k) atomic_add(address + k, weight * acc_t(grad.values[k]));
+  }
+}
+
+// The four pixels of a bilinear sample, order (y0 x0), (y0 x1), (y1 x0), (y1 x1), with their
+// weights and the slopes of these; all 0 where the point lies outside.
+template <typename acc_t>
+struct SamplingPoint {
+  int32_t pixel[4];  // in the image
+  acc_t weight[4], slope_y[4], slope_x[4];
+
+  D2_DEVICE SamplingPoint(bool inside, const AxisSample<acc_t>& y, const AxisSample<acc_t>& x,
+                          int64_t width) {
+    for (int corner = 0; corner < 4; ++corner) {
+      const int a = corner >> 1, b = corner & 1;
+      pixel[corner] = y.index[a] * int32_t(width) + x.index[b];
+      weight[corner] = inside ? y.weight[a] * x.weight[b] : acc_t(0);
+      slope_y[corner] = inside ? y.slope[a] * x.weight[b] : acc_t(0);
+      slope_x[corner] = inside ? y.weight[a] * x.slope[b] : acc_t(0);
+    }
+  }
+};
+
+// The rows whose columns are in memory, and where they sample. Units, channels, pixels of a map and
+// positions of an output number less than 2^30 each (checked by the host); values may be more.
+template <typename acc_t>
+struct DeformConv2dChunk {
+  DeformConv2dSizes sizes;
+  const acc_t* offset;                  // [N][G][K][y, x][Ho][Wo]
+  const acc_t* mask;                    // [N][G][K][Ho][Wo], or null: 1 everywhere
+  int64_t first_image, first_position;  // of the first row
+  int64_t rows;
+
+  int64_t unit_channels;  // of an offset group
+  Divisor offset_groups, group_channels, taps, kernel_w, image_rows, out_width;
+
+  DeformConv2dChunk(const DeformConv2dSizes& s, const acc_t* offset_map, const acc_t* mask_map,
+                    int64_t first_row, int64_t row_count)
+      : sizes(s),
+        offset(offset_map),
+        mask(mask_map),
+        first_image(first_row / s.image_rows()),
+        first_position(first_row % s.image_rows()),
+        rows(row_count),
+        unit_channels(s.channels / s.offset_groups),
+        offset_groups(s.offset_groups),
+        group_channels(s.channels / s.groups),
+        taps(s.taps()),
+        kernel_w(s.kernel_w),
+        image_rows(s.image_rows()),
+        out_width(s.out_width) {}
+
+  D2_HOST_DEVICE int64_t units() const { return rows * sizes.taps() * sizes.offset_groups; }
+
+  // In columns[rows][weight group][K][Cg]; the channels of a pack stay in one weight group.
+  D2_DEVICE int64_t column(int64_t row, int64_t tap, int64_t channel) const {
+    if (sizes.groups == 1) return (row * sizes.taps() + tap) * sizes.channels + channel;
+    uint32_t in_group = uint32_t(channel);
+    const int64_t group = group_channels.divide(in_group);
+    return ((row * sizes.groups + group) * sizes.taps() + tap) * group_channels.divisor() +
+           in_group;
+  }
+  // In input[N][H][W][C].
+  D2_DEVICE int64_t image_index(int64_t image) const {
+    return image * sizes.height * sizes.width * sizes.channels;
+  }
+};
+
+// One sampling point of a chunk. The offset group is the fastest index of units, then the tap: so
+// neighbouring units write neighbouring columns.
+template <typename acc_t>
+struct DeformConv2dUnit {
+  uint32_t row, tap, offset_group;  // the row counts from the chunk's first
+  int64_t image;
+  uint32_t position;  // row in the image
+
+  static D2_DEVICE DeformConv2dUnit of(const DeformConv2dChunk<acc_t>& chunk, int64_t index) {
+    DeformConv2dUnit unit;
+    unit.offset_group = uint32_t(index);
+    unit.tap = chunk.offset_groups.divide(unit.offset_group);
+    unit.row = chunk.taps.divide(unit.tap);
+    unit.position = uint32_t(chunk.first_position) + unit.row;
+    unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);
+    return unit;
+  }
+
+  // In mask[N][G][K][Ho][Wo], and of y in offset[N][G][K][y, x][Ho][Wo]; x stands image_rows later.
+  D2_DEVICE int64_t mask_index(const DeformConv2dSizes& s) const {
+    return tap_index(s) * s.image_rows() + position;
+  }
+  D2_DEVICE int64_t offset_index(const DeformConv2dSizes& s) const {
+    return tap_index(s) * 2 * s.image_rows() + position;
+  }
+  D2_DEVICE int64_t tap_index(const DeformConv2dSizes& s) const {
+    return (image * s.offset_groups + offset_group) * s.taps() + tap;
+  }
+
+  // False: the point lies outside, the tap reads 0.
+  D2_DEVICE bool sample(const DeformConv2dChunk<acc_t>& chunk, AxisSample<acc_t>& y,
+                        AxisSample<acc_t>& x) const {
+    const acc_t* offset = chunk.offset + offset_index(chunk.sizes);
+    uint32_t out_x = position, tap_x = tap;
+    const uint32_t out_y = chunk.out_width.divide(out_x), tap_y = chunk.kernel_w.divide(tap_x);
+    return sample_tap(chunk.sizes, out_y, out_x, tap_y, tap_x, offset[0],
+                      offset[chunk.sizes.image_rows()], y, x);
+  }
+  D2_DEVICE SamplingPoint<acc_t> point(const DeformConv2dChunk<acc_t>& chunk) const {
+    AxisSample<acc_t> y, x;
+    const bool inside = sample(chunk, y, x);
+    return SamplingPoint<acc_t>(inside, y, x, chunk.sizes.width);
+  }
+  D2_DEVICE acc_t modulation(const DeformConv2dChunk<acc_t>& chunk) const {
+    return chunk.mask ? chunk.mask[mask_index(chunk.sizes)] : acc_t(1);
+  }
+};
+
+// Calls work(unit, lane) in each thread, a whole grid at a time. Units may lie beyond the last: all
+// lanes of a warp take part in its sums.
+template <typename Work>
+D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
+  const int64_t block_units = blockDim.x / lanes;
+  for (int64_t first = blockIdx.x * block_units; first < units; first += gridDim.x * block_units) {
+    work(first + threadIdx.x / lanes, int(threadIdx.x) % lanes);
+  }
+}
+
+// Columns: what the convolution multiplies its weights with. One thread samples every lanes-th pack
+// of one unit's channels. No two threads write the same place. Pixels without a weight are not
+// read: where offsets are integers, that is three of four.
+template <typename scalar_t, typename acc_t, bool kPacked>
+struct DeformConv2dColumnsKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
+  DeformConv2dChunk<acc_t> chunk;
+  int lanes;
+  const scalar_t* input;  // [N][H][W][C]
+  scalar_t* columns;      // [rows][weight group][K][Cg]
+
+  D2_DEVICE void operator()() const {
+    using Values = Channels<scalar_t, kPacked>;
+    const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
+    const int64_t channels = chunk.sizes.channels;
+    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+      if (index >= units) return;
+      const auto unit = DeformConv2dUnit<acc_t>::of(chunk, index);
+      const SamplingPoint<acc_t> point = unit.point(chunk);
+      const acc_t modulation = unit.modulation(chunk);
+      const int64_t first = unit.offset_group * unit_channels;
+      const scalar_t* image = input + chunk.image_index(unit.image) + first;
+      for (int64_t c = lane * Values::kSize; c < unit_channels; c += lanes * Values::kSize) {
+        Values pixel[4] = {};
+        for (int k = 0; k < 4; ++k) {
+          if (point.weight[k] != acc_t(0)) {
+            pixel[k] = Values::load_constant(image + point.pixel[k] * channels + c);
+          }
+        }
+        Values value;
+        for (int i = 0; i < Values::kSize; ++i) {
+          acc_t sum = 0;
+          for (int k = 0; k < 4; ++k) sum += point.weight[k] * acc_t(pixel[k].values[i]);
+          value.values[i] = scalar_t(modulation * sum);
+        }
+        value.store(columns + chunk.column(unit.row, unit.tap, first + c));
+      }
+    });
+  }
+};
+
+// Everything that backward has to do between its two products, in one pass over the gradients of
+// the columns. One thread works on every lanes-th pack of one unit's channels: it
+// - sums the products of the gradients with the four pixels. The lanes' sums, added up, give the
+//   unit's gradients of offset and mask, which nobody else writes;
+// - scatters the gradients to the four pixels of grad_input, which other units reach too: hence
+//   atomic adds, of four floats at a time;
+// - writes the columns once more, for the gradient of the weight: to where it read their gradients.
+template <typename scalar_t, typename acc_t, bool kPacked>
+struct DeformConv2dGradientsKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
+  DeformConv2dChunk<acc_t> chunk;
+  int lanes;
+  const scalar_t* input;         // [N][H][W][C]
+  const scalar_t* grad_columns;  // [rows][weight group][K][Cg]
+  scalar_t* columns;             // the same, in the same memory
+  acc_t* grad_offset;            // [N][G][K][y, x][Ho][Wo]
+  acc_t* grad_mask;              // [N][G][K][Ho][Wo], or null
+  acc_t* grad_input;             // [N][H][W][C], or null: another kernel adds to it
+
+  D2_DEVICE void operator()() const {
+    using Values = Channels<scalar_t, kPacked>;
+    const DeformConv2dSizes& s = chunk.sizes;
+    const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
+    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+      const bool exists = index < units;
+      const auto unit = DeformConv2dUnit<acc_t>::of(chunk, exists ? index : 0);
+      const SamplingPoint<acc_t> point = unit.point(chunk);
+      const acc_t modulation = unit.modulation(chunk);
+      const int64_t first = unit.offset_group * unit_channels;
+      const int64_t image = chunk.image_index(unit.image) + first;
+      const int64_t end = exists ? unit_channels : 0;
+      acc_t dots[4] = {0, 0, 0, 0};
+      for (int64_t c = lane * Values::kSize; c < end; c += lanes * Values::kSize) {
+        const int64_t column = chunk.column(unit.row, unit.tap, first + c);
+        const Values grad = Values::load(grad_columns + column);
+        Values pixel[4] = {};
+        for (int k = 0; k < 4; ++k) {
+          if (point.weight[k] != acc_t(0) || point.slope_y[k] != acc_t(0) ||
+              point.slope_x[k] != acc_t(0)) {
+            pixel[k] = Values::load_constant(input + image + point.pixel[k] * s.channels + c);
+          }
+        }
+        Values value;
+        for (int i = 0; i < Values::kSize; ++i) {
+          acc_t sum = 0;
+          for (int k = 0; k < 4; ++k) {
+            const acc_t at = acc_t(pixel[k].values[i]);
+            sum += point.weight[k] * at;
+            dots[k] += acc_t(grad.values[i]) * at;
+          }
+          value.values[i] = scalar_t(modulation * sum);
+        }
+        value.store(columns + column);
+        if (!grad_input) continue;
+        for (int k = 0; k < 4; ++k) {
+          const acc_t weight = modulation * point.weight[k];
+          if (weight != acc_t(0)) {
+            atomic_add_scaled(grad_input + image + point.pixel[k] * s.channels + c, weight, grad);
+          }
+        }
+      }
+      const acc_t grad_y = warp_sum(modulation * weighted_sum(point.slope_y, dots), lanes);
+      const acc_t grad_x = warp_sum(modulation * weighted_sum(point.slope_x, dots), lanes);
+      if (exists && lane == 0) {
+        grad_offset[unit.offset_index(s)] = grad_y;
+        grad_offset[unit.offset_index(s) + s.image_rows()] = grad_x;
+      }
+      if (!grad_mask) return;
+      const acc_t grad_modulation = warp_sum(weighted_sum(point.weight, dots), lanes);
+      if (exists && lane == 0) grad_mask[unit.mask_index(s)] = grad_modulation;
+    });
+  }
+
+ private:
+  static D2_DEVICE acc_t weighted_sum(const acc_t (&weight)[4], const acc_t (&value)[4]) {
+    return weight[0] * value[0] + weight[1] * value[1] + weight[2] * value[2] +
+           weight[3] * value[3];
+  }
+};
+
+// The input's gradient where the order of its sums must not change from run to run
+// (torch.use_deterministic_algorithms). One thread owns one channel of one line of one image, goes
+// over all rows and taps of the chunk in their order, and adds what falls on its line: no atomics.
+// That is many times the work of scattering.
+template <typename scalar_t, typename acc_t>
+struct DeformConv2dOwnedInputGradientKernel {
+  static constexpr int kMaxThreads = kLaunchThreads;
+
+  DeformConv2dChunk<acc_t> chunk;
+  const scalar_t* grad_columns;  // [rows][weight group][K][Cg]
+  acc_t* grad_input;             // [N][H][W][C]
+
+  // For the images of which the chunk has rows.
+  D2_HOST_DEVICE int64_t owners() const {
+    const int64_t last = chunk.first_position + chunk.rows - 1;
+    return (last / chunk.sizes.image_rows() + 1) * chunk.sizes.height * chunk.sizes.channels;
+  }
+
+  D2_DEVICE void operator()() const {
+    const DeformConv2dSizes& s = chunk.sizes;
+    const int64_t count = owners();
+    for_each_unit(count, 1, [&](int64_t index, int) {
+      if (index >= count) return;
+      const uint32_t channel = uint32_t(index % s.channels);
+      const int64_t line = index / s.channels;
+      const int64_t image = line / s.height;  // counts from the chunk's first
+      const int64_t first = image * s.image_rows() - chunk.first_position;
+      const int64_t last = first + s.image_rows();
+      const int32_t y = int32_t(line % s.height);
+      acc_t* to =
+          grad_input + chunk.image_index(chunk.first_image) + line * s.width * s.channels + channel;
+      DeformConv2dUnit<acc_t> unit;
+      unit.image = chunk.first_image + image;
+      unit.offset_group = channel / uint32_t(chunk.unit_channels);
+      unit.row = uint32_t(first > 0 ? first : 0);
+      unit.position = uint32_t(unit.row - first);
+      const uint32_t rows = uint32_t(last < chunk.rows ? last : chunk.rows) - unit.row;
+      for (uint32_t k = 0; k < rows; ++k, ++unit.row, ++unit.position) {
+        for (unit.tap = 0; unit.tap < s.taps(); ++unit.tap) add_tap(unit, y, channel, to);
+      }
+    });
+  }
+
+ private:
+  D2_DEVICE void add_tap(const DeformConv2dUnit<acc_t>& unit, int32_t line, uint32_t channel,
+                         acc_t* to) const {
+    AxisSample<acc_t> y, x;
+    if (!unit.sample(chunk, y, x)) return;
+    acc_t weight = 0;  // the neighbours may be one line, of which one counts
+    for (int a = 0; a < 2; ++a) weight += y.index[a] == line ? y.weight[a] : acc_t(0);
+    if (weight == acc_t(0)) return;
+    const acc_t grad = weight * unit.modulation(chunk) *
+                       acc_t(grad_columns[chunk.column(unit.row, unit.tap, channel)]);
+    for (int b = 0; b < 2; ++b) {
+      if (x.weight[b] != acc_t(0)) to[x.index[b] * chunk.sizes.channels] += x.weight[b] * grad;
+    }
+  }
+};
+
+}  // namespace d2_deformable

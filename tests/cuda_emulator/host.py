@@ -1,0 +1,73 @@
+"""Compiles the unchanged host code of an operator, its kernels and the emulator to a library, which
+runs them on tensors of the CPU."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+from cuda_emulator import emulator
+
+TORCH = Path(torch.__file__).parent
+NAMESPACE = "d2_emulated"  # of the library, which d2_deformable's own shall not meet
+FLAGS = [
+    *("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w"),
+    *("-DD2_CUDA_EMULATOR", f"-Dd2_deformable={NAMESPACE}"),
+    f"-I{emulator.HERE / 'shim'}",
+    f"-isystem{TORCH / 'include'}",
+    f"-isystem{TORCH / 'include/torch/csrc/api/include'}",
+]
+
+
+def build(operator: str, folder: Path, csrc: Path) -> Path:
+    """-> the library, in `folder`"""
+    library = folder / f"{operator}_host.so"
+    sources = [
+        csrc / "cuda" / f"{operator}.cpp",
+        csrc / "cuda" / f"{operator}_kernels.cu",
+        emulator.HERE / "blocks.cpp",
+        emulator.HERE / "unwatched.cpp",
+    ]
+    command = [emulator.COMPILER, *FLAGS, "-include", "cuda_runtime.h", "-shared", "-o", library]
+    libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    subprocess.run([*command, "-x", "c++", *sources, *libraries], check=True)
+    return library
+
+
+def copy_with(replacements: list[tuple[str, str, str]], folder: Path) -> Path:
+    """A copy of csrc/ in which text of files is replaced: (file, text, its replacement)."""
+    csrc = Path(shutil.copytree(emulator.CSRC, folder / "csrc"))
+    for name, text, replacement in replacements:
+        source = (csrc / name).read_text()
+        assert source.count(text) == 1, f"{name} has changed"
+        (csrc / name).write_text(source.replace(text, replacement))
+    return csrc
+
+
+class Operator:
+    """Calls what the library registers for CUDA, with tensors of the CPU."""
+
+    def __init__(self, name: str, library: Path):
+        self.definitions = torch.library.Library(NAMESPACE, "DEF")
+        for schema in self.schemas(name):
+            self.definitions.define(schema)
+        torch.ops.load_library(library)
+        self.name = name
+        self.keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    @staticmethod
+    def schemas(name):
+        for operator in (name, f"{name}_backward"):
+            schema = getattr(torch.ops.d2_deformable, operator).default._schema
+            yield str(schema).removeprefix("d2_deformable::")
+
+    def forward(self, *arguments):
+        return self._call(self.name, arguments)
+
+    def backward(self, *arguments):
+        return self._call(f"{self.name}_backward", arguments)
+
+    def _call(self, name, arguments):
+        operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+        return operator.redispatch(self.keys, *arguments)

@@ -1,0 +1,8 @@
+// As much as the host code uses.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include "cuda_runtime.h"
+
+#define C10_CUDA_CHECK(error) TORCH_CHECK((error) == cudaSuccess)

@@ -1,0 +1,9 @@
+#include "row_sums_kernels.h"
+
+#include "cuda/launch.cuh"
+
+namespace d2_deformable {
+
+D2_INSTANTIATE_GRID_LAUNCH(RowSumsKernel)
+
+}  // namespace d2_deformable

@@ -1,0 +1,211 @@
+"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and launches
+against the reference. Only the device is missing: ATen's products are the CPU's, the kernels run in
+the emulator."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import reference
+from cuda_emulator import host
+
+# So few that every call has several chunks, some of which end in an image.
+COLUMN_BYTES = 6000
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2**-8,
+    torch.bfloat16: 2**-5,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    images: int = 2
+    channels: int = 16
+    out_channels: int = 6
+    size: tuple = (7, 5)
+    kernel: tuple = (3, 2)
+    stride: tuple = (2, 1)
+    padding: tuple = (1, 2)
+    dilation: tuple = (1, 2)
+    groups: int = 1
+    offset_groups: int = 2
+    mask: bool = True
+    bias: bool = True
+    border: str = "zero"
+    channels_last: bool = False
+    float_offset: bool = False  # beside half precision
+
+    def tensors(self, dtype):
+        """input, offset, weight, bias, mask, grad_output"""
+        taps = math.prod(self.kernel)
+        spans = [
+            self.size[k] + 2 * self.padding[k] - self.dilation[k] * (self.kernel[k] - 1)
+            for k in (0, 1)
+        ]
+        out_size = [(span - 1) // step + 1 for span, step in zip(spans, self.stride)]
+        coordinates = torch.float32 if self.float_offset and dtype.itemsize == 2 else dtype
+        shape = (self.images, self.offset_groups * taps * 2, *out_size)
+        # About two pixels, and not near integers, where gradients jump.
+        offset = (2 * torch.randn(shape)).round() + 0.25 + 0.5 * torch.rand(shape)
+        mask = torch.rand(self.images, self.offset_groups * taps, *out_size)
+        input = torch.randn(self.images, self.channels, *self.size, dtype=dtype)
+        weight_shape = (self.out_channels, self.channels // self.groups, *self.kernel)
+        grad_output = torch.randn(self.images, self.out_channels, *out_size, dtype=dtype)
+        if self.channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+            grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+        return (
+            input,
+            offset.to(coordinates),
+            torch.randn(weight_shape, dtype=dtype),
+            torch.randn(self.out_channels, dtype=dtype) if self.bias else None,
+            mask.to(coordinates) if self.mask else None,
+            grad_output,
+        )
+
+    @property
+    def geometry(self):
+        return self.stride, self.padding, self.dilation
+
+
+CALLS = {
+    "two offset groups, mask, bias": Call(),
+    "channels-last": Call(channels_last=True, offset_groups=1, mask=False),
+    "weight groups": Call(groups=2, offset_groups=1, channels_last=True),
+    "weight groups that cut offset groups": Call(channels=30, groups=3, offset_groups=2),
+    "depthwise": Call(channels=6, groups=6, offset_groups=3, bias=False),
+    "odd channels, legacy border": Call(channels=9, offset_groups=1, border="legacy"),
+    "float32 offsets": Call(float_offset=True, channels_last=True),
+    "five images": Call(images=5, size=(4, 4), kernel=(1, 1), offset_groups=1, dilation=(1, 1)),
+    "no images": Call(images=0),
+}
+
+
+def float_sums(self, batch1, batch2, out_dtype, *, beta=1, alpha=1, out):
+    """aten::baddbmm.dtype_out, which torch has for CUDA alone."""
+    assert self is out and alpha == 1
+    product = torch.bmm(batch1.to(out_dtype), batch2.to(out_dtype))
+    return out.copy_(product + out if beta else product)
+
+
+@pytest.fixture(scope="module")
+def operator(compiler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("host")
+    small = ("cuda/plan.h", "kColumnBytes = 32 << 20", f"kColumnBytes = {COLUMN_BYTES}")
+    products = torch.library.Library("aten", "IMPL", "CPU")
+    products.impl("baddbmm.dtype_out", float_sums)
+    yield host.Operator("deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder)))
+    products._destroy()
+
+
+@pytest.fixture(autouse=True)
+def restore():
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    yield
+    torch.use_deterministic_algorithms(False)
+    matmul.fp32_precision, conv.fp32_precision = before
+
+
+def expected(call, tensors):
+    """Output and gradients in float64, of the same rounded tensors."""
+    leaves = [None if t is None else t.double().requires_grad_() for t in tensors[:5]]
+    input, offset, weight, bias, mask = leaves
+    output = reference.deform_conv2d(
+        input, offset, weight, bias, *call.geometry, mask=mask, border=call.border
+    )
+    wanted = [leaf for leaf in (input, offset, weight, mask) if leaf is not None]
+    grads = torch.autograd.grad(output, wanted, tensors[5].double())
+    return output.detach(), grads
+
+
+def assert_close(actual, value, dtype):
+    tolerance = TOLERANCES[dtype] * max(1.0, value.abs().max().item() if value.numel() else 1.0)
+    torch.testing.assert_close(actual.double(), value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("in_order", [False, True], ids=["atomics", "deterministic"])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[len("torch.") :])
+@pytest.mark.parametrize("name", CALLS)
+def test_equals_reference(name, dtype, in_order, operator):
+    call = CALLS[name]
+    torch.manual_seed(0)
+    tensors = call.tensors(dtype)
+    input, offset, weight, bias, mask, grad_output = tensors
+    torch.use_deterministic_algorithms(in_order)
+    output = operator.forward(
+        input, offset, weight, bias, *call.geometry, mask, call.border
+    )
+    grads = operator.backward(
+        grad_output, input, offset, weight, mask, *call.geometry, call.border
+    )
+    expected_output, expected_grads = expected(call, tensors)
+    assert output.dtype == dtype
+    assert_close(output, expected_output, dtype)
+    format = torch.channels_last if call.channels_last else torch.contiguous_format
+    for tensor in (output, grads[0]):
+        assert tensor.is_contiguous(memory_format=format)
+    for grad, value, leaf in zip(grads, expected_grads, (input, offset, weight, mask)):
+        assert grad.dtype == leaf.dtype and grad.shape == leaf.shape
+        assert_close(grad, value, dtype)
+    if mask is None:
+        assert grads[3].numel() == 0
+
+
+class Record(TorchDispatchMode):
+    """The names of ATen's operators that are not views, and the precision at each."""
+
+    VIEWS = {"permute", "transpose", "view", "narrow", "slice", "select", "detach", "expand", "t"}
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if name not in self.VIEWS:
+            self.calls.append((name, torch.backends.cuda.matmul.fp32_precision))
+        return function(*arguments, **(keywords or {}))
+
+
+def record(call, operator, dtype=torch.float32):
+    input, offset, weight, bias, mask, grad_output = call.tensors(dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    with Record() as forward:
+        operator.forward(input, offset, weight, bias, *call.geometry, mask, call.border)
+    with Record() as backward:
+        operator.backward(grad_output, input, offset, weight, mask, *call.geometry, call.border)
+    return forward.calls, backward.calls
+
+
+def names(calls):
+    return {name for name, _ in calls}
+
+
+def test_channels_last_is_not_copied(operator):
+    """Products write to the output, the bias among them; backward clears and copies no more than the
+    result's layout asks for."""
+    forward, backward = record(CALLS["channels-last"], operator)
+    assert names(forward) == {"empty", "addmm"}
+    # grad_weight goes to the weight's contiguous format.
+    assert names(backward) == {"empty", "zeros", "bmm", "baddbmm", "_to_copy"}
+    assert [name for name, _ in backward].count("_to_copy") == 1
+    grouped, _ = record(CALLS["weight groups"], operator)
+    assert names(grouped) == {"empty", "baddbmm"}
+
+
+@pytest.mark.parametrize("matmul", ["ieee", "tf32"])
+@pytest.mark.parametrize("conv", ["ieee", "tf32"])
+def test_products_have_the_precision_of_convolutions(conv, matmul, operator):
+    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cuda.matmul.fp32_precision = matmul
+    forward, backward = record(CALLS["channels-last"], operator)
+    products = [(n, p) for n, p in forward + backward if n in ("addmm", "bmm", "baddbmm")]
+    assert len(products) > 4 and {precision for _, precision in products} == {conv}
+    assert torch.backends.cuda.matmul.fp32_precision == matmul
+
