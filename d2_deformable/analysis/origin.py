@@ -34,7 +34,7 @@ def versions() -> str:
 def commit() -> str:
     """The git commit this package's files are of, with "-dirty" where they were changed.
 
-    docs/ does not count: measurements themselves write there.
+    docs/ and benchmarks/results/ do not count: measurements themselves write there.
     """
     here = Path(__file__)
 
@@ -46,7 +46,8 @@ def commit() -> str:
     try:
         # An installed copy may lie inside somebody else's repository.
         git("ls-files", "--error-unmatch", here.name)
-        changed = git("status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)docs")
+        written = (":(top,exclude)docs", ":(top,exclude)benchmarks/results")
+        changed = git("status", "--porcelain", "-uno", "--", ":(top)", *written)
         return git("describe", "--always") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"

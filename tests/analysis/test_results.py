@@ -244,14 +244,16 @@ def test_the_commit_is_dirty_by_code_not_by_results(tmp_path, monkeypatch):
         settings = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *settings, *args], cwd=tmp_path, check=True, capture_output=True)
 
-    for name in ("package/origin.py", "docs/RESULTS.md"):
-        (tmp_path / name).parent.mkdir()
+    written = ("docs/RESULTS.md", "benchmarks/results/x.json")
+    for name in ("package/origin.py", *written):
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("old")
     git("init")
     git("add", "-A")
     git("commit", "-m", "first")
     monkeypatch.setattr(origin, "__file__", str(tmp_path / "package/origin.py"))
-    (tmp_path / "docs/RESULTS.md").write_text("new")
+    for name in written:
+        (tmp_path / name).write_text("new")
     assert "dirty" not in origin.commit()
     (tmp_path / "package/origin.py").write_text("new")
     assert origin.commit().endswith("-dirty")
