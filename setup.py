@@ -8,6 +8,7 @@ at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -29,6 +30,12 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # compiled for where no GPU is visible
+# Instruction sets that csrc/cpu/kernels/ is compiled for; csrc/cpu/kernels.cpp chooses among them.
+CPU_TARGETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
+    CPU_TARGETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    CPU_TARGETS["avx512"] += ["-mprefer-vector-width=512"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
@@ -128,6 +135,16 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
     def run(self):
         print("d2_deformable:", choose_cuda()[1])
         super().run()
+
+    def build_extension(self, extension):
+        for target, flags in CPU_TARGETS.items():
+            extension.extra_objects += self.compiler.compile(
+                ["csrc/cpu/kernels/table.cpp"],
+                output_dir=os.path.join(self.build_temp, target),
+                extra_postargs={"cxx": ["-O3", "-g0", f"-DD2_CPU_TARGET={target}", *flags]},
+                depends=[str(path) for path in ROOT.glob("csrc/**/*.h")],
+            )
+        super().build_extension(extension)
 
 
 if __name__ == "__main__":

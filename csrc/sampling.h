@@ -19,7 +19,8 @@
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define D2_HOST_DEVICE __host__ __device__ inline
 #else
-#define D2_HOST_DEVICE inline
+// Always inlined: csrc/cpu/kernels/ is compiled for several instruction sets (simd.h there).
+#define D2_HOST_DEVICE __attribute__((always_inline)) inline
 #endif
 
 namespace d2_deformable {

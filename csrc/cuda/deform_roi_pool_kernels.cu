@@ -1,10 +1,19 @@
-#include "../kernels/deform_roi_pool.h"
+#include "kernels/deform_roi_pool.h"
+
+#include "kernels/deform_roi_pool_input_gradient.h"
+#include "kernels/deform_roi_pool_offset_gradient.h"
 #include "launch.cuh"
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, AtomicAdd)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolOffsetGradientKernel)
+D2_INSTANTIATE_LAUNCH_OF(const Grid&,
+                         RoiListsKernel<double, DeformRoiGrid<double>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(const Grid&,
+                         RoiListsKernel<float, DeformRoiGrid<float>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, false)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, true)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolShiftGradientKernel)
+D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolOffsetGradientKernel)
 
 }  // namespace d2_deformable

@@ -1,9 +1,13 @@
-#include "../kernels/ps_roi_pool.h"
+#include "kernels/ps_roi_pool.h"
+
 #include "launch.cuh"
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH(PsRoiPoolKernel)
-D2_INSTANTIATE_LAUNCH(PsRoiPoolInputGradientKernel, AtomicAdd)
+D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<double, PsRoiGrid<double>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<float, PsRoiGrid<float>, PsRoiPoolSizes>)
+D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolKernel)
+D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, false)
+D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, true)
 
 }  // namespace d2_deformable

@@ -26,33 +26,54 @@ struct DeformRoiPoolSizes {
   D2_HOST_DEVICE int64_t row_stride() const { return width * pixel_stride(); }
 };
 
-// One bin of one RoI for one class: its grid of sampling points, shifted as in equation (6) of the
-// paper by the offset of the bin's part, times gamma, times the RoI's size.
+// The bins of one RoI in place, and what an offset of 1 moves them by: equation (6) of the paper
+// shifts a bin by the offset of its part, times gamma, times the RoI's size.
 template <typename acc_t>
-struct DeformRoiBin {
+struct DeformRoiGrid {
   RoiBox<acc_t> box;
-  acc_t start_y, start_x, step_y, step_x;
+  acc_t gamma, bin_height, bin_width;
+  acc_t step_y, step_x;  // from sample to sample
+
+  D2_HOST_DEVICE DeformRoiGrid(const DeformRoiPoolSizes& s, const acc_t* rois, int64_t roi)
+      : box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(-0.5), s.round_rois),
+        gamma(s.gamma),
+        bin_height(box.height / acc_t(s.bins_h)),
+        bin_width(box.width / acc_t(s.bins_w)),
+        step_y(bin_height / acc_t(s.samples)),
+        step_x(bin_width / acc_t(s.samples)) {}
+
+  D2_HOST_DEVICE acc_t bin_start_y(int64_t bin_y) const {
+    return acc_t(bin_y) * bin_height + box.y;
+  }
+  D2_HOST_DEVICE acc_t bin_start_x(int64_t bin_x) const {
+    return acc_t(bin_x) * bin_width + box.x;
+  }
+  D2_HOST_DEVICE acc_t shift_y(acc_t offset) const { return offset * gamma * box.height; }
+  D2_HOST_DEVICE acc_t shift_x(acc_t offset) const { return offset * gamma * box.width; }
+};
+
+// One bin of one RoI for one class: its grid of sampling points.
+template <typename acc_t>
+struct DeformRoiBin : DeformRoiGrid<acc_t> {
+  acc_t start_y, start_x;
   int64_t map;  // of the image's first pixel, at the bin's group
 
   D2_HOST_DEVICE DeformRoiBin(const DeformRoiPoolSizes& s, const acc_t* rois, const acc_t* offset,
                               int64_t roi, int64_t bin, int64_t class_index)
-      : box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(-0.5), s.round_rois) {
+      : DeformRoiGrid<acc_t>(s, rois, roi) {
     const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
-    const acc_t bin_height = box.height / acc_t(s.bins_h), bin_width = box.width / acc_t(s.bins_w);
-    start_y = acc_t(bin_y) * bin_height + box.y;
-    start_x = acc_t(bin_x) * bin_width + box.x;
-    step_y = bin_height / acc_t(s.samples);
-    step_x = bin_width / acc_t(s.samples);
+    start_y = this->bin_start_y(bin_y);
+    start_x = this->bin_start_x(bin_x);
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
       const int64_t part = bin_y * s.parts_h / s.bins_h * s.parts_w + bin_x * s.parts_w / s.bins_w;
       const acc_t* shift = offset + (roi * s.classes + class_index) * 2 * parts + part;
-      start_y += shift[0] * acc_t(s.gamma) * box.height;
-      start_x += shift[parts] * acc_t(s.gamma) * box.width;
+      start_y += this->shift_y(shift[0]);
+      start_x += this->shift_x(shift[parts]);
     }
     const int64_t group =
         bin_y * s.group_size / s.bins_h * s.group_size + bin_x * s.group_size / s.bins_w;
-    map = box.image * s.height * s.row_stride() + group * s.top_channels;
+    map = this->box.image * s.height * s.row_stride() + group * s.top_channels;
   }
 
   // Calls visit(y, x) for each sampling point that counts, and returns how many do. Points stand
@@ -63,10 +84,10 @@ struct DeformRoiBin {
     int64_t count = 0;
     for (int64_t sample_y = 0; sample_y < s.samples; ++sample_y) {
       AxisSample<acc_t> y;
-      if (!sample_axis_clamped(start_y + acc_t(sample_y) * step_y, s.height, y)) continue;
+      if (!sample_axis_clamped(start_y + acc_t(sample_y) * this->step_y, s.height, y)) continue;
       for (int64_t sample_x = 0; sample_x < s.samples; ++sample_x) {
         AxisSample<acc_t> x;
-        if (!sample_axis_clamped(start_x + acc_t(sample_x) * step_x, s.width, x)) continue;
+        if (!sample_axis_clamped(start_x + acc_t(sample_x) * this->step_x, s.width, x)) continue;
         visit(y, x);
         ++count;
       }
@@ -78,8 +99,8 @@ struct DeformRoiBin {
     int64_t rows = 0, columns = 0;
     AxisSample<acc_t> axis;
     for (int64_t k = 0; k < s.samples; ++k) {
-      rows += sample_axis_clamped(start_y + acc_t(k) * step_y, s.height, axis) ? 1 : 0;
-      columns += sample_axis_clamped(start_x + acc_t(k) * step_x, s.width, axis) ? 1 : 0;
+      rows += sample_axis_clamped(start_y + acc_t(k) * this->step_y, s.height, axis) ? 1 : 0;
+      columns += sample_axis_clamped(start_x + acc_t(k) * this->step_x, s.width, axis) ? 1 : 0;
     }
     return rows * columns;
   }

@@ -18,23 +18,35 @@ struct PsRoiPoolSizes {
   D2_HOST_DEVICE int64_t pixel_stride() const { return bins() * top_channels; }
 };
 
+// The bins of one RoI in place.
+template <typename acc_t>
+struct PsRoiGrid {
+  RoiBox<acc_t> box;
+  acc_t bin_height, bin_width;
+
+  D2_HOST_DEVICE PsRoiGrid(const PsRoiPoolSizes& s, const acc_t* rois, int64_t roi)
+      : box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(0), s.round_rois),
+        bin_height(box.height / acc_t(s.bins_h)),
+        bin_width(box.width / acc_t(s.bins_w)) {}
+};
+
 // The map pixels of one bin of one RoI, whole pixels from floor to ceil, cut to the map.
 template <typename acc_t>
 struct PsRoiBin {
   int64_t y_begin, y_end, x_begin, x_end;
   int64_t map;  // of the image's first pixel, at the bin's channels
 
-  D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const acc_t* rois, int64_t roi, int64_t bin) {
-    const RoiBox<acc_t> box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(0),
-                            s.round_rois);
-    const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
-    const acc_t bin_height = box.height / acc_t(s.bins_h), bin_width = box.width / acc_t(s.bins_w);
-    y_begin = floor_inside(acc_t(bin_y) * bin_height + box.y, s.height);
-    y_end = ceil_inside(acc_t(bin_y + 1) * bin_height + box.y, s.height);
-    x_begin = floor_inside(acc_t(bin_x) * bin_width + box.x, s.width);
-    x_end = ceil_inside(acc_t(bin_x + 1) * bin_width + box.x, s.width);
-    map = (box.image * s.height * s.width * s.bins() + bin) * s.top_channels;
-  }
+  D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const PsRoiGrid<acc_t>& grid, int64_t bin_y,
+                          int64_t bin_x)
+      : y_begin(floor_inside(acc_t(bin_y) * grid.bin_height + grid.box.y, s.height)),
+        y_end(ceil_inside(acc_t(bin_y + 1) * grid.bin_height + grid.box.y, s.height)),
+        x_begin(floor_inside(acc_t(bin_x) * grid.bin_width + grid.box.x, s.width)),
+        x_end(ceil_inside(acc_t(bin_x + 1) * grid.bin_width + grid.box.x, s.width)),
+        map((grid.box.image * s.height * s.width * s.bins() + bin_y * s.bins_w + bin_x) *
+            s.top_channels) {}
+
+  D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const acc_t* rois, int64_t roi, int64_t bin)
+      : PsRoiBin(s, PsRoiGrid<acc_t>(s, rois, roi), bin / s.bins_w, bin % s.bins_w) {}
 
   D2_HOST_DEVICE int64_t area() const {
     return y_end > y_begin && x_end > x_begin ? (y_end - y_begin) * (x_end - x_begin) : 0;

@@ -22,6 +22,15 @@ D2_HOST_DEVICE bool is_image_index(T index, int64_t images) {
   return index >= T(0) && index < T(images) && index == T(int64_t(index));
 }
 
+// Of the image that a RoI names. The CPU checks all indices before it runs a kernel. On a GPU that
+// would wait for the GPU, so there the kernel stops itself, as PyTorch's own do for indices.
+template <typename T>
+D2_HOST_DEVICE int64_t image_of(const T* roi, int64_t images) {
+  const bool holds = is_image_index(roi[0], images);
+  assert(holds && "a RoI names an image that input does not hold");
+  return holds ? int64_t(roi[0]) : 0;
+}
+
 // A RoI in map pixels, from rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels.
 //
 // The released operators take the inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here
@@ -33,10 +42,7 @@ struct RoiBox {
   T y, x, height, width;
 
   D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T shift, bool round_rois)
-      : image(is_image_index(roi[0], images) ? int64_t(roi[0]) : 0) {
-    // The CPU checks all indices before it runs a kernel. On a GPU that would wait for the GPU, so
-    // there the kernel stops itself, as PyTorch's own do for indices.
-    assert(is_image_index(roi[0], images) && "a RoI names an image that input does not hold");
+      : image(image_of(roi, images)) {
     T corner[4];
     for (int k = 0; k < 4; ++k) {
       const T pixel = roi[1 + k];

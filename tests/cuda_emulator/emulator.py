@@ -1,6 +1,7 @@
 """Compiles the CUDA kernels for the CPU, under sanitizers, and calls them; see README.md."""
 
 import atexit
+import ctypes
 import functools
 import shutil
 import struct
@@ -59,6 +60,22 @@ def runtime() -> list[Path]:
         source = HERE / path.with_suffix(".cpp").name
         subprocess.run([COMPILER, *FLAGS, "-c", source, "-o", path], check=True)
     return objects
+
+
+class Library:
+    """<name>.cpp, of functions of integers that write integers to their last argument."""
+
+    def __init__(self, name: str, folder: Path, csrc: Path = CSRC):
+        path = folder / f"{name}.so"
+        command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{csrc}"]
+        subprocess.run([*command, HERE / f"{name}.cpp", "-o", path], check=True)
+        self.library = ctypes.CDLL(path)
+
+    def __call__(self, function: str, *arguments: int, size: int = 2) -> list[int]:
+        """-> the `size` integers that the function writes"""
+        results = (ctypes.c_int64 * size)()
+        getattr(self.library, function)(*map(ctypes.c_int64, arguments), results)
+        return list(results)
 
 
 def pack(argument) -> bytes:

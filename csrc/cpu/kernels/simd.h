@@ -1,0 +1,95 @@
+// Vectors as wide as a register of the instruction set that this is compiled for, through the
+// vector extensions of GCC and Clang: arithmetic and comparisons are written as with numbers, and a
+// product in a sum becomes a fused multiply-add where there is one.
+//
+// Everything under csrc/cpu/kernels/ is compiled once per instruction set (setup.py), in a
+// namespace of its name. What these files share with other code (sampling.h, geometry/) is always
+// inlined, and the standard library's functions are not used: the linker keeps one copy of a
+// function, which must not be the one with instructions that the machine lacks.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "../../sampling.h"
+
+#ifndef D2_CPU_TARGET
+#error "D2_CPU_TARGET names the instruction set: baseline, avx2 or avx512"
+#endif
+
+#define D2_INLINE __attribute__((always_inline)) inline
+
+namespace d2_deformable {
+namespace D2_CPU_TARGET {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+// Numbers need not be aligned.
+template <typename T>
+D2_INLINE Vector<T> load(const T* from) {
+  Vector<T> vector;
+  __builtin_memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+template <typename T>
+D2_INLINE void store(T* to, Vector<T> vector) {
+  __builtin_memcpy(to, &vector, sizeof(vector));
+}
+
+template <typename T>
+D2_INLINE T sum(Vector<T> vector) {
+  T total = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) total += vector[lane];
+  return total;
+}
+
+// Lanes of a and b in turn, beginning with those number `first`: a0 b0 a1 b1 ...
+template <typename T, int first, int... lane>
+D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (first + lane / 2 + lane % 2 * kLanes<T>)...);
+#else
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, Vector<Index>{(first + lane / 2 + lane % 2 * kLanes<T>)...});
+#endif
+}
+
+// Transposes a square of lanes x lanes: interleaving the first half of the rows with the second one
+// doubles the runs of numbers that stand as they shall, log2(lanes) times.
+template <typename T>
+D2_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>();
+  constexpr int half = kLanes<T> / 2;
+#pragma GCC unroll 4
+  for (int run = 1; run < kLanes<T>; run *= 2) {
+    Vector<T> next[kLanes<T>];
+#pragma GCC unroll 8
+    for (int k = 0; k < half; ++k) {
+      next[2 * k] = interleave<T, 0>(rows[k], rows[k + half], lanes);
+      next[2 * k + 1] = interleave<T, half>(rows[k], rows[k + half], lanes);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes<T>; ++k) rows[k] = next[k];
+  }
+}
+
+}  // namespace D2_CPU_TARGET
+}  // namespace d2_deformable

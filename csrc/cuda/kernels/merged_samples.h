@@ -1,0 +1,121 @@
+// The merged weights of geometry/bin_axis.h, one axis walked from sample to sample: each different
+// pixel of a bin is read once, 9 to 36 of them in the bins of detectors instead of the 64 of 4 x 4
+// bilinear samples. That pays here, where each thread has its own bin, as random reads of shared
+// memory wait for each other at its banks, and additions to it even more so.
+//
+// A list of the different pixels would be an array indexed by each thread, and so in local memory,
+// in no register. Hence rows come one after another out of a loop, and columns stand in registers:
+// those of four samples at a time, at indices known to the compiler.
+#pragma once
+
+#include "../../sampling.h"
+#include "../simt.h"
+
+namespace d2_deformable {
+
+// The samples of one bin.
+template <typename T>
+struct BinSamples {
+  T start_y, start_x, step_y, step_x;
+  int32_t samples, height, width;  // samples per axis; the map's size. All are below 2^24
+
+  D2_DEVICE T count() const {
+    T rows = 0, columns = 0;
+#pragma unroll 1
+    for (int32_t k = 0; k < samples; ++k) {
+      AxisSample<T> sample;
+      if (sample_axis_clamped(start_y + T(k) * step_y, height, sample)) rows += T(1);
+      if (sample_axis_clamped(start_x + T(k) * step_x, width, sample)) columns += T(1);
+    }
+    return rows * columns;
+  }
+
+  // Calls visit(columns, y, weight, slope) for each window of columns and each different row of it.
+  template <typename Visit>
+  D2_DEVICE void for_each_row(const Visit& visit) const;
+};
+
+// Calls visit(pixel, weight, slope) for each different pixel of one axis, in ascending order.
+template <typename T, typename Visit>
+D2_DEVICE void for_each_pixel(T start, T step, int32_t samples, int32_t size, const Visit& visit) {
+  int32_t pixel = 0;
+  T weight[2] = {T(0), T(0)}, slope[2] = {T(0), T(0)};  // so far, of pixel and of its neighbour
+#pragma unroll 1
+  for (int32_t k = 0; k <= samples; ++k) {
+    AxisSample<T> sample;
+    sample.index[0] = size;  // after the last sample, none waits for more
+    const bool last = k == samples;
+    if (!last && !sample_axis_clamped(start + T(k) * step, size, sample)) continue;
+    // A pixel that a sample reaches has a weight; the third one on has none.
+#pragma unroll 1
+    for (; pixel < sample.index[0] && weight[0] != T(0); ++pixel) {
+      visit(pixel, weight[0], slope[0]);
+      weight[0] = weight[1], slope[0] = slope[1];
+      weight[1] = slope[1] = T(0);
+    }
+    if (last) break;
+    pixel = sample.index[0];
+    for (int a = 0; a < 2; ++a) weight[a] += sample.weight[a], slope[a] += sample.slope[a];
+  }
+}
+
+// The columns of up to four neighbouring samples: low[k] and low[k] + 1 with their weights and
+// slopes. What two samples have in common stands with the later one; the earlier one's weight is 0.
+template <typename T>
+struct ColumnWindow {
+  static constexpr int kSamples = 4;
+  int32_t low[kSamples];
+  T weight[kSamples][2], slope[kSamples][2];
+
+  D2_DEVICE ColumnWindow(T start, T step, int32_t first, int32_t samples, int32_t size) {
+#pragma unroll
+    for (int k = 0; k < kSamples; ++k) {
+      AxisSample<T> sample;
+      const bool inside = sample_axis_clamped(start + T(first + k) * step, size, sample);
+      const bool counts = inside && first + k < samples;
+      low[k] = sample.index[0];
+      for (int a = 0; a < 2; ++a) {
+        weight[k][a] = counts ? sample.weight[a] : T(0);
+        slope[k][a] = counts ? sample.slope[a] : T(0);
+      }
+    }
+#pragma unroll
+    for (int k = 1; k < kSamples; ++k) {
+      const int32_t ahead = low[k] - low[k - 1];
+      if (ahead == 0) move(k, 0, 0);
+      if (ahead == 0) move(k, 1, 1);
+      if (ahead == 1) move(k, 1, 0);
+    }
+  }
+
+  // Calls visit(column, weight, slope) for each different column.
+  template <typename Visit>
+  D2_DEVICE void for_each(const Visit& visit) const {
+#pragma unroll
+    for (int k = 0; k < kSamples; ++k) {
+#pragma unroll
+      for (int a = 0; a < 2; ++a) {
+        if (weight[k][a] != T(0)) visit(low[k] + a, weight[k][a], slope[k][a]);
+      }
+    }
+  }
+
+ private:
+  D2_DEVICE void move(int k, int from, int to) {
+    weight[k][to] += weight[k - 1][from], slope[k][to] += slope[k - 1][from];
+    weight[k - 1][from] = slope[k - 1][from] = T(0);
+  }
+};
+
+template <typename T>
+template <typename Visit>
+D2_DEVICE void BinSamples<T>::for_each_row(const Visit& visit) const {
+#pragma unroll 1
+  for (int32_t first = 0; first < samples; first += ColumnWindow<T>::kSamples) {
+    const ColumnWindow<T> columns(start_x, step_x, first, samples, width);
+    for_each_pixel(start_y, step_y, samples, height,
+                   [&](int32_t y, T weight, T slope) { visit(columns, y, weight, slope); });
+  }
+}
+
+}  // namespace d2_deformable
