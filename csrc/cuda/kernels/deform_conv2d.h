@@ -200,8 +200,6 @@ D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
 // read: where offsets are integers, that is three of four.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dColumnsKernel {
-  static constexpr int kMaxThreads = kLaunchThreads;
-
   DeformConv2dChunk<acc_t> chunk;
   int lanes;
   const scalar_t* input;  // [N][H][W][C]
