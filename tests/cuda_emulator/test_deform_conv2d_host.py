@@ -99,7 +99,9 @@ def operator(compiler, tmp_path_factory):
     small = ("cuda/plan.h", "kColumnBytes = 32 << 20", f"kColumnBytes = {COLUMN_BYTES}")
     products = torch.library.Library("aten", "IMPL", "CPU")
     products.impl("baddbmm.dtype_out", float_sums)
-    yield host.Operator("deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder)))
+    yield host.Operator(
+        "deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder))
+    )
     products._destroy()
 
 
@@ -138,12 +140,8 @@ def test_equals_reference(name, dtype, in_order, operator):
     tensors = call.tensors(dtype)
     input, offset, weight, bias, mask, grad_output = tensors
     torch.use_deterministic_algorithms(in_order)
-    output = operator.forward(
-        input, offset, weight, bias, *call.geometry, mask, call.border
-    )
-    grads = operator.backward(
-        grad_output, input, offset, weight, mask, *call.geometry, call.border
-    )
+    output = operator.forward(input, offset, weight, bias, *call.geometry, mask, call.border)
+    grads = operator.backward(grad_output, input, offset, weight, mask, *call.geometry, call.border)
     expected_output, expected_grads = expected(call, tensors)
     assert output.dtype == dtype
     assert_close(output, expected_output, dtype)
@@ -208,4 +206,3 @@ def test_products_have_the_precision_of_convolutions(conv, matmul, operator):
     products = [(n, p) for n, p in forward + backward if n in ("addmm", "bmm", "baddbmm")]
     assert len(products) > 4 and {precision for _, precision in products} == {conv}
     assert torch.backends.cuda.matmul.fp32_precision == matmul
-

@@ -43,12 +43,12 @@ QUICK = {
         "(value < acc_t(size) ? value : acc_t(size))",
         "value",
     ),
-    "partial sums in one place": Mutant(
+    "every lane writes the sum": Mutant(
         RACE,
         "deform_conv2d",
-        "kernels/deform_conv2d.h",
-        "grad_mask[item.part * mask_numel +",
-        "grad_mask[",
+        "cuda/kernels/deform_conv2d.h",
+        "if (exists && lane == 0) grad_mask",
+        "if (exists) grad_mask",
     ),
     "offset gradient of another axis": Mutant(
         WRONG,
@@ -60,7 +60,7 @@ QUICK = {
 }
 SLOW = {
     "bilinear neighbour beyond the map": Mutant(
-        OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "has_high ? low + 1 : low;", "low + 1;"
+        WRONG, "deform_conv2d", "sampling.h", "= has_high ? fraction : T(0);", "= fraction;"
     ),
     "stride of one block": Mutant(
         RACE, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += blockDim.x"
@@ -71,12 +71,47 @@ SLOW = {
     "one call too many": Mutant(
         OUT_OF_BOUNDS, "ps_roi_pool", "cuda/launch.cuh", "i < count", "i <= count"
     ),
-    "ragged block taken for a whole one": Mutant(
+    "one pack too many": Mutant(
         f"{RACE}|{OUT_OF_BOUNDS}",
         "deform_conv2d",
-        "kernels/channels.h",
-        "return rest < size ? rest : size;",
-        "return size;",
+        "cuda/kernels/deform_conv2d.h",
+        "c < unit_channels;",
+        "c <= unit_channels;",
+    ),
+    "a unit that is none": Mutant(
+        OUT_OF_BOUNDS,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "if (index >= units) return;",
+        "",
+    ),
+    "lanes that leave before the sum": Mutant(
+        "shuffle: |deadlock: ",
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "const bool exists = index < units;",
+        "const bool exists = true;\n      if (index >= units) return;",
+    ),
+    "scattered without atomics": Mutant(
+        RACE,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "atomic_add(address + k, weight * acc_t(grad.values[k]));",
+        "address[k] += weight * acc_t(grad.values[k]);",
+    ),
+    "every row in the first image": Mutant(
+        f"{WRONG}|{OUT_OF_BOUNDS}",
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);",
+        "unit.image = chunk.first_image;",
+    ),
+    "owners of more than a line": Mutant(
+        WRONG,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "y.index[a] == line",
+        "y.index[a] >= line",
     ),
     "wrong stride": Mutant(
         WRONG,
@@ -86,7 +121,11 @@ SLOW = {
         "(y * sizes.height + x) * sizes.pixel_stride() + channel;\n#pragma",
     ),
     "result not written": Mutant(
-        WRONG, "deform_conv2d", "kernels/deform_conv2d.h", "to[sizes.image_rows()] = grad_x;", ""
+        WRONG,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "grad_offset[unit.offset_index(s) + s.image_rows()] = grad_x;",
+        "",
     ),
     "sum not started at zero": Mutant(
         WRONG, "ps_roi_pool", "kernels/ps_roi_pool.h", "out[c] = acc_t(0);", ";"
