@@ -1,6 +1,6 @@
-"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and launches
-against the reference. Only the device is missing: ATen's products are the CPU's, the kernels run in
-the emulator."""
+"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and
+launches against the reference. Only the device is missing: ATen's products are the CPU's, the
+kernels run in the emulator."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ class Call:
             for k in (0, 1)
         ]
         out_size = [(span - 1) // step + 1 for span, step in zip(spans, self.stride)]
-        coordinates = torch.float32 if self.float_offset and dtype.itemsize == 2 else dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        coordinates = torch.float32 if half and self.float_offset else dtype
         shape = (self.images, self.offset_groups * taps * 2, *out_size)
         # About two pixels, and not near integers, where gradients jump.
         offset = (2 * torch.randn(shape)).round() + 0.25 + 0.5 * torch.rand(shape)
@@ -186,8 +187,8 @@ def names(calls):
 
 
 def test_channels_last_is_not_copied(operator):
-    """Products write to the output, the bias among them; backward clears and copies no more than the
-    result's layout asks for."""
+    """Products write to the output, the bias among them; backward clears and copies no more than
+    the result's layout asks for."""
     forward, backward = record(CALLS["channels-last"], operator)
     assert names(forward) == {"empty", "addmm"}
     # grad_weight goes to the weight's contiguous format.
