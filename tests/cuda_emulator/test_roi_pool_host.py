@@ -1,5 +1,5 @@
-"""The host code of the RoI operators on CUDA, unchanged, on the CPU: plans, lists of RoIs, layouts and
-launches against the reference. Only the device is missing: the kernels run in the emulator."""
+"""The host code of the RoI operators on CUDA, unchanged, on the CPU: plans, lists of RoIs, layouts
+and launches against the reference. Only the device is missing: the kernels run in the emulator."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -101,9 +101,7 @@ CALLS = {
     "position-sensitive": ps,
     "position-sensitive, channels-last": replace(ps, channels_last=True),
     "position-sensitive, float32 RoIs": replace(ps, float_coordinates=True),
-    "position-sensitive, many RoIs": replace(
-        ps, rois=70, images=3, keywords={"round_rois": False}
-    ),
+    "position-sensitive, many RoIs": replace(ps, rois=70, images=3, keywords={"round_rois": False}),
     "position-sensitive, wide map": replace(
         ps, groups=2, bins=(2, 1), size=(3, 150), keywords={"spatial_scale": 3.017}
     ),
