@@ -63,7 +63,7 @@ def deform_conv2d(
     sampling and the product of matrices, in half precision too; the CPU computes in float32.
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
-    operators. On the CPU gradients are deterministic; on CUDA they are not, and an error under
+    operators. On the CPU gradients are deterministic; on CUDA they are so under
     torch.use_deterministic_algorithms. Double backward is not supported.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
