@@ -86,7 +86,7 @@ SLOW = {
     ),
     "splits with the same RoIs": Mutant(
         RACE,
-        "ps_roi_pool",
+        "deform_roi_pool",
         "cuda/kernels/roi_planes.h",
         "{bin, bins, split * lanes + lane,",
         "{bin, bins, lane,",
