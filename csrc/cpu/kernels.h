@@ -4,6 +4,9 @@
 
 #include <cstdint>
 
+#include "deform_conv2d.h"
+#include "roi_pool.h"
+
 namespace d2_deformable {
 
 template <typename T>
@@ -11,6 +14,20 @@ struct CpuKernels {
   // kernels/transpose.h
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
+  // kernels/deform_conv2d_forward.h
+  int64_t panel;
+  void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel, T* packed);
+  void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
+                             T* scratch);
+
+  // kernels/deform_roi_pool.h, deform_roi_planes.h, ps_roi_pool.h: one item
+  void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_pool_backward)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_planes)(const DeformRoiPlanesCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*deform_roi_planes_backward)(const DeformRoiPlanesCall<T>&, int64_t item,
+                                     const RoiScratch<T>&);
+  void (*ps_roi_pool)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
+  void (*ps_roi_pool_backward)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
 };
 
 // For the best instruction set that the machine has, and that ATEN_CPU_CAPABILITY (default, avx2

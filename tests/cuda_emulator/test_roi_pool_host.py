@@ -1,5 +1,5 @@
-"""The host code of the RoI operators on CUDA, unchanged, on the CPU: plans, lists of RoIs, layouts and
-launches against the reference. Only the device is missing: the kernels run in the emulator."""
+"""The host code of the RoI operators on CUDA, unchanged, on the CPU: plans, lists of RoIs, layouts
+and launches against the reference. Only the device is missing: the kernels run in the emulator."""
 
 import math
 from dataclasses import dataclass, field, replace

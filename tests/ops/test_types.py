@@ -311,9 +311,11 @@ def test_deterministic_algorithms(name, assert_close):
     in_any_order = values_and_gradients(function, tensors, arguments)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (values_and_gradients(function, tensors, arguments) for _ in range(2))
+        first = values_and_gradients(function, tensors, arguments)
+        for _ in range(3):
+            again = values_and_gradients(function, tensors, arguments)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     finally:
         torch.use_deterministic_algorithms(False)
-    for k, expected in enumerate(in_any_order):
-        assert torch.equal(first[k], second[k])
-        assert_close(first[k], expected)
+    for actual, expected in zip(first, in_any_order, strict=True):
+        assert_close(actual, expected)

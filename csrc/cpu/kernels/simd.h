@@ -54,11 +54,13 @@ D2_INLINE void store(T* to, Vector<T> vector) {
   __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
-template <typename T>
-D2_INLINE T sum(Vector<T> vector) {
-  T total = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) total += vector[lane];
-  return total;
+// Whether a comparison is true in any lane.
+template <typename T, typename Mask>
+D2_INLINE bool any(Mask mask) {
+  int64_t words[kVectorBytes / 8], found = 0;
+  __builtin_memcpy(words, &mask, sizeof(words));
+  for (int64_t word : words) found |= word;
+  return found != 0;
 }
 
 // Lanes of a and b in turn, beginning with those number `first`: a0 b0 a1 b1 ...
@@ -70,6 +72,35 @@ D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<i
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   return __builtin_shuffle(a, b, Vector<Index>{(first + lane / 2 + lane % 2 * kLanes<T>)...});
 #endif
+}
+
+// Moves lane number `by` + k to lane k.
+template <typename T, int by, int... lane>
+D2_INLINE Vector<T> rotate(Vector<T> a, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, a, ((lane + by) % kLanes<T>)...);
+#else
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, Vector<Index>{((lane + by) % kLanes<T>)...});
+#endif
+}
+
+// The sums over the lanes of four vectors, at once: two shuffles each.
+template <typename T>
+D2_INLINE void store_sums(T* to, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>();
+  constexpr int half = kLanes<T> / 2;
+  if constexpr (kLanes<T> == 2) {
+    store(to, interleave<T, 0>(a, b, lanes) + interleave<T, half>(a, b, lanes));
+    store(to + 2, interleave<T, 0>(c, d, lanes) + interleave<T, half>(c, d, lanes));
+  } else {
+    const Vector<T> ac = interleave<T, 0>(a, c, lanes) + interleave<T, half>(a, c, lanes);
+    const Vector<T> bd = interleave<T, 0>(b, d, lanes) + interleave<T, half>(b, d, lanes);
+    Vector<T> abcd = interleave<T, 0>(ac, bd, lanes) + interleave<T, half>(ac, bd, lanes);
+    if constexpr (kLanes<T> >= 16) abcd += rotate<T, 8 % kLanes<T>>(abcd, lanes);
+    if constexpr (kLanes<T> >= 8) abcd += rotate<T, 4>(abcd, lanes);
+    __builtin_memcpy(to, &abcd, 4 * sizeof(T));
+  }
 }
 
 // Transposes a square of lanes x lanes: interleaving the first half of the rows with the second one

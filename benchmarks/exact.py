@@ -1,0 +1,41 @@
+"""Results in float64, and how far those of an implementation are from them."""
+
+from functools import lru_cache
+
+import torch
+
+from .implementations import Implementation
+
+# Largest error of a result, as a part of its largest number: sums of up to 4608 products, whose
+# factors CUDA rounds to half precision where the maps are.
+TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 8e-2,
+}
+
+
+@lru_cache(maxsize=1)  # the modes of a case share it
+def exact(case, std, device, dtype, backward: bool) -> tuple[dict, dict]:
+    """Tensors of a case, and the float64 results of what these very numbers give."""
+    tensors = case.draw(std, device, dtype)
+    unchecked = torch.ones(len(tensors["grad"]), dtype=torch.bool, device=device)
+    unchecked[case.checked()] = False
+    tensors["grad"][unchecked] = 0
+    reference = Implementation(case.reference, case.leaves())
+    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    return tensors, reference.results(doubles, backward)
+
+
+def error(case, results: dict, expected: dict) -> float:
+    """The largest difference, relative to the largest number of its tensor; NaN if any is."""
+    worst = 0.0
+    for name, right in expected.items():
+        result = results[name]
+        if not result.isfinite().all():
+            return float("nan")
+        if name == "output":
+            result, right = result[case.checked()], right[case.checked()]
+        difference = (result.double() - right).abs().max() / right.abs().max()
+        worst = max(worst, float(f"{difference.item():.3g}"))
+    return worst

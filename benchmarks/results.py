@@ -1,0 +1,65 @@
+"""The JSON of a benchmark: what it was measured with, and one row per case, pass and mode."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+import torch
+
+from d2_deformable.analysis.origin import commit, machine, versions
+
+KEY = ("case", "pass", "mode")
+# What rows of one file have in common.
+SETTINGS = ("machine", "device", "threads", "dtype", "versions", "commit", "cpu_capability")
+
+
+def settings(prog: str, args) -> dict:
+    return {
+        "machine": machine(),
+        "device": str(args.device),
+        "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "versions": versions(),
+        "commit": commit(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"{prog} {shlex.join(args.argv)}".strip(),
+    }
+
+
+class Results:
+    """Rows, written to a file as they come; those that stand there already are kept.
+
+    Raises:
+        ValueError: the file holds what was measured otherwise.
+    """
+
+    def __init__(self, file: Path | None, settings: dict):
+        self.file = file
+        self.data = settings | {"rows": []}
+        if file is not None and file.exists():
+            before = json.loads(file.read_text())
+            for key in SETTINGS:
+                if before[key] != settings[key]:
+                    raise ValueError(
+                        f"{file} was measured with {key} {before[key]}, now it is {settings[key]}: "
+                        "give another file"
+                    )
+            self.data["rows"] = before["rows"]
+
+    def has(self, *key) -> bool:
+        return any(tuple(row[k] for k in KEY) == key for row in self.data["rows"])
+
+    def add(self, row: dict) -> None:
+        self.data["rows"].append(row)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(dumps(self.data))
+
+
+def dumps(data: dict) -> str:
+    """JSON with a line per row."""
+    head = json.dumps({k: v for k, v in data.items() if k != "rows"}, indent=1)
+    rows = ",\n  ".join(json.dumps(row) for row in data["rows"])
+    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'

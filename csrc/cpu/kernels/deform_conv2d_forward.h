@@ -1,0 +1,142 @@
+// Deformable convolution, forward: columns of sampled pixels, tile by tile, times the weight.
+#pragma once
+
+#include "../kernels.h"
+#include "gemm.h"
+#include "sampling_plan.h"
+#include "transpose.h"
+
+namespace d2_deformable {
+namespace D2_CPU_TARGET {
+
+// weight [O][C/groups][K] -> [groups][panels][K][C/groups][kPanel], panels of a group's outputs,
+// the last one filled up with zeros. One call packs one panel.
+template <typename T>
+void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* packed) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t outputs = s.out_channels / s.groups, channels = s.channels / s.groups;
+  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels<T>(s, kPanel<T>);
+  const int64_t first = panel % panels * kPanel<T>;
+  const T* from = weight + (panel / panels * outputs + first) * depth;
+  T* to = packed + panel * depth * kPanel<T>;
+  for (int64_t half = 0; half < kPanel<T>; half += lanes) {
+    const int64_t rows = outputs - first - half;
+    for (int64_t k = 0; k < depth; k += lanes) {
+      const int64_t columns = depth - k < lanes ? depth - k : lanes;
+      Vector<T> square[lanes];
+      if (rows >= lanes && columns == lanes) {
+#pragma GCC unroll 16
+        for (int o = 0; o < lanes; ++o) square[o] = load(from + (half + o) * depth + k);
+      } else {
+        for (int o = 0; o < lanes; ++o) {
+          square[o] = Vector<T>{};
+          for (int64_t j = 0; o < rows && j < columns; ++j) {
+            square[o][j] = from[(half + o) * depth + k + j];
+          }
+        }
+      }
+      transpose_square<T>(square);
+      int64_t channel = k / taps, tap = k % taps;
+      for (int64_t j = 0; j < columns; ++j) {
+        store(to + (tap * channels + channel) * kPanel<T> + half, square[j]);
+        if (++tap == taps) tap = 0, ++channel;
+      }
+    }
+  }
+}
+
+// columns[channel] = the pixel's value there, for `channels` of them.
+template <typename T>
+D2_INLINE void sample_pixel(const SamplingPlan<T>& plan, int p, int64_t first, int64_t channels,
+                            T* columns) {
+  constexpr int lanes = kLanes<T>;
+  const T *p0 = plan.pixel[0][p] + first, *p1 = plan.pixel[1][p] + first;
+  const T *p2 = plan.pixel[2][p] + first, *p3 = plan.pixel[3][p] + first;
+  const T w0 = plan.weight[0][p], w1 = plan.weight[1][p];
+  const T w2 = plan.weight[2][p], w3 = plan.weight[3][p];
+  const auto sample = [&](int64_t c) {
+    store(columns + c,
+          w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));
+  };
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) sample(c);
+  if (c == channels) return;
+  if (channels > lanes) {
+    sample(channels - lanes);  // some of them once more
+  } else {
+    for (; c < channels; ++c) columns[c] = w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c];
+  }
+}
+
+// Samples taps first_tap .. first_tap + taps of output positions first .. first + count of an
+// image: columns [count][taps][C], rows `row` apart.
+template <typename T>
+void sample_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
+                    int64_t first_tap, int64_t taps, T* columns, int64_t row) {
+  const DeformConv2dSizes& s = op.sizes;
+  const int64_t group_channels = s.channels / s.offset_groups, positions = s.image_rows();
+  const PixelMap<T> map{op.input + image * s.height * s.width * s.channels, op.zeros, s.channels};
+  SamplingPlan<T> plan;
+  for (int64_t done = 0; done < count; done += kPlanned) {
+    const int64_t left = count - done;
+    const Positions block(s, first + done, left < kPlanned ? left : kPlanned);
+    for (int64_t tap = first_tap; tap < first_tap + taps; ++tap) {
+      for (int64_t group = 0; group < s.offset_groups; ++group) {
+        const int64_t plane = (image * s.offset_groups + group) * s.taps() + tap;
+        plan_samples(s, block, tap, op.offset + 2 * plane * positions,
+                     op.mask ? op.mask + plane * positions : nullptr, map, plan);
+        const int64_t channel = group * group_channels;
+        T* to = columns + done * row + (tap - first_tap) * s.channels + channel;
+        for (int p = 0; p < block.count; ++p, to += row) {
+          sample_pixel(plan, p, channel, group_channels, to);
+        }
+      }
+    }
+  }
+}
+
+// One call computes the outputs of one tile: op.tile positions of an image (or what is left of it)
+// from `first` on, in all channels. It samples as many taps as op.chunk at a time, so that their
+// columns stay in the L2 cache while they are multiplied with the weight. No two calls write the
+// same place; every output is summed in the same order whatever the tiles are.
+template <typename T>
+void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
+                        T* scratch) {
+  const DeformConv2dSizes& s = op.sizes;
+  const int64_t positions = s.image_rows(), taps = s.taps();
+  const int64_t count = positions - first < op.tile ? positions - first : op.tile;
+  const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
+  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels<T>(s, kPanel<T>);
+  T* columns = scratch;
+  const int64_t column_row = op.column_row();
+  // [count][O]: in place where the output is channels-last.
+  T* result = op.channels_last ? op.output + (image * positions + first) * s.out_channels
+                               : scratch + op.tile * column_row;
+  const int64_t result_row = op.channels_last ? s.out_channels : op.result_row();
+  if (op.bias) {
+    for (int64_t p = 0; p < count; ++p) {
+      __builtin_memcpy(result + p * result_row, op.bias, s.out_channels * sizeof(T));
+    }
+  }
+  for (int64_t tap = 0; tap < taps; tap += op.chunk) {
+    const int64_t sampled = taps - tap < op.chunk ? taps - tap : op.chunk;
+    sample_columns(op, image, first, count, tap, sampled, columns, column_row);
+    const int64_t run = s.groups == 1 ? sampled * channels : channels;
+    for (int64_t group = 0; group < s.groups; ++group) {
+      const GemmOperand<T> a{columns + group * channels, column_row, 1, run, s.channels};
+      gemm(count, outputs, sampled * channels, a,
+           op.weight + group * panels * panel + tap * channels * kPanel<T>, panel,
+           result + group * outputs, result_row, op.bias || tap > 0);
+    }
+  }
+  if (op.channels_last) return;
+  T* output = op.output + image * s.out_channels * positions + first;
+  for (int64_t o = 0; o < s.out_channels; o += kPanel<T>) {
+    const int64_t rest = s.out_channels - o;
+    transpose(result + o, result_row, output + o * positions, positions, count,
+              rest < kPanel<T> ? rest : int64_t(kPanel<T>));
+  }
+}
+
+}  // namespace D2_CPU_TARGET
+}  // namespace d2_deformable

@@ -1,0 +1,58 @@
+// A RoI pooling of one item (cpu/roi_pool.h), whatever its bins are: RoI by RoI, all the bins of
+// the item's group.
+#pragma once
+
+#include "roi_bin.h"
+#include "roi_map.h"
+
+namespace d2_deformable {
+namespace D2_CPU_TARGET {
+
+// for_each_bin(roi, pool) calls pool(bin, first channel, last channel + 1, y, x), channels counted
+// from the item's first one.
+template <typename T, typename ForEachBin>
+D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
+                         const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {
+  const int64_t begin = call.image_begin[item.image], end = call.image_begin[item.image + 1];
+  if (begin == end) return;
+  const T* map = read_map(call, item, scratch.map);
+  const int64_t stride = call.as_rows ? call.top_channels : call.block_stride;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t roi = call.order[k];
+    T* to = call.output + item.result(call, roi);
+    T* rows = call.as_rows ? to : scratch.rows;
+    for_each_bin(roi, [&](int64_t bin, int64_t first, int64_t last, const RoiTaps<T>& y,
+                          const RoiTaps<T>& x) {
+      pool_bin(map + first, y, x, last - first, rows + bin * stride + first);
+    });
+    if (!call.as_rows) transpose(rows, stride, to, call.bins, call.bins, item.channels);
+  }
+}
+
+// for_each_bin(roi, spread) calls spread as above, which returns the gradient of the bin's place.
+template <bool with_map, typename T, typename ForEachBin>
+D2_INLINE void spread_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
+                           const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {
+  const int64_t begin = call.image_begin[item.image], end = call.image_begin[item.image + 1];
+  if (begin == end) return write_zero_gradient(call, item);
+  const T* map = with_map ? read_map(call, item, scratch.map) : nullptr;
+  T* grad_map = zero_gradient_map(call, item, scratch.grad_map);
+  const int64_t stride = call.as_rows ? call.top_channels : call.block_stride;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t roi = call.order[k];
+    const T* from = call.grad_output + item.result(call, roi);
+    if (!call.as_rows) {
+      transpose(from, call.bins, scratch.rows, stride, item.channels, call.bins);
+    }
+    const T* rows = call.as_rows ? from : scratch.rows;
+    for_each_bin(roi, [&](int64_t bin, int64_t first, int64_t last, const RoiTaps<T>& y,
+                          const RoiTaps<T>& x) {
+      return spread_bin<with_map>(rows + bin * stride + first, map + (with_map ? first : 0), y, x,
+                                  last - first, grad_map + first);
+    });
+  }
+  write_gradient_map(call, item, grad_map);
+}
+
+}  // namespace D2_CPU_TARGET
+}  // namespace d2_deformable

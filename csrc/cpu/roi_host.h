@@ -1,0 +1,158 @@
+// What the host does alike for both RoI poolings: layouts, the order of RoIs, threads.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "layout.h"
+
+namespace d2_deformable {
+
+// Channels-last copies stay in the second level cache: at least one vector of channels wide.
+constexpr int64_t kRoiMapBytes = 384 << 10;
+constexpr int64_t kRoiVectorBytes = 64;  // the longest of all instruction sets
+
+template <typename T>
+constexpr int64_t kRoiLanes = kRoiVectorBytes / int64_t(sizeof(T));
+
+// The RoIs image by image, each image's in their order.
+struct RoiOrder {
+  std::vector<int64_t> order, image_begin;
+
+  // Every image index must be one of 0 .. images - 1; NaN and fractions are not.
+  template <typename T>
+  RoiOrder(const char* op, const T* rois, int64_t count, int64_t images)
+      : order(count), image_begin(images + 1, 0) {
+    for (int64_t r = 0; r < count; ++r) {
+      const T index = rois[r * 5];
+      TORCH_CHECK(is_image_index(index, images), op, ": rois[", r, "] names image ", index,
+                  ", but input holds ", images, " images");
+      ++image_begin[int64_t(index) + 1];
+    }
+    for (int64_t image = 0; image < images; ++image) image_begin[image + 1] += image_begin[image];
+    std::vector<int64_t> next(image_begin.begin(), image_begin.end() - 1);
+    for (int64_t r = 0; r < count; ++r) order[next[int64_t(rois[r * 5])]++] = r;
+  }
+};
+
+template <typename T>
+RoiChannelBlocks roi_channel_blocks(int64_t channels, int64_t unit, int64_t pixels, int64_t maps) {
+  const int64_t fit = kRoiMapBytes / (maps * pixels * int64_t(sizeof(T)));
+  const int64_t most = std::max<int64_t>(fit / kRoiLanes<T>, 1) * kRoiLanes<T>;
+  return RoiChannelBlocks(channels, unit, most, kRoiLanes<T>);
+}
+
+// Whether items can work on a channels-last map itself. They read and add in whole vectors.
+template <typename T>
+bool in_place(bool channels_last, int64_t groups, int64_t unit) {
+  return channels_last && groups == 1 && unit % kRoiLanes<T> == 0;
+}
+
+// Sizes that both operators have, and what follows from them.
+template <typename T, typename Sizes>
+RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t unit, int64_t most_taps,
+                             bool channels_last, int64_t maps, const RoiOrder& rois) {
+  RoiPoolCall<T> call{s.images,
+                      groups,
+                      s.top_channels,
+                      s.height,
+                      s.width,
+                      s.bins(),
+                      roi_channel_blocks<T>(s.top_channels, unit, s.height * s.width, maps),
+                      rois.order.data(),
+                      rois.image_begin.data()};
+  call.in_place = in_place<T>(channels_last, groups, unit);
+  // One item has all the bins of a RoI, and can transpose them in the cache, if there is one group.
+  call.as_rows = channels_last || groups > 1;
+  call.block_stride = RoiChannelBlocks::ceil_div(call.blocks.size, kRoiLanes<T>) * kRoiLanes<T>;
+  call.most_taps = most_taps + kRoiLanes<T>;
+  return call;
+}
+
+template <typename T>
+class RoiScratchMemory {
+ public:
+  // Vectors may reach beyond the last channel of a block: one more at the end of each array.
+  RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t columns)
+      : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
+        taps_(new RoiTap<T>[call.most_taps * (1 + columns)]),
+        columns_(new RoiTaps<T>[columns]) {
+    scratch.map = numbers_.get();
+    scratch.grad_map = scratch.map + map * map_size(call);
+    scratch.rows = scratch.grad_map + grad_map * map_size(call);
+    scratch.y = taps_.get();
+    scratch.x = scratch.y + call.most_taps;
+    scratch.columns = columns_.get();
+  }
+  RoiScratch<T> scratch;
+
+ private:
+  static int64_t map_size(const RoiPoolCall<T>& call) {
+    return call.in_place ? 0 : call.pixels() * call.block_stride + kRoiLanes<T>;
+  }
+  static int64_t rows_size(const RoiPoolCall<T>& call) {
+    return call.as_rows ? 0 : call.bins * call.block_stride + kRoiLanes<T>;
+  }
+  std::unique_ptr<T[]> numbers_;
+  std::unique_ptr<RoiTap<T>[]> taps_;
+  std::unique_ptr<RoiTaps<T>[]> columns_;
+};
+
+// Calls kernel(call, item, scratch) for all items. `cost` is that of a call, in multiply-adds.
+template <typename T, typename Call, typename Kernel>
+void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t columns,
+               int64_t cost) {
+  const int64_t items = call.items();
+  if (items == 0) return;
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(cost / items, 1));
+  at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+    const RoiScratchMemory<T> memory(call, map, grad_map, columns);
+    for (int64_t item = begin; item < end; ++item) kernel(call, item, memory.scratch);
+  });
+}
+
+// from[R][rows][columns] -> to[R][columns][rows], RoI by RoI
+template <typename T>
+void transpose_rois(const T* from, T* to, int64_t rois, int64_t rows, int64_t columns) {
+  const int64_t size = rows * columns;
+  at::parallel_for(0, rois, std::max<int64_t>(1, 32768 / std::max<int64_t>(size, 1)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) {
+                       cpu_kernels<T>().transpose(from + r * size, columns, to + r * size, rows,
+                                                  rows, columns);
+                     }
+                   });
+}
+
+// Results of the kernels, rows or not, in the type and the memory format asked for.
+template <typename T>
+at::Tensor finish_output(const at::Tensor& output, bool as_rows, at::ScalarType type,
+                         at::MemoryFormat format) {
+  if (!as_rows || format == at::MemoryFormat::ChannelsLast) return output.to(type);
+  const at::Tensor to = at::empty(output.sizes(), output.options());
+  transpose_rois(output.const_data_ptr<T>(), to.mutable_data_ptr<T>(), output.size(0),
+                 output.size(2) * output.size(3), output.size(1));
+  return to.to(type);
+}
+
+// The gradient of the results as the kernels want it.
+template <typename T>
+at::Tensor start_gradient(const at::Tensor& grad_output, bool as_rows) {
+  const at::Tensor grad = grad_output.to(c10::CppTypeToScalarType<T>::value);
+  if (!as_rows) return grad.contiguous();
+  if (grad.is_contiguous(at::MemoryFormat::ChannelsLast)) return grad;
+  const at::Tensor from = grad.contiguous();
+  const at::Tensor rows =
+      at::empty(from.sizes(), from.options().memory_format(at::MemoryFormat::ChannelsLast));
+  transpose_rois(from.const_data_ptr<T>(), rows.mutable_data_ptr<T>(), from.size(0), from.size(1),
+                 from.size(2) * from.size(3));
+  return rows;
+}
+
+}  // namespace d2_deformable
