@@ -25,21 +25,6 @@ inline at::Tensor from_channels_last(const at::Tensor& map, at::ScalarType type,
   return map.permute({0, 3, 1, 2}).to(type).contiguous(format);
 }
 
-// (N, Ctop*groups, H, W) -> [N][H][W][groups][Ctop]
-inline at::Tensor to_grouped(const at::Tensor& map, int64_t groups, at::ScalarType type) {
-  return map.permute({0, 2, 3, 1})
-      .unflatten(3, {map.size(1) / groups, groups})
-      .transpose(3, 4)
-      .to(type)
-      .contiguous();
-}
-
-// [N][H][W][groups][Ctop] -> (N, Ctop*groups, H, W)
-inline at::Tensor from_grouped(const at::Tensor& map, at::ScalarType type,
-                               at::MemoryFormat format) {
-  return from_channels_last(map.transpose(3, 4).flatten(3), type, format);
-}
-
 // Coordinates and factors, contiguous.
 inline at::Tensor to_coordinates(const std::optional<at::Tensor>& tensor, at::ScalarType type) {
   return tensor ? tensor->to(type).contiguous() : at::Tensor();

@@ -17,13 +17,19 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 MAIN = "90"
 
 # 16 bytes at once, in PTX. Constant: through the read-only cache.
-LOAD = r"ld\.global\.v4\.[ubf]32"
+LOAD = r"ld\.global\.(v4\.[ubf]32|v2\.[ubf]64)"
 LOAD_CONSTANT = r"ld\.global\.nc\.v4\.[ubf]32"
 STORE = r"st\.global(\.wb)?\.v4\.[ubf]32"
 ADD = r"(atom|red)\.global\.add\.v4\.f32"
 BYTE = r"(ld|st)\.global(\.nc)?\.[usb]8"
 # Kernels (all whose name matches), and what must be in their PTX.
-VECTORS = {}
+VECTORS = {
+    "DeformConv2dColumnsKernel<.*, true>": [LOAD_CONSTANT, STORE],
+    "DeformConv2dGradientsKernel<.*, true>": [LOAD, LOAD_CONSTANT, STORE],
+    "DeformConv2dGradientsKernel<.*, float, true>": [ADD],
+    "DeformRoiPool(Shift)?(Gradient)?Kernel<.*>": [LOAD_CONSTANT],
+    "PsRoiPoolKernel<.*>": [LOAD_CONSTANT],
+}
 
 
 @pytest.fixture(scope="session")

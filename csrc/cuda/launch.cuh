@@ -46,8 +46,10 @@ cudaError_t launch(const Kernel& kernel, int64_t count, cudaStream_t stream) {
                           stream);
 }
 
+// One block per processor is enough: so that the compiler does not spill registers to make room for
+// more.
 template <typename Kernel>
-__global__ void __launch_bounds__(kMaxThreads<Kernel>) run_block(const Kernel kernel) {
+__global__ void __launch_bounds__(kMaxThreads<Kernel>, 1) run_block(const Kernel kernel) {
   kernel();
 }
 

@@ -1,5 +1,5 @@
 // Sizes of a position-sensitive RoI pooling, and which pixels its bins hold: for host and device,
-// free of ATen. Maps are group-major channels-last, [N][H][W][bin][Ctop].
+// free of ATen.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,6 @@ struct PsRoiPoolSizes {
   bool round_rois;
 
   D2_HOST_DEVICE int64_t bins() const { return bins_h * bins_w; }
-  D2_HOST_DEVICE int64_t pixel_stride() const { return bins() * top_channels; }
 };
 
 // The bins of one RoI in place.
@@ -34,16 +33,13 @@ struct PsRoiGrid {
 template <typename acc_t>
 struct PsRoiBin {
   int64_t y_begin, y_end, x_begin, x_end;
-  int64_t map;  // of the image's first pixel, at the bin's channels
 
   D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const PsRoiGrid<acc_t>& grid, int64_t bin_y,
                           int64_t bin_x)
       : y_begin(floor_inside(acc_t(bin_y) * grid.bin_height + grid.box.y, s.height)),
         y_end(ceil_inside(acc_t(bin_y + 1) * grid.bin_height + grid.box.y, s.height)),
         x_begin(floor_inside(acc_t(bin_x) * grid.bin_width + grid.box.x, s.width)),
-        x_end(ceil_inside(acc_t(bin_x + 1) * grid.bin_width + grid.box.x, s.width)),
-        map((grid.box.image * s.height * s.width * s.bins() + bin_y * s.bins_w + bin_x) *
-            s.top_channels) {}
+        x_end(ceil_inside(acc_t(bin_x + 1) * grid.bin_width + grid.box.x, s.width)) {}
 
   D2_HOST_DEVICE PsRoiBin(const PsRoiPoolSizes& s, const acc_t* rois, int64_t roi, int64_t bin)
       : PsRoiBin(s, PsRoiGrid<acc_t>(s, rois, roi), bin / s.bins_w, bin % s.bins_w) {}

@@ -60,11 +60,14 @@ def deform_conv2d(
     All are float32, float64, float16 or bfloat16; beside a half-precision input, offset and mask
     may be, and under torch.autocast are, float32. Coordinates, weights and sums are at least
     float32. Of a half-precision input CUDA keeps the sampled values and their gradients, between
-    sampling and the product of matrices, in half precision too; the CPU computes in float32.
+    sampling and the product of matrices, in half precision too; the CPU computes in float32. On
+    CUDA the setting of convolutions (torch.backends.cudnn.allow_tf32) rules whether products of
+    float32 may be TF32, as for torch.nn.functional.conv2d.
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
-    operators. On the CPU gradients are deterministic; on CUDA they are not, and an error under
-    torch.use_deterministic_algorithms. Double backward is not supported.
+    operators. On the CPU gradients are deterministic; on CUDA they are under
+    torch.use_deterministic_algorithms, where that of the input takes many times longer (and
+    PyTorch's products want CUBLAS_WORKSPACE_CONFIG). Double backward is not supported.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).

@@ -49,7 +49,7 @@ class Operator:
     """Calls what the library registers for CUDA, with tensors of the CPU."""
 
     def __init__(self, name: str, library: Path):
-        self.definitions = torch.library.Library(NAMESPACE, "DEF")
+        self.definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
         for schema in self.schemas(name):
             self.definitions.define(schema)
         torch.ops.load_library(library)
@@ -62,12 +62,12 @@ class Operator:
             schema = getattr(torch.ops.d2_deformable, operator).default._schema
             yield str(schema).removeprefix("d2_deformable::")
 
-    def forward(self, *arguments):
-        return self._call(self.name, arguments)
+    def forward(self, *arguments, **keywords):
+        return self._call(self.name, arguments, keywords)
 
-    def backward(self, *arguments):
-        return self._call(f"{self.name}_backward", arguments)
+    def backward(self, *arguments, **keywords):
+        return self._call(f"{self.name}_backward", arguments, keywords)
 
-    def _call(self, name, arguments):
+    def _call(self, name, arguments, keywords):
         operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-        return operator.redispatch(self.keys, *arguments)
+        return operator.redispatch(self.keys, *arguments, **keywords)

@@ -7,8 +7,10 @@ using namespace d2_deformable;
 
 extern "C" {
 
-// bytes per chunk, rows per tile, threads per block
-void constants(int64_t* out) { out[0] = kColumnBytes, out[1] = kTileRows, out[2] = kLaunchThreads; }
+// bytes per chunk, rows per tile, threads per block, packs per lane
+void constants(int64_t* out) {
+  out[0] = kColumnBytes, out[1] = kTileRows, out[2] = kLaunchThreads, out[3] = kPacksPerLane;
+}
 
 // number and size of the chunks
 void chunks(int64_t rows, int64_t row_bytes, int64_t* out) {

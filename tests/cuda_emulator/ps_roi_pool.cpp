@@ -1,6 +1,6 @@
-#include "kernels/ps_roi_pool.h"
+#include "cuda/kernels/ps_roi_pool.h"
 
-#include "driver.h"
+#include "roi_driver.h"
 
 namespace cuda_emulator {
 
@@ -12,20 +12,31 @@ struct PsRoiPool {
     const PsRoiPoolSizes sizes{in.integer(), in.integer(), in.integer(),
                                in.integer(), in.integer(), in.integer(),
                                in.integer(), in.real(),    in.integer() != 0};
-    const ChannelBlocks blocks(sizes.top_channels, sizes.top_channels, in.integer());
+    const RoiGpu gpu{in.integer(), in.integer()};
     const auto input = in.array<scalar_t>();
     const auto rois = in.array<acc_t>();
     const auto grad_output = in.array<scalar_t>();
+    const PsRoiPoolDivisors by(sizes);
+    const int64_t pixels = sizes.height * sizes.width;
+    const RoiWork work{sizes.images * sizes.top_channels * sizes.bins(), pixels, sizes.rois, 1, 9};
+    const ListedRois<acc_t, PsRoiGrid<acc_t>> listed(sizes, rois);
+    const auto add = [&](auto in_order) {
+      const RoiPlan plan = plan_adding(work, sizeof(acc_t), in_order.value, gpu);
+      write_gradient<scalar_t, acc_t>(plan, pixels, out, [&](scalar_t* written, acc_t* sums) {
+        launch_plan(PsRoiPoolInputGradientKernel<scalar_t, acc_t, in_order.value>{
+            sizes, by, plan, listed.get(), grad_output.data(), written, sums});
+      });
+    };
     if (name == "forward") {
-      Array<acc_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
-      launch_all(PsRoiPoolKernel<scalar_t, acc_t>{sizes, blocks, input.data(), rois.data(),
-                                                  output.data()});
+      const RoiPlan plan = plan_reading(work, sizeof(scalar_t), gpu);
+      Array<scalar_t> output(sizes.rois * sizes.bins() * sizes.top_channels);
+      launch_plan(PsRoiPoolKernel<scalar_t, acc_t>{sizes, by, plan, listed.get(), input.data(),
+                                                   output.data()});
       out.write(output);
     } else if (name == "input_gradient") {
-      Array<acc_t> grad_input(sizes.images * sizes.height * sizes.width * sizes.pixel_stride(), 0);
-      launch_all(PsRoiPoolInputGradientKernel<scalar_t, acc_t, AtomicAdd>{
-          sizes, blocks, grad_output.data(), rois.data(), grad_input.data(), AtomicAdd{}});
-      out.write(grad_input);
+      add(std::false_type());
+    } else if (name == "input_gradient_in_order") {
+      add(std::true_type());
     } else {
       fail("ps_roi_pool has no kernel %s", name.c_str());
     }

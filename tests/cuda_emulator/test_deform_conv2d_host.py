@@ -1,6 +1,6 @@
-"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and launches
-against the reference. Only the device is missing: ATen's products are the CPU's, the kernels run in
-the emulator."""
+"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and
+launches against the reference. Only the device is missing: ATen's products are the CPU's, the
+kernels run in the emulator."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ class Call:
             for k in (0, 1)
         ]
         out_size = [(span - 1) // step + 1 for span, step in zip(spans, self.stride)]
-        coordinates = torch.float32 if self.float_offset and dtype.itemsize == 2 else dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        coordinates = torch.float32 if half and self.float_offset else dtype
         shape = (self.images, self.offset_groups * taps * 2, *out_size)
         # About two pixels, and not near integers, where gradients jump.
         offset = (2 * torch.randn(shape)).round() + 0.25 + 0.5 * torch.rand(shape)
@@ -99,7 +100,9 @@ def operator(compiler, tmp_path_factory):
     small = ("cuda/plan.h", "kColumnBytes = 32 << 20", f"kColumnBytes = {COLUMN_BYTES}")
     products = torch.library.Library("aten", "IMPL", "CPU")
     products.impl("baddbmm.dtype_out", float_sums)
-    yield host.Operator("deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder)))
+    yield host.Operator(
+        "deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder))
+    )
     products._destroy()
 
 
@@ -138,12 +141,8 @@ def test_equals_reference(name, dtype, in_order, operator):
     tensors = call.tensors(dtype)
     input, offset, weight, bias, mask, grad_output = tensors
     torch.use_deterministic_algorithms(in_order)
-    output = operator.forward(
-        input, offset, weight, bias, *call.geometry, mask, call.border
-    )
-    grads = operator.backward(
-        grad_output, input, offset, weight, mask, *call.geometry, call.border
-    )
+    output = operator.forward(input, offset, weight, bias, *call.geometry, mask, call.border)
+    grads = operator.backward(grad_output, input, offset, weight, mask, *call.geometry, call.border)
     expected_output, expected_grads = expected(call, tensors)
     assert output.dtype == dtype
     assert_close(output, expected_output, dtype)
@@ -188,8 +187,8 @@ def names(calls):
 
 
 def test_channels_last_is_not_copied(operator):
-    """Products write to the output, the bias among them; backward clears and copies no more than the
-    result's layout asks for."""
+    """Products write to the output, the bias among them; backward clears and copies no more than
+    the result's layout asks for."""
     forward, backward = record(CALLS["channels-last"], operator)
     assert names(forward) == {"empty", "addmm"}
     # grad_weight goes to the weight's contiguous format.
@@ -208,4 +207,3 @@ def test_products_have_the_precision_of_convolutions(conv, matmul, operator):
     products = [(n, p) for n, p in forward + backward if n in ("addmm", "bmm", "baddbmm")]
     assert len(products) > 4 and {precision for _, precision in products} == {conv}
     assert torch.backends.cuda.matmul.fp32_precision == matmul
-

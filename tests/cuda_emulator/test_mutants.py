@@ -27,14 +27,32 @@ class Mutant:
 # At least one of every operator, most in the one that compiles fastest.
 QUICK = {
     "add that is not atomic": Mutant(
-        RACE, "ps_roi_pool", "cuda/launch.h", "atomicAdd(address, value);", "*address += value;"
+        RACE,
+        "ps_roi_pool",
+        "cuda/simt.h",
+        "  atomicAdd(address, value);",
+        "  *address += value;",
     ),
     "two threads write one place": Mutant(
         RACE,
         "ps_roi_pool",
-        "kernels/ps_roi_pool.h",
-        "acc_t* out = output + roi_bin * sizes.top_channels + channel;",
-        "acc_t* out = output + roi_bin * sizes.top_channels;",
+        "cuda/kernels/ps_roi_pool.h",
+        "s.bins() + bin_y * s.bins_w + bin_x",
+        "s.bins() + bin_y * s.bins_w",
+    ),
+    "no barrier after a plane is copied": Mutant(
+        RACE,
+        "ps_roi_pool",
+        "cuda/kernels/roi_planes.h",
+        "      __syncthreads();\n      visit(plane, split, copy);",
+        "      visit(plane, split, copy);",
+    ),
+    "offset gradient of another axis": Mutant(
+        WRONG,
+        "deform_roi_pool",
+        "cuda/kernels/deform_roi_pool_offset_gradient.h",
+        "grid.shift_x(grad_x)",
+        "grid.shift_y(grad_x)",
     ),
     "bin beyond the map": Mutant(
         OUT_OF_BOUNDS,
@@ -43,53 +61,150 @@ QUICK = {
         "(value < acc_t(size) ? value : acc_t(size))",
         "value",
     ),
-    "partial sums in one place": Mutant(
+    "every lane writes the sum": Mutant(
         RACE,
         "deform_conv2d",
-        "kernels/deform_conv2d.h",
-        "grad_mask[item.part * mask_numel +",
-        "grad_mask[",
-    ),
-    "offset gradient of another axis": Mutant(
-        WRONG,
-        "deform_roi_pool",
-        "kernels/deform_roi_pool.h",
-        "grad_x += sum_x * acc_t(sizes.gamma) * bin.box.width",
-        "grad_x += sum_x * acc_t(sizes.gamma) * bin.box.height",
+        "cuda/kernels/deform_conv2d.h",
+        "if (exists && lane == 0) grad_mask",
+        "if (exists) grad_mask",
     ),
 }
 SLOW = {
-    "bilinear neighbour beyond the map": Mutant(
-        OUT_OF_BOUNDS, "deform_conv2d", "sampling.h", "has_high ? low + 1 : low;", "low + 1;"
-    ),
-    "stride of one block": Mutant(
-        RACE, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += blockDim.x"
+    "no barrier before the next plane": Mutant(
+        RACE,
+        "ps_roi_pool",
+        "cuda/kernels/roi_planes.h",
+        "    __syncthreads();  // before the next plane is cleared\n",
+        "",
     ),
     "no loop over the grid": Mutant(
-        WRONG, "ps_roi_pool", "cuda/launch.cuh", "i += grid", "i += count"
+        WRONG,
+        "ps_roi_pool",
+        "cuda/kernels/roi_planes.h",
+        "piece < plan.pieces(); piece += gridDim.x",
+        "piece < gridDim.x; piece += gridDim.x",
     ),
-    "one call too many": Mutant(
-        OUT_OF_BOUNDS, "ps_roi_pool", "cuda/launch.cuh", "i < count", "i <= count"
+    "splits with the same RoIs": Mutant(
+        RACE,
+        "deform_roi_pool",
+        "cuda/kernels/roi_planes.h",
+        "{bin, bins, split * lanes + lane,",
+        "{bin, bins, lane,",
     ),
-    "ragged block taken for a whole one": Mutant(
-        f"{RACE}|{OUT_OF_BOUNDS}",
-        "deform_conv2d",
-        "kernels/channels.h",
-        "return rest < size ? rest : size;",
-        "return size;",
+    "warps that share a copy": Mutant(
+        RACE,
+        "ps_roi_pool",
+        "cuda/kernels/roi_planes.h",
+        "threadIdx.x / kWarp % plan.copies * pixels",
+        "0",
+    ),
+    "lanes that share columns": Mutant(
+        RACE,
+        "ps_roi_pool",
+        "cuda/kernels/ps_roi_pool.h",
+        "kInOrder ? int32_t((threadIdx.x - uint32_t(bin.x_begin)) % kWarp) : 0",
+        "0",
+    ),
+    "lists that begin in one place": Mutant(
+        f"{RACE}|{WRONG}",
+        "ps_roi_pool",
+        "cuda/kernels/roi_lists.h",
+        "      place += list;\n",
+        "",
     ),
     "wrong stride": Mutant(
         WRONG,
         "ps_roi_pool",
-        "kernels/ps_roi_pool.h",
-        "(y * sizes.width + x) * sizes.pixel_stride() + channel;\n#pragma",
-        "(y * sizes.height + x) * sizes.pixel_stride() + channel;\n#pragma",
+        "cuda/kernels/ps_roi_pool.h",
+        "const scalar_t* row = map + y * sizes.width;",
+        "const scalar_t* row = map + y * sizes.height;",
+    ),
+    "no room for the shift of a copy": Mutant(
+        OUT_OF_BOUNDS,
+        "ps_roi_pool",
+        "cuda/roi_plan.h",
+        "work.pixels * pixel_bytes + 16;",
+        "work.pixels * pixel_bytes;",
+    ),
+    "empty grid": Mutant(
+        "the launch fails with error 9",
+        "ps_roi_pool",
+        "cuda/launch.cuh",
+        "if (grid.blocks == 0) return cudaSuccess;",
+        "",
+    ),
+    "column that has no weight": Mutant(
+        OUT_OF_BOUNDS,
+        "deform_roi_pool",
+        "cuda/kernels/merged_samples.h",
+        "if (weight[k][a] != T(0)) visit(",
+        "visit(",
+    ),
+    "column that counts twice": Mutant(
+        WRONG,
+        "deform_roi_pool",
+        "cuda/kernels/merged_samples.h",
+        "    weight[k - 1][from] = slope[k - 1][from] = T(0);\n",
+        "",
+    ),
+    "mean of no samples": Mutant(
+        WRONG,
+        "deform_roi_pool",
+        "cuda/kernels/deform_roi_pool.h",
+        "return count == acc_t(0) ? acc_t(0) : sum / count;",
+        "return sum / count;",
+    ),
+    "bilinear neighbour beyond the map": Mutant(
+        WRONG, "deform_conv2d", "sampling.h", "= has_high ? fraction : T(0);", "= fraction;"
+    ),
+    "one pack too many": Mutant(
+        f"{RACE}|{OUT_OF_BOUNDS}",
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "c < unit_channels;",
+        "c <= unit_channels;",
+    ),
+    "a unit that is none": Mutant(
+        OUT_OF_BOUNDS,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "if (index >= units) return;",
+        "",
+    ),
+    "lanes that leave before the sum": Mutant(
+        "shuffle: |deadlock: ",
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "const bool exists = index < units;",
+        "const bool exists = true;\n      if (index >= units) return;",
+    ),
+    "scattered without atomics": Mutant(
+        RACE,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "atomic_add(address + k, weight * acc_t(grad.values[k]));",
+        "address[k] += weight * acc_t(grad.values[k]);",
+    ),
+    "every row in the first image": Mutant(
+        f"{WRONG}|{OUT_OF_BOUNDS}",
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);",
+        "unit.image = chunk.first_image;",
+    ),
+    "owners of more than a line": Mutant(
+        WRONG,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "y.index[a] == line",
+        "y.index[a] >= line",
     ),
     "result not written": Mutant(
-        WRONG, "deform_conv2d", "kernels/deform_conv2d.h", "to[sizes.image_rows()] = grad_x;", ""
-    ),
-    "sum not started at zero": Mutant(
-        WRONG, "ps_roi_pool", "kernels/ps_roi_pool.h", "out[c] = acc_t(0);", ";"
+        WRONG,
+        "deform_conv2d",
+        "cuda/kernels/deform_conv2d.h",
+        "grad_offset[unit.offset_index(s) + s.image_rows()] = grad_x;",
+        "",
     ),
     "NaN taken for a coordinate": Mutant(
         NO_INTEGER,
@@ -97,27 +212,6 @@ SLOW = {
         "sampling.h",
         "coordinate < T(size) && (legacy ? coordinate >= T(0) : coordinate > T(-1))",
         "!(coordinate >= T(size) || (legacy ? coordinate < T(0) : coordinate <= T(-1)))",
-    ),
-    "written and added to": Mutant(
-        RACE,
-        "ps_roi_pool",
-        "kernels/ps_roi_pool.h",
-        "c < channels; ++c) add(pixel + c,",
-        "c < channels; ++c) pixel[c] = 1, add(pixel + c,",
-    ),
-    "empty grid": Mutant(
-        "the launch fails with error 9",
-        "ps_roi_pool",
-        "cuda/launch.cuh",
-        "if (count == 0) return cudaSuccess;",
-        "",
-    ),
-    "mean of no samples": Mutant(
-        WRONG,
-        "deform_roi_pool",
-        "kernels/deform_roi_pool.h",
-        "if (samples == 0) return;\n    for",
-        "for",
     ),
 }
 MUTANTS = [

@@ -27,9 +27,11 @@ def plan(compiler, tmp_path_factory):
 
 
 def test_chunks(plan):
-    max_bytes, tile, _ = plan("constants", size=3)
+    max_bytes, tile, _, _ = plan("constants", size=4)
+    all_rows = [0, *SMALL, *LARGE, *sizes(40, 2**40)]
     rows_bytes = [1, 8, max_bytes - 1, max_bytes, max_bytes + 1, *sizes(40, 2**50)]
-    for rows, row_bytes in product([0, *SMALL, *LARGE, *sizes(40, 2**40)], rows_bytes):
+    rows_that_fit = [(max_bytes // n + more, n) for n in (1, 100, 10**5, 10**7) for more in (0, 1)]
+    for rows, row_bytes in [*product(all_rows, rows_bytes), *rows_that_fit]:
         count, size = plan("chunks", rows, row_bytes)
         # Rows are covered once: chunk k begins where k whole ones end, the last one where rows do.
         assert size >= 1 and count == -(-rows // size)
@@ -48,12 +50,13 @@ def test_chunks(plan):
 
 
 def test_units(plan):
-    _, _, threads = plan("constants", size=3)
+    _, _, threads, packs_per_lane = plan("constants", size=4)
     counts = [0, *SMALL, *LARGE, *sizes(20, 2**60)]
     for packs, count in product([*range(1, 200), *LARGE], counts):
         lanes, blocks = plan("units", count, packs)
         assert lanes in (1, 2, 4, 8, 16, 32)
         assert lanes < 2 * packs, "half of the lanes have no pack"
+        assert lanes == 32 or packs <= lanes * packs_per_lane
         # Threads of all blocks reach each unit, and no block is without any.
         assert (blocks - 1) * (threads // lanes) < count <= blocks * (threads // lanes)
 

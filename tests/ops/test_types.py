@@ -305,11 +305,17 @@ def test_current_stream(name, assert_close):
 
 @needs_gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_deterministic_algorithms_are_asked_for_in_vain(name):
+def test_deterministic_algorithms(name, assert_close):
+    """The same bits each time, and the gradients of any order but for rounding."""
     function, tensors, arguments = calls(device="cuda")[name]
+    in_any_order = values_and_gradients(function, tensors, arguments)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(RuntimeError, match=f"{name}_backward does not have a deterministic"):
-            values_and_gradients(function, tensors, arguments)
+        first = values_and_gradients(function, tensors, arguments)
+        for _ in range(3):
+            again = values_and_gradients(function, tensors, arguments)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     finally:
         torch.use_deterministic_algorithms(False)
+    for actual, expected in zip(first, in_any_order, strict=True):
+        assert_close(actual, expected)

@@ -76,19 +76,12 @@ D2_DEVICE void atomic_add_scaled(acc_t* address, acc_t weight, const Channels<T,
 // weights and the slopes of these; all 0 where the point lies outside.
 template <typename acc_t>
 struct SamplingPoint {
+  AxisSample<acc_t> y, x;
   int32_t pixel[4];  // in the image
-  acc_t weight[4], slope_y[4], slope_x[4];
 
-  D2_DEVICE SamplingPoint(bool inside, const AxisSample<acc_t>& y, const AxisSample<acc_t>& x,
-                          int64_t width) {
-    for (int corner = 0; corner < 4; ++corner) {
-      const int a = corner >> 1, b = corner & 1;
-      pixel[corner] = y.index[a] * int32_t(width) + x.index[b];
-      weight[corner] = inside ? y.weight[a] * x.weight[b] : acc_t(0);
-      slope_y[corner] = inside ? y.slope[a] * x.weight[b] : acc_t(0);
-      slope_x[corner] = inside ? y.weight[a] * x.slope[b] : acc_t(0);
-    }
-  }
+  D2_DEVICE acc_t weight(int k) const { return y.weight[k >> 1] * x.weight[k & 1]; }
+  D2_DEVICE acc_t slope_y(int k) const { return y.slope[k >> 1] * x.weight[k & 1]; }
+  D2_DEVICE acc_t slope_x(int k) const { return y.weight[k >> 1] * x.slope[k & 1]; }
 };
 
 // The rows whose columns are in memory, and where they sample. Units, channels, pixels of a map and
@@ -175,9 +168,17 @@ struct DeformConv2dUnit {
                       offset[chunk.sizes.image_rows()], y, x);
   }
   D2_DEVICE SamplingPoint<acc_t> point(const DeformConv2dChunk<acc_t>& chunk) const {
-    AxisSample<acc_t> y, x;
-    const bool inside = sample(chunk, y, x);
-    return SamplingPoint<acc_t>(inside, y, x, chunk.sizes.width);
+    SamplingPoint<acc_t> point;
+    const bool inside = sample(chunk, point.y, point.x);
+    for (int k = 0; k < 4; ++k) {
+      point.pixel[k] = point.y.index[k >> 1] * int32_t(chunk.sizes.width) + point.x.index[k & 1];
+    }
+    if (!inside) {
+      for (int k = 0; k < 2; ++k) {
+        point.y.weight[k] = point.y.slope[k] = point.x.weight[k] = point.x.slope[k] = acc_t(0);
+      }
+    }
+    return point;
   }
   D2_DEVICE acc_t modulation(const DeformConv2dChunk<acc_t>& chunk) const {
     return chunk.mask ? chunk.mask[mask_index(chunk.sizes)] : acc_t(1);
@@ -199,8 +200,6 @@ D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
 // read: where offsets are integers, that is three of four.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dColumnsKernel {
-  static constexpr int kMaxThreads = kLaunchThreads;
-
   DeformConv2dChunk<acc_t> chunk;
   int lanes;
   const scalar_t* input;  // [N][H][W][C]
@@ -220,14 +219,14 @@ struct DeformConv2dColumnsKernel {
       for (int64_t c = lane * Values::kSize; c < unit_channels; c += lanes * Values::kSize) {
         Values pixel[4] = {};
         for (int k = 0; k < 4; ++k) {
-          if (point.weight[k] != acc_t(0)) {
+          if (point.weight(k) != acc_t(0)) {
             pixel[k] = Values::load_constant(image + point.pixel[k] * channels + c);
           }
         }
         Values value;
         for (int i = 0; i < Values::kSize; ++i) {
           acc_t sum = 0;
-          for (int k = 0; k < 4; ++k) sum += point.weight[k] * acc_t(pixel[k].values[i]);
+          for (int k = 0; k < 4; ++k) sum += point.weight(k) * acc_t(pixel[k].values[i]);
           value.values[i] = scalar_t(modulation * sum);
         }
         value.store(columns + chunk.column(unit.row, unit.tap, first + c));
@@ -274,8 +273,8 @@ struct DeformConv2dGradientsKernel {
         const Values grad = Values::load(grad_columns + column);
         Values pixel[4] = {};
         for (int k = 0; k < 4; ++k) {
-          if (point.weight[k] != acc_t(0) || point.slope_y[k] != acc_t(0) ||
-              point.slope_x[k] != acc_t(0)) {
+          if (point.weight(k) != acc_t(0) || point.slope_y(k) != acc_t(0) ||
+              point.slope_x(k) != acc_t(0)) {
             pixel[k] = Values::load_constant(input + image + point.pixel[k] * s.channels + c);
           }
         }
@@ -284,7 +283,7 @@ struct DeformConv2dGradientsKernel {
           acc_t sum = 0;
           for (int k = 0; k < 4; ++k) {
             const acc_t at = acc_t(pixel[k].values[i]);
-            sum += point.weight[k] * at;
+            sum += point.weight(k) * at;
             dots[k] += acc_t(grad.values[i]) * at;
           }
           value.values[i] = scalar_t(modulation * sum);
@@ -292,28 +291,28 @@ struct DeformConv2dGradientsKernel {
         value.store(columns + column);
         if (!grad_input) continue;
         for (int k = 0; k < 4; ++k) {
-          const acc_t weight = modulation * point.weight[k];
+          const acc_t weight = modulation * point.weight(k);
           if (weight != acc_t(0)) {
             atomic_add_scaled(grad_input + image + point.pixel[k] * s.channels + c, weight, grad);
           }
         }
       }
-      const acc_t grad_y = warp_sum(modulation * weighted_sum(point.slope_y, dots), lanes);
-      const acc_t grad_x = warp_sum(modulation * weighted_sum(point.slope_x, dots), lanes);
+      acc_t grad_y = 0, grad_x = 0, grad_modulation = 0;
+      for (int k = 0; k < 4; ++k) {
+        grad_y += modulation * point.slope_y(k) * dots[k];
+        grad_x += modulation * point.slope_x(k) * dots[k];
+        grad_modulation += point.weight(k) * dots[k];
+      }
+      grad_y = warp_sum(grad_y, lanes);
+      grad_x = warp_sum(grad_x, lanes);
       if (exists && lane == 0) {
         grad_offset[unit.offset_index(s)] = grad_y;
         grad_offset[unit.offset_index(s) + s.image_rows()] = grad_x;
       }
       if (!grad_mask) return;
-      const acc_t grad_modulation = warp_sum(weighted_sum(point.weight, dots), lanes);
+      grad_modulation = warp_sum(grad_modulation, lanes);
       if (exists && lane == 0) grad_mask[unit.mask_index(s)] = grad_modulation;
     });
-  }
-
- private:
-  static D2_DEVICE acc_t weighted_sum(const acc_t (&weight)[4], const acc_t (&value)[4]) {
-    return weight[0] * value[0] + weight[1] * value[1] + weight[2] * value[2] +
-           weight[3] * value[3];
   }
 };
 

@@ -88,8 +88,9 @@ struct DeformRoiPoolOffsetGradientKernel {
       if (owner >= owners() || threadIdx.x % lanes != 0) continue;
       const DeformRoiGrid<acc_t> grid(sizes, rois, roi_class / sizes.classes);
       acc_t* to = grad_offset + roi_class * 2 * parts + part;
-      to[0] = grid.shift_y(grad_y);
-      to[parts] = grid.shift_x(grad_x);
+      // A RoI of infinite size has no sample that counts: no 0 * infinity.
+      to[0] = grad_y == acc_t(0) ? acc_t(0) : grid.shift_y(grad_y);
+      to[parts] = grad_x == acc_t(0) ? acc_t(0) : grid.shift_x(grad_x);
     }
   }
 

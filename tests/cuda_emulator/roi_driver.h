@@ -1,0 +1,51 @@
+// What the drivers of both RoI operators do alike.
+#pragma once
+
+#include "cuda/kernels/roi_lists.h"
+#include "cuda/roi_plan.h"
+#include "driver.h"
+
+namespace cuda_emulator {
+
+// The RoIs of each image, as a launch before that of the kernel leaves them.
+template <typename acc_t, typename Grid>
+struct ListedRois {
+  template <typename Sizes>
+  ListedRois(const Sizes& sizes, const Array<acc_t>& rois)
+      : first(sizes.images + 1), lists(sizes.rois * sizeof(d2_deformable::ListedRoi<Grid>)) {
+    const d2_deformable::RoiListsKernel<acc_t, Grid, Sizes> kernel{sizes, rois.data(), first.data(),
+                                                                   data()};
+    constexpr int threads = 32;
+    launch_grid(kernel, {sizes.images + 1, threads, kernel.shared_bytes(threads)});
+  }
+  d2_deformable::RoiLists<Grid> get() const { return {first.data(), data()}; }
+  d2_deformable::ListedRoi<Grid>* data() const {
+    return reinterpret_cast<d2_deformable::ListedRoi<Grid>*>(lists.data());
+  }
+
+  Array<int64_t> first;
+  Array<char> lists;
+};
+
+template <typename Kernel>
+void launch_plan(const Kernel& kernel) {
+  launch_grid(kernel, {kernel.plan.pieces(), kernel.plan.threads, kernel.plan.shared_bytes});
+}
+
+// launch(where planes are written, where they are added to), then the gradient in the maps' type.
+template <typename scalar_t, typename acc_t, typename Launch>
+void write_gradient(const d2_deformable::RoiPlan& plan, int64_t pixels, File& out,
+                    const Launch& launch) {
+  const int64_t size = plan.planes * pixels;
+  Array<scalar_t> gradient(size);
+  if (plan.shared) {
+    launch(gradient.data(), static_cast<acc_t*>(nullptr));
+  } else {
+    Array<acc_t> sums(size, 0);
+    launch(static_cast<scalar_t*>(nullptr), sums.data());
+    std::copy_n(sums.data(), size, gradient.data());
+  }
+  out.write(gradient);
+}
+
+}  // namespace cuda_emulator

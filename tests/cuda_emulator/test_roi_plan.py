@@ -1,0 +1,107 @@
+"""How csrc/cuda/roi_plan.h shares out planes, RoIs and bins: properties of any sizes, also such as
+no memory holds. Python's integers have no limits: what overflows 64 bits in C++ differs from
+them."""
+
+import random
+from collections import Counter, namedtuple
+from itertools import product
+
+import pytest
+
+from cuda_emulator import emulator
+
+Plan = namedtuple("Plan", "planes splits threads roi_lanes shared copies shared_bytes pieces")
+GPUS = [(68, 64 << 10), (132, 227 << 10), (1, 48 << 10)]  # processors, shared memory per block
+MAX_THREADS = 512
+
+
+def works(count):
+    """(planes, pixels, rois, bins) of each order of magnitude"""
+    draw = random.Random(0)
+    yield from product([0, 1, 300], [1, 63, 2394], [0, 1, 33, 300], [1, 49])
+    for most in [2**10, 2**30]:
+        for _ in range(count):
+            yield tuple(int(2 ** draw.uniform(0, most.bit_length())) for _ in range(4))
+
+
+@pytest.fixture(scope="module")
+def library(compiler, tmp_path_factory):
+    return emulator.Library("roi_plan", tmp_path_factory.mktemp("roi_plan"))
+
+
+def readings(library):
+    for (planes, pixels, rois, bins), gpu, size in product(works(60), GPUS, [2, 4, 8]):
+        for reads in (1, 25):
+            sizes = (planes, pixels, rois, bins, reads, size, *gpu)
+            yield (
+                (planes, pixels, rois, bins, reads, size),
+                gpu,
+                Plan(*library("reading", *sizes, size=8)),
+            )
+
+
+def addings(library):
+    for (planes, pixels, rois, bins), gpu, size in product(works(60), GPUS, [4, 8]):
+        for in_order in (0, 1):
+            sizes = (planes, pixels, rois, bins, size, in_order, *gpu)
+            yield (
+                (planes, pixels, rois, bins, size, in_order),
+                gpu,
+                Plan(*library("adding", *sizes, size=8)),
+            )
+
+
+def check_block(plan):
+    assert 32 <= plan.threads <= MAX_THREADS and plan.threads % 32 == 0
+    assert plan.roi_lanes % 32 == 0 and plan.splits >= 1
+    assert plan.pieces == plan.planes * plan.splits
+
+
+def check_shared(plan, bytes_per_copy, gpu):
+    assert 0 <= plan.shared_bytes <= gpu[1]
+    assert plan.shared == (plan.copies > 0)
+    assert plan.shared_bytes == plan.copies * bytes_per_copy
+
+
+def test_reading(library):
+    for (planes, pixels, rois, bins, reads, size), gpu, plan in readings(library):
+        check_block(plan)
+        check_shared(plan, pixels * size + 16, gpu)
+        assert plan.planes == planes and plan.copies <= 1
+        assert plan.threads % plan.roi_lanes == 0
+        # A plane is copied only if it is read about as often, by each of its blocks.
+        assert not plan.shared or plan.splits * max(pixels // reads, 1) <= max(rois * bins, 1)
+        # No more blocks than fill the processors, if each is to have a split of its own.
+        assert plan.splits == 1 or (plan.splits - 1) * max(planes, 1) < gpu[0] * 8
+        # No block without RoIs, no warp without bins.
+        assert (plan.splits - 1) * plan.roi_lanes < max(rois, 1)
+        assert plan.threads // plan.roi_lanes <= max(bins, 1)
+
+
+def test_adding(library):
+    for (planes, pixels, _, _, size, in_order), gpu, plan in addings(library):
+        check_block(plan)
+        check_shared(plan, pixels * size, gpu)
+        assert plan.planes == planes and plan.splits == 1
+        # All planes that fit have an owner that writes them once.
+        assert plan.shared == (pixels * size <= gpu[1])
+        if in_order:
+            # A copy for each warp: nobody adds to the same place.
+            assert plan.threads == 32 * max(plan.copies, 1)
+        else:
+            assert plan.copies <= 1 and plan.threads % plan.roi_lanes == 0
+
+
+def test_every_bin_of_every_roi_once(library):
+    """As RoiShare (csrc/cuda/kernels/roi_planes.h) shares them out."""
+    for (_, pixels, rois, bins, _, size), _, plan in readings(library):
+        if rois * bins > 20000 or size != 4 or pixels > 2394:
+            continue
+        visits = Counter()
+        for split, thread in product(range(plan.splits), range(plan.threads)):
+            row, lane = divmod(thread, plan.roi_lanes)
+            first = split * plan.roi_lanes + lane
+            for bin in range(row, bins, plan.threads // plan.roi_lanes):
+                for roi in range(first, rois, plan.splits * plan.roi_lanes):
+                    visits[roi, bin] += 1
+        assert len(visits) == rois * bins and set(visits.values()) <= {1}
