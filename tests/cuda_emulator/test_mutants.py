@@ -128,7 +128,7 @@ SLOW = {
     ),
     "empty grid": Mutant(
         "the launch fails with error 9",
-        "ps_roi_pool",
+        "deform_roi_pool",
         "cuda/launch.cuh",
         "if (grid.blocks == 0) return cudaSuccess;",
         "",

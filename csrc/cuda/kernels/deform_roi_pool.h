@@ -72,10 +72,9 @@ struct DeformRoiPoolBin {
   // offset: null for no shift
   D2_DEVICE BinSamples<acc_t> samples(const DeformRoiPoolSizes& s, const acc_t* offset,
                                       const ListedRoi<DeformRoiGrid<acc_t>>& roi) const {
-    BinSamples<acc_t> bin{roi.grid.bin_start_y(bin_y), roi.grid.bin_start_x(bin_x),
-                          roi.grid.step_y,             roi.grid.step_x,
-                          int32_t(s.samples),          int32_t(s.height),
-                          int32_t(s.width)};
+    BinSamples<acc_t> bin{
+        roi.grid.bin_start_y(bin_y), roi.grid.bin_start_x(bin_x), roi.grid.step_y, roi.grid.step_x,
+        int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
       const acc_t* own = offset + roi.index * s.classes * 2 * parts + shift;
@@ -105,7 +104,8 @@ struct DeformRoiPoolKernel {
       const auto read_bin = [&](uint32_t bin_y, uint32_t bin_x, const auto& for_each_roi) {
         const DeformRoiPoolBin<acc_t> bin(sizes, by, plane.top_channel, bin_y, bin_x);
         for_each_roi([&](const auto& roi) {
-          output[bin.element_of(sizes, roi.index)] = scalar_t(mean(map, bin.samples(sizes, offset, roi)));
+          output[bin.element_of(sizes, roi.index)] =
+              scalar_t(mean(map, bin.samples(sizes, offset, roi)));
         });
       };
       RoiShare::of_thread(plan, split).for_each_bin(plane.bins(by), lists, plane.image, read_bin);
