@@ -80,9 +80,13 @@ class DeformRoiPlanes {
     at::parallel_for(0, items, 1 + 32768 / cost, [&](int64_t begin, int64_t end) {
       const Scratch<T> maps(2 * (plane + kRoiLanes<T>));
       const std::unique_ptr<RoiTap<T>[]> lists(new RoiTap<T>[2 * taps]);
-      const RoiScratch<T> scratch{
-          maps.data(), maps.data() + plane + kRoiLanes<T>, nullptr, lists.get(), lists.get() + taps,
-          nullptr};
+      const RoiScratch<T> scratch{maps.data(),
+                                  maps.data() + plane + kRoiLanes<T>,
+                                  nullptr,
+                                  lists.get(),
+                                  lists.get() + taps,
+                                  nullptr,
+                                  nullptr};
       for (int64_t item = begin; item < end; ++item) kernel(call, item, scratch);
     });
   }

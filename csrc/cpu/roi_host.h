@@ -68,6 +68,8 @@ RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t unit, int64
                       rois.order.data(),
                       rois.image_begin.data()};
   call.in_place = in_place<T>(channels_last, groups, unit);
+  // A bin reads about 16 pixels.
+  call.by_tiles = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
   // One item has all the bins of a RoI, and can transpose them in the cache, if there is one group.
   call.as_rows = channels_last || groups > 1;
   call.block_stride = RoiChannelBlocks::ceil_div(call.blocks.size, kRoiLanes<T>) * kRoiLanes<T>;
@@ -82,13 +84,15 @@ class RoiScratchMemory {
   RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t columns)
       : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
         taps_(new RoiTap<T>[call.most_taps * (1 + columns)]),
-        columns_(new RoiTaps<T>[columns]) {
+        columns_(new RoiTaps<T>[columns]),
+        copied_(new bool[call.pixels() / kRoiTile + 1]) {
     scratch.map = numbers_.get();
     scratch.grad_map = scratch.map + map * map_size(call);
     scratch.rows = scratch.grad_map + grad_map * map_size(call);
     scratch.y = taps_.get();
     scratch.x = scratch.y + call.most_taps;
     scratch.columns = columns_.get();
+    scratch.copied = copied_.get();
   }
   RoiScratch<T> scratch;
 
@@ -102,6 +106,7 @@ class RoiScratchMemory {
   std::unique_ptr<T[]> numbers_;
   std::unique_ptr<RoiTap<T>[]> taps_;
   std::unique_ptr<RoiTaps<T>[]> columns_;
+  std::unique_ptr<bool[]> copied_;
 };
 
 // Calls kernel(call, item, scratch) for all items. `cost` is that of a call, in multiply-adds.

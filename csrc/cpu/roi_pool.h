@@ -62,6 +62,9 @@ struct RoiTaps {
   int64_t samples;  // that count
 };
 
+// Pixels that are copied at a time where few of a map are read.
+constexpr int64_t kRoiTile = 64;
+
 // Memory of one thread, for one item at a time.
 template <typename T>
 struct RoiScratch {
@@ -71,6 +74,7 @@ struct RoiScratch {
   RoiTap<T>* y;         // of one bin
   RoiTap<T>* x;         // of each column of bins
   RoiTaps<T>* columns;  // lists in x
+  bool* copied;         // tiles of map
 };
 
 template <typename T>
@@ -81,6 +85,7 @@ struct RoiPoolCall {
   const int64_t* image_begin;  // [N + 1], into order
   // Maps are (N, C, H, W); in place: [N][H][W][C], in one group, of which no block is copied.
   bool in_place;
+  bool by_tiles;  // bins read too little for copies of whole maps
   const T* input;
   T* grad_input;
   // Results are [R][Ctop][bins]; as rows: [R][bins][Ctop].

@@ -8,6 +8,15 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
+// In the place of an ItemMap that nobody reads.
+template <typename T>
+struct NoMap {
+  const T* data;
+  D2_INLINE NoMap(const RoiPoolCall<T>&, const RoiItem<T>&, const RoiScratch<T>& scratch)
+      : data(scratch.map) {}
+  D2_INLINE void want(const RoiTaps<T>&, const RoiTaps<T>&) const {}
+};
+
 // for_each_bin(roi, pool) calls pool(bin, first channel, last channel + 1, y, x), channels counted
 // from the item's first one.
 template <typename T, typename ForEachBin>
@@ -15,7 +24,7 @@ D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
                          const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {
   const int64_t begin = call.image_begin[item.image], end = call.image_begin[item.image + 1];
   if (begin == end) return;
-  const T* map = read_map(call, item, scratch.map);
+  const ItemMap<T> map(call, item, scratch);
   const int64_t stride = call.as_rows ? call.top_channels : call.block_stride;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t roi = call.order[k];
@@ -23,19 +32,21 @@ D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
     T* rows = call.as_rows ? to : scratch.rows;
     for_each_bin(roi, [&](int64_t bin, int64_t first, int64_t last, const RoiTaps<T>& y,
                           const RoiTaps<T>& x) {
-      pool_bin(map + first, y, x, last - first, rows + bin * stride + first);
+      map.want(y, x);
+      pool_bin(map.data + first, y, x, last - first, rows + bin * stride + first);
     });
     if (!call.as_rows) transpose(rows, stride, to, call.bins, call.bins, item.channels);
   }
 }
 
-// for_each_bin(roi, spread) calls spread as above, which returns the gradient of the bin's place.
+// for_each_bin(roi, spread) calls spread as above, which returns the gradient of the bin's place if
+// there is a map to read.
 template <bool with_map, typename T, typename ForEachBin>
 D2_INLINE void spread_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
                            const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {
   const int64_t begin = call.image_begin[item.image], end = call.image_begin[item.image + 1];
   if (begin == end) return write_zero_gradient(call, item);
-  const T* map = with_map ? read_map(call, item, scratch.map) : nullptr;
+  std::conditional_t<with_map, ItemMap<T>, NoMap<T>> map(call, item, scratch);
   T* grad_map = zero_gradient_map(call, item, scratch.grad_map);
   const int64_t stride = call.as_rows ? call.top_channels : call.block_stride;
   for (int64_t k = begin; k < end; ++k) {
@@ -47,8 +58,9 @@ D2_INLINE void spread_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
     const T* rows = call.as_rows ? from : scratch.rows;
     for_each_bin(roi, [&](int64_t bin, int64_t first, int64_t last, const RoiTaps<T>& y,
                           const RoiTaps<T>& x) {
-      return spread_bin<with_map>(rows + bin * stride + first, map + (with_map ? first : 0), y, x,
-                                  last - first, grad_map + first);
+      map.want(y, x);
+      return spread_bin<with_map>(rows + bin * stride + first, map.data + first, y, x, last - first,
+                                  grad_map + first);
     });
   }
   write_gradient_map(call, item, grad_map);
