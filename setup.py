@@ -36,6 +36,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
     CPU_TARGETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     CPU_TARGETS["avx512"] += ["-mprefer-vector-width=512"]
+# Without them GCC leaves branches in loops over selects (sampling.h), which then are no vectors.
+CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
@@ -141,7 +143,9 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
             extension.extra_objects += self.compiler.compile(
                 ["csrc/cpu/kernels/table.cpp"],
                 output_dir=os.path.join(self.build_temp, target),
-                extra_postargs={"cxx": ["-O3", "-g0", f"-DD2_CPU_TARGET={target}", *flags]},
+                extra_postargs={
+                    "cxx": ["-O3", "-g0", *CPU_FLAGS, f"-DD2_CPU_TARGET={target}", *flags]
+                },
                 depends=[str(path) for path in ROOT.glob("csrc/**/*.h")],
             )
         super().build_extension(extension)

@@ -90,18 +90,20 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
   return output;
 }
 
-// Channels of a slice, which owns its gradients.
-constexpr int64_t kSliceChannels = 64;
+// Channels of a slice, which owns its gradients: many, since positions are sampled once per slice,
+// unless too few slices would be left for threads to share.
+constexpr int64_t kSliceChannels = 64, kNarrowSlice = 32, kFewChannels = 128;
 // Slices times parts of the images: work for so many threads, if there are so many images.
 constexpr int64_t kItems = 8;
 
 ChannelSlices channel_slices(const DeformConv2dSizes& s) {
   const int64_t channels = s.channels / s.offset_groups;
   const auto up = [](int64_t count, int64_t unit) { return (count + unit - 1) / unit; };
+  const int64_t most = s.channels * s.images <= kFewChannels ? kNarrowSlice : kSliceChannels;
   ChannelSlices slices;
   slices.group_channels = channels;
-  slices.per_group = up(channels, kSliceChannels);
-  slices.groups = std::clamp<int64_t>(kSliceChannels / channels, 1, s.offset_groups);
+  slices.per_group = up(channels, most);
+  slices.groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
   slices.width = std::min(channels, up(up(channels, slices.per_group), 16) * 16);
   slices.per_group = up(channels, slices.width);
   slices.count = up(s.offset_groups, slices.groups) * slices.per_group;

@@ -14,7 +14,7 @@ namespace d2_deformable {
 // (N, C, H, W) -> [N][H][W][C] of type T; the tensor's own memory where it is so already.
 template <typename T>
 at::Tensor to_channels_last(const at::Tensor& map) {
-  constexpr int64_t kPixels = 64;  // per task
+  constexpr int64_t kPixels = 256;  // per task: long runs of the map's rows are read at a time
   const at::Tensor numbers = map.to(c10::CppTypeToScalarType<T>::value);
   if (numbers.is_contiguous(at::MemoryFormat::ChannelsLast)) return numbers.permute({0, 2, 3, 1});
   const at::Tensor from = numbers.contiguous();
