@@ -19,12 +19,6 @@ inline at::Tensor to_channels_last(const at::Tensor& map, at::ScalarType type) {
   return map.permute({0, 2, 3, 1}).to(type).contiguous();
 }
 
-// [N][H][W][C] -> (N, C, H, W) of the type and the format asked for
-inline at::Tensor from_channels_last(const at::Tensor& map, at::ScalarType type,
-                                     at::MemoryFormat format) {
-  return map.permute({0, 3, 1, 2}).to(type).contiguous(format);
-}
-
 // Coordinates and factors, contiguous.
 inline at::Tensor to_coordinates(const std::optional<at::Tensor>& tensor, at::ScalarType type) {
   return tensor ? tensor->to(type).contiguous() : at::Tensor();

@@ -77,12 +77,4 @@ D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int32_t size, AxisSample<T
   return inside;
 }
 
-// Adds to memory that one thread owns; CUDA passes an atomic add in its place.
-struct PlainAdd {
-  template <typename T>
-  D2_HOST_DEVICE void operator()(T* address, T value) const {
-    *address += value;
-  }
-};
-
 }  // namespace d2_deformable

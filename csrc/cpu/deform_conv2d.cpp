@@ -13,8 +13,6 @@
 #include <tuple>
 #include <vector>
 
-#include "../host/deform_conv2d.h"
-#include "device.h"
 #include "layout.h"
 
 namespace d2_deformable {

@@ -154,8 +154,7 @@ class Operands {
 };
 
 // One copy at most, of map [N][H][W][C] or of weight [O][K][Cg].
-at::Tensor from_channels_last_once(const at::Tensor& map, at::ScalarType type,
-                                   at::MemoryFormat format) {
+at::Tensor from_channels_last(const at::Tensor& map, at::ScalarType type, at::MemoryFormat format) {
   return map.permute({0, 3, 1, 2})
       .to(type, /*non_blocking=*/false, /*copy=*/false, format)
       .contiguous(format);
@@ -181,7 +180,7 @@ at::Tensor deform_conv2d_cuda(const at::Tensor& input, const at::Tensor& offset,
     product_out(op.output_rows(output, chunk), op.columns(chunk), op.weight().transpose(1, 2),
                 bias);
   }
-  return from_channels_last_once(output, input.scalar_type(), memory_format(input));
+  return from_channels_last(output, input.scalar_type(), memory_format(input));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backward_cuda(
@@ -211,9 +210,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
     op.exchange_columns(chunk, in_order ? at::Tensor() : grad_input, grad_offset, grad_mask);
     sum_products_out(grad_weight, grad_out.transpose(1, 2), columns, /*add=*/chunk > 0);
   }
-  return {from_channels_last_once(grad_input, input.scalar_type(), memory_format(input)),
+  return {from_channels_last(grad_input, input.scalar_type(), memory_format(input)),
           grad_offset.to(offset.scalar_type()),
-          from_channels_last_once(
+          from_channels_last(
               grad_weight.view({s.out_channels, s.kernel_h, s.kernel_w, s.channels / s.groups}),
               weight.scalar_type(), at::MemoryFormat::Contiguous),
           grad_mask.to(mask ? mask->scalar_type() : input.scalar_type())};

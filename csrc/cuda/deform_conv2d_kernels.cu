@@ -4,10 +4,10 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_GRID_LAUNCH(DeformConv2dColumnsKernel, true)
-D2_INSTANTIATE_GRID_LAUNCH(DeformConv2dColumnsKernel, false)
-D2_INSTANTIATE_GRID_LAUNCH(DeformConv2dGradientsKernel, true)
-D2_INSTANTIATE_GRID_LAUNCH(DeformConv2dGradientsKernel, false)
-D2_INSTANTIATE_GRID_LAUNCH(DeformConv2dOwnedInputGradientKernel)
+D2_INSTANTIATE_LAUNCH(DeformConv2dColumnsKernel, true)
+D2_INSTANTIATE_LAUNCH(DeformConv2dColumnsKernel, false)
+D2_INSTANTIATE_LAUNCH(DeformConv2dGradientsKernel, true)
+D2_INSTANTIATE_LAUNCH(DeformConv2dGradientsKernel, false)
+D2_INSTANTIATE_LAUNCH(DeformConv2dOwnedInputGradientKernel)
 
 }  // namespace d2_deformable

@@ -6,14 +6,12 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH_OF(const Grid&,
-                         RoiListsKernel<double, DeformRoiGrid<double>, DeformRoiPoolSizes>)
-D2_INSTANTIATE_LAUNCH_OF(const Grid&,
-                         RoiListsKernel<float, DeformRoiGrid<float>, DeformRoiPoolSizes>)
-D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolKernel)
-D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, false)
-D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolInputGradientKernel, true)
-D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolShiftGradientKernel)
-D2_INSTANTIATE_GRID_LAUNCH(DeformRoiPoolOffsetGradientKernel)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, DeformRoiGrid<double>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, DeformRoiGrid<float>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, false)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, true)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolShiftGradientKernel)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolOffsetGradientKernel)
 
 }  // namespace d2_deformable

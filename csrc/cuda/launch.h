@@ -3,18 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cassert>
 #include <cstdint>
 #include <type_traits>
 
-#include "../sampling.h"
-
 namespace d2_deformable {
-
-// Calls kernel(i) for 0 <= i < count on the stream, each in a thread of its own as far as the grid
-// reaches, in any order.
-template <typename Kernel>
-cudaError_t launch(const Kernel& kernel, int64_t count, cudaStream_t stream);
 
 // Blocks for which there is work, threads of each (a multiple of 32), and the dynamic shared memory
 // of each.
@@ -36,17 +28,5 @@ constexpr int kMaxThreads<Kernel, std::void_t<decltype(Kernel::kMaxThreads)>> = 
 // pieces than a grid can have blocks.
 template <typename Kernel>
 cudaError_t launch(const Kernel& kernel, const Grid& grid, cudaStream_t stream);
-
-// Adds to memory that several threads reach.
-struct AtomicAdd {
-  template <typename T>
-  D2_HOST_DEVICE void operator()(T* address, T value) const {
-#if defined(__CUDA_ARCH__) || defined(D2_CUDA_EMULATOR)
-    atomicAdd(address, value);
-#else
-    assert(false && "the host has PlainAdd");
-#endif
-  }
-};
 
 }  // namespace d2_deformable

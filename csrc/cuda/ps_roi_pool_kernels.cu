@@ -4,10 +4,10 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<double, PsRoiGrid<double>, PsRoiPoolSizes>)
-D2_INSTANTIATE_LAUNCH_OF(const Grid&, RoiListsKernel<float, PsRoiGrid<float>, PsRoiPoolSizes>)
-D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolKernel)
-D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, false)
-D2_INSTANTIATE_GRID_LAUNCH(PsRoiPoolInputGradientKernel, true)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, PsRoiGrid<double>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, PsRoiGrid<float>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH(PsRoiPoolKernel)
+D2_INSTANTIATE_LAUNCH(PsRoiPoolInputGradientKernel, false)
+D2_INSTANTIATE_LAUNCH(PsRoiPoolInputGradientKernel, true)
 
 }  // namespace d2_deformable

@@ -90,10 +90,6 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) fail("the launch fails with error %d", int(error));
 }
 template <typename Kernel>
-void launch_all(const Kernel& kernel) {
-  check(d2_deformable::launch(kernel, kernel.count(), cudaStream_t()));
-}
-template <typename Kernel>
 void launch_grid(const Kernel& kernel, const d2_deformable::Grid& grid) {
   check(d2_deformable::launch(kernel, grid, cudaStream_t()));
 }

@@ -4,6 +4,6 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_GRID_LAUNCH(RowSumsKernel)
+D2_INSTANTIATE_LAUNCH(RowSumsKernel)
 
 }  // namespace d2_deformable
