@@ -29,7 +29,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The checkpoint of d2_deformable/model_zoo, and the YAML in configs/model_zoo that it comes from.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: help setup demo zoo results test test-all build-cuda cuda-all lint format clean
+.PHONY: help setup demo zoo results bench test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it
 
 results: setup ## train every row of docs/RESULTS.md that has no numbers yet; goes on where it stopped (needs the photographs under DETECTRON2_DATASETS)
 	$(PY) tools/run_results.py
+
+bench: setup ## the operators' speed beside a plain convolution and torchvision, on one CPU thread (half an hour; see benchmarks/README.md)
+	$(PY) -m benchmarks.ops --threads 1
 
 test: setup lint ## lint and all tests but the slow ones
 	$(PY) -m pytest -m "not slow" --durations 10
