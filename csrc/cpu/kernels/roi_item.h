@@ -17,6 +17,8 @@ struct NoMap {
   D2_INLINE void want(const RoiTaps<T>&, const RoiTaps<T>&) const {}
 };
 
+constexpr int64_t kLineBytes = 64;  // of the cache
+
 // for_each_bin(roi, pool) calls pool(bin, first channel, last channel + 1, y, x), channels counted
 // from the item's first one.
 template <typename T, typename ForEachBin>
@@ -33,6 +35,12 @@ D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
     for_each_bin(roi, [&](int64_t bin, int64_t first, int64_t last, const RoiTaps<T>& y,
                           const RoiTaps<T>& x) {
       map.want(y, x);
+      if (!call.as_rows) {
+        // The results' memory, which the transposition is to write, comes while bins are summed up.
+        for (int64_t c = first; c < last; c += kLineBytes / int64_t(sizeof(T))) {
+          __builtin_prefetch(to + bin * item.channels + c, 1);
+        }
+      }
       pool_bin(map.data + first, y, x, last - first, rows + bin * stride + first);
     });
     if (!call.as_rows) transpose(rows, stride, to, call.bins, call.bins, item.channels);
