@@ -45,6 +45,12 @@ struct ChannelMap {
 struct SliceRun {
   int64_t lane, channels, first_channel, group;
   int64_t packed_weight, grad_weight;  // places in scratch memory
+
+  // Of the first of its channels in weight [O][C/groups][K], for output `o` of its group.
+  int64_t weight_index(const DeformConv2dSizes& s, int64_t o) const {
+    const int64_t output = group * (s.out_channels / s.groups) + o;
+    return (output * (s.channels / s.groups) + first_channel % (s.channels / s.groups)) * s.taps();
+  }
 };
 
 // A slice and its scratch memory. Each of its offset groups fills whole vectors with its channels.
@@ -110,36 +116,48 @@ struct Slice {
   }
 };
 
-// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the run's channels.
+// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the run's channels, the last
+// one filled up with zeros.
 template <typename T>
 void pack_run(const DeformConv2dSizes& s, const T* weight, const Slice<T>& slice,
               const SliceRun& run, T* packed) {
-  const int64_t weight_channels = s.channels / s.groups, taps = s.taps();
-  const int64_t tap_size = slice.outputs * round_up(run.channels, kPanel<T>);
-  for (int64_t k = 0; k < taps * tap_size; ++k) packed[k] = 0;
-  for (int64_t o = 0; o < slice.outputs; ++o) {
-    const int64_t output = run.group * slice.outputs + o;
-    const int64_t channel = run.first_channel - run.group * weight_channels;
-    const T* from = weight + (output * weight_channels + channel) * taps;
-    for (int64_t c = 0; c < run.channels; ++c) {
-      T* to = packed + (c / kPanel<T> * slice.outputs + o) * kPanel<T> + c % kPanel<T>;
-      for (int64_t tap = 0; tap < taps; ++tap) to[tap * tap_size] = *from++;
+  const int64_t taps = s.taps();
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t panel = 0; panel < run.channels; panel += kPanel<T>) {
+      const int64_t rest = run.channels - panel;
+      const int64_t filled = rest < kPanel<T> ? rest : int64_t(kPanel<T>);
+      for (int64_t o = 0; o < slice.outputs; ++o, packed += kPanel<T>) {
+        const T* from = weight + run.weight_index(s, o) + panel * taps + tap;
+        for (int64_t c = 0; c < filled; ++c) packed[c] = from[c * taps];
+        for (int64_t c = filled; c < kPanel<T>; ++c) packed[c] = 0;
+      }
     }
   }
 }
 
-// grad_weight [O][C/groups][K] = [K][channels][outputs], the run's own part of it.
+// [K][channels][outputs] -> grad_weight [O][C/groups][K], the run's own part of it.
 template <typename T>
 void unpack_run(const DeformConv2dSizes& s, const T* packed, const Slice<T>& slice,
                 const SliceRun& run, T* grad_weight) {
-  const int64_t weight_channels = s.channels / s.groups, taps = s.taps();
-  for (int64_t o = 0; o < slice.outputs; ++o) {
-    const int64_t output = run.group * slice.outputs + o;
-    const int64_t channel = run.first_channel - run.group * weight_channels;
-    T* to = grad_weight + (output * weight_channels + channel) * taps;
-    for (int64_t c = 0; c < run.channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        *to++ = packed[(tap * run.channels + c) * slice.grad_weight_row + o];
+  constexpr int lanes = kLanes<T>;
+  const int64_t taps = s.taps(), size = run.channels * taps;
+  const auto row = [&](int64_t k) {
+    return packed + (k % taps * run.channels + k / taps) * slice.grad_weight_row;
+  };
+  for (int64_t o0 = 0; o0 < slice.outputs; o0 += lanes) {
+    const int64_t rest = slice.outputs - o0, rows = rest < lanes ? rest : lanes;
+    int64_t k = 0;
+    for (; k + lanes <= size; k += lanes) {
+      Vector<T> square[lanes];
+      for (int i = 0; i < lanes; ++i) square[i] = load(row(k + i) + o0);
+      transpose_square<T>(square);
+      for (int64_t o = 0; o < rows; ++o) {
+        store(grad_weight + run.weight_index(s, o0 + o) + k, square[o]);
+      }
+    }
+    for (; k < size; ++k) {
+      for (int64_t o = 0; o < rows; ++o) {
+        grad_weight[run.weight_index(s, o0 + o) + k] = row(k)[o0 + o];
       }
     }
   }
