@@ -36,8 +36,9 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
     CPU_TARGETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     CPU_TARGETS["avx512"] += ["-mprefer-vector-width=512"]
-# Without them GCC leaves branches in loops over selects (sampling.h), which then are no vectors.
-CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps"]
+# Without the first two GCC leaves branches in loops over selects (sampling.h), which then are no
+# vectors; exceptions would refer to functions that all share.
+CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
