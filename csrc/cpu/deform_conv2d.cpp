@@ -51,9 +51,13 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
 
   DeformConv2dForward<T> op;
   op.sizes = s;
-  const int64_t pixel = s.channels * sizeof(T);
+  // All taps of a tile or of half a tile at once, or else a few at a time.
+  const int64_t pixel = s.channels * sizeof(T), column = s.taps() * pixel;
   op.tile = std::clamp<int64_t>(kChunkBytes / pixel, 1, kTile);
-  op.chunk = std::clamp<int64_t>(kChunkBytes / (op.tile * pixel), 1, s.taps());
+  if (kTile * column > kChunkBytes && kTile / 2 * column <= kChunkBytes) op.tile = kTile / 2;
+  const int64_t most = std::clamp<int64_t>(kChunkBytes / (op.tile * pixel), 1, s.taps());
+  const int64_t chunks = (s.taps() + most - 1) / most;
+  op.chunk = (s.taps() + chunks - 1) / chunks;
   op.input = input.template const_data_ptr<T>();
   op.zeros = zeros.template const_data_ptr<T>();
   op.offset = offset.template const_data_ptr<T>();
