@@ -1,4 +1,11 @@
 // deform_conv2d on the CPU: what is converted and allocated, and how threads share the work.
+//
+// Columns as a whole, K times the input, are never in memory. Beside its results a call allocates
+// - forward: the packed weight, a channels-last copy of the input unless it is so already, and for
+//   each thread about kChunkBytes and a tile of the result;
+// - backward: for each thread twice a slice of one image and twice the slice's weights, and partial
+//   sums: grad_offset and grad_mask once per slice of an offset group, grad_weight at most kItems
+//   times.
 #include "../deform_conv2d.h"
 
 #include <ATen/Dispatch.h>
@@ -40,7 +47,7 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t panels = s.groups * weight_panels<T>(s, kernels.panel);
+  const int64_t panels = s.groups * weight_panels(s, kernels.panel);
   const int64_t panel = s.taps() * (s.channels / s.groups) * kernels.panel;
   const Scratch<T> packed(panels * panel);
   at::parallel_for(0, panels, 1 + 32768 / panel, [&](int64_t begin, int64_t end) {
@@ -132,7 +139,7 @@ at::Tensor add_parts(const at::Tensor& parts) {
 }
 
 // A map as the kernels read it, (N, C, H, W) or channels-last.
-inline at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
+at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
   return map.to(type).contiguous(memory_format(map));
 }
 

@@ -15,7 +15,7 @@ template <typename T>
 void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* packed) {
   constexpr int lanes = kLanes<T>;
   const int64_t outputs = s.out_channels / s.groups, channels = s.channels / s.groups;
-  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels<T>(s, kPanel<T>);
+  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels(s, kPanel<T>);
   const int64_t first = panel % panels * kPanel<T>;
   const T* from = weight + (panel / panels * outputs + first) * depth;
   T* to = packed + panel * depth * kPanel<T>;
@@ -106,7 +106,7 @@ void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t
   const int64_t positions = s.image_rows(), taps = s.taps();
   const int64_t count = positions - first < op.tile ? positions - first : op.tile;
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
-  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels<T>(s, kPanel<T>);
+  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels(s, kPanel<T>);
   T* columns = scratch;
   const int64_t column_row = op.column_row();
   // [count][O]: in place where the output is channels-last.
