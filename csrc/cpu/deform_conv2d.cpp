@@ -1,4 +1,11 @@
 // deform_conv2d on the CPU: what is converted and allocated, and how threads share the work.
+//
+// Columns as a whole, K times the input, are never in memory. Beside its results a call allocates
+// - forward: the packed weight, a channels-last copy of the input unless it is so already, and for
+//   each thread about kChunkBytes and a tile of the result;
+// - backward: for each thread twice a slice of one image and twice the slice's weights, and partial
+//   sums: grad_offset and grad_mask once per slice of an offset group, grad_weight at most kItems
+//   times.
 #include "../deform_conv2d.h"
 
 #include <ATen/Dispatch.h>
@@ -38,7 +45,7 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t panels = s.groups * weight_panels<T>(s, kernels.panel);
+  const int64_t panels = s.groups * weight_panels(s, kernels.panel);
   const int64_t panel = s.taps() * (s.channels / s.groups) * kernels.panel;
   const Scratch<T> packed(panels * panel);
   at::parallel_for(0, panels, 1 + 32768 / panel, [&](int64_t begin, int64_t end) {
@@ -49,9 +56,13 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
 
   DeformConv2dForward<T> op;
   op.sizes = s;
-  const int64_t pixel = s.channels * sizeof(T);
+  // All taps of a tile or of half a tile at once, or else a few at a time.
+  const int64_t pixel = s.channels * sizeof(T), column = s.taps() * pixel;
   op.tile = std::clamp<int64_t>(kChunkBytes / pixel, 1, kTile);
-  op.chunk = std::clamp<int64_t>(kChunkBytes / (op.tile * pixel), 1, s.taps());
+  if (kTile * column > kChunkBytes && kTile / 2 * column <= kChunkBytes) op.tile = kTile / 2;
+  const int64_t most = std::clamp<int64_t>(kChunkBytes / (op.tile * pixel), 1, s.taps());
+  const int64_t chunks = (s.taps() + most - 1) / most;
+  op.chunk = (s.taps() + chunks - 1) / chunks;
   op.input = input.template const_data_ptr<T>();
   op.zeros = zeros.template const_data_ptr<T>();
   op.offset = offset.template const_data_ptr<T>();
@@ -126,7 +137,7 @@ at::Tensor add_parts(const at::Tensor& parts) {
 }
 
 // A map as the kernels read it, (N, C, H, W) or channels-last.
-inline at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
+at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
   return map.to(type).contiguous(memory_format(map));
 }
 

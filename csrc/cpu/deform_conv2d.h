@@ -9,7 +9,6 @@
 namespace d2_deformable {
 
 // Panels of a group's outputs in the packed weight.
-template <typename T>
 D2_HOST_DEVICE int64_t weight_panels(const DeformConv2dSizes& s, int64_t panel) {
   return (s.out_channels / s.groups + panel - 1) / panel;
 }

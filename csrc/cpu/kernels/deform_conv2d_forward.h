@@ -15,7 +15,7 @@ template <typename T>
 void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* packed) {
   constexpr int lanes = kLanes<T>;
   const int64_t outputs = s.out_channels / s.groups, channels = s.channels / s.groups;
-  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels<T>(s, kPanel<T>);
+  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels(s, kPanel<T>);
   const int64_t first = panel % panels * kPanel<T>;
   const T* from = weight + (panel / panels * outputs + first) * depth;
   T* to = packed + panel * depth * kPanel<T>;
@@ -106,13 +106,16 @@ void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t
   const int64_t positions = s.image_rows(), taps = s.taps();
   const int64_t count = positions - first < op.tile ? positions - first : op.tile;
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
-  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels<T>(s, kPanel<T>);
+  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels(s, kPanel<T>);
   T* columns = scratch;
   const int64_t column_row = op.column_row();
   // [count][O]: in place where the output is channels-last.
   T* result = op.channels_last ? op.output + (image * positions + first) * s.out_channels
                                : scratch + op.tile * column_row;
   const int64_t result_row = op.channels_last ? s.out_channels : op.result_row();
+  // Small groups share cache lines of the columns: neighbouring ones take turns at a few rows.
+  const bool small = s.groups > 1 && outputs <= kPanel<T> && taps * channels <= kDepth<T>;
+  const int64_t rows = small ? int64_t(kTileRows) : count;
   if (op.bias) {
     for (int64_t p = 0; p < count; ++p) {
       __builtin_memcpy(result + p * result_row, op.bias, s.out_channels * sizeof(T));
@@ -122,11 +125,14 @@ void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t
     const int64_t sampled = taps - tap < op.chunk ? taps - tap : op.chunk;
     sample_columns(op, image, first, count, tap, sampled, columns, column_row);
     const int64_t run = s.groups == 1 ? sampled * channels : channels;
-    for (int64_t group = 0; group < s.groups; ++group) {
-      const GemmOperand<T> a{columns + group * channels, column_row, 1, run, s.channels};
-      gemm(count, outputs, sampled * channels, a,
-           op.weight + group * panels * panel + tap * channels * kPanel<T>, panel,
-           result + group * outputs, result_row, op.bias || tap > 0);
+    for (int64_t p = 0; p < count; p += rows) {
+      for (int64_t group = 0; group < s.groups; ++group) {
+        const GemmOperand<T> a{columns + p * column_row + group * channels, column_row, 1, run,
+                               s.channels};
+        gemm(count - p < rows ? count - p : rows, outputs, sampled * channels, a,
+             op.weight + group * panels * panel + tap * channels * kPanel<T>, panel,
+             result + p * result_row + group * outputs, result_row, op.bias || tap > 0);
+      }
     }
   }
   if (op.channels_last) return;
