@@ -104,7 +104,7 @@ def sanitize(run, out):
     # PyTorch's allocator hides what is beyond a tensor in one large block.
     yield "memcheck", lambda: checked("memcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     yield "initcheck", lambda: checked("initcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    # Of shared memory only, which no kernel of ours uses so far.
+    # Of shared memory: the planes of RoI pooling.
     yield "racecheck", lambda: checked("racecheck")
 
 

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace d2_deformable {
 
 // Results come in the memory format of the input.

@@ -1,9 +1,14 @@
 """Devices and tolerances, one table for all tests."""
 
+import os
+
 import pytest
 import torch
 
 from devices import DEVICES
+
+# cuBLAS wants it for deterministic products, and reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Sums of a few hundred products of numbers near 1.
 TOLERANCES = {

@@ -26,8 +26,7 @@ class DeformRoiPlanes {
  public:
   DeformRoiPlanes(const DeformRoiPoolSizes& s, const at::Tensor& boxes, const at::Tensor& offset,
                   const RoiOrder& rois)
-      : rois_(rois),
-        stride_(RoiChannelBlocks::ceil_div(s.rois, kRoiLanes<T>) * kRoiLanes<T> + kRoiLanes<T>) {
+      : stride_(RoiChannelBlocks::ceil_div(s.rois, kRoiLanes<T>) * kRoiLanes<T> + kRoiLanes<T>) {
     const at::TensorOptions options = boxes.options();
     if (s.images > 1) {
       order_ = at::from_blob(const_cast<int64_t*>(rois.order.data()), {s.rois}, at::kLong).clone();
@@ -94,7 +93,6 @@ class DeformRoiPlanes {
   DeformRoiPlanesCall<T> call{};
 
  private:
-  const RoiOrder& rois_;
   int64_t stride_;    // of columns; a vector may begin at the last RoI
   at::Tensor order_;  // undefined: RoIs are in order
   at::Tensor boxes_, offset_;

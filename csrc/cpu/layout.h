@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
+
 #include "../layout.h"
 #include "kernels.h"
 

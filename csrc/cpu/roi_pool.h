@@ -1,4 +1,5 @@
-// What the host says to the kernels of the RoI poolings (cpu/kernels/roi_*.h). Free of ATen.
+// What the host says to the kernels of the RoI poolings
+// (cpu/kernels/{deform_roi_pool,deform_roi_planes,ps_roi_pool}.h). Free of ATen.
 //
 // Work is cut into items, one for each image, group (of bins that read the same channels) and block
 // of the group's channels. An item owns its channels of its image: it reads them once, into a

@@ -32,12 +32,4 @@ D2_HOST_DEVICE bool sample_tap(const DeformConv2dSizes& s, int64_t out_y, int64_
   return inside_y && inside_x;
 }
 
-// Taps counted row by row.
-template <typename T>
-D2_HOST_DEVICE bool sample_tap(const DeformConv2dSizes& s, int64_t out_y, int64_t out_x,
-                               int64_t tap, T offset_y, T offset_x, AxisSample<T>& y,
-                               AxisSample<T>& x) {
-  return sample_tap(s, out_y, out_x, tap / s.kernel_w, tap % s.kernel_w, offset_y, offset_x, y, x);
-}
-
 }  // namespace d2_deformable

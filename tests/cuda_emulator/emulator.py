@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for the CPU, under sanitizers, and calls them; see README.md."""
+"""Compiles the CUDA kernels for the CPU, every use of memory watched, and calls them: README.md."""
 
 import atexit
 import ctypes

@@ -1,5 +1,6 @@
 """The operator library and its build: what goes wrong is said in one sentence."""
 
+import platform
 import re
 import runpy
 import subprocess
@@ -40,6 +41,15 @@ def test_library_does_not_know_python():
     assert "libtorch_cpu" in table
     assert "libpython" not in table and "libtorch_python" not in table
     assert re.findall(r"\bUND (_?Py\w+)", table) == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there is one instruction set")
+def test_instruction_sets_are_called_as_in_pytorch():
+    """csrc/cpu/kernels.cpp goes by the name; one that it does not know would mean the slowest."""
+    source = (ROOT / "csrc" / "cpu" / "kernels.cpp").read_text()
+    known = re.findall(r'capability == "(\w+)"', source)
+    assert known == ["AVX512", "AVX2"]
+    assert torch.backends.cpu.get_cpu_capability() in {*known, "DEFAULT"}
 
 
 def has_kernel(name, key) -> bool:
