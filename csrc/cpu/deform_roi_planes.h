@@ -90,6 +90,10 @@ class DeformRoiPlanes {
     });
   }
 
+  // call points to its members.
+  DeformRoiPlanes(const DeformRoiPlanes&) = delete;
+  DeformRoiPlanes& operator=(const DeformRoiPlanes&) = delete;
+
   DeformRoiPlanesCall<T> call{};
 
  private:
