@@ -45,10 +45,9 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t panels = s.groups * weight_panels(s, kernels.panel);
-  const int64_t panel = s.taps() * (s.channels / s.groups) * kernels.panel;
-  const Scratch<T> packed(panels * panel);
-  at::parallel_for(0, panels, 1 + 32768 / panel, [&](int64_t begin, int64_t end) {
+  const int64_t parts = kernels.weight_parts(s), part = kernels.weight_part(s);
+  const Scratch<T> packed(parts * part);
+  at::parallel_for(0, parts, 1 + 32768 / part, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels.pack_weight(s, weight.template const_data_ptr<T>(), i, packed.data());
     }

@@ -15,8 +15,9 @@ struct CpuKernels {
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
   // kernels/deform_conv2d_forward.h
-  int64_t panel;
-  void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel, T* packed);
+  int64_t (*weight_parts)(const DeformConv2dSizes& sizes);
+  int64_t (*weight_part)(const DeformConv2dSizes& sizes);
+  void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t part, T* packed);
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
   // kernels/deform_conv2d_backward.h

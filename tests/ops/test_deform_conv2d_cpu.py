@@ -24,6 +24,11 @@ SHAPES = {
     "several slices": (2, 150, (6, 7), 5, (3, 3), 1, 2, 2, 1, 1),
     "32 groups": (1, 128, (7, 9), 128, (3, 3), 1, 1, 1, 32, 1),
     "depthwise, 2 outputs each": (2, 24, (8, 7), 48, (3, 3), 1, 1, 1, 24, 3),
+    "depthwise": (1, 72, (7, 13), 72, (3, 3), 1, 1, 1, 72, 1),
+    "depthwise, odd channels": (2, 37, (5, 9), 37, (5, 3), 2, (2, 1), 1, 37, 1),
+    "depthwise, offset groups": (1, 66, (6, 7), 66, (2, 2), 1, 0, 1, 66, 3),
+    "groups of 3, 2 outputs each": (1, 99, (7, 5), 66, (3, 3), 1, 1, 1, 33, 3),
+    "groups of 2, 5 outputs each": (2, 38, (4, 9), 95, (1, 3), 1, (0, 1), 1, 19, 1),
     "offset groups narrower than vectors": (1, 30, (8, 9), 16, (3, 3), 1, 1, 1, 1, 10),
     "an offset group per channel": (1, 12, (5, 6), 6, (2, 2), 1, 0, 1, 3, 12),
     "offset groups that cut weight groups": (2, 60, (7, 6), 9, (3, 3), 1, 1, 1, 3, 4),
@@ -96,7 +101,9 @@ def test_each_instruction_set(capability):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["odd channels", "32 groups", "several slices"])
+@pytest.mark.parametrize(
+    "name", ["odd channels", "32 groups", "depthwise, offset groups", "several slices"]
+)
 def test_layouts(name, dtype):
     """Channels-last maps are read and written in place, with the same results to the bit."""
     tensors, geometry = call(SHAPES[name], dtype)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "deform_conv2d_grouped.h"
 #include "gemm.h"
 #include "sampling_plan.h"
 #include "transpose.h"
@@ -9,10 +10,22 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
+// Parts of the packed weight, and numbers of each.
+template <typename T>
+int64_t weight_parts(const DeformConv2dSizes& s) {
+  if (is_grouped<T>(s)) return s.offset_groups * GroupedUnits(s, kLanes<T>).count;
+  return s.groups * weight_panels(s, kPanel<T>);
+}
+template <typename T>
+int64_t weight_part(const DeformConv2dSizes& s) {
+  return s.taps() * (s.channels / s.groups) * (is_grouped<T>(s) ? kLanes<T> : kPanel<T>);
+}
+
 // weight [O][C/groups][K] -> [groups][panels][K][C/groups][kPanel], panels of a group's outputs,
 // the last one filled up with zeros. One call packs one panel.
 template <typename T>
 void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* packed) {
+  if (is_grouped<T>(s)) return pack_grouped_weight(s, weight, panel, packed);
   constexpr int lanes = kLanes<T>;
   const int64_t outputs = s.out_channels / s.groups, channels = s.channels / s.groups;
   const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels(s, kPanel<T>);
@@ -95,24 +108,16 @@ void sample_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t fir
   }
 }
 
-// One call computes the outputs of one tile: op.tile positions of an image (or what is left of it)
-// from `first` on, in all channels. It samples as many taps as op.chunk at a time, so that their
-// columns stay in the L2 cache while they are multiplied with the weight. No two calls write the
-// same place; every output is summed in the same order whatever the tiles are.
+// Output positions first .. first + count of an image, in all channels: result [count][O], rows
+// result_row apart. Samples as many taps as op.chunk at a time into columns, which stay in the L2
+// cache while they are multiplied with the weight.
 template <typename T>
-void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
-                        T* scratch) {
+void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
+                      T* columns, T* result, int64_t result_row) {
   const DeformConv2dSizes& s = op.sizes;
-  const int64_t positions = s.image_rows(), taps = s.taps();
-  const int64_t count = positions - first < op.tile ? positions - first : op.tile;
+  const int64_t taps = s.taps(), column_row = op.column_row();
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
   const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels(s, kPanel<T>);
-  T* columns = scratch;
-  const int64_t column_row = op.column_row();
-  // [count][O]: in place where the output is channels-last.
-  T* result = op.channels_last ? op.output + (image * positions + first) * s.out_channels
-                               : scratch + op.tile * column_row;
-  const int64_t result_row = op.channels_last ? s.out_channels : op.result_row();
   // Small groups share cache lines of the columns: neighbouring ones take turns at a few rows.
   const bool small = s.groups > 1 && outputs <= kPanel<T> && taps * channels <= kDepth<T>;
   const int64_t rows = small ? int64_t(kTileRows) : count;
@@ -134,6 +139,26 @@ void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t
              result + p * result_row + group * outputs, result_row, op.bias || tap > 0);
       }
     }
+  }
+}
+
+// One call computes the outputs of one tile: op.tile positions of an image (or what is left of it)
+// from `first` on, in all channels. No two calls write the same place; every output is summed in
+// the same order whatever the tiles are.
+template <typename T>
+void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
+                        T* scratch) {
+  const DeformConv2dSizes& s = op.sizes;
+  const int64_t positions = s.image_rows();
+  const int64_t count = positions - first < op.tile ? positions - first : op.tile;
+  // [count][O]: in place where the output is channels-last.
+  T* result = op.channels_last ? op.output + (image * positions + first) * s.out_channels
+                               : scratch + op.tile * op.column_row();
+  const int64_t result_row = op.channels_last ? s.out_channels : op.result_row();
+  if (is_grouped<T>(s)) {
+    deform_conv2d_grouped(op, image, first, count, result, result_row);
+  } else {
+    multiply_columns(op, image, first, count, scratch, result, result_row);
   }
   if (op.channels_last) return;
   T* output = op.output + image * s.out_channels * positions + first;

@@ -8,9 +8,6 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-template <typename T>
-using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-
 // Lane i holds bin i. A window of kLanes<T> pixels from `begin` on has room for most bins; if
 // `size` is more, the weights are not all there.
 template <bool slopes, typename T>

@@ -43,6 +43,10 @@ struct VectorOf {
 template <typename T>
 using Vector = typename VectorOf<T>::type;
 
+// As many of them to a vector as of T.
+template <typename T>
+using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
 // Numbers need not be aligned.
 template <typename T>
 D2_INLINE Vector<T> load(const T* from) {
@@ -70,8 +74,8 @@ D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<i
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, (first + lane / 2 + lane % 2 * kLanes<T>)...);
 #else
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  return __builtin_shuffle(a, b, Vector<Index>{(first + lane / 2 + lane % 2 * kLanes<T>)...});
+  return __builtin_shuffle(a, b,
+                           Vector<LaneIndex<T>>{(first + lane / 2 + lane % 2 * kLanes<T>)...});
 #endif
 }
 
@@ -81,8 +85,7 @@ D2_INLINE Vector<T> rotate(Vector<T> a, std::integer_sequence<int, lane...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, a, ((lane + by) % kLanes<T>)...);
 #else
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  return __builtin_shuffle(a, Vector<Index>{((lane + by) % kLanes<T>)...});
+  return __builtin_shuffle(a, Vector<LaneIndex<T>>{((lane + by) % kLanes<T>)...});
 #endif
 }
 

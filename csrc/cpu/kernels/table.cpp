@@ -15,7 +15,8 @@ template <typename T>
 constexpr CpuKernels<T> all_kernels() {
   CpuKernels<T> kernels{};
   kernels.transpose = transpose<T>;
-  kernels.panel = kPanel<T>;
+  kernels.weight_parts = weight_parts<T>;
+  kernels.weight_part = weight_part<T>;
   kernels.pack_weight = pack_weight<T>;
   kernels.deform_conv2d_tile = deform_conv2d_tile<T>;
   kernels.deform_conv2d_backward_scratch = deform_conv2d_backward_scratch<T>;
