@@ -3,9 +3,10 @@
 // Columns as a whole, K times the input, are never in memory. Beside its results a call allocates
 // - forward: the packed weight, a channels-last copy of the input unless it is so already, and for
 //   each thread about kChunkBytes and a tile of the result;
-// - backward: for each thread twice a slice of one image and twice the slice's weights, and partial
-//   sums: grad_offset and grad_mask once per slice of an offset group, grad_weight at most kItems
-//   times.
+// - backward: for each thread twice a slice of one image (at most kSliceChannels channels, without
+//   padding), twice the slice's weights and, for kTile positions, twice a column of one tap and
+//   grad_output, the last three filled up to whole vectors; and partial sums: grad_offset and
+//   grad_mask once per slice of an offset group, grad_weight at most kItems times.
 #include "../deform_conv2d.h"
 
 #include <ATen/Dispatch.h>

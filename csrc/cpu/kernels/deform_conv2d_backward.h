@@ -41,9 +41,9 @@ struct ChannelMap {
   }
 };
 
-// Channels of a slice that share a weight group, and their place among the slice's lanes.
+// Channels of a slice that share a weight group, and their place in the slice.
 struct SliceRun {
-  int64_t lane, channels, first_channel, group;
+  int64_t place, channels, first_channel, group;
   int64_t packed_weight, grad_weight;  // places in scratch memory
 
   // Of the first of its channels in weight [O][C/groups][K], for output `o` of its group.
@@ -53,21 +53,20 @@ struct SliceRun {
   }
 };
 
-// A slice and its scratch memory. Each of its offset groups fills whole vectors with its channels.
+// A slice, all of whose channels stand next to each other, and its scratch memory.
 template <typename T>
 struct Slice {
-  static constexpr int kRuns = 64;  // slices have no more channels, unless in one run
+  static constexpr int kRuns = 64;  // slices have no more channels
 
-  int64_t first_group, groups;      // offset groups
-  int64_t first_channel, channels;  // of each of them; first_channel of the first
-  int64_t group_lanes, lanes;
+  int64_t first_group, groups, group_channels;  // offset groups
+  int64_t first_channel, channels;
   int64_t outputs, panels;  // of a weight group, and their panels
   int64_t first_weight_group, weight_groups;
   int64_t row;  // of columns and their gradients
   int64_t grad_weight_row;
   int runs = 0;
   SliceRun run[kRuns];
-  int64_t map, grad_map, columns, grad_columns, grad_output, scratch;  // places; size
+  int64_t grad_weight, map, grad_map, columns, grad_columns, grad_output, scratch;  // places; size
 
   Slice(const DeformConv2dBackward<T>& op, int64_t index) {
     const DeformConv2dSizes& s = op.sizes;
@@ -78,10 +77,9 @@ struct Slice {
     groups = s.offset_groups - first_group < slices.groups ? s.offset_groups - first_group
                                                            : slices.groups;
     first_channel = first_group * slices.group_channels + part * slices.width;
-    channels = rest < slices.width ? rest : slices.width;
-    group_lanes = round_up(channels, kLanes<T>);
-    lanes = groups * group_lanes;
-    row = lanes + kLanes<T>;
+    group_channels = rest < slices.width ? rest : slices.width;
+    channels = groups * group_channels;
+    row = round_up(channels, kLanes<T>) + kLanes<T>;
 
     const int64_t weight_channels = s.channels / s.groups;
     outputs = s.out_channels / s.groups;
@@ -89,24 +87,24 @@ struct Slice {
     grad_weight_row = round_up(outputs, kLanes<T>) + kLanes<T>;
     first_weight_group = first_channel / weight_channels;
     scratch = 0;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t begin = first_channel + group * slices.group_channels;
-      for (int64_t c = begin, next; c < begin + channels; c = next) {
-        const int64_t weight_group = c / weight_channels,
-                      end = (weight_group + 1) * weight_channels;
-        next = end < begin + channels ? end : begin + channels;
-        SliceRun& r = run[runs++];
-        r = {group * group_lanes + c - begin, next - c, c, weight_group, 0, 0};
-        r.packed_weight = take(s.taps() * outputs * round_up(r.channels, kPanel<T>));
-        r.grad_weight = take(s.taps() * r.channels * grad_weight_row);
-        weight_groups = weight_group + 1 - first_weight_group;
-      }
+    const int64_t last = first_channel + channels;
+    for (int64_t c = first_channel, next; c < last; c = next) {
+      const int64_t group = c / weight_channels, end = (group + 1) * weight_channels;
+      next = end < last ? end : last;
+      SliceRun& r = run[runs++];
+      r = {c - first_channel, next - c, c, group, 0, 0};
+      r.packed_weight = take(s.taps() * outputs * round_up(r.channels, kPanel<T>));
     }
-    map = take((s.height * s.width + 1) * lanes);
-    grad_map = take((s.height * s.width + 1) * lanes);
+    weight_groups = runs;
+    grad_weight = scratch;
+    for (int r = 0; r < runs; ++r) {
+      run[r].grad_weight = take(s.taps() * run[r].channels * grad_weight_row);
+    }
+    grad_output = take(weight_groups * panels * op.tile * kPanel<T>);
+    map = take((s.height * s.width + 1) * channels);
+    grad_map = take((s.height * s.width + 1) * channels);
     columns = take(op.tile * row);
     grad_columns = take(op.tile * row);
-    grad_output = take(weight_groups * panels * op.tile * kPanel<T>);
   }
 
   int64_t take(int64_t count) {
@@ -163,33 +161,100 @@ void unpack_run(const DeformConv2dSizes& s, const T* packed, const Slice<T>& sli
   }
 }
 
-// For each planned position: its column from the pixels, and from the gradient of the column that
-// of the pixels, added at to_gradient from them, and dots[k] = pixel k . gradient.
+// A vector of `width` numbers; one alone is a plain number.
+template <typename T, int width>
+struct PartOf {
+  typedef T type __attribute__((vector_size(width * sizeof(T))));
+};
 template <typename T>
-void sample_and_scatter(const SamplingPlan<T>& plan, int count, int64_t lanes,
+struct PartOf<T, 1> {
+  using type = T;
+};
+template <typename T, int width>
+using Part = typename PartOf<T, width>::type;
+
+template <typename T, int width>
+D2_INLINE T sum_lanes(Part<T, width> vector) {
+  if constexpr (width == 1) {
+    return vector;
+  } else {
+    Part<T, width / 2> half[2];
+    __builtin_memcpy(half, &vector, sizeof(vector));
+    return sum_lanes<T, width / 2>(half[0] + half[1]);
+  }
+}
+
+// A planned position: its pixels and their gradients, its column and the gradient of that.
+template <typename T>
+struct PlannedPosition {
+  const T* pixel[4];
+  T* grad_pixel[4];
+  T weight[4];
+  const T* grad_column;
+  T* column;
+
+  // Its next `width` channels, from number `c` on. dots[k] += pixel k * gradient.
+  template <int width>
+  D2_INLINE void sample_and_scatter(int64_t c, Part<T, width> (&dots)[4]) const {
+    Part<T, width> grad, value[4], to[4];
+    __builtin_memcpy(&grad, grad_column + c, sizeof(grad));
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      __builtin_memcpy(&value[k], pixel[k] + c, sizeof(grad));
+      dots[k] += grad * value[k];
+    }
+    const Part<T, width> sampled =
+        weight[0] * value[0] + weight[1] * value[1] + weight[2] * value[2] + weight[3] * value[3];
+    __builtin_memcpy(column + c, &sampled, sizeof(grad));
+    // One after the other: pixels may be the same.
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      __builtin_memcpy(&to[k], grad_pixel[k] + c, sizeof(grad));
+      to[k] += weight[k] * grad;
+      __builtin_memcpy(grad_pixel[k] + c, &to[k], sizeof(grad));
+    }
+  }
+
+  // The last channels of an offset group, which do not fill a vector: half a vector, a quarter, ...
+  template <int width>
+  D2_INLINE void rest(int64_t c, int64_t channels, T* dots) const {
+    if (channels & width) {
+      Part<T, width> parts[4]{};
+      sample_and_scatter<width>(c, parts);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) dots[k] += sum_lanes<T, width>(parts[k]);
+      c += width;
+    }
+    if constexpr (width > 1) rest<width / 2>(c, channels, dots);
+  }
+};
+
+// For each planned position: its column from the pixels, and from the gradient of the column that
+// of the pixels, added at to_gradient from them, and dots[k] = pixel k . gradient. Exactly the
+// offset group's channels are touched, since those of the next one follow at once.
+template <typename T>
+void sample_and_scatter(const SamplingPlan<T>& plan, int count, int64_t channels,
                         const T* grad_columns, T* columns, int64_t row, int64_t to_gradient,
                         T (*dots)[4]) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t whole = channels / lanes * lanes;
   for (int p = 0; p < count; ++p, grad_columns += row, columns += row) {
-    const T *p0 = plan.pixel[0][p], *p1 = plan.pixel[1][p];
-    const T *p2 = plan.pixel[2][p], *p3 = plan.pixel[3][p];
-    T* g0 = const_cast<T*>(p0) + to_gradient;
-    T* g1 = const_cast<T*>(p1) + to_gradient;
-    T* g2 = const_cast<T*>(p2) + to_gradient;
-    T* g3 = const_cast<T*>(p3) + to_gradient;
-    const T w0 = plan.weight[0][p], w1 = plan.weight[1][p];
-    const T w2 = plan.weight[2][p], w3 = plan.weight[3][p];
-    Vector<T> d0{}, d1{}, d2{}, d3{};
-    for (int64_t c = 0; c < lanes; c += kLanes<T>) {
-      const Vector<T> grad = load(grad_columns + c);
-      const Vector<T> v0 = load(p0 + c), v1 = load(p1 + c), v2 = load(p2 + c), v3 = load(p3 + c);
-      d0 += grad * v0, d1 += grad * v1, d2 += grad * v2, d3 += grad * v3;
-      store(columns + c, w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3);
-      store(g0 + c, load(g0 + c) + w0 * grad);
-      store(g1 + c, load(g1 + c) + w1 * grad);
-      store(g2 + c, load(g2 + c) + w2 * grad);
-      store(g3 + c, load(g3 + c) + w3 * grad);
+    PlannedPosition<T> at;
+    at.grad_column = grad_columns, at.column = columns;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      at.pixel[k] = plan.pixel[k][p];
+      at.grad_pixel[k] = const_cast<T*>(at.pixel[k]) + to_gradient;
+      at.weight[k] = plan.weight[k][p];
     }
-    store_sums<T>(dots[p], d0, d1, d2, d3);
+    T sums[4]{};
+    if (whole) {
+      Vector<T> d[4]{};
+      for (int64_t c = 0; c < whole; c += lanes) at.template sample_and_scatter<lanes>(c, d);
+      store_sums<T>(sums, d[0], d[1], d[2], d[3]);
+    }
+    if (whole < channels) at.template rest<lanes / 2>(whole, channels, sums);
+    __builtin_memcpy(dots[p], sums, sizeof(sums));
   }
 }
 
@@ -208,15 +273,15 @@ void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slic
     const int64_t left = count - done;
     const Positions block(s, first + done, left < kPlanned ? left : kPlanned);
     for (int64_t group = 0; group < slice.groups; ++group) {
-      const int64_t lane = group * slice.group_lanes;
+      const int64_t channel = group * slice.group_channels;
       const int64_t plane = (image * s.offset_groups + slice.first_group + group) * s.taps() + tap;
-      const T* pixel = scratch + slice.map + lane;
-      const PixelMap<T> map{pixel, pixel + pixels * slice.lanes, slice.lanes};
+      const T* pixel = scratch + slice.map + channel;
+      const PixelMap<T> map{pixel, pixel + pixels * slice.channels, slice.channels};
       plan_samples(s, block, tap, op.offset + 2 * plane * positions,
                    op.mask ? op.mask + plane * positions : nullptr, map, plan, slopes);
-      sample_and_scatter(plan, block.count, slice.group_lanes,
-                         scratch + slice.grad_columns + done * slice.row + lane,
-                         scratch + slice.columns + done * slice.row + lane, slice.row,
+      sample_and_scatter(plan, block.count, slice.group_channels,
+                         scratch + slice.grad_columns + done * slice.row + channel,
+                         scratch + slice.columns + done * slice.row + channel, slice.row,
                          slice.grad_map - slice.map, dots);
       T* grad_y = op.grad_offset + 2 * (part * planes + plane) * positions + block.first;
       T* grad_x = grad_y + positions;
@@ -247,7 +312,13 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
   const Slice<T> slice(op, index);
   const int64_t positions = s.image_rows(), pixels = s.height * s.width, taps = s.taps();
   const int64_t panel = op.tile * kPanel<T>;
-  for (int64_t k = 0; k < slice.scratch; ++k) scratch[k] = 0;
+  const auto clear = [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) scratch[k] = 0;
+  };
+  const int64_t zero_pixel = slice.map + pixels * slice.channels;
+  clear(zero_pixel, zero_pixel + slice.channels);
+  // grad_output too, whose last panels need not be full.
+  clear(slice.grad_weight, slice.map);
   for (int r = 0; r < slice.runs; ++r) {
     pack_run(s, op.weight, slice, slice.run[r], scratch + slice.run[r].packed_weight);
   }
@@ -262,11 +333,8 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
                                    pixels};
     const ChannelMap<const T> outputs{op.grad_output + image * s.out_channels * positions,
                                       op.grad_output_channels_last, s.out_channels, positions};
-    for (int64_t group = 0; group < slice.groups; ++group) {
-      input.take(slice.first_channel + group * op.slices.group_channels, slice.channels, 0, pixels,
-                 scratch + slice.map + group * slice.group_lanes, slice.lanes);
-    }
-    for (int64_t k = 0; k < pixels * slice.lanes; ++k) scratch[slice.grad_map + k] = 0;
+    input.take(slice.first_channel, slice.channels, 0, pixels, scratch + slice.map, slice.channels);
+    clear(slice.grad_map, slice.columns);
 
     for (int64_t first = 0; first < positions; first += op.tile) {
       const int64_t count = positions - first < op.tile ? positions - first : op.tile;
@@ -286,24 +354,21 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
           gemm(
               count, run.channels, slice.outputs, a,
               scratch + run.packed_weight + tap * slice.outputs * round_up(run.channels, kPanel<T>),
-              run_panel, grad_columns + run.lane, slice.row, false);
+              run_panel, grad_columns + run.place, slice.row, false);
         }
         sample_tap_backward(op, slice, index % op.slices.per_group, image, tap, first, count,
                             scratch);
         for (int r = 0; r < slice.runs; ++r) {
           const SliceRun& run = slice.run[r];
           const int64_t group = run.group - slice.first_weight_group;
-          const GemmOperand<T> a{scratch + slice.columns + run.lane, 1, slice.row, count, 0};
+          const GemmOperand<T> a{scratch + slice.columns + run.place, 1, slice.row, count, 0};
           gemm(run.channels, slice.outputs, count, a, grad_output + group * slice.panels * panel,
                panel, scratch + run.grad_weight + tap * run.channels * slice.grad_weight_row,
                slice.grad_weight_row, true);
         }
       }
     }
-    for (int64_t group = 0; group < slice.groups; ++group) {
-      grad_input.put(slice.first_channel + group * op.slices.group_channels, slice.channels,
-                     scratch + slice.grad_map + group * slice.group_lanes, slice.lanes);
-    }
+    grad_input.put(slice.first_channel, slice.channels, scratch + slice.grad_map, slice.channels);
   }
   T* grad_weight = op.grad_weight + image_part * s.out_channels * (s.channels / s.groups) * taps;
   for (int r = 0; r < slice.runs; ++r) {
