@@ -39,7 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Without the first two GCC leaves branches in loops over selects (sampling.h), which then are no
 # vectors; exceptions would refer to functions that all share.
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
-# torch's own CUDA packages: headers of the CUDA libraries, and those of them that torch loads anyway.
+# torch's own CUDA packages: headers of the CUDA libraries, and those that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
 )

@@ -84,8 +84,9 @@ inline void product_out(const at::Tensor& out, const at::Tensor& a, const at::Te
     if (compute == CUBLAS_COMPUTE_64F) return &in_double[one];
     return &in_float[one];
   };
+  const CublasHandle handle;
   TORCH_CUDABLAS_CHECK(cublasGemmStridedBatchedEx_64(
-      CublasHandle(), right.operation(), left.operation(), out.size(2), out.size(1), a.size(2),
+      handle, right.operation(), left.operation(), out.size(2), out.size(1), a.size(2),
       scalar(true), b.const_data_ptr(), right.type, right.leading, right.batch_stride,
       a.const_data_ptr(), left.type, left.leading, left.batch_stride, scalar(add),
       out.mutable_data_ptr(), to.type, to.leading, to.batch_stride, out.size(0), compute,
