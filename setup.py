@@ -39,7 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Without the first two GCC leaves branches in loops over selects (sampling.h), which then are no
 # vectors; exceptions would refer to functions that all share.
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
-# torch's own CUDA packages: headers of the CUDA libraries, and the runtime that torch loads anyway.
+# torch's own CUDA packages: headers of the CUDA libraries, and those that torch loads anyway.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
 )
@@ -127,10 +127,12 @@ def operator_library():
     arguments["include_dirs"] = [str(TOOLKIT / "include"), str(TORCH_CUDA / "include")]
     arguments["extra_compile_args"]["nvcc"] = ["-O3", "-UNDEBUG"]  # kernels assert image indices
     library = cpp_extension.CUDAExtension(**arguments)
-    runtime = next(TORCH_CUDA.glob("lib/libcudart.so.*"), None)
-    if runtime:
-        library.libraries.remove("cudart")
-        library.extra_link_args.append(str(runtime))
+    library.libraries.append("cublas")
+    for name in ("cudart", "cublas"):
+        shared = next(TORCH_CUDA.glob(f"lib/lib{name}.so.*"), None)
+        if shared:
+            library.libraries.remove(name)
+            library.extra_link_args.append(str(shared))
     return library
 
 

@@ -175,10 +175,11 @@ at::Tensor deform_conv2d_cuda(const at::Tensor& input, const at::Tensor& offset,
   const Operands op(s, input, offset, weight, mask);
   const auto output =
       at::empty({s.images, s.out_height, s.out_width, s.out_channels}, input.options());
+  if (bias) output.copy_(*bias);  // not in the epilogue of cuBLAS, which only cublasLt has
   for (int64_t chunk = 0; chunk < op.chunks().count(); ++chunk) {
     op.fill_columns(chunk);
     product_out(op.output_rows(output, chunk), op.columns(chunk), op.weight().transpose(1, 2),
-                bias);
+                /*add=*/bias.has_value());
   }
   return from_channels_last(output, input.scalar_type(), memory_format(input));
 }
@@ -208,7 +209,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
     product_out(columns, grad_out, op.weight());
     if (in_order) op.add_in_order(chunk, grad_input);
     op.exchange_columns(chunk, in_order ? at::Tensor() : grad_input, grad_offset, grad_mask);
-    sum_products_out(grad_weight, grad_out.transpose(1, 2), columns, /*add=*/chunk > 0);
+    product_out(grad_weight, grad_out.transpose(1, 2), columns, /*add=*/chunk > 0);
   }
   return {from_channels_last(grad_input, input.scalar_type(), memory_format(input)),
           grad_offset.to(offset.scalar_type()),

@@ -1,53 +1,96 @@
-// Products of matrices as a convolution wants them, in batches: one of each weight group.
+// Products of matrices as a convolution wants them, in batches: one of each weight group. cuBLAS is
+// called with an explicit compute type, and no setting of PyTorch is changed: ATen's products would
+// follow those of matrix products.
 #pragma once
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/baddbmm.h>
-#include <ATen/ops/bmm.h>
-
-#include <optional>
-
-#include "precision.h"
+#include <ATen/cuda/CUDADataType.h>
 
 namespace d2_deformable {
 
-// out = a @ b + bias; out (groups, M, N), a (groups, M, K), b (groups, K, N), bias (groups * N).
-// ATen lets cuBLASLt add the bias of one group; that of several it writes to out beforehand.
-inline void product_out(at::Tensor out, const at::Tensor& a, const at::Tensor& b,
-                        const std::optional<at::Tensor>& bias = std::nullopt) {
-  const ConvolutionPrecision precision;
-  if (!bias) {
-    at::bmm_out(out, a, b);
-  } else if (out.size(0) == 1) {
-    out = out[0];
-    at::addmm_out(out, bias->contiguous(), a[0], b[0]);
-  } else {
-    at::baddbmm_out(out, bias->view({out.size(0), 1, out.size(2)}), a, b);
-  }
+// Sums are at least float32. A deformable convolution is a convolution: whether its float32
+// products may take TF32 is for the setting of convolutions to say
+// (torch.backends.cudnn.allow_tf32, cudnn.conv.fp32_precision), as for torch.nn.functional.conv2d.
+inline cublasComputeType_t compute_type(at::ScalarType type) {
+  if (type == at::kDouble) return CUBLAS_COMPUTE_64F;
+  const bool tf32 = type == at::kFloat && at::globalContext().float32Precision(
+                                              at::Float32Backend::CUDA, at::Float32Op::CONV) ==
+                                              at::Float32Precision::TF32;
+  return tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
-// Whether cuBLAS, as ATen calls it, sums products of this type in float32 and leaves them so.
-inline bool has_float_sums(at::ScalarType type) {
-  if (type == at::kHalf) return !at::globalContext().allowFP16AccumulationCuBLAS();
-  return type != at::kBFloat16 || at::cuda::getCurrentDeviceProperties()->major >= 8;
-}
-
-// sum = a @ b, or sum += a @ b, shapes as above. Of half-precision matrices the sum is float32.
-inline void sum_products_out(at::Tensor sum, const at::Tensor& a, const at::Tensor& b, bool add) {
-  const ConvolutionPrecision precision;
-  const int beta = add ? 1 : 0;  // 0: nobody reads what is in sum
-  if (a.scalar_type() == sum.scalar_type()) {
-    at::baddbmm_out(sum, sum, a, b, beta);
-  } else if (has_float_sums(a.scalar_type())) {
-    at::baddbmm_out(sum, sum, a, b, sum.scalar_type(), beta);
-  } else if (add) {
-    sum.add_(at::bmm(a, b));
-  } else {
-    sum.copy_(at::bmm(a, b));
+// The current stream's handle, which is this thread's own. While it lives, the compute type alone
+// decides: ATen leaves the precision of matrix products in the handle's math mode, and partial sums
+// are not rounded to half precision.
+class CublasHandle {
+ public:
+  CublasHandle() {
+    TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &before_));
+    TORCH_CUDABLAS_CHECK(
+        cublasSetMathMode(handle_, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
   }
+  ~CublasHandle() { cublasSetMathMode(handle_, before_); }
+  CublasHandle(const CublasHandle&) = delete;
+  CublasHandle& operator=(const CublasHandle&) = delete;
+
+  operator cublasHandle_t() const { return handle_; }
+
+ private:
+  const cublasHandle_t handle_ = at::cuda::getCurrentCUDABlasHandle();
+  cublasMath_t before_;
+};
+
+// A batch (groups, rows, columns) for cuBLAS, which reads down columns: rows of consecutive
+// elements are its transpose (CUBLAS_OP_N: as stored), columns of consecutive elements the matrix
+// itself.
+struct CublasMatrices {
+  explicit CublasMatrices(const at::Tensor& t)
+      : stored_as_rows(are_lines(t, 1, 2)),
+        type(at::cuda::ScalarTypeToCudaDataType(t.scalar_type())) {
+    TORCH_INTERNAL_ASSERT(stored_as_rows || are_lines(t, 2, 1), "matrices ", t.sizes(),
+                          " of strides ", t.strides());
+    const int line = stored_as_rows ? 1 : 2, element = 3 - line;
+    leading = t.size(line) == 1 ? t.size(element) : t.stride(line);
+    batch_stride = t.stride(0);
+  }
+  cublasOperation_t operation() const { return stored_as_rows ? CUBLAS_OP_N : CUBLAS_OP_T; }
+
+  bool stored_as_rows;
+  cudaDataType type;
+  int64_t leading, batch_stride;
+
+ private:
+  // Whether dimension `element` runs through consecutive elements of lines that do not overlap. The
+  // stride of a dimension of size 1 may be anything.
+  static bool are_lines(const at::Tensor& t, int line, int element) {
+    return (t.size(element) == 1 || t.stride(element) == 1) &&
+           (t.size(line) == 1 || t.stride(line) >= t.size(element));
+  }
+};
+
+// out = a @ b, or out += a @ b; out (groups, M, N) in rows, a (groups, M, K), b (groups, K, N). Of
+// half-precision matrices out may be float32. To cuBLAS this is the transpose: b^T @ a^T.
+inline void product_out(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+                        bool add = false) {
+  if (out.numel() == 0) return;
+  const CublasMatrices to(out), left(a), right(b);
+  TORCH_INTERNAL_ASSERT(to.stored_as_rows && a.size(2) == b.size(1) && a.size(2) > 0);
+  const cublasComputeType_t compute = compute_type(a.scalar_type());
+  const double in_double[] = {0, 1};
+  const float in_float[] = {0, 1};
+  const auto scalar = [&](bool one) -> const void* {  // of the type that sums have
+    if (compute == CUBLAS_COMPUTE_64F) return &in_double[one];
+    return &in_float[one];
+  };
+  const CublasHandle handle;
+  TORCH_CUDABLAS_CHECK(cublasGemmStridedBatchedEx_64(
+      handle, right.operation(), left.operation(), out.size(2), out.size(1), a.size(2),
+      scalar(true), b.const_data_ptr(), right.type, right.leading, right.batch_stride,
+      a.const_data_ptr(), left.type, left.leading, left.batch_stride, scalar(add),
+      out.mutable_data_ptr(), to.type, to.leading, to.batch_stride, out.size(0), compute,
+      CUBLAS_GEMM_DEFAULT));
 }
 
 }  // namespace d2_deformable

@@ -66,8 +66,8 @@ def deform_conv2d(
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
     operators. On the CPU gradients are deterministic; on CUDA they are under
-    torch.use_deterministic_algorithms, where that of the input takes many times longer (and
-    PyTorch's products want CUBLAS_WORKSPACE_CONFIG). Double backward is not supported.
+    torch.use_deterministic_algorithms, where that of the input takes many times longer. Double
+    backward is not supported.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).

@@ -1,6 +1,7 @@
 """Compiles the unchanged host code of an operator, its kernels and the emulator to a library, which
 runs them on tensors of the CPU."""
 
+import ctypes
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +28,7 @@ def build(operator: str, folder: Path, csrc: Path) -> Path:
         csrc / "cuda" / f"{operator}.cpp",
         csrc / "cuda" / f"{operator}_kernels.cu",
         emulator.HERE / "blocks.cpp",
+        emulator.HERE / "cublas.cpp",
         emulator.HERE / "unwatched.cpp",
     ]
     command = [emulator.COMPILER, *FLAGS, "-include", "cuda_runtime.h", "-shared", "-o", library]
@@ -53,6 +55,7 @@ class Operator:
         for schema in self.schemas(name):
             self.definitions.define(schema)
         torch.ops.load_library(library)
+        self.library = ctypes.CDLL(str(library))
         self.name = name
         self.keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
@@ -67,6 +70,13 @@ class Operator:
 
     def backward(self, *arguments, **keywords):
         return self._call(f"{self.name}_backward", arguments, keywords)
+
+    def take_products(self):
+        """(compute type, math mode of the handle) of each product of cuBLAS since the last call"""
+        words = (ctypes.c_int32 * 2000)()
+        count = self.library.take_products(words, ctypes.c_int64(len(words) // 2))
+        assert count <= len(words) // 2
+        return list(zip(words[: 2 * count : 2], words[1 : 2 * count : 2]))
 
     def _call(self, name, arguments, keywords):
         operator = getattr(getattr(torch.ops, NAMESPACE), name).default

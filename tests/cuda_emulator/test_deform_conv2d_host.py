@@ -1,7 +1,8 @@
 """The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and
-launches against the reference. Only the device is missing: ATen's products are the CPU's, the
-kernels run in the emulator."""
+launches against the reference. Only the device is missing: products are plain loops, the kernels
+run in the emulator."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -83,27 +84,22 @@ CALLS = {
     "odd channels, legacy border": Call(channels=9, offset_groups=1, border="legacy"),
     "float32 offsets": Call(float_offset=True, channels_last=True),
     "five images": Call(images=5, size=(4, 4), kernel=(1, 1), offset_groups=1, dilation=(1, 1)),
+    "one channel": Call(channels=1, out_channels=1, offset_groups=1, channels_last=True),
+    "one channel, one tap": Call(
+        channels=1, out_channels=1, offset_groups=1, kernel=(1, 1), size=(40, 40)
+    ),
+    "one row": Call(images=1, size=(1, 1), kernel=(1, 1), padding=(0, 0), stride=(1, 1)),
     "no images": Call(images=0),
 }
-
-
-def float_sums(self, batch1, batch2, out_dtype, *, beta=1, alpha=1, out):
-    """aten::baddbmm.dtype_out, which torch has for CUDA alone."""
-    assert self is out and alpha == 1
-    product = torch.bmm(batch1.to(out_dtype), batch2.to(out_dtype))
-    return out.copy_(product + out if beta else product)
 
 
 @pytest.fixture(scope="module")
 def operator(compiler, tmp_path_factory):
     folder = tmp_path_factory.mktemp("host")
     small = ("cuda/plan.h", "kColumnBytes = 32 << 20", f"kColumnBytes = {COLUMN_BYTES}")
-    products = torch.library.Library("aten", "IMPL", "CPU")
-    products.impl("baddbmm.dtype_out", float_sums)
-    yield host.Operator(
+    return host.Operator(
         "deform_conv2d", host.build("deform_conv2d", folder, host.copy_with([small], folder))
     )
-    products._destroy()
 
 
 @pytest.fixture(autouse=True)
@@ -157,18 +153,18 @@ def test_equals_reference(name, dtype, in_order, operator):
 
 
 class Record(TorchDispatchMode):
-    """The names of ATen's operators that are not views, and the precision at each."""
+    """The names of ATen's operators that are not views."""
 
     VIEWS = {"permute", "transpose", "view", "narrow", "slice", "select", "detach", "expand", "t"}
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.names = []
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.overloadpacket.__name__
         if name not in self.VIEWS:
-            self.calls.append((name, torch.backends.cuda.matmul.fp32_precision))
+            self.names.append(name)
         return function(*arguments, **(keywords or {}))
 
 
@@ -179,31 +175,52 @@ def record(call, operator, dtype=torch.float32):
         operator.forward(input, offset, weight, bias, *call.geometry, mask, call.border)
     with Record() as backward:
         operator.backward(grad_output, input, offset, weight, mask, *call.geometry, call.border)
-    return forward.calls, backward.calls
+    return sorted(forward.names), sorted(backward.names)
 
 
-def names(calls):
-    return {name for name, _ in calls}
-
-
-def test_channels_last_is_not_copied(operator):
-    """Products write to the output, the bias among them; backward clears and copies no more than
-    the result's layout asks for."""
-    forward, backward = record(CALLS["channels-last"], operator)
-    assert names(forward) == {"empty", "addmm"}
+@pytest.mark.parametrize("name", ["channels-last", "weight groups"])
+def test_channels_last_is_not_copied(name, operator):
+    """Products write to the output, to which the bias is written beforehand; backward clears and
+    copies no more than the result's layout asks for."""
+    call = dataclasses.replace(CALLS[name], mask=False)
+    forward, backward = record(call, operator)
+    assert forward == ["copy_", "empty", "empty"]  # columns and output
     # grad_weight goes to the weight's contiguous format.
-    assert names(backward) == {"empty", "zeros", "bmm", "baddbmm", "_to_copy"}
-    assert [name for name, _ in backward].count("_to_copy") == 1
-    grouped, _ = record(CALLS["weight groups"], operator)
-    assert names(grouped) == {"empty", "baddbmm"}
+    assert set(backward) == {"empty", "zeros", "_to_copy"} and backward.count("_to_copy") == 1
+    without_bias, _ = record(dataclasses.replace(call, bias=False), operator)
+    assert without_bias == ["empty", "empty"]
 
 
+# cublasComputeType_t
+COMPUTE_64F, COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 70, 68, 77
+# cublasMath_t: all that is left to the compute type
+DISALLOW_REDUCED_PRECISION_REDUCTION = 16
+
+
+def settings():
+    """What PyTorch says of the precision of products."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return (
+        (cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision),
+        (torch.backends.fp32_precision, cudnn.fp32_precision),
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[len("torch.") :])
 @pytest.mark.parametrize("matmul", ["ieee", "tf32"])
 @pytest.mark.parametrize("conv", ["ieee", "tf32"])
-def test_products_have_the_precision_of_convolutions(conv, matmul, operator):
+def test_products_have_the_precision_of_convolutions(conv, matmul, dtype, operator):
     torch.backends.cudnn.conv.fp32_precision = conv
     torch.backends.cuda.matmul.fp32_precision = matmul
-    forward, backward = record(CALLS["channels-last"], operator)
-    products = [(n, p) for n, p in forward + backward if n in ("addmm", "bmm", "baddbmm")]
-    assert len(products) > 4 and {precision for _, precision in products} == {conv}
-    assert torch.backends.cuda.matmul.fp32_precision == matmul
+    before = settings()
+    operator.take_products()
+    record(CALLS["channels-last"], operator, dtype)
+    compute_type = COMPUTE_64F if dtype == torch.float64 else COMPUTE_32F
+    if dtype == torch.float32 and conv == "tf32":
+        compute_type = COMPUTE_32F_FAST_TF32
+    products = operator.take_products()
+    assert len(products) > 4
+    assert set(products) == {(compute_type, DISALLOW_REDUCED_PRECISION_REDUCTION)}
+    assert settings() == before
+    # What ATen has set, for whoever uses the handle next.
+    assert operator.library.math_mode() == (3 if matmul == "tf32" else 0)
