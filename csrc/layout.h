@@ -16,11 +16,6 @@ inline at::MemoryFormat memory_format(const at::Tensor& input) {
                        !input.is_contiguous());
 }
 
-// (N, C, H, W) -> [N][H][W][C], of the type that kernels compute with
-inline at::Tensor to_channels_last(const at::Tensor& map, at::ScalarType type) {
-  return map.permute({0, 2, 3, 1}).to(type).contiguous();
-}
-
 // Coordinates and factors, contiguous.
 inline at::Tensor to_coordinates(const std::optional<at::Tensor>& tensor, at::ScalarType type) {
   return tensor ? tensor->to(type).contiguous() : at::Tensor();

@@ -31,6 +31,11 @@
 namespace d2_deformable {
 namespace {
 
+// (N, C, H, W) -> [N][H][W][C]
+at::Tensor to_channels_last(const at::Tensor& map) {
+  return map.permute({0, 2, 3, 1}).contiguous();
+}
+
 // What a call reads, in the kernels' layouts and types, and the buffer for its columns.
 class Operands {
  public:
@@ -39,21 +44,12 @@ class Operands {
       : sizes_(s),
         type_(input.scalar_type()),
         sum_type_(at::toOpMathType(type_)),
-        input_(to_channels_last(input, type_)),
+        input_(to_channels_last(input)),
         offset_(to_coordinates(offset, sum_type_)),
         mask_(to_coordinates(mask, sum_type_)),
-        weight_(to_channels_last(weight, type_).view({s.groups, s.out_channels / s.groups, -1})),
-        chunks_(plan_chunks(s.rows(), s.taps() * s.channels * input_.element_size())),
-        columns_(at::empty({chunks_.size, s.groups, weight_.size(2)}, input_.options())) {
-    const auto check = [](const char* what, int64_t count) {
-      TORCH_CHECK(count < (1 << 30), "deform_conv2d on CUDA: ", count, " ", what,
-                  ", must be less than 2^30");
-    };
-    check("channels", s.channels);
-    check("pixels of a map", s.height * s.width);
-    check("positions of an output", s.image_rows());
-    check("sampling points at a time", chunks_.size * s.taps() * s.offset_groups);
-  }
+        weight_(to_channels_last(weight).view({s.groups, s.out_channels / s.groups, -1})),
+        chunks_(checked_chunks(s, input_.element_size())),
+        columns_(at::empty({chunks_.size, s.groups, weight_.size(2)}, input_.options())) {}
 
   const Chunks& chunks() const { return chunks_; }
   const at::Tensor& weight() const { return weight_; }  // (groups, O / groups, K * Cg)
@@ -133,6 +129,20 @@ class Operands {
         ceil_div(sizes_.channels / sizes_.offset_groups, Channels<scalar_t, kPacked>::kSize));
   }
 
+  // The kernels count some things in 32 bits.
+  static Chunks checked_chunks(const DeformConv2dSizes& s, int64_t element_size) {
+    const Chunks chunks = plan_chunks(s.rows(), s.taps() * s.channels * element_size);
+    const auto check = [](const char* what, int64_t count) {
+      TORCH_CHECK(count < (1 << 30), "deform_conv2d on CUDA: ", count, " ", what,
+                  ", must be less than 2^30");
+    };
+    check("channels", s.channels);
+    check("pixels of a map", s.height * s.width);
+    check("positions of an output", s.image_rows());
+    check("sampling points at a time", chunks.size * s.taps() * s.offset_groups);
+    return chunks;
+  }
+
   template <typename Kernel>
   static void launch_units(const Kernel& kernel) {
     launch_on_stream(kernel, kernel.chunk.units(), kernel.lanes);
@@ -198,7 +208,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
   const c10::DeviceGuard guard(input.device());
   const bool in_order = at::globalContext().deterministicAlgorithms();
   const Operands op(s, input, offset, weight, mask);
-  const auto grad_rows = to_channels_last(grad_output, grad_output.scalar_type());
+  const auto grad_rows = to_channels_last(grad_output);
   const auto grad_input = at::zeros({s.images, s.height, s.width, s.channels}, op.sum_options());
   const auto grad_offset = at::empty(offset.sizes(), op.sum_options());
   const auto grad_mask = at::empty(mask ? mask->sizes() : at::IntArrayRef({0}), op.sum_options());
