@@ -239,11 +239,12 @@ def test_offsets_are_of_two_pixels():
 
 
 def test_poison_is_what_the_next_call_gets(device):
-    like = {"output": torch.empty(512, 512, device=device)}
+    size = 100, 100  # large blocks may go back to the system
+    like = {"output": torch.empty(size, device=device)}
     found = []
-    for _ in range(5):  # the C library may give the first blocks back to the system
+    for _ in range(5):
         clock.poison(like, torch.float32)
-        found.append(torch.empty(512, 512, device=device).isnan().any().item())
+        found.append(torch.empty(size, device=device).isnan().any().item())
     assert any(found)
 
 
