@@ -72,7 +72,9 @@ inline RoiPlan plan_reading(const RoiWork& work, int64_t pixel_bytes, const RoiG
   plan.shared = bytes <= gpu.shared_bytes && fills > 0;
   plan.copies = plan.shared ? 1 : 0;
   plan.shared_bytes = plan.shared ? bytes : 0;
-  plan_threads(work, plan_most_threads(work, gpu, plan.shared_bytes), plan);
+  // float64 takes twice the registers.
+  plan_threads(work, pixel_bytes == 8 ? 256 : plan_most_threads(work, gpu, plan.shared_bytes),
+               plan);
   const int64_t wanted = ceil_div(gpu.processors * 8, std::max<int64_t>(work.planes, 1));
   const int64_t splits = std::min(ceil_div(work.rois, plan.roi_lanes.divisor()), wanted);
   plan.splits = Divisor(std::max<int64_t>(plan.shared ? std::min(splits, fills) : splits, 1));

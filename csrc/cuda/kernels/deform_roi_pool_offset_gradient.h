@@ -12,6 +12,8 @@ namespace d2_deformable {
 // one thread.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolShiftGradientKernel {
+  static constexpr int kMaxThreads = sizeof(acc_t) == 8 ? 256 : 512;  // as roi_plan.h has it
+
   DeformRoiPoolSizes sizes;
   DeformRoiPoolDivisors by;
   RoiPlan plan;
