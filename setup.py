@@ -168,6 +168,10 @@ if __name__ == "__main__":
         },
         # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
         install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
+        extras_require={
+            "convert": ["safetensors"],  # .safetensors files
+            "export": ["onnx", "onnxscript"],  # tools/export.py --format onnx
+        },
         ext_modules=[operator_library()],
         cmdclass={"build_ext": BuildOperators},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -14,7 +14,7 @@ ROWS = [
     {"ops"},
     {"layers"},
     {"modeling"},
-    {"config", "data", "evaluation", "engine", "checkpoint", "analysis", "model_zoo"},
+    {"config", "data", "evaluation", "engine", "checkpoint", "analysis", "model_zoo", "export"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
