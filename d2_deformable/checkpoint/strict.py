@@ -27,7 +27,6 @@ class StrictCheckpointer(SafeCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename):
-        self._file = filename
         content = super()._load_file(filename)
         self._of_zoo = "__author__" in content
         return content
