@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN, SemanticSegmentor
 from detectron2.structures import ImageList
@@ -108,7 +109,9 @@ def _segment(model, image):
     height, width = image.shape[1:]
     features = model.backbone(_normalized(model, image).tensor)
     scores, _ = model.sem_seg_head(features, None)
-    return (scores[0, :, :height, :width],)
+    # A slice would have torch.export compare the sizes.
+    rows, columns = (torch.arange(n, device=scores.device) for n in (height, width))
+    return (scores[0].index_select(1, rows).index_select(2, columns),)
 
 
 def _normalized(model, image) -> ImageList:
