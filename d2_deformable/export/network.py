@@ -119,8 +119,9 @@ def _normalized(model, image) -> ImageList:
     height, width = image.shape[1:]
     image = (image.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
     step = model.backbone.size_divisibility
-    if step > 1:
-        image = F.pad(image, [0, -width % step, 0, -height % step])
+    if step > 1:  # as multiples of it, torch.export sees the sizes of all levels of a pyramid
+        padded = [(n + step - 1) // step * step for n in (height, width)]
+        image = F.pad(image, [0, padded[1] - width, 0, padded[0] - height])
     return ImageList(image[None], [(height, width)])
 
 
