@@ -123,13 +123,18 @@ def batched_nms(boxes, scores, classes, threshold: float):
     """Rows of boxes (R, 4) that are kept, best first; boxes of different classes never compete.
 
     torch.export cannot choose between torchvision's ways for few and for many boxes: there the
-    classes are moved apart in float64, which rounds no coordinate.
+    classes are moved apart, in float64, which rounds no coordinate.
     """
     if not torch.compiler.is_exporting():
         return _scripted_nms(boxes, scores, classes, threshold)
-    boxes, scores = boxes.double(), scores.double()
+    boxes = boxes.double()
     extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    return torchvision.ops.nms(boxes + (classes * extent)[:, None], scores, threshold)
+    # Two boxes more, apart from all and last: exported, torchvision's nms must keep two or more.
+    more = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    boxes = torch.cat([boxes + (classes * extent)[:, None], more])
+    least = scores.new_full([2], -torch.inf)
+    keep = torchvision.ops.nms(boxes, torch.cat([scores, least]).double(), threshold)
+    return keep[keep < scores.shape[0]]
 
 
 def _init_boxes(self, tensor):
