@@ -18,8 +18,6 @@ from ._checks import (
     shape,
 )
 
-# Map pixels: more than float32 loses of a bin's size on maps of up to 2048.
-MARGIN = 2.0**-12
 # Values that the gradient of the offsets looks at in one go: 64 MiB of float32.
 MAX_VALUES = 2**24
 
@@ -79,7 +77,9 @@ def deform_roi_align(
         if offset is None:
             pooled = roi_align(value, rois, output_size, spatial_scale, sampling_ratio, True)
             return pooled.to(input.dtype)
-        bins = _bins(rois, offset.to(value.dtype), output_size, spatial_scale, sampling_ratio, gamma)
+        bins = _bins(
+            rois, offset.to(value.dtype), output_size, spatial_scale, sampling_ratio, gamma
+        )
         pooled = roi_align(value, _boxes(bins, sampling_ratio), 1, 1.0, sampling_ratio, True)
         pooled = pooled.flatten(1).masked_fill(bins.start.isnan().any(1, keepdim=True), torch.nan)
         if bins.start.requires_grad:
@@ -127,10 +127,11 @@ def _boxes(bins: _Bins, sampling_ratio) -> Tensor:
     The size is kept off whole numbers, where its rounding might add a row of samples, by moving
     both sides: the mean of samples around the same centre hardly changes.
     """
-    size = bins.size
+    start, size = bins.start.detach(), bins.size
     if not sampling_ratio:
-        size = torch.clamp(size, bins.count - 1 + MARGIN, bins.count - MARGIN).clamp(min=0)
-    low = bins.start.detach() + 0.5 + (bins.size - size) / 2
+        margin = 4 * torch.finfo(size.dtype).eps * (1 + start.abs() + size)
+        size = torch.clamp(size, bins.count - 1 + margin, bins.count - margin).clamp(min=0)
+    low = start + 0.5 + (bins.size - size) / 2
     # torchvision reads memory that is not the map's where a coordinate is NaN.
     low = low.nan_to_num(nan=-torch.inf)
     return torch.cat([bins.image[:, None], low.flip(1), (low + size).flip(1)], dim=1)

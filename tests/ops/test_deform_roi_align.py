@@ -36,7 +36,9 @@ def test_values_and_gradients(arguments, dtype, device, assert_close):
     results = []
     for function in (deform_roi_align, reference.deform_roi_align):
         output = function(*inputs, **arguments)
-        total = (output * torch.cos(torch.arange(output.numel(), device=device)).view_as(output)).sum()
+        total = (
+            output * torch.cos(torch.arange(output.numel(), device=device)).view_as(output)
+        ).sum()
         results.append([output, *torch.autograd.grad(total, [inputs[0], inputs[2]])])
     assert_close(*results)
 

@@ -23,15 +23,22 @@ class Conversion:
         source: tensors of the file by their names.
         model: tensors of the model by their names (its `state_dict()`); of these only the shapes
             and types matter.
+        metadata: what the file says of itself beside its tensors, e.g. the "meta" of mmdetection's.
 
     Attributes:
         weights: tensors of the model, converted so far.
         settings: {config key: value} that the model needs so as to compute what the source did.
     """
 
-    def __init__(self, source: Mapping[str, Tensor], model: Mapping[str, Tensor]):
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        model: Mapping[str, Tensor],
+        metadata: Mapping[str, object] | None = None,
+    ):
         self.source = source
         self.model = model
+        self.metadata = metadata or {}
         self.weights: dict[str, Tensor] = {}
         self.settings: dict[str, object] = {}
         self._origins: dict[str, tuple[str, str]] = {}  # name in the model: (sources, note)

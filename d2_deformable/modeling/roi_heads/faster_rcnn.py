@@ -13,7 +13,6 @@ from ...layers import DeformRoIAlign, DeformRoIPool
 from .._checks import check_config
 from ..poolers import DeformROIPooler
 
-
 POOLER_TYPES = ("DeformROIPool", "DeformROIAlign", "ModulatedDeformROIAlign")
 
 
