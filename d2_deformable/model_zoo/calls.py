@@ -71,11 +71,12 @@ def _tree(value, calls, where, seen):
         if isinstance(value, nn.Module) and id(value) in seen:
             raise ValueError(f"{where} is a module that stands elsewhere in the tree too")
         seen.add(id(value))
-        arguments = {
-            name: _tree(argument, calls, f"{where}.{name}", seen)
-            for name, argument in call.arguments.items()
-        }
-        return LazyCall(call.target)(**arguments)
+        given = dict(call.arguments)
+        if not given.get("use_fed_loss"):  # Detectron2 main has a lambda for it even then
+            given.pop("get_fed_loss_cls_weights", None)
+        return LazyCall(call.target)(
+            **{name: _tree(item, calls, f"{where}.{name}", seen) for name, item in given.items()}
+        )
     if isinstance(value, ShapeSpec):
         fields = {name: getattr(value, name) for name in ("channels", "height", "width", "stride")}
         return LazyCall(ShapeSpec)(**{k: v for k, v in fields.items() if v is not None})
@@ -88,11 +89,13 @@ def _tree(value, calls, where, seen):
         )
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if inspect.isfunction(value) or inspect.isclass(value) or inspect.isbuiltin(value):
-        return value
+    if inspect.isroutine(value) or inspect.isclass(value):
+        if "<" not in value.__qualname__:  # no lambda or local function, which nobody could save
+            return value
+        raise ValueError(f"{where} is {value.__qualname__}, a function that has no name to find it")
     raise ValueError(
-        f"{where} is a {type(value).__name__}, which a LazyCall cannot express: its class is none "
-        f"of {', '.join(cls.__name__ for cls in CLASSES)}"
+        f"{where} is of type {type(value).__name__}, which a LazyCall cannot express: it is no "
+        f"{', '.join(cls.__name__ for cls in CLASSES)}"
     )
 
 

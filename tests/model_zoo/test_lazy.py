@@ -1,11 +1,16 @@
 """LazyConfig twins: the network of the YAML to the bit, whose every argument can be changed."""
 
+import importlib.util
+import json
 from pathlib import Path
 
+import detectron2
 import pytest
 import torch
 from detectron2 import config
 from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.solver import build_lr_scheduler
 from omegaconf import OmegaConf
@@ -156,9 +161,10 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: Odd(object()), "Odd.part is a object, which a LazyCall cannot express"),
-        (lambda: Odd([{"a": torch.zeros(1)}]), "Odd.part.0.a is a Tensor, which a LazyCall"),
-        (lambda: Odd(load()), "Odd.cfg is a CfgNode"),
+        (lambda: Odd(object()), "Odd.part is of type object, which a LazyCall cannot express"),
+        (lambda: Odd([{"a": torch.zeros(1)}]), "Odd.part.0.a is of type Tensor, which a LazyCall"),
+        (lambda: Odd(load()), "Odd.cfg is of type CfgNode"),
+        (lambda: Odd(lambda x: x), "Odd.part is <lambda>.*no name to find it"),
         (lambda: (lambda x: Odd(x, x))(nn.ReLU()), "Odd.second is a module that stands elsewhere"),
     ],
 )
@@ -240,4 +246,47 @@ def test_two_rows_of_other_settings():
         lazy_config(cfg)
 
 
-SCRIPT = Path(__file__).parents[2] / "tests" / "lazyconfig_train_net.py"
+# Comes with Detectron2's repository and with what pip builds of it, not with version 0.5 of PyPI.
+SCRIPT = Path(detectron2.__file__).parents[1] / "tools/lazyconfig_train_net.py"
+TINY = """
+train.max_iter=2 train.log_period=1 train.device=cpu train.eval_period=0
+dataloader.train.total_batch_size=2
+dataloader.train.dataset.custom.warped_shapes_train.NUM_IMAGES=4
+dataloader.test.dataset.custom.warped_shapes_val.NUM_IMAGES=2
+model.proposal_generator.post_nms_topk=[20,20]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The overrides of a short training into a temporary folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    return [*TINY.split(), f"train.output_dir={tmp_path}/output"]
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="this Detectron2 came without its tools/")
+def test_detectron2s_script_trains_it(tiny, tmp_path):
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(default_argument_parser().parse_args(["--config-file", str(RFCN), *tiny]))
+    metrics = [json.loads(s) for s in (tmp_path / "output/metrics.json").read_text().splitlines()]
+    assert metrics[0]["total_loss"] > 0
+    assert {"bbox/AP", "voc/AP50"} <= {key for line in metrics for key in line}
+    assert (tmp_path / "output/model_final.pth").is_file()
+
+
+def test_trains_and_tests(tiny):
+    """The same steps, for a Detectron2 without that script."""
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(RFCN)), tiny)
+    model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    trainer = SimpleTrainer(model, instantiate(cfg.dataloader.train), optimizer)
+    trainer.register_hooks([hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))])
+    before = model.roi_heads.box_predictor.cls_score.score_maps.weight.clone()
+    trainer.train(0, cfg.train.max_iter)
+    assert not torch.equal(model.roi_heads.box_predictor.cls_score.score_maps.weight, before)
+    loader = instantiate(cfg.dataloader.test)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    assert {"bbox", "voc"} <= results.keys() and len(loader.dataset) == 2
