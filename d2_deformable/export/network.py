@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN, SemanticSegmentor
 from detectron2.structures import ImageList
@@ -108,7 +109,9 @@ def _segment(model, image):
     height, width = image.shape[1:]
     features = model.backbone(_normalized(model, image).tensor)
     scores, _ = model.sem_seg_head(features, None)
-    return (scores[0, :, :height, :width],)
+    # A slice would have torch.export compare the sizes.
+    rows, columns = (torch.arange(n, device=scores.device) for n in (height, width))
+    return (scores[0].index_select(1, rows).index_select(2, columns),)
 
 
 def _normalized(model, image) -> ImageList:
@@ -116,8 +119,9 @@ def _normalized(model, image) -> ImageList:
     height, width = image.shape[1:]
     image = (image.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
     step = model.backbone.size_divisibility
-    if step > 1:
-        image = F.pad(image, [0, -width % step, 0, -height % step])
+    if step > 1:  # as multiples of it, torch.export sees the sizes of all levels of a pyramid
+        padded = [(n + step - 1) // step * step for n in (height, width)]
+        image = F.pad(image, [0, padded[1] - width, 0, padded[0] - height])
     return ImageList(image[None], [(height, width)])
 
 

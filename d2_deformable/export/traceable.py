@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from detectron2.layers import Conv2d
 from detectron2.structures import Boxes, Instances
+from torch.nn.modules.utils import _pair
 
 MODELING = "detectron2.modeling"
 
@@ -20,14 +22,21 @@ MODELING = "detectron2.modeling"
 def traceable():
     """Within it, Detectron2's inference can be traced and exported; not safe among threads."""
     replaced = {
+        "torch.nn.functional.max_pool2d": _max_pool2d,
         f"{MODELING}.anchor_generator._create_grid_offsets": _grid_offsets,
         f"{MODELING}.poolers.convert_boxes_to_pooler_format": _rois,
         f"{MODELING}.proposal_generator.rpn.find_top_rpn_proposals": _top_proposals,
         f"{MODELING}.roi_heads.fast_rcnn.fast_rcnn_inference_single_image": _detections,
+        "d2_deformable.modeling.meta_arch.class_aware_rpn.top_indices": _top_indices,
         "d2_deformable.modeling.poolers.convert_boxes_to_pooler_format": _rois,
         "d2_deformable.modeling.roi_heads.rfcn.convert_boxes_to_pooler_format": _rois,
     }
-    methods = {(Boxes, "clip"): _clip, (Conv2d, "forward"): _conv2d, (Instances, "set"): _set}
+    methods = {
+        (Boxes, "__init__"): _init_boxes,
+        (Boxes, "clip"): _clip,
+        (Conv2d, "forward"): _conv2d,
+        (Instances, "set"): _set,
+    }
     with ExitStack() as stack:
         for name, function in replaced.items():
             stack.enter_context(mock.patch(name, function))
@@ -39,6 +48,18 @@ def traceable():
         yield
 
 
+_pool = F.max_pool2d
+
+
+def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, **options):
+    """As F.max_pool2d, whose strides have torch.export tell even sizes from odd ones."""
+    if not torch.compiler.is_exporting():
+        return _pool(x, kernel_size, stride, padding, dilation, **options)
+    step_y, step_x = _pair(kernel_size if stride is None else stride)
+    x = _pool(x, kernel_size, 1, padding, dilation, **options)
+    return x[..., ::step_y, ::step_x]
+
+
 def _grid_offsets(size, stride: int, offset: float, like):
     """x and y of the anchors' centres, (Hf * Wf,) each; `like`: a device or a tensor on it."""
     device = getattr(like, "device", like)
@@ -47,16 +68,22 @@ def _grid_offsets(size, stride: int, offset: float, like):
     return x.reshape(-1), y.reshape(-1)
 
 
+def _top_indices(scores, k: int):
+    """Of the k highest scores of (R,), or of all; by a mask, as a slice would tell R > k apart."""
+    order = scores.argsort(descending=True)
+    return order[torch.arange(order.shape[0], device=order.device) < k]
+
+
 def _top_proposals(
     proposals, logits, image_sizes, nms_thresh, pre_nms_topk, post_nms_topk, min_box_size, training
 ):
     """Of L levels, boxes (N, R, 4) and objectness (N, R): N Instances, best first."""
-    orders = [x.argsort(dim=1, descending=True)[:, :pre_nms_topk] for x in logits]
     results = []
     for n, image_size in enumerate(image_sizes):
-        boxes = torch.cat([x[n][order[n]] for x, order in zip(proposals, orders, strict=True)])
-        scores = torch.cat([x[n][order[n]] for x, order in zip(logits, orders, strict=True)])
-        levels = torch.cat([torch.full_like(order[n], i) for i, order in enumerate(orders)])
+        best = [_top_indices(x[n], pre_nms_topk) for x in logits]
+        boxes = torch.cat([x[n][top] for x, top in zip(proposals, best, strict=True)])
+        scores = torch.cat([x[n][top] for x, top in zip(logits, best, strict=True)])
+        levels = torch.cat([torch.full_like(top, i) for i, top in enumerate(best)])
         valid = boxes.isfinite().all(dim=1) & scores.isfinite()
         boxes = Boxes(boxes)
         boxes.clip(image_size)
@@ -96,13 +123,23 @@ def batched_nms(boxes, scores, classes, threshold: float):
     """Rows of boxes (R, 4) that are kept, best first; boxes of different classes never compete.
 
     torch.export cannot choose between torchvision's ways for few and for many boxes: there the
-    classes are moved apart in float64, which rounds no coordinate.
+    classes are moved apart, in float64, which rounds no coordinate.
     """
     if not torch.compiler.is_exporting():
         return _scripted_nms(boxes, scores, classes, threshold)
-    boxes, scores = boxes.double(), scores.double()
+    boxes = boxes.double()
     extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    return torchvision.ops.nms(boxes + (classes * extent)[:, None], scores, threshold)
+    # Two boxes more, apart from all and last: exported, torchvision's nms must keep two or more.
+    more = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    boxes = torch.cat([boxes + (classes * extent)[:, None], more])
+    least = scores.new_full([2], -torch.inf)
+    keep = torchvision.ops.nms(boxes, torch.cat([scores, least]).double(), threshold)
+    return keep[keep < scores.shape[0]]
+
+
+def _init_boxes(self, tensor):
+    """As Boxes(tensor), for which zero boxes are a case of their own."""
+    self.tensor = tensor.float()
 
 
 def _clip(self, box_size):

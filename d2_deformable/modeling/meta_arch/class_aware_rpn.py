@@ -302,7 +302,7 @@ class ClassAwareRPN(RetinaNet):
             ):
                 probs = logits[i].float().softmax(dim=1)
                 best = probs[:, :-1].amax(dim=1)
-                top = best.argsort(descending=True)[: self.test_topk_candidates]
+                top = top_indices(best, self.test_topk_candidates)
                 boxes.append(
                     self.box2box_transform.apply_deltas(deltas[i][top], level_anchors.tensor[top])
                 )
@@ -311,6 +311,11 @@ class ClassAwareRPN(RetinaNet):
             boxes.clip(image_size)
             inside = boxes.nonempty()  # the others lie in the padding of a smaller image
             yield boxes[inside], torch.cat(scores)[inside]
+
+
+def top_indices(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Of the k highest scores of (R,), or of all, best first."""
+    return scores.topk(min(k, len(scores))).indices
 
 
 def _output_size(x: dict, image_size: tuple[int, int]) -> tuple[int, int]:
