@@ -68,6 +68,19 @@ def output_names(model: nn.Module) -> tuple[str, ...]:
     return ("boxes", "scores", "classes") + ("masks",) * masks
 
 
+def check_image(image: Tensor) -> None:
+    """Refuse what is no image as `InferenceNetwork.forward` takes it.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if image.dim() != 3 or image.dtype != torch.float32 or 0 in image.shape:
+        raise ValueError(
+            f"image is {image.dtype} of shape {tuple(image.shape)}; expected one image, float32 "
+            "(3, H, W)"
+        )
+
+
 def _predict_of(model):
     if isinstance(model, SemanticSegmentor):
         return _segment
