@@ -179,9 +179,7 @@ def test_ps_roi_pool_of_several_images():
     tensors = {"input": image, "rois": rois}
     arguments = {"output_size": (3, 2), "spatial_scale": 0.26}
     run = exported(ops.ps_roi_pool, tensors, {}, **arguments)
-    torch.testing.assert_close(
-        run(**tensors), ops.ps_roi_pool(**tensors, **arguments), **TOLERANCE
-    )
+    torch.testing.assert_close(run(**tensors), ops.ps_roi_pool(**tensors, **arguments), **TOLERANCE)
 
 
 # ---- NMS ----------------------------------------------------------------------------------------
