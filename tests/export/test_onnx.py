@@ -13,8 +13,7 @@ import yamls
 from d2_deformable.checkpoint import StrictCheckpointer
 from d2_deformable.data import shapes
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
-from d2_deformable.export import output_names
-from d2_deformable.export.verify import TOLERANCES, are_rounding, differences, load_exported
+from d2_deformable.export.verify import are_rounding, differences, load_exported
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -87,7 +87,7 @@ def test_deform_conv2d_at_the_border(border):
     run = exported(
         ops.deform_conv2d,
         traced,
-        {name: sizes for name in ("input", "offset", "mask")},
+        dict.fromkeys(("input", "offset", "mask"), sizes),
         **case.geometry(),
         border=border,
     )
