@@ -1,6 +1,7 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: POOLER_TYPE "DeformROIPool" exchanges the box pooler.
+Everything but the pooling is Detectron2's: POOLER_TYPE "DeformROIPool" exchanges the box pooler, and
+so does "LegacyROIPool", the max pooling of the released plain network.
 """
 
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
@@ -8,11 +9,13 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from ...layers import DeformRoIPool
 from .._checks import check_config
-from ..poolers import DeformROIPooler
+from ..poolers import DeformROIPooler, LegacyROIPooler
+
+POOLER_TYPES = ("DeformROIPool", "LegacyROIPool")
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool".
+    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool" and "LegacyROIPool".
 
     It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
     project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
@@ -21,7 +24,7 @@ class DeformPoolerMixin:
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         c = cfg.MODEL.ROI_BOX_HEAD
-        if c.POOLER_TYPE != "DeformROIPool":
+        if c.POOLER_TYPE not in POOLER_TYPES:
             return super()._init_box_head(cfg, input_shape)
         check_config(cfg)
         # The parent builds heads and predictors around a pooler type it knows.
@@ -30,6 +33,10 @@ class DeformPoolerMixin:
         plain.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
         ret = super()._init_box_head(plain, input_shape)
         shapes = [input_shape[f] for f in ret["box_in_features"]]
+        scales = tuple(1.0 / shape.stride for shape in shapes)
+        if c.POOLER_TYPE == "LegacyROIPool":
+            ret["box_pooler"] = LegacyROIPooler(c.POOLER_RESOLUTION, scales)
+            return ret
         ret["box_pooler"] = DeformROIPooler(
             DeformRoIPool(
                 shapes[0].channels,
@@ -38,7 +45,7 @@ class DeformPoolerMixin:
                 samples_per_part=c.DEFORM_SAMPLES_PER_PART,
                 round_rois=c.ROUND_ROIS,
             ),
-            scales=tuple(1.0 / shape.stride for shape in shapes),
+            scales=scales,
         )
         return ret
 
