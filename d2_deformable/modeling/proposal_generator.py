@@ -36,11 +36,12 @@ class LegacyRPN(RPN):
             sizes = sizes.to(boxes)[:, None]
             first = torch.minimum(boxes[..., :2].clamp(min=0), sizes - 1)
             last = torch.minimum(boxes[..., 2:].clamp(min=1), sizes)
-            centres = level_anchors.get_centers()
-            beyond = (centres > (sizes / stride).floor() * stride).any(dim=2)[..., None]  # (N, R, 1)
+            cells = (sizes / stride).floor() * stride
+            beyond = (level_anchors.get_centers() > cells).any(dim=2)  # (N, R)
             # Without area they are dropped; the lowest score keeps them out of the best before.
-            proposals.append(torch.cat([first, last], dim=2).masked_fill(beyond, 0.0))
-            scores.append(logits.masked_fill(beyond[..., 0], torch.finfo(logits.dtype).min))
+            boxes = torch.cat([first, last], dim=2).masked_fill(beyond[..., None], 0.0)
+            proposals.append(boxes)
+            scores.append(logits.masked_fill(beyond, torch.finfo(logits.dtype).min))
         return find_top_rpn_proposals(
             proposals,
             scores,

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..files import check_target, read_weights, write_weights
-from . import detectron2, timm, torchvision
+from . import detectron2, mxnet, timm, torchvision
 from .conversion import Conversion, ConversionError
 from .settings import value_of, write_yaml
 
@@ -16,6 +16,7 @@ CONVERTERS = {
     "detectron2": detectron2.convert,
     "torchvision": torchvision.convert,
     "timm": timm.convert,
+    "mxnet": mxnet.convert,
 }
 
 

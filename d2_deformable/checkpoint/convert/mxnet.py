@@ -65,9 +65,7 @@ def convert(conversion: Conversion, cfg) -> None:
 
     backbone = _backbone(conversion, cfg.INPUT.FORMAT)
     if network == "ImageNet":
-        why = "no part of the ImageNet network"
-        conversion.initial((n for n in conversion.model if not n.startswith(backbone)), why)
-        conversion.initial((n for n in conversion.model if ".conv_offset." in n), why)
+        conversion.initial(conversion.model, "no part of the ImageNet network")
     elif network == "DeepLab":
         _deeplab(conversion)
     else:
@@ -75,8 +73,6 @@ def convert(conversion: Conversion, cfg) -> None:
         _rpn(conversion, cfg)
         bins = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2
         (_rfcn if network == "R-FCN" else _faster_rcnn)(conversion, bins)
-    if network == "ImageNet":
-        conversion.initial((n for n in conversion.model if n.startswith(f"{backbone}reduc")), why)
     conversion.unused(("arg:fc1000_weight", "arg:fc1000_bias"), "classifier of ImageNet")
 
 
@@ -111,13 +107,13 @@ def _settings(source, network: str, cfg) -> dict:
         "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
         "MODEL.PROPOSAL_GENERATOR.NAME": "LegacyRPN",
         "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 0,
-        "MODEL.RPN.BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+        "MODEL.RPN.BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0],
         "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
         "MODEL.RPN.NMS_THRESH": 0.7,
         "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
         "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": tuple(1 / std for std in BOX_STDS),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [1 / std for std in BOX_STDS],
         "MODEL.ROI_BOX_HEAD.ROUND_ROIS": True,
     }
     if "arg:offset_weight" in source or "arg:rfcn_cls_offset_t_weight" in source:

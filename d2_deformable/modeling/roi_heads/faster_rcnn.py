@@ -1,7 +1,7 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: POOLER_TYPE "DeformROIPool" exchanges the box pooler, and
-so does "LegacyROIPool", the max pooling of the released plain network.
+Everything but the pooling is Detectron2's: POOLER_TYPE "DeformROIPool" exchanges the box pooler, as
+does "LegacyROIPool", the max pooling of the released plain network.
 """
 
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads

@@ -108,7 +108,8 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
     def uniform(n, low, high):
         return torch.rand(n, generator=g) * (high - low) + low
 
-    gains = {"offset": 0.5, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5, "bbox_pred": 0.2}
+    gains = {"offset": 0.5, "rpn_cls_score": 0.15, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
+    gains["bbox_pred"] = 0.2
     for name, shape in shapes(net).items():
         gain = 0.5 if "_offset" in name else gains.get(name, 1.0)
         std = gain * math.sqrt(2 / math.prod(shape[1:]))
@@ -259,9 +260,7 @@ def deformable_psroi_pool(x, rois, trans, output_dim, group):
             sx = (x1 + cells * w / BINS + moved_x)[..., None, None]
             sy = (sy + steps[:, None] * h / BINS / 4).expand(-1, -1, -1, 4)
             sx = (sx + steps * w / BINS / 4).expand(-1, -1, 4, -1)
-            counted = (
-                (sx >= -0.5) & (sx <= width - 0.5) & (sy >= -0.5) & (sy <= height - 0.5)
-            ).to(x.dtype)
+            counted = (sx >= -0.5) & (sx <= width - 0.5) & (sy >= -0.5) & (sy <= height - 0.5)
             channels = (c * group + place[:, None]) * group + place
             values = bilinear(x[0], channels[..., None, None], sy, sx) * counted
             out[r, c] = values.sum(dim=(2, 3)) / counted.sum(dim=(2, 3)).clamp(min=1)
