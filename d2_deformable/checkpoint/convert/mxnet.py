@@ -65,7 +65,9 @@ def convert(conversion: Conversion, cfg) -> None:
 
     backbone = _backbone(conversion, cfg.INPUT.FORMAT)
     if network == "ImageNet":
-        conversion.initial(conversion.model, "no part of the ImageNet network")
+        trunk = (f"{backbone}stem.", f"{backbone}res")
+        rest = (n for n in conversion.model if not n.startswith(trunk) or ".conv_offset." in n)
+        conversion.initial(rest, "no part of the ImageNet network")
     elif network == "DeepLab":
         _deeplab(conversion)
     else:

@@ -109,7 +109,7 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
         return torch.rand(n, generator=g) * (high - low) + low
 
     gains = {"offset": 0.5, "rpn_cls_score": 0.15, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
-    gains["bbox_pred"] = 0.2
+    gains |= {"bbox_pred": 0.2, "cls_score": 0.3}
     for name, shape in shapes(net).items():
         gain = 0.5 if "_offset" in name else gains.get(name, 1.0)
         std = gain * math.sqrt(2 / math.prod(shape[1:]))
