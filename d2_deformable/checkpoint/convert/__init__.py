@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..files import check_target, read_content, weights_in, write_weights
-from . import detectron2, mmdet, timm, torchvision
+from . import detectron2, mmdet, mxnet, timm, torchvision
 from .conversion import Conversion, ConversionError
 from .settings import value_of, write_yaml
 
@@ -17,6 +17,7 @@ CONVERTERS = {
     "torchvision": torchvision.convert,
     "timm": timm.convert,
     "mmdet": mmdet.convert,
+    "mxnet": mxnet.convert,
 }
 
 
