@@ -7,6 +7,7 @@ import random
 import struct
 import zipfile
 
+import mxnet_files
 import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
@@ -29,6 +30,7 @@ def good_files() -> dict[str, bytes]:
         "legacy": torch_bytes({"model": WEIGHTS}, zipped=False),
         "legacy_with_arrays": torch_bytes({"model": ARRAYS}, zipped=False),
         "safetensors": save_safetensors(WEIGHTS),
+        "mxnet": mxnet_files.file_bytes(ARRAYS),
         "zoo": pickle.dumps({"model": ARRAYS, "__author__": "x"}),
         "zoo_of_protocol_0": pickle.dumps({"model": ARRAYS, "__author__": "x"}, 0),
     }

@@ -52,5 +52,5 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         try:
             return super()._load_model(checkpoint)
-        except (AssertionError, IndexError, RuntimeError) as error:  # of matching names
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:  # of matching names
             raise FileFormatError(f"{self._file} is of no known layout of names") from error

@@ -12,6 +12,15 @@ class ConversionError(ValueError):
     """A file that does not become the weights of a model, and why."""
 
 
+class _Source(dict):
+    """Tensors of a file; asking for one that it does not have is an error of the file."""
+
+    def __missing__(self, name):
+        raise ConversionError(
+            f"the file has no {name!r}; it is a checkpoint of another network than the config's"
+        )
+
+
 class Conversion:
     """From the tensors of a file to those of a model, with an account of both sides.
 
@@ -42,7 +51,7 @@ class Conversion:
         keep: Iterable[str] = (),
         metadata: Mapping[str, object] | None = None,
     ):
-        self.source = source
+        self.source: Mapping[str, Tensor] = _Source(source)
         self.model = model
         self.keep = tuple(keep)
         self.metadata = metadata or {}
@@ -54,6 +63,21 @@ class Conversion:
         self._taken: set[str] = set()
         self._unused: dict[str, str] = {}
         self._initial: dict[str, str] = {}
+
+    def run(self, converter: Callable, cfg) -> None:
+        """Let a converter go through the network, then `check`.
+
+        Raises:
+            ConversionError: whatever is wrong with the file.
+        """
+        try:
+            converter(self, cfg)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ConversionError(
+                "its tensors have other shapes than in a file of its kind "
+                f"({type(error).__name__}: {' '.join(str(error).split())})"
+            ) from error
+        self.check()
 
     def put(
         self,
@@ -77,20 +101,22 @@ class Conversion:
             self.initial([name], "as asked for")
             self.unused(sources, f"{name} keeps its initial value, as asked for")
             return
-        missing = [source for source in sources if source not in self.source]
-        if missing:
-            raise ConversionError(
-                f"the file has no {missing[0]!r}, from which {name!r} would come; it is a "
-                "checkpoint of another network than the config's"
-            )
+        tensors = [self.source[source] for source in sources]
         if name not in self.model or name in self.weights:
             state = "filled twice" if name in self.weights else "not in the model of the config"
             raise ConversionError(
                 f"{name!r}, from {' and '.join(sources) or 'nothing'}, is {state}"
             )
-        tensors = [self.source[source] for source in sources]
-        value = using(*tensors) if using else tensors[0]
+        try:
+            value = using(*tensors) if using else tensors[0]
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ConversionError(
+                f"{name!r} cannot be made from {' and '.join(sources)} "
+                f"{[tuple(tensor.shape) for tensor in tensors]}: {' '.join(str(error).split())}"
+            ) from error
         expected = self.model[name]
+        if expected.is_floating_point() and not value.is_floating_point():
+            raise ConversionError(f"{name!r} would be made of {value.dtype}: is it quantised?")
         if value.shape != expected.shape:
             raise ConversionError(
                 f"{name!r} would be {tuple(value.shape)}, from {' and '.join(sources)} "

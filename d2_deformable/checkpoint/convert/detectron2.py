@@ -78,7 +78,7 @@ def _of_caffe2(conversion):
     blobs = {k: v for k, v in conversion.source.items() if not k.endswith("_momentum")}
     try:
         return convert_c2_detectron_names(blobs)
-    except (AssertionError, IndexError, RuntimeError) as error:
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ConversionError(
             "its names are neither Detectron2's nor Caffe2's, as "
             f"{', '.join(list(conversion.source)[:3])}"

@@ -21,7 +21,7 @@ def read_config(metadata: Mapping[str, object]) -> dict:
     text = metadata.get("cfg") or metadata.get("config")
     try:
         statements = ast.parse(text).body if isinstance(text, str) else []
-    except SyntaxError:
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # of any text
         return {}
     values = {
         statement.targets[0].id: _value(statement.value)

@@ -238,7 +238,7 @@ def test_another_network_is_refused_and_nothing_written(network, overrides, mess
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     write_weights({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "a.pth")
-    with pytest.raises(ConversionError, match="a.pth: the file has no 'conv1.weight', from which"):
+    with pytest.raises(ConversionError, match="a.pth: the file has no 'conv1.weight'; it is"):
         cfg = read_config(FPN, SHALLOW)
         convert_checkpoint("torchvision", tmp_path / "a.pth", tmp_path / "b.pth", cfg)
 
