@@ -17,7 +17,8 @@ def zoo(tmp_path, monkeypatch):
     """A zoo with one other checkpoint, in the place of ours."""
     folder = tmp_path / "zoo"
     folder.mkdir()
-    (folder / "index.json").write_text('{"other.pth": {"config": "model_zoo/other.yaml"}}')
+    other = {"config": "model_zoo/other.yaml", "sha256": "0" * 64}
+    (folder / "index.json").write_text(json.dumps({"other.pth": other}))
     for module in (catalog, publish):
         monkeypatch.setattr(module, "FOLDER", folder)
     return folder
