@@ -1,5 +1,74 @@
 """Checkpoints of other projects and layouts as weights of this package's models."""
 
-from .conversion import Conversion, ConversionError
+from pathlib import Path
 
-__all__ = ["Conversion", "ConversionError"]
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..files import check_target, read_content, weights_in, write_weights
+from . import detectron2, mmdet, mxnet, timm, torchvision
+from .conversion import Conversion, ConversionError
+from .settings import value_of, write_yaml
+
+__all__ = ["CONVERTERS", "Conversion", "ConversionError", "convert_checkpoint"]
+
+CONVERTERS = {
+    "detectron2": detectron2.convert,
+    "torchvision": torchvision.convert,
+    "timm": timm.convert,
+    "mmdet": mmdet.convert,
+    "mxnet": mxnet.convert,
+}
+
+
+def convert_checkpoint(
+    kind, source, target, cfg: CfgNode, *, trust_pickle=False, keep=(), config_file=None
+) -> Conversion:
+    """Convert the file `source` of another project and write it to `target`, whole or not at all.
+
+    Where the model computes what the source did only with other values of some keys than those of
+    cfg, a YAML of these and of MODEL.WEIGHTS is written beside it, named as `target`.
+
+    Args:
+        kind: of CONVERTERS, the project that wrote the file.
+        target: a .pth or .safetensors.
+        cfg: of the model that the weights are for; it is built on the CPU.
+        trust_pickle: see `read_weights`.
+        keep: beginnings of names of the model that keep their initial values, see `Conversion`.
+        config_file: that cfg came from, as `_BASE_` of the YAML; without it the YAML holds all
+            keys of cfg.
+
+    Returns:
+        the account of both sides, with the names of the files written.
+
+    Raises:
+        FileFormatError: `source` is damaged or cannot be read safely.
+        ConversionError: it is of another network than cfg's, or no such kind or target.
+        OSError: no such file or folder.
+    """
+    target = Path(target)
+    if kind not in CONVERTERS:
+        raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
+    check_target(target)
+    content = read_content(source, trust_pickle=trust_pickle)
+    weights = weights_in(source, content)
+    conversion = Conversion(weights, _shapes(cfg), keep, metadata=content.get("meta"))
+    conversion.file = Path(source)
+    try:
+        CONVERTERS[kind](conversion, cfg)
+        conversion.check()
+    except ConversionError as error:
+        raise ConversionError(f"{source}: {error}") from error
+    write_weights(conversion.weights, target)
+    conversion.written.append(target)
+    if any(value_of(cfg, key) != value for key, value in conversion.settings.items()):
+        conversion.written.append(write_yaml(conversion.settings, target, cfg, config_file))
+    return conversion
+
+
+def _shapes(cfg: CfgNode) -> dict:
+    """The tensors of cfg's model."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg).state_dict()

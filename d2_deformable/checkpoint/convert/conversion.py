@@ -1,6 +1,7 @@
 """What becomes of every tensor of a file: the table that each converter fills in."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -23,15 +24,30 @@ class Conversion:
         source: tensors of the file by their names.
         model: tensors of the model by their names (its `state_dict()`); of these only the shapes
             and types matter.
+        keep: beginnings of names of the model that are to keep their initial values, whatever the
+            file has for them, e.g. "roi_heads.box_predictor" for other classes.
+        metadata: what the file says of itself beside its tensors, e.g. the "meta" of mmdetection's.
 
     Attributes:
         weights: tensors of the model, converted so far.
         settings: {config key: value} that the model needs so as to compute what the source did.
+        file: that `source` was read from, if it was.
+        written: files that `convert_checkpoint` wrote.
     """
 
-    def __init__(self, source: Mapping[str, Tensor], model: Mapping[str, Tensor]):
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        model: Mapping[str, Tensor],
+        keep: Iterable[str] = (),
+        metadata: Mapping[str, object] | None = None,
+    ):
         self.source = source
         self.model = model
+        self.keep = tuple(keep)
+        self.metadata = metadata or {}
+        self.file: Path | None = None
+        self.written: list[Path] = []
         self.weights: dict[str, Tensor] = {}
         self.settings: dict[str, object] = {}
         self._origins: dict[str, tuple[str, str]] = {}  # name in the model: (sources, note)
@@ -57,6 +73,10 @@ class Conversion:
             ConversionError: the file or the model has no such tensor, the shape is another, or the
                 model's tensor is filled already.
         """
+        if self.keep and name.startswith(self.keep) and name in self.model:
+            self.initial([name], "as asked for")
+            self.unused(sources, f"{name} keeps its initial value, as asked for")
+            return
         missing = [source for source in sources if source not in self.source]
         if missing:
             raise ConversionError(

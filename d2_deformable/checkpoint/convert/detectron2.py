@@ -1,0 +1,105 @@
+"""Files of Detectron2's model zoo, and Detectron's before it, into plain or deformable models."""
+
+import re
+
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.config import CfgNode
+
+from .conversion import Conversion, ConversionError
+
+# Epsilon of Detectron2's FrozenBatchNorm2d, which takes (running_var + eps) ** -0.5.
+FROZEN_BN_EPS = 1e-5
+NOT_NEEDED = {
+    r"(num_batches_tracked|_momentum)$": "state of training",
+    r"anchor_generator\.cell_anchors": "the config gives the anchors",
+    r"^(fc1000|pred|linear)[._]": "classifier of ImageNet",
+    r"^(stem\.)?conv1[._]b(ias)?$": "Detectron has no bias there",
+}
+
+
+def convert(conversion: Conversion, cfg: CfgNode) -> None:
+    """Names of Detectron2, or of Caffe2; of a whole detector, or of its backbone.
+
+    Offset layers that the file does not have are zero, so that the network computes what the plain
+    one does. Detectron2's modulated layers take sigmoid(mask), this package's 2 * sigmoid(mask):
+    their weights are halved, which is exact.
+
+    Raises:
+        ConversionError: the file and the model of the config are different networks.
+    """
+    originals = {name: name for name in conversion.source}
+    values = conversion.source
+    if not any("." in name for name in values):
+        values, originals = _of_caffe2(conversion)
+    whole = any(_find(name, values) for name in conversion.model if "backbone." not in name)
+    for name, value in conversion.model.items():
+        plain, offset = re.subn(r"\.conv_offset\.", "_offset.", name)
+        found = _find(plain, values) or _find(name, values)
+        layer = name.removesuffix("weight")
+        if found:
+            halved = cfg.MODEL.RESNETS.DEFORM_MODULATED and _find(
+                f"{layer[:-1]}_offset.weight", values
+            )
+            conversion.put(
+                name,
+                originals[found],
+                using=lambda _, x=values[found], halved=halved: x / 2 if halved else x,
+                note="halved: 2 * sigmoid(mask) here" if halved else "",
+            )
+        elif offset or ".offset_fc." in name or "pooler.offset" in name:
+            conversion.put(name, using=_zeros(value), note="zero: as without offsets")
+        elif name.endswith(".running_mean") and _is_affine(name, values):
+            conversion.put(name, using=_zeros(value), note="affine in the file")
+        elif name.endswith(".running_var") and _is_affine(name, values):
+            if f"{name.removesuffix('running_var')}num_batches_tracked" in conversion.model:
+                raise ConversionError(
+                    "the file's normalisations are affine, without statistics: set "
+                    f"MODEL.RESNETS.NORM to FrozenBN instead of {cfg.MODEL.RESNETS.NORM}"
+                )
+            one = torch.full_like(value, 1 - FROZEN_BN_EPS)
+            conversion.put(name, using=lambda one=one: one, note="affine in the file")
+        elif name.endswith(".num_batches_tracked"):
+            conversion.initial([name], "count of training steps")
+        elif not whole and not _is_trunk(name):
+            conversion.initial([name], "the file is of a backbone")
+    for pattern, why in NOT_NEEDED.items():
+        old = [name for name in conversion.source if re.search(pattern, name)]
+        conversion.unused(old, why)
+        conversion.unused([originals[name] for name in values if re.search(pattern, name)], why)
+    for key, name in (("MODEL.PIXEL_MEAN", "pixel_mean"), ("MODEL.PIXEL_STD", "pixel_std")):
+        if name in values and name not in conversion.model:
+            conversion.unused([originals[name]], f"{key}, see the settings")
+            conversion.setting(key, values[name].flatten().tolist())
+
+
+def _of_caffe2(conversion):
+    """The tensors by Detectron2's names, and the file's name of each."""
+    blobs = {k: v for k, v in conversion.source.items() if not k.endswith("_momentum")}
+    try:
+        return convert_c2_detectron_names(blobs)
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise ConversionError(
+            "its names are neither Detectron2's nor Caffe2's, as "
+            f"{', '.join(list(conversion.source)[:3])}"
+        ) from error
+
+
+def _find(name: str, values) -> str | None:
+    """The longest end of `name`, from a dot on, that is a name of the file."""
+    while name and name not in values:
+        name = name.partition(".")[2]
+    return name or None
+
+
+def _is_affine(name: str, values) -> bool:
+    return _find(f"{name.rpartition('.')[0]}.weight", values) is not None
+
+
+def _is_trunk(name: str) -> bool:
+    """Whether it is of the ResNet itself, which every file has."""
+    return re.match(r"backbone\.(bottom_up\.)?(stem|res\d)\.", name) is not None
+
+
+def _zeros(value):
+    return lambda: torch.zeros_like(value)

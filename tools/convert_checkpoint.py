@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Convert a checkpoint of another project into weights of a model of this package.
+
+python tools/convert_checkpoint.py --from torchvision resnet50.pth backbone.pth \\
+    --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+python tools/convert_checkpoint.py --from detectron2 model_final.pkl detector.safetensors \\
+    --config-file YAML --keep roi_heads.box_predictor MODEL.ROI_HEADS.NUM_CLASSES 3
+
+Prints what landed where. Where the model needs other settings than the config's, they are written
+beside the weights as a YAML, which is the config to go on with.
+"""
+
+import argparse
+
+from d2_deformable.analysis import command
+from d2_deformable.checkpoint.convert import CONVERTERS, convert_checkpoint
+from d2_deformable.engine import read_config
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="convert_checkpoint", description=__doc__.splitlines()[0])
+    kinds = ", ".join(CONVERTERS)
+    parser.add_argument("--from", dest="kind", required=True, choices=CONVERTERS, help=kinds)
+    parser.add_argument("source", metavar="IN", help="the file of the other project")
+    parser.add_argument("target", metavar="OUT", help="the .pth or .safetensors to write")
+    parser.add_argument("--config-file", required=True, metavar="YAML", help="of the model")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="repeatable: tensors whose names begin so keep initial values, e.g. for new classes",
+    )
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="run whatever code IN holds, if it must be"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    return parser
+
+
+def main(args):
+    conversion = convert_checkpoint(
+        args.kind,
+        args.source,
+        args.target,
+        read_config(args.config_file, args.opts),
+        trust_pickle=args.trust_pickle,
+        keep=args.keep,
+        config_file=args.config_file,
+    )
+    print(conversion.table())
+    for key, value in conversion.settings.items():
+        print(f"setting: {key} {value}")
+    for file in conversion.written:
+        print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    command.run(main, parser())
