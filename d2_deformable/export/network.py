@@ -52,7 +52,7 @@ def inference_network(model: nn.Module) -> InferenceNetwork:
     """
     predict = _predict_of(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    return InferenceNetwork(model, predict)
+    return InferenceNetwork(model, predict).eval()
 
 
 def output_names(model: nn.Module) -> tuple[str, ...]:
