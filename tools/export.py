@@ -19,7 +19,6 @@ from d2_deformable.checkpoint.files import replacing
 from d2_deformable.export import export_onnx, export_program, export_torchscript
 from d2_deformable.export.verify import are_rounding, differences, load_exported
 
-
 FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
 
 
