@@ -27,6 +27,7 @@ from torch import nn
 # makes lists of them.
 CLASSES = (nn.Module, Matcher, Box2BoxTransform, ParamScheduler, Augmentation, DatasetMapper)
 FUNCTIONS = ((ResNet, "make_stage"),)
+POSITIONAL = "*args"  # key of what has no name
 
 
 @dataclass
@@ -72,6 +73,8 @@ def _tree(value, calls, where, seen):
             raise ValueError(f"{where} is a module that stands elsewhere in the tree too")
         seen.add(id(value))
         given = dict(call.arguments)
+        if POSITIONAL in given:
+            raise ValueError(f"{where} takes positional arguments, which a LazyCall cannot express")
         if not given.get("use_fed_loss"):  # Detectron2 main has a lambda for it even then
             given.pop("get_fed_loss_cls_weights", None)
         return LazyCall(call.target)(
@@ -179,8 +182,11 @@ def _bind(init, self, args, kwargs) -> dict:
 def _flat(bound: inspect.BoundArguments, skip: int = 0) -> dict:
     arguments = {}
     for name, value in list(bound.arguments.items())[skip:]:
-        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments[POSITIONAL] = value
         else:
             arguments[name] = value
     return arguments

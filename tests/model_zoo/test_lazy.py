@@ -11,6 +11,7 @@ from detectron2 import config
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
 from detectron2.evaluation import inference_on_dataset
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.solver import build_lr_scheduler
 from omegaconf import OmegaConf
@@ -64,6 +65,8 @@ def same_outputs(cfg, size):
     for module in theirs.modules():
         if isinstance(module, DeformConv2d):
             nn.init.normal_(module.conv_offset.weight, std=0.05)
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.5)  # else a hundred random layers overflow
     assert shapes(twin) == shapes(theirs) and str(twin) == str(theirs)
     assert [n for n, _ in twin.named_buffers()] == [n for n, _ in theirs.named_buffers()]
     trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (twin, theirs)]
@@ -164,6 +167,7 @@ class Odd(nn.Module):
         (lambda: Odd(object()), "Odd.part is of type object, which a LazyCall cannot express"),
         (lambda: Odd([{"a": torch.zeros(1)}]), "Odd.part.0.a is of type Tensor, which a LazyCall"),
         (lambda: Odd(load()), "Odd.cfg is of type CfgNode"),
+        (lambda: Odd(nn.Sequential(nn.ReLU())), "Odd.part takes positional arguments"),
         (lambda: Odd(lambda x: x), "Odd.part is <lambda>.*no name to find it"),
         (lambda: (lambda x: Odd(x, x))(nn.ReLU()), "Odd.second is a module that stands elsewhere"),
     ],
