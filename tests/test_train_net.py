@@ -1,6 +1,7 @@
 """The command line, in this process: training, resuming, evaluating, refusing."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import train_net
+from d2_deformable.checkpoint import read_weights, write_weights
 
 CONFIGS = Path(__file__).parents[1] / "configs/quick"
 
@@ -54,6 +56,38 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     results = run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth"))
     last = lines(tmp_path)[-1]
     assert results["voc"]["AP50"] == pytest.approx(last["voc/AP50"], nan_ok=True)
+
+
+class Hostile:
+    """A pickle that touches a file."""
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    def __reduce__(self):
+        return self.sign.touch, ()
+
+
+@pytest.mark.parametrize("way", ["--eval-only", "train", "--resume"])
+def test_weights_are_read_safely(run, tmp_path, way):
+    flags, sign = [way] if way.startswith("-") else [], tmp_path / "sign"
+    file = tmp_path / "model.pkl"
+    file.write_bytes(pickle.dumps({"model": {}, "__author__": Hostile(sign)}))
+    with pytest.raises(ValueError, match="model.pkl is no file of weights that can be read safely"):
+        run("MODEL.WEIGHTS", str(file), *flags)
+    assert not sign.exists()
+
+
+def test_trains_on_from_safetensors(run, tmp_path):
+    run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    weights = read_weights(tmp_path / "output/model_final.pth")
+    write_weights(weights, tmp_path / "first.safetensors")
+    shutil.rmtree(tmp_path / "output")
+    still = ("SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    run("MODEL.WEIGHTS", str(tmp_path / "first.safetensors"), *still)
+    after = read_weights(tmp_path / "output/model_final.pth")
+    name = "roi_heads.box_predictor.cls_score.score_maps.weight"
+    assert torch.equal(after[name], weights[name]) and weights[name].any()
 
 
 def test_segments(run, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from d2_deformable.data import check_proposals
+from d2_deformable.engine import Trainer
 
 SHORT = pickle.dumps({"ids": ["000001", "000002"], "boxes": [np.zeros((1, 4))]})
 
@@ -76,6 +77,31 @@ def test_no_proposal_file(cfg, root):
         (root / "gone.pkl").write_bytes(content)
         with pytest.raises(ValueError, match="gone.pkl, from .*FILES_TEST, is no proposal file"):
             check_proposals(cfg, ("TEST",))
+
+
+class Hostile:
+    """A pickle that touches a file."""
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    def __reduce__(self):
+        return self.sign.touch, ()
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_a_proposal_file_does_not_run(cfg, root, split):
+    sign, file = root / "sign", root / "file.pkl"
+    file.write_bytes(pickle.dumps({"ids": ["000001"], "boxes": [Hostile(sign)]}))
+    cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(file),)
+    with pytest.raises(ValueError, match="file.pkl, from .*, is no proposal file .*it names"):
+        check_proposals(cfg, (split,))
+    with pytest.raises(ValueError, match="file.pkl is no file .* read safely: it names"):
+        if split == "TRAIN":
+            Trainer.build_train_loader(cfg)
+        else:
+            Trainer.build_test_loader(cfg, "dogs")
+    assert not sign.exists()
 
 
 def test_nothing_is_asked_of_other_networks(cfg):

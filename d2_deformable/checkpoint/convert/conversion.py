@@ -72,7 +72,16 @@ class Conversion:
         """
         try:
             converter(self, cfg)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        except ConversionError:
+            raise
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ConversionError(
                 "its tensors have other shapes than in a file of its kind "
                 f"({type(error).__name__}: {' '.join(str(error).split())})"
