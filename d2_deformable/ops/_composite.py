@@ -164,10 +164,10 @@ def ps_roi_pool(
     bin_h, bin_w = roi_h / bins_h, roi_w / bins_w
     bins_y = torch.arange(bins_h, device=input.device)[:, None]
     bins_x = torch.arange(bins_w, device=input.device)
-    top = _inside(bins_y * bin_h + y, height).floor().long()
-    bottom = _inside((bins_y + 1) * bin_h + y, height).ceil().long()
-    left = _inside(bins_x * bin_w + x, width).floor().long()
-    right = _inside((bins_x + 1) * bin_w + x, width).ceil().long()
+    top = _inside(_fused(bins_y, bin_h, y), height).floor().long()
+    bottom = _inside(_fused(bins_y + 1, bin_h, y), height).ceil().long()
+    left = _inside(_fused(bins_x, bin_w, x), width).floor().long()
+    right = _inside(_fused(bins_x + 1, bin_w, x), width).ceil().long()
 
     # Sums over all pixels above and left of each corner: (N*(H+1)*(W+1)*bins, C_out).
     rows, row_length = height + 1, width + 1
@@ -257,6 +257,12 @@ def _roi_boxes(rois: Tensor, spatial_scale: float, shift: float, round_rois: boo
 
 def _at_least_a_tenth(side: Tensor) -> Tensor:
     return torch.where(side > 0.1, side, 0.1)
+
+
+def _fused(factor: Tensor, value: Tensor, addend: Tensor) -> Tensor:
+    """factor * value + addend, rounded once, as the fused instruction that the kernels are compiled
+    to: where a bin ends at a whole pixel, one ulp more is one pixel more."""
+    return (factor * value.double() + addend.double()).to(value.dtype)
 
 
 def _inside(coordinate: Tensor, size) -> Tensor:
