@@ -53,14 +53,14 @@ def traceable():
 _pool = F.max_pool2d
 
 
-def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **options):
     """As F.max_pool2d, whose strides have torch.export tell even sizes from odd ones."""
     if not torch.compiler.is_exporting():
-        return _pool(x, kernel_size, stride, padding, dilation, ceil_mode)
+        return _pool(x, kernel_size, stride, padding, dilation, ceil_mode, **options)
     step_y, step_x = _pair(kernel_size if stride is None else stride)
     if ceil_mode:
         x = F.pad(x, [0, step_x - 1, 0, step_y - 1], value=-torch.inf)
-    return _pool(x, kernel_size, 1, padding, dilation)[..., ::step_y, ::step_x]
+    return _pool(x, kernel_size, 1, padding, dilation, **options)[..., ::step_y, ::step_x]
 
 
 def _grid_offsets(size, stride: int, offset: float, like):
