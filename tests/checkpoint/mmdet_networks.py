@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN with FPN as mmdetection 3.3.0 and mmcv 2.2.0 compute them, with their names.
+"""Faster and Mask R-CNN with FPN by the names and conventions of mmdetection 3.3.0 and mmcv 2.2.0.
 
 Small, for inference on one image, and apart from what they are compared with: convolutions are
 torchvision's, deformable RoI pooling is made of grid_sample.
