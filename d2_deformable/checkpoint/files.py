@@ -45,11 +45,11 @@ def read_weights(path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
         FileFormatError: one sentence on what is wrong with the file.
         FileNotFoundError: there is none.
     """
-    return weights_of(path, read_content(path, trust_pickle=trust_pickle))
+    return weights_in(path, read_content(path, trust_pickle=trust_pickle))
 
 
-def weights_of(path, content) -> dict[str, Tensor]:
-    """The tensors in the `content` of the file `path`, as `read_weights` gives them."""
+def weights_in(path, content) -> dict[str, Tensor]:
+    """The weights in `content` of the file `path`, see `read_weights`."""
     for section in SECTIONS:
         if isinstance(content, Mapping) and isinstance(content.get(section), Mapping):
             content = content[section]

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling behind the interface of Detectron2's ROIPooler."""
+"""Deformable RoI pooling, and the released max pooling, as Detectron2's ROIPooler."""
 
 import torch
 from detectron2.layers import nonzero_tuple
@@ -7,6 +7,7 @@ from detectron2.modeling.poolers import (
     assign_boxes_to_levels,
     convert_boxes_to_pooler_format,
 )
+from detectron2.structures import Boxes
 from torch import nn
 
 from ..layers import DeformRoIAlign, DeformRoIPool
@@ -59,3 +60,22 @@ class DeformROIPooler(ROIPooler):
             order.append(nonzero_tuple(levels == level)[0])
             pooled.append(roi_pool(feature, rois[order[-1]], scale))
         return torch.cat(pooled)[torch.cat(order).argsort()]
+
+
+class LegacyROIPooler(ROIPooler):
+    """RoI max pooling that reads boxes as the released Faster R-CNN did.
+
+    The operator, MXNet's ROIPooling, is Detectron2's "ROIPool": corners are scaled, then rounded.
+    But the second corner there is the last pixel of a box, one less than Detectron2's.
+    """
+
+    def __init__(self, output_size, scales):
+        super().__init__(output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
+
+    def forward(self, x, box_lists):
+        """As Detectron2's: maps of every level, Boxes of every image -> (R, C, k, k)."""
+        return super().forward(x, [_to_last_pixel(boxes) for boxes in box_lists])
+
+
+def _to_last_pixel(boxes: Boxes) -> Boxes:
+    return Boxes(boxes.tensor - boxes.tensor.new_tensor([0.0, 0.0, 1.0, 1.0]))

@@ -6,8 +6,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..files import check_target, read_content, weights_of, write_weights
-from . import detectron2, mmdet, timm, torchvision
+from ..files import check_target, read_content, weights_in, write_weights
+from . import detectron2, mmdet, mxnet, timm, torchvision
 from .conversion import Conversion, ConversionError
 from .settings import value_of, write_yaml
 
@@ -18,6 +18,7 @@ CONVERTERS = {
     "torchvision": torchvision.convert,
     "timm": timm.convert,
     "mmdet": mmdet.convert,
+    "mxnet": mxnet.convert,
 }
 
 
@@ -51,10 +52,11 @@ def convert_checkpoint(
         raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
     check_target(target)
     content = read_content(source, trust_pickle=trust_pickle)
-    conversion = Conversion(weights_of(source, content), _shapes(cfg), keep)
+    weights = weights_in(source, content)
+    metadata = content.get("meta")
+    metadata = metadata if isinstance(metadata, Mapping) else None
+    conversion = Conversion(weights, _shapes(cfg), keep, metadata)
     conversion.file = Path(source)
-    if isinstance(meta := content.get("meta"), Mapping):
-        conversion.metadata = meta
     try:
         CONVERTERS[kind](conversion, cfg)
         conversion.check()

@@ -26,22 +26,26 @@ class Conversion:
             and types matter.
         keep: beginnings of names of the model that are to keep their initial values, whatever the
             file has for them, e.g. "roi_heads.box_predictor" for other classes.
+        metadata: what the file says of itself beside its tensors, e.g. the "meta" of mmdetection's.
 
     Attributes:
         weights: tensors of the model, converted so far.
         settings: {config key: value} that the model needs so as to compute what the source did.
-        metadata: what that file says of itself beside its tensors (the "meta" of mmdetection's).
         file: that `source` was read from, if it was.
         written: files that `convert_checkpoint` wrote.
     """
 
     def __init__(
-        self, source: Mapping[str, Tensor], model: Mapping[str, Tensor], keep: Iterable[str] = ()
+        self,
+        source: Mapping[str, Tensor],
+        model: Mapping[str, Tensor],
+        keep: Iterable[str] = (),
+        metadata: Mapping[str, object] | None = None,
     ):
         self.source = source
         self.model = model
         self.keep = tuple(keep)
-        self.metadata: Mapping[str, object] = {}
+        self.metadata = metadata or {}
         self.file: Path | None = None
         self.written: list[Path] = []
         self.weights: dict[str, Tensor] = {}

@@ -229,7 +229,7 @@ def _put_input(conversion: Conversion, settings) -> None:
 def _put_detection(conversion: Conversion, settings, pooler: str) -> None:
     def weights(of, stds):
         stds = lookup(settings, f"{of}.bbox_coder.target_stds", stds)
-        return tuple(1 / std for std in stds)
+        return [1 / std for std in stds]
 
     def test(key, value):
         return lookup(settings, f"test_cfg.{key}", value)

@@ -1,6 +1,6 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: three values of POOLER_TYPE exchange the box pooler.
+Everything but the pooling is Detectron2's: four values of POOLER_TYPE exchange the box pooler.
 """
 
 from functools import partial
@@ -11,14 +11,15 @@ from torch import nn
 
 from ...layers import DeformRoIAlign, DeformRoIPool
 from .._checks import check_config
-from ..poolers import DeformROIPooler
+from ..poolers import DeformROIPooler, LegacyROIPooler
 
-POOLER_TYPES = ("DeformROIPool", "DeformROIAlign", "ModulatedDeformROIAlign")
+POOLER_TYPES = ("DeformROIPool", "LegacyROIPool", "DeformROIAlign", "ModulatedDeformROIAlign")
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand the POOLER_TYPE "DeformROIPool", the paper's, and
-    "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's.
+    """Lets a Detectron2 ROIHeads class understand the POOLER_TYPE "DeformROIPool", the paper's,
+    "LegacyROIPool", the max pooling of the released plain network, and "DeformROIAlign" and
+    "ModulatedDeformROIAlign", mmdetection's.
 
     It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
     project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
@@ -36,9 +37,12 @@ class DeformPoolerMixin:
         plain.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
         ret = super()._init_box_head(plain, input_shape)
         shapes = [input_shape[f] for f in ret["box_in_features"]]
+        scales = tuple(1.0 / shape.stride for shape in shapes)
+        if c.POOLER_TYPE == "LegacyROIPool":
+            ret["box_pooler"] = LegacyROIPooler(c.POOLER_RESOLUTION, scales)
+            return ret
         ret["box_pooler"] = DeformROIPooler(
-            _roi_pool(c, channels=[shape.channels for shape in shapes]),
-            scales=tuple(1.0 / shape.stride for shape in shapes),
+            _roi_pool(c, channels=[shape.channels for shape in shapes]), scales=scales
         )
         return ret
 

@@ -67,10 +67,10 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
     bin_h, bin_w = roi_h / bins_h, roi_w / bins_w
     bins_y = torch.arange(bins_h, device=rois.device)[:, None]
     bins_x = torch.arange(bins_w, device=rois.device)
-    top = _inside(bins_y * bin_h + y, height).floor().long()
-    bottom = _inside((bins_y + 1) * bin_h + y, height).ceil().long()
-    left = _inside(bins_x * bin_w + x, width).floor().long()
-    right = _inside((bins_x + 1) * bin_w + x, width).ceil().long()
+    top = _inside(_fused(bins_y, bin_h, y), height).floor().long()
+    bottom = _inside(_fused(bins_y + 1, bin_h, y), height).ceil().long()
+    left = _inside(_fused(bins_x, bin_w, x), width).floor().long()
+    right = _inside(_fused(bins_x + 1, bin_w, x), width).ceil().long()
     bin = bins_y * bins_w + bins_x
 
     def rows(corner_y, corner_x):
@@ -84,6 +84,12 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
         (rows(top, left), 1),
     ]
     return corners, ((bottom - top) * (right - left)).clamp(min=1)
+
+
+def _fused(factor: Tensor, value: Tensor, addend: Tensor) -> Tensor:
+    """factor * value + addend, rounded once, as the fused instruction that the kernels are compiled
+    to: where a bin ends at a whole pixel, one ulp more is one pixel more."""
+    return (factor * value.double() + addend.double()).to(value.dtype)
 
 
 def _inside(coordinate: Tensor, size) -> Tensor:

@@ -258,7 +258,7 @@ img_norm_cfg = dict(mean=[9.0, 8.0, 7.0], std=[1.0, 1.0, 1.0], to_rgb=False)
                 "MODEL.RPN.PRE_NMS_TOPK_TEST": 7,
                 "MODEL.RPN.POST_NMS_TOPK_TEST": 8,
                 "MODEL.RPN.NMS_THRESH": 0.6,
-                "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (2.0, 2.0, 4.0, 4.0),
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [2.0, 2.0, 4.0, 4.0],
                 "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1,
                 "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
                 "TEST.DETECTIONS_PER_IMAGE": 9,
