@@ -76,14 +76,17 @@ class Converter:
         self.source, self.target = folder / "epoch_12.pth", folder / "converted.pth"
 
     def convert(self, state_dict, cfg, meta=None):
+        self.cfg = cfg
         torch.save({"state_dict": state_dict, "meta": meta or {}}, self.source)
         return convert_checkpoint("mmdet", self.source, self.target, cfg)
 
     def model(self, **changes):
-        """The model of the converter's YAML, changed."""
-        cfg = get_cfg()
-        add_deformable_config(cfg)
-        cfg.merge_from_file(str(self.target.with_suffix(".yaml")))
+        """The model of the converter's YAML, changed; without one, of the config as it was."""
+        cfg = self.cfg
+        if (file := self.target.with_suffix(".yaml")).exists():
+            cfg = get_cfg()
+            add_deformable_config(cfg)
+            cfg.merge_from_file(str(file))
         for key, value in changes.items():
             cfg.merge_from_list([key.replace("__", "."), value])
         model = build_model(cfg).eval()
