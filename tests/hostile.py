@@ -161,11 +161,11 @@ def programs(sign) -> dict[str, bytes]:
         "huge_number": b"I" + b"9" * 100_000 + b"\n.",
         "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
         "unknown_memo": b"\x80\x02h\x05.",
-        "nesting": b"\x80\x02" + b"(" * 100_000 + b"." + b"t" * 100_000,
-        "deep_lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-        "deep_key": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+        "nesting": b"\x80\x02" + b"(" * 30_000 + b"." + b"t" * 30_000,
+        "deep_lists": b"\x80\x02" + b"]" * 30_000 + b"a" * 29_999 + b".",
+        "deep_key": b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.",
         "deep_key_of_ordered": b"\x80\x02ccollections\nOrderedDict\n])"
-        + b"\x85" * 300_000
+        + b"\x85" * 100_000
         + b"N\x86a\x85R.",
         "itself": b"\x80\x02]q\0h\0a.",
         "laughs": b"\x80\x02]" + b"".join(b"q%c](h%ch%ce" % (i, i, i) for i in range(120)) + b".",

@@ -38,7 +38,7 @@ class Network:
     classes: int = 21
     scales: tuple = (8, 16, 32)
     ratios: tuple = (0.5, 1, 2)
-    rois: int = 300
+    rois: int = 300  # proposals that reach the second stage
 
     @property
     def offset_groups(self):
@@ -108,12 +108,14 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
     def uniform(n, low, high):
         return torch.rand(n, generator=g) * (high - low) + low
 
-    gains = {"offset": 0.5, "rpn_cls_score": 0.15, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
+    gains = {"offset": 0.5, "rpn_cls_score": 0.5, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
     gains |= {"bbox_pred": 0.2, "cls_score": 0.3}
     for name, shape in shapes(net).items():
         gain = 0.5 if "_offset" in name else gains.get(name, 1.0)
         std = gain * math.sqrt(2 / math.prod(shape[1:]))
         params[f"arg:{name}_weight"] = torch.randn(shape, generator=g) * std
+        if name == "rpn_cls_score":  # no anchor is the best everywhere
+            params[f"arg:{name}_weight"] -= params[f"arg:{name}_weight"].mean(dim=1, keepdim=True)
         if name != "conv1" and not name.startswith("res") or name.endswith("offset"):
             params[f"arg:{name}_bias"] = torch.randn(shape[0], generator=g) * 0.3 * gain
             continue
@@ -372,7 +374,7 @@ def proposals(layers: Layers, net: Network, conv4, size):
     ranked = objects[:, :height, :width].permute(1, 2, 0).flatten()
     boxes = clip(decode(anchors, deltas)[:, 0], size)
     best = ranked.argsort(descending=True)[:6000]
-    keep = best[nms(boxes[best], ranked[best], 0.7)[: net.rois]]
+    keep = best[nms(boxes[best], ranked[best], 0.7)[:300]]
     return objects, boxes[keep], ranked[keep]
 
 
@@ -386,8 +388,8 @@ def detect(params, net: Network, image):
     out = {}
     conv4, conv5 = layers.resnet(image, net)
     out["res4"], out["res5"] = conv4, conv5
-    out["rpn_prob"], rois, out["roi_scores"] = proposals(layers, net, conv4, size)
-    out["rois"] = rois
+    out["rpn_prob"], out["proposals"], out["scores"] = proposals(layers, net, conv4, size)
+    out["rois"] = rois = out["proposals"][: net.rois]
     x = layers.conv(conv5, "conv_new_1").relu()
     heads = _rfcn if net.kind == "rfcn" else _faster_rcnn
     scores, deltas = heads(layers, net, x, rois)

@@ -16,15 +16,8 @@ from detectron2.data.detection_utils import read_image
 from d2_deformable.analysis import command
 from d2_deformable.analysis.complexity import image_as_tested, random_image
 from d2_deformable.checkpoint.files import replacing
-from d2_deformable.export import export_program, export_torchscript
+from d2_deformable.export import export_onnx, export_program, export_torchscript
 from d2_deformable.export.verify import are_rounding, differences, load_exported
-
-
-def export_onnx(*arguments):
-    from d2_deformable.export.onnx import export_onnx
-
-    export_onnx(*arguments)
-
 
 FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
 
@@ -44,13 +37,21 @@ def main(args):
     image = image_as_tested(cfg, photo)["image"].float()
     model = command.load_model(cfg, args.weights)
     with replacing(args.output) as part:
-        FORMATS[args.format](model, image, part)
+        says = metadata(cfg) if args.format == "onnx" else {}
+        FORMATS[args.format](model, image, part, **says)
         exported = load_exported(part, args.format)
         found = differences(model, exported(image), image)
         line = compared(found, tuple(image.shape[1:]))
         if not are_rounding(found):
             raise ValueError(f"the {args.format} file is not the network: {line}; nothing is left")
     print(f"wrote {args.output}\n{line}")
+
+
+def metadata(cfg) -> dict:
+    """What an ONNX file says of the network beside what the network knows itself."""
+    names = command.class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
+    known = names[0] != "class 0"  # else they are made up
+    return {"input_format": cfg.INPUT.FORMAT, "class_names": names if known else ()}
 
 
 def compared(found, size) -> str:

@@ -3,11 +3,11 @@
 import io
 import json
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..checkpoint.files import replacing
 from .network import check_image, inference_network, output_names
 from .onnx_operators import standard_operators
@@ -61,7 +61,7 @@ def export_onnx(
             "input_layout": "image: float32 (3, height, width), resized as for the network",
             "pixel_range": "0 to 255",
             "class_names": json.dumps(list(class_names)) if class_names else None,
-            "d2_deformable": _version(),
+            "d2_deformable": __version__,
             "meta_architecture": type(model).__name__,
         }
         onnx.helper.set_model_props(file, {k: v for k, v in metadata.items() if v})
@@ -126,10 +126,3 @@ def _nodes(graph):
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from _nodes(inner)
-
-
-def _version() -> str:
-    try:
-        return version("d2_deformable")
-    except PackageNotFoundError:
-        return "not installed"

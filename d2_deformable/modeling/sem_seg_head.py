@@ -85,7 +85,7 @@ class DeepLabHead(nn.Module):
             "norm": c.NORM,
             "ignore_value": c.IGNORE_VALUE,
             "loss_weight": c.LOSS_WEIGHT,
-            "repeat_border": cfg.MODEL.RESNETS.STEM_POOL_CEIL,
+            "repeat_border": cfg.MODEL.RESNETS.get("STEM_POOL_CEIL", False),
         }
 
     def forward(self, features, targets=None):

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+import d2_deformable
 import yamls
 from d2_deformable.checkpoint import StrictCheckpointer
 from d2_deformable.data import shapes
@@ -168,7 +169,7 @@ def test_the_file_stands_alone_and_says_what_it_takes(zoo):
     assert metadata["pixel_range"] == "0 to 255"
     assert json.loads(metadata["class_names"]) == list(shapes.NAMES)
     assert metadata["meta_architecture"] == "DeformRCNN"
-    assert "d2_deformable" in metadata
+    assert metadata["d2_deformable"] == d2_deformable.__version__
 
 
 def test_the_model_is_left_as_it_is(tmp_path):

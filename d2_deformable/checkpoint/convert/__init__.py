@@ -1,5 +1,6 @@
 """Checkpoints of other projects and layouts as weights of this package's models."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -52,7 +53,9 @@ def convert_checkpoint(
     check_target(target)
     content = read_content(source, trust_pickle=trust_pickle)
     weights = weights_in(source, content)
-    conversion = Conversion(weights, _shapes(cfg), keep, metadata=content.get("meta"))
+    metadata = content.get("meta")
+    metadata = metadata if isinstance(metadata, Mapping) else None
+    conversion = Conversion(weights, _shapes(cfg), keep, metadata)
     conversion.file = Path(source)
     try:
         CONVERTERS[kind](conversion, cfg)
