@@ -117,12 +117,11 @@ def hard_rois(rois: int, height: int, width: int) -> torch.Tensor:
     return torch.cat([torch.zeros(rois, 1), corners], dim=1)
 
 
-@pytest.mark.parametrize("round_rois", [True, False], ids=["rounded", "exact"])
 @pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "no offset"])
 @pytest.mark.parametrize("sizes, arguments", deform_pool.CASES)
-def test_deform_roi_pool(sizes, arguments, with_offset, round_rois):
+def test_deform_roi_pool(sizes, arguments, with_offset):
     names = ["input", "rois", "offset"][: 3 if with_offset else 2]
-    arguments = {**arguments, "spatial_scale": 0.26, "round_rois": round_rois}
+    arguments = {**arguments, "spatial_scale": 0.26}
 
     def inputs(**sizes):
         tensors = deform_pool.make_inputs(**sizes)
