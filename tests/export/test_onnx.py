@@ -77,7 +77,7 @@ def photograph(file, shorter: int) -> torch.Tensor:
     """(3, height, width), BGR, the shorter side of that many pixels."""
     pixels = read_image(file, "BGR")
     pixels = ResizeShortestEdge(shorter).get_transform(pixels).apply_image(pixels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float()
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
 
 
 def network(name: str, overrides=()) -> nn.Module:
