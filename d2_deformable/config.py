@@ -38,6 +38,9 @@ def add_deformable_config(cfg: CN) -> None:
     # Standard deviation of its initial weights: 0.01 as released, for pre-trained networks; 0 takes
     # He initialisation, which a network from scratch needs to pass enough gradient down.
     resnets.REDUCED_INIT_STD = 0.01
+    # The max pooling of the stem (3x3, stride 2) takes no padding and rounds sizes up, as in Caffe
+    # and the released networks; False pads by 1 and rounds down, as Detectron2.
+    resnets.STEM_POOL_CEIL = False
 
     # FrozenBN or FREEZE_AT > 0 keep random layers random when MODEL.WEIGHTS is empty. Training
     # then stops with a message unless this is True.
@@ -48,8 +51,15 @@ def add_deformable_config(cfg: CN) -> None:
     # of the image, as released with R-FCN).
     cfg.MODEL.ROI_HEADS.SAMPLING = "random"
 
-    # POOLER_TYPE gains "DeformROIPool" (DeformROIHeads), "PSROIPool" and "DeformPSROIPool"
-    # (RFCNHeads). The keys below shape the deformable ones.
+    # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals by the rules of the released
+    # operator_py/proposal.py, see modeling/proposal_generator.py.
+
+    # POOLER_TYPE gains "DeformROIPool" and "LegacyROIPool", the max pooling of the released Faster
+    # R-CNN (DeformROIHeads), "PSROIPool" and "DeformPSROIPool" (RFCNHeads). The keys below shape
+    # the deformable ones.
+    # Networks of mmdetection need its own sampling and offset layers, one set per level:
+    # "DeformROIAlign" (its dpool) and "ModulatedDeformROIAlign" (mdpool), both DeformROIHeads. Of
+    # the keys below they read DEFORM_GAMMA only, and Detectron2's POOLER_SAMPLING_RATIO.
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # Offsets are fractions of the RoI's size times this (gamma of paper sec. 2.2).
     box_head.DEFORM_GAMMA = 0.1

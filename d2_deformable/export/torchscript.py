@@ -28,7 +28,8 @@ def export_torchscript(model: nn.Module, image: Tensor, path) -> None:
         image: float32 (3, H, W) to trace it with; any will do.
 
     Raises:
-        ValueError: a network or an image that does not fit.
+        ValueError: a network or an image that does not fit, or a part of a user's own in the
+            network that TorchScript cannot save.
         FileNotFoundError: there is no folder for `path`.
     """
     check_image(image)
@@ -38,5 +39,11 @@ def export_torchscript(model: nn.Module, image: Tensor, path) -> None:
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself
         traced = torch.jit.trace(network, (image,), check_trace=False)
-        with open(part, "wb") as file:  # of a path, torch writes the name into the file
-            torch.jit.save(traced, file)
+        try:
+            saved = traced.save_to_buffer()  # given a path, torch writes the name into the file
+        except RuntimeError as error:
+            raise ValueError(
+                "this network calls a Python function of its own, e.g. a torch.autograd.Function, "
+                f"which no file can hold: {str(error).strip().splitlines()[0]}"
+            ) from error
+        part.write_bytes(saved)

@@ -26,6 +26,7 @@ def traceable():
         f"{MODELING}.anchor_generator._create_grid_offsets": _grid_offsets,
         f"{MODELING}.poolers.convert_boxes_to_pooler_format": _rois,
         f"{MODELING}.proposal_generator.rpn.find_top_rpn_proposals": _top_proposals,
+        f"{MODELING}.roi_heads.cascade_rcnn._ScaleGradient.apply": lambda x, scale: x,
         f"{MODELING}.roi_heads.fast_rcnn.fast_rcnn_inference_single_image": _detections,
         "d2_deformable.modeling.meta_arch.class_aware_rpn.top_indices": _top_indices,
         "d2_deformable.modeling.poolers.convert_boxes_to_pooler_format": _rois,

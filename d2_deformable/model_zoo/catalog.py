@@ -8,6 +8,7 @@ names: paths or URLs, separated by commas, read at the first use.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -124,12 +125,18 @@ def get_checkpoint_url(config_path: str) -> str:
         NotInModelZooError: there is none.
     """
     urls = {entry.config: PREFIX + name for name, entry in checkpoints().items()}
-    if config_path not in urls:
+    config = yaml_of(config_path)
+    if config not in urls:
         raise NotInModelZooError(
             f"the model zoo holds no checkpoint of {config_path!r}; it has those of "
             f"{', '.join(urls)}. Checkpoints of your own: model_zoo.register_index"
         )
-    return urls[config_path]
+    return urls[config]
+
+
+def yaml_of(config_path: str) -> str:
+    """The YAML that a .py is the LazyConfig twin of; of a YAML, itself."""
+    return re.sub(r"\.py$", ".yaml", config_path)
 
 
 def checkpoint_file(name: str) -> Path:

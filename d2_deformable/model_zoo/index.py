@@ -121,11 +121,9 @@ def _entry(path: str, name: str, fields, namespaced: bool) -> Checkpoint:
 
 
 def is_packaged(config: str) -> bool:
-    """Whether `config` is a path relative to this package's configs/."""
-    file = Path(CONFIGS or "", config)
-    return (
-        CONFIGS is not None and file.is_file() and file.resolve().is_relative_to(CONFIGS.resolve())
-    )
+    """Whether `config` is the path of a file relative to this package's configs/."""
+    outside = Path(config).is_absolute() or ".." in Path(config).parts
+    return CONFIGS is not None and not outside and (CONFIGS / config).is_file()
 
 
 def beside(path: str, relative: str) -> str:

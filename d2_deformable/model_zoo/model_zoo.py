@@ -9,14 +9,16 @@ cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 from pathlib import Path
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
+from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import StrictCheckpointer
 from ..engine.setup import fall_back_to_cpu, read_config
-from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url
+from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url, yaml_of
 from .index import CONFIGS, fetch, is_packaged
+from .lazy import lazy_config
 
 
 def list_configs() -> list[str]:
@@ -48,24 +50,26 @@ def get_config_file(config_path: str) -> str:
     )
 
 
-def get_config(config_path: str, trained: bool = False) -> CfgNode:
+def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
     """The settings of a config: Detectron2's defaults, this package's, then the YAML.
 
     Args:
-        config_path: as of `get_config_file`.
-        trained: point MODEL.WEIGHTS to the checkpoint that was trained with it. Otherwise it
-            stays as in the YAML: mostly weights of ImageNet for the backbone.
+        config_path: as of `get_config_file`; with .py in place of .yaml its LazyConfig twin, also
+            where no such file is.
+        trained: point MODEL.WEIGHTS (train.init_checkpoint of a twin) to the checkpoint that was
+            trained with it. Otherwise it stays as in the YAML: mostly weights of ImageNet for the
+            backbone.
 
     Raises:
         NotInModelZooError: there is no such config, or with `trained` no checkpoint of it.
         ValueError: a YAML of a registered index has a wrong key or value.
     """
-    file = get_config_file(config_path)
+    file = get_config_file(yaml_of(config_path))
     url = get_checkpoint_url(config_path) if trained else None
     cfg = read_config(file)
     if trained:
         cfg.MODEL.WEIGHTS = url
-    return cfg
+    return lazy_config(cfg) if config_path.endswith(".py") else cfg
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -79,11 +83,14 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         NotInModelZooError, ValueError: see `get_config`.
         OSError: the checkpoint is missing, or its sha256 is not that of the index.
     """
-    cfg = get_config(config_path, trained)
+    cfg = get_config(yaml_of(config_path), trained)
     if device is None:
         fall_back_to_cpu(cfg)
     else:
         cfg.MODEL.DEVICE = str(device)
-    model = build_model(cfg)
+    if config_path.endswith(".py"):
+        model = instantiate(lazy_config(cfg).model).to(cfg.MODEL.DEVICE)
+    else:
+        model = build_model(cfg)
     (StrictCheckpointer if trained else DetectionCheckpointer)(model).load(cfg.MODEL.WEIGHTS)
     return model

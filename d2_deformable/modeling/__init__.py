@@ -12,7 +12,8 @@ from .backbone import (
     kernel_convs,
 )
 from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
-from .poolers import DeformROIPooler
+from .poolers import DeformROIPooler, LegacyROIPooler
+from .proposal_generator import LegacyRPN
 from .roi_heads import (
     DeformCascadeROIHeads,
     DeformPoolerMixin,
@@ -36,6 +37,8 @@ __all__ = [
     "DeformSegmentor",
     "DetectorWithTTA",
     "InceptionResBlock",
+    "LegacyROIPooler",
+    "LegacyRPN",
     "RFCNHeads",
     "RFCNOutputLayers",
     "RoundedAnchorGenerator",

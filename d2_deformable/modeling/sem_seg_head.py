@@ -27,6 +27,8 @@ class DeepLabHead(nn.Module):
         norm: of the hidden layer, a name of Detectron2's; "" is none, as released.
         ignore_value: label of pixels that do not count.
         loss_weight: factor on the loss.
+        repeat_border: repeat the last row and column of scores, for maps that may end a pixel or
+            two before the image: those of MODEL.RESNETS.STEM_POOL_CEIL.
 
     Raises:
         ValueError: several features, or one of another stride.
@@ -43,6 +45,7 @@ class DeepLabHead(nn.Module):
         norm: str = "",
         ignore_value: int = 255,
         loss_weight: float = 1.0,
+        repeat_border: bool = False,
     ):
         super().__init__()
         strides = {name: shape.stride for name, shape in input_shape.items()}
@@ -56,6 +59,7 @@ class DeepLabHead(nn.Module):
         self.common_stride = common_stride
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
+        self.repeat_border = repeat_border
         self.hidden = Conv2d(
             shape.channels,
             conv_dims,
@@ -81,6 +85,7 @@ class DeepLabHead(nn.Module):
             "norm": c.NORM,
             "ignore_value": c.IGNORE_VALUE,
             "loss_weight": c.LOSS_WEIGHT,
+            "repeat_border": cfg.MODEL.RESNETS.get("STEM_POOL_CEIL", False),
         }
 
     def forward(self, features, targets=None):
@@ -91,9 +96,12 @@ class DeepLabHead(nn.Module):
 
         Returns:
             training: None, {"loss_sem_seg": scalar}. Otherwise logits (N, K, stride * Hf,
-            stride * Wf), whose first H rows and W columns are the image's, and {}.
+            stride * Wf), whose first H rows and W columns are the image's, and {}. With
+            `repeat_border` they are `stride` rows and columns more.
         """
         logits = self.predictor(self.hidden(features[self.in_feature])).float()
+        if self.repeat_border:
+            logits = F.pad(logits, (0, 1, 0, 1), mode="replicate")
         logits = F.interpolate(
             logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )

@@ -48,6 +48,20 @@ def test_plain_network_is_detectron2s(cfg, dilation):
         torch.testing.assert_close(actual[name], expected[name])
 
 
+@pytest.mark.parametrize(("height", "cells"), [(64, 16), (65, 16), (66, 16), (67, 17), (7, 2)])
+def test_stem_that_pools_as_released(cfg, height, cells):
+    """A cell is the largest of three rows and columns from an even one on, as far as they go."""
+    small(cfg).MODEL.RESNETS.STEM_POOL_CEIL = True
+    stem = build_deform_resnet_backbone(cfg, IMAGE).stem
+    x = torch.randn(1, 3, height, 64)
+    before = stem.conv1(x).relu()
+    after = stem(x)
+    assert after.shape == (1, 8, cells, 16)
+    for y, z in [(0, 0), (1, 3), (cells - 1, 15)]:
+        window = before[0, :, 2 * y : 2 * y + 3, 2 * z : 2 * z + 3]
+        assert torch.equal(after[0, :, y, z], window.amax(dim=(1, 2)))
+
+
 @pytest.mark.parametrize("depth", [18, 34, 50])
 @pytest.mark.parametrize("dilation", [2, 4, 8])
 @pytest.mark.parametrize("modulated", [False, True])

@@ -45,6 +45,19 @@ def test_upsampling_is_the_released_deconvolution(size):
     assert torch.equal(logits.argmax(1), released.argmax(1))
 
 
+def test_scores_for_maps_that_end_before_the_image():
+    """The same scores, and those of the last row and column once more."""
+    head = make_head().eval()
+    features = {"res5": torch.randn(1, 6, 2, 3)}
+    with torch.no_grad():
+        plain = head(features)[0]
+        head.repeat_border = True
+        longer = head(features)[0]
+    assert longer.shape == (1, 4, 48, 64)
+    torch.testing.assert_close(longer[..., :32, :48], plain)
+    torch.testing.assert_close(longer[..., 32:, :48], plain[..., -1:, :].expand(-1, -1, 16, -1))
+
+
 def test_initial_layers():
     head = make_head(conv_dims=1024, num_classes=256)
     for conv in (head.hidden, head.predictor):

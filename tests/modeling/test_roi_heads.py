@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_deformable.layers import DeformRoIPool
-from d2_deformable.modeling.poolers import DeformROIPooler
+from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
 from d2_deformable.modeling.roi_heads.ohem import hardest, loss_per_roi
 
 SHAPES = {"f": ShapeSpec(channels=6, stride=16)}
@@ -171,6 +171,23 @@ def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name):
     sum(losses.values()).backward()
     assert heads.box_pooler.roi_pool.offset_fc.weight.grad.abs().sum() > 0
     assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
+def test_legacy_roi_pooling_in_detectron2s_heads(heads_cfg, name):
+    heads_cfg.MODEL.ROI_HEADS.NAME = name
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "LegacyROIPool"
+    heads_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    assert isinstance(build_roi_heads(heads_cfg, SHAPES).box_pooler, LegacyROIPooler)
+
+
+def test_legacy_roi_pooling_ends_with_the_last_pixel():
+    """Of 16 x 16 pixels that end with pixel 15: a cell, as 15 / 16 is rounded to 1 and 0 / 16 to 0,
+    and its neighbours; of 8 x 8, the cell alone."""
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    pooler = LegacyROIPooler(1, [1 / 16])
+    boxes = [Boxes(torch.tensor([[0.0, 0, 16, 16], [0, 0, 8, 8], [16, 16, 25, 25]]))]
+    assert pooler([x], boxes).flatten().tolist() == [5.0, 0.0, 10.0]
 
 
 def test_pooler_keeps_the_order_of_rois_over_levels():

@@ -26,6 +26,19 @@ REDUCED = "res5_reduced"
 LAST_STAGE = {"stem": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5, REDUCED: 5}
 
 
+class CeilPoolStem(BasicStem):
+    """Detectron2's stem with the max pooling of Caffe and the released networks: without padding,
+    and sizes rounded up. (N, C, H, W) -> (N, out_channels, h, w), h = floor(H / 4), but one more
+    for H = 4n + 3.
+
+    Each cell lies half a cell further down and right in the image than Detectron2's.
+    """
+
+    def forward(self, x):
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
+
+
 class DeformResNet(ResNet):
     """Detectron2's ResNet, dilated and deformable, with one more feature map, "res5_reduced".
 
@@ -211,8 +224,9 @@ def build_network(cfg, input_shape, blocks_per_stage, block) -> DeformResNet:
             )
         )
         in_channels, out_channels = out_channels, out_channels * 2
+    stem = CeilPoolStem if c.STEM_POOL_CEIL else BasicStem
     return DeformResNet(
-        BasicStem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
+        stem(input_shape.channels, c.STEM_OUT_CHANNELS, norm=c.NORM),
         stages,
         **deform_settings(cfg),
     )

@@ -1,0 +1,54 @@
+"""Proposals by the rules of the released code."""
+
+import torch
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class LegacyRPN(RPN):
+    """Detectron2's RPN with the proposals of the released operator_py/proposal.py.
+
+    Two rules differ from Detectron2's, both at the border of the image:
+
+    - An image (H, W) has anchors at floor(H / stride) x floor(W / stride) cells only, though its
+      feature map may have a row and a column more.
+    - A box outside the image is clipped to one pixel at its border, and is not dropped.
+
+    With `RoundedAnchorGenerator` and MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0 the proposals are those of
+    the released networks, but for boxes 62 times as large as their anchor, where Detectron2 limits
+    the exponent, and for the copies that fill the released ones up to 300.
+    """
+
+    @torch.no_grad()
+    def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        """As Detectron2's: per image Instances with proposal_boxes and objectness_logits."""
+        proposals, scores = [], []
+        for boxes, level_anchors, logits, stride in zip(
+            self._decode_proposals(anchors, pred_anchor_deltas),
+            anchors,
+            pred_objectness_logits,
+            self.anchor_generator.strides,
+            strict=True,
+        ):
+            # (N, 1, 2): width and height of every image
+            sizes = torch.stack([torch.as_tensor(size).flip(0) for size in image_sizes])
+            sizes = sizes.to(boxes)[:, None]
+            first = torch.minimum(boxes[..., :2].clamp(min=0), sizes - 1)
+            last = torch.minimum(boxes[..., 2:].clamp(min=1), sizes)
+            cells = (sizes / stride).floor() * stride
+            beyond = (level_anchors.get_centers() > cells).any(dim=2)  # (N, R)
+            # Without area they are dropped; the lowest score keeps them out of the best before.
+            boxes = torch.cat([first, last], dim=2).masked_fill(beyond[..., None], 0.0)
+            proposals.append(boxes)
+            scores.append(logits.masked_fill(beyond, torch.finfo(logits.dtype).min))
+        return find_top_rpn_proposals(
+            proposals,
+            scores,
+            image_sizes,
+            self.nms_thresh,
+            self.pre_nms_topk[self.training],
+            self.post_nms_topk[self.training],
+            self.min_box_size,
+            self.training,
+        )

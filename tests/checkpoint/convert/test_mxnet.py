@@ -1,0 +1,454 @@
+"""Networks of msracver/Deformable-ConvNets, converted, compute what their own layers did.
+
+`mxnet_networks.py` states those layers. Sizes are small, but for the test marked slow; image sizes
+are no multiples of 16, so that maps differ where the stems pool differently and proposals stop
+before the border of the map.
+"""
+
+from functools import cache
+
+import mxnet_networks as source
+import pytest
+import torch
+from detectron2.modeling import build_model
+from mxnet_files import file_bytes
+from mxnet_networks import Network
+
+from d2_deformable.checkpoint.convert import Conversion, ConversionError, convert_checkpoint
+from d2_deformable.checkpoint.convert.mxnet import convert
+from yamls import CONFIGS, load
+
+TOLERANCE = 1e-4
+PIXELS = 1e-3
+YAML = {
+    ("rfcn", False): "VOC-Detection/rfcn_R_50.yaml",
+    ("rfcn", True): "VOC-Detection/rfcn_R_50_dconv3_dpool.yaml",
+    ("faster_rcnn", False): "VOC-Detection/faster_rcnn_R_50.yaml",
+    ("faster_rcnn", True): "VOC-Detection/faster_rcnn_R_50_dconv3_dpool.yaml",
+    ("deeplab", False): "VOC-SemanticSegmentation/deeplab_R_101.yaml",
+    ("deeplab", True): "VOC-SemanticSegmentation/deeplab_R_101_dconv3.yaml",
+    ("imagenet", False): "VOC-Detection/rfcn_R_101.yaml",
+}
+DETECTORS = [key for key in YAML if key[0] in ("rfcn", "faster_rcnn")]
+TO_LAST_PIXEL = torch.tensor([0, 0, 1, 1], dtype=torch.float64)
+OVERRIDES = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RPN.CONV_DIMS": [16],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 32, 64]],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 24,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 24,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
+}
+
+
+@cache
+def network(kind, deform):
+    return Network(
+        kind,
+        deform,
+        units=(3, 4, 23 if kind in ("deeplab", "imagenet") else 6, 3),
+        width=8,
+        reduced=16,
+        rpn_channels=16,
+        hidden=24,
+        classes=4,
+        scales=(1, 2, 4),
+        rois=40,
+    )
+
+
+def config(kind, deform, overrides=None):
+    cfg = load(CONFIGS / YAML[kind, deform])
+    for key, value in (OVERRIDES | (overrides or {})).items():
+        cfg.merge_from_list([key, value])
+    if cfg.MODEL.RESNETS.REDUCED_CHANNELS and not overrides:
+        cfg.MODEL.RESNETS.REDUCED_CHANNELS = 16
+    return cfg
+
+
+@cache
+def params(kind, deform):
+    return source.random_params(network(kind, deform))
+
+
+@cache
+def rgb():
+    return torch.rand(3, 178, 151, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def pixels(image=None):
+    """As the source network takes them."""
+    image = rgb() if image is None else image
+    return (image - torch.tensor(source.MEAN)[:, None, None])[None].double()
+
+
+@cache
+def expected(kind, deform):
+    if kind == "deeplab":
+        return source.segment(params(kind, deform), network(kind, deform), pixels())
+    return source.detect(params(kind, deform), network(kind, deform), pixels())
+
+
+def converted(tensors, cfg):
+    conversion = Conversion(tensors, build_model(cfg).state_dict())
+    convert(conversion, cfg)
+    conversion.check()
+    return conversion
+
+
+def build(cfg, conversion, changes=()):
+    """The model of the converted weights, with fewer proposals, and with changed settings."""
+    cfg = cfg.clone()
+    fewer = {"MODEL.RPN.POST_NMS_TOPK_TEST": 40}
+    for key, value in (conversion.settings | fewer | dict(changes)).items():
+        cfg.merge_from_list([key, value])
+    model = build_model(cfg).eval()
+    model.load_state_dict(conversion.weights)
+    return model
+
+
+@cache
+def small(kind, deform):
+    cfg = config(kind, deform)
+    return cfg, converted(params(kind, deform), cfg)
+
+
+def distance(ours, theirs):
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return (ours.double() - theirs).abs().max().item()
+
+
+def set_distance(ours, theirs):
+    """Of rows in any order, as nearly equal scores may change places."""
+    if len(ours) != len(theirs):
+        return float("inf")
+    distances = torch.cdist(ours.double(), theirs, p=float("inf"))
+    return max(distances.amin(dim=0).max().item(), distances.amin(dim=1).max().item())
+
+
+@torch.no_grad()
+def differences(model, theirs, net, image=None):
+    """{what: largest difference} of a detector from its source, boxes in hundreds of pixels."""
+    image = rgb() if image is None else image
+    inputs = [{"image": image.flip(0) if model.input_format == "BGR" else image}]
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    logits, _ = model.proposal_generator.rpn_head([features["res4"]])
+    rpn = model.proposal_generator
+    few, rpn.post_nms_topk = rpn.post_nms_topk, {False: 300}
+    (proposals,), _ = rpn(images, features, None)
+    rpn.post_nms_topk = few
+    ((boxes, probs),) = model.predict_raw(inputs)
+    # Here by size, then by ratio; there by ratio, then by size.
+    objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
+    box_scale = TOLERANCE / PIXELS
+    result = model(inputs)[0]["instances"]
+    boxes_and_more = [
+        (result.pred_boxes.tensor - TO_LAST_PIXEL) * box_scale,
+        result.scores[:, None],
+        result.pred_classes[:, None] + 1,
+    ]
+    return {
+        "res4": distance(features["res4"], theirs["res4"]),
+        "objectness": distance(logits[0][0].sigmoid(), objects.transpose(0, 1).flatten(0, 1)),
+        "scores of proposals": distance(proposals.objectness_logits.sigmoid(), theirs["scores"]),
+        "proposals": box_scale
+        * distance(proposals.proposal_boxes.tensor - TO_LAST_PIXEL, theirs["proposals"]),
+        # Background is the first class there.
+        "probabilities": distance(probs.roll(1, dims=1), theirs["probs"]),
+        "boxes": distance(boxes - TO_LAST_PIXEL, theirs["boxes"][:, 1:]) * box_scale,
+        "detections": set_distance(
+            torch.cat(boxes_and_more, dim=1),
+            source.detections(theirs, net) * theirs["rois"].new_tensor([box_scale] * 4 + [1, 1]),
+        ),
+    }
+
+
+# ---- Parity --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "deform"), DETECTORS)
+def test_detectors(kind, deform):
+    theirs = expected(kind, deform)
+    # What is compared is worth it: several cells of anchors, and scores that say something.
+    assert theirs["probs"].std(dim=0).min() > 0.005 and len(theirs["rois"]) == 40
+    found = differences(build(*small(kind, deform)), theirs, network(kind, deform))
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_an_rgb_config():
+    cfg = config("rfcn", False)
+    cfg.INPUT.FORMAT = "RGB"
+    conversion = converted(params("rfcn", False), cfg)
+    assert conversion.settings["MODEL.PIXEL_MEAN"] == [123.15, 115.90, 103.06]
+    found = differences(build(cfg, conversion), expected("rfcn", False), network("rfcn", False))
+    assert max(found.values()) < TOLERANCE, found
+
+
+@torch.no_grad()
+def difference_of_scores(model, theirs):
+    """The largest one from DeepLab's scores.
+
+    Its deconvolution fades out towards the border of the map, by a factor that all classes share,
+    which this package's head leaves out.
+    """
+    inputs = [{"image": rgb().flip(0)}]
+    cells = model.backbone(pixels().float().flip(1))["res5"][:, :1]
+    height, width = theirs.shape[2:]
+    faded = torch.nn.functional.conv_transpose2d(
+        torch.ones_like(cells).double(),
+        params("deeplab", False)["arg:upsampling_weight"][:1].double(),
+        stride=source.STRIDE,
+    )[:, :, 8 : 8 + height, 8 : 8 + width]
+    return distance(model(inputs)[0]["sem_seg"], (theirs / faded)[0])
+
+
+@pytest.mark.parametrize("deform", [False, True])
+def test_deeplab(deform):
+    theirs = expected("deeplab", deform)
+    assert theirs.std() > 0.1
+    assert difference_of_scores(build(*small("deeplab", deform)), theirs) < TOLERANCE
+
+
+def test_a_map_that_ends_before_the_image():
+    """178 pixels are 11 cells and 2 pixels more."""
+    model = build(*small("deeplab", False))
+    assert model.backbone(pixels().float())["res5"].shape[2:] == (11, 10)
+    assert model([{"image": rgb()}])[0]["sem_seg"].shape[1:] == (178, 151)
+
+
+@torch.no_grad()
+def test_the_imagenet_network_as_a_backbone():
+    cfg = config("imagenet", False)
+    cfg.MODEL.RESNETS.RES5_DILATION = 1
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4", "res5", "res5_reduced"]
+    conversion = converted(params("imagenet", False), cfg)
+    assert all(name.startswith("backbone.") for name in conversion.weights)
+    assert "fc1000" in conversion.table()
+    for key, value in conversion.settings.items():
+        cfg.merge_from_list([key, value])
+    model = build_model(cfg).eval()
+    model.load_state_dict(conversion.weights, strict=False)
+    features = model.backbone(model.preprocess_image([{"image": rgb().flip(0)}]).tensor)
+    theirs = source.Layers(params("imagenet", False)).resnet(pixels(), network("imagenet", False))
+    assert distance(features["res4"], theirs[0]) < TOLERANCE
+    assert distance(features["res5"], theirs[1]) < TOLERANCE
+
+
+def test_the_imagenet_network_starts_a_deformable_one():
+    """Its offsets, its reduction and its heads keep their initial values."""
+    cfg = config("rfcn", True, {"MODEL.RESNETS.DEPTH": 101, "MODEL.RESNETS.REDUCED_CHANNELS": 16})
+    conversion = converted(params("imagenet", False), cfg)
+    left = build_model(cfg).state_dict().keys() - conversion.weights.keys()
+    assert any("conv_offset" in name for name in left)
+    assert not any(name.startswith("backbone.res") and "offset" not in name for name in left)
+
+
+# ---- Each trap, undone, is seen ------------------------------------------------------------------
+
+SCORES = "roi_heads.box_predictor.cls_score"
+BOXES = "roi_heads.box_predictor.bbox_pred"
+RPN = "proposal_generator.rpn_head"
+OFFSET_FC = "roi_heads.box_pooler.roi_pool.offset_fc"
+
+
+def rows(*sizes, roll=None, flip=None):
+    """A change of the outputs of a layer, seen as `sizes`: rolled, or turned around, in a dim."""
+
+    def change(x):
+        x = x.unflatten(0, sizes)
+        return (x.flip(flip) if roll is None else x.roll(1, roll)).flatten(0, len(sizes) - 1)
+
+    return change
+
+
+def by_ratio(*sizes):
+    return lambda x: x.unflatten(0, (3, 3, *sizes)).transpose(0, 1).flatten(0, 1 + len(sizes))
+
+
+def denormalised(x):
+    stds = torch.tensor([0.1, 0.1, 0.2, 0.2]).view(4, *[1] * x.dim())
+    return (x.unflatten(0, (4, 49)) * stds).flatten(0, 1)
+
+
+LAYERS = {
+    "RGB": ("rfcn", "backbone.stem.conv1", lambda x: x.flip(1)),
+    "background first": ("rfcn", f"{SCORES}.score_maps", rows(4, 49, roll=0)),
+    "background first, offsets": ("rfcn", f"{SCORES}.offset_maps", rows(4, 2, 49, roll=0)),
+    "background first, fc": ("faster_rcnn", SCORES, rows(4, roll=0)),
+    "bins by column": ("rfcn", f"{SCORES}.score_maps", rows(4, 7, 7, flip=2)),
+    "x first, scores": ("rfcn", f"{SCORES}.offset_maps", rows(4, 2, 49, flip=1)),
+    "x first, boxes": ("rfcn", f"{BOXES}.offset_maps", rows(2, 49, flip=0)),
+    "x first, RoIs": ("faster_rcnn", OFFSET_FC, rows(2, 49, flip=0)),
+    "anchors by ratio, scores": ("rfcn", f"{RPN}.objectness_logits", by_ratio()),
+    "anchors by ratio, boxes": ("rfcn", f"{RPN}.anchor_deltas", by_ratio(4)),
+    "background minus object": ("rfcn", f"{RPN}.objectness_logits", lambda x: -x),
+    "_test": ("rfcn", f"{BOXES}.score_maps", denormalised),
+}
+
+
+@pytest.mark.parametrize("trap", LAYERS)
+def test_a_layer_left_as_it_was_is_seen(trap):
+    kind, layer, change = LAYERS[trap]
+    model = build(*small(kind, True))
+    state = model.state_dict()
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        if name in state:
+            state[name] = change(state[name])
+    model.load_state_dict(state)
+    found = differences(model, expected(kind, True), network(kind, True))
+    assert max(found.values()) > 10 * TOLERANCE, found
+
+
+SETTINGS = [
+    ("rfcn", True, "MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
+    ("rfcn", True, "MODEL.RESNETS.STRIDE_IN_1X1", False),
+    ("rfcn", True, "MODEL.RESNETS.STEM_POOL_CEIL", False),
+    ("rfcn", True, "MODEL.RESNETS.RES5_DILATION", 4),
+    ("rfcn", True, "MODEL.RESNETS.DEFORM_BORDER", "zero"),
+    ("rfcn", True, "MODEL.RESNETS.DEFORM_OFFSET_DILATION", 1),
+    ("rfcn", True, "MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"),
+    ("rfcn", True, "MODEL.ANCHOR_GENERATOR.OFFSET", 0.0),
+    ("rfcn", True, "MODEL.PROPOSAL_GENERATOR.NAME", "RPN"),
+    ("rfcn", True, "MODEL.RPN.NMS_THRESH", 0.6),
+    ("rfcn", True, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5),
+    ("rfcn", True, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [1.0, 1.0, 1.0, 1.0]),
+    ("rfcn", True, "MODEL.ROI_BOX_HEAD.ROUND_ROIS", False),
+    ("rfcn", True, "MODEL.ROI_BOX_HEAD.DEFORM_GAMMA", 0.2),
+    ("rfcn", True, "MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART", 2),
+    ("faster_rcnn", False, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"),
+    ("deeplab", True, "MODEL.RESNETS.DEFORM_BORDER", "zero"),
+    ("deeplab", True, "MODEL.RESNETS.DEFORM_OFFSET_DILATION", 2),
+    ("deeplab", False, "MODEL.RESNETS.STEM_POOL_CEIL", False),
+]
+
+
+@pytest.mark.parametrize(("kind", "deform", "key", "value"), SETTINGS)
+def test_another_setting_is_seen(kind, deform, key, value):
+    cfg, conversion = small(kind, deform)
+    assert conversion.settings[key] != value
+    model = build(cfg, conversion, {key: value})
+    theirs = expected(kind, deform)
+    if kind == "deeplab":
+        assert difference_of_scores(model, theirs) > 10 * TOLERANCE
+    else:
+        found = differences(model, theirs, network(kind, deform))
+        assert max(found.values()) > 10 * TOLERANCE, found
+
+
+# ---- Box outputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [("rfcn", "rfcn_bbox"), ("faster_rcnn", "bbox_pred")])
+def test_box_outputs_in_either_form(kind, name):
+    """Normalised alone, or the test copies alone, give the same weights as both."""
+    cfg, both = small(kind, False)
+    names = [f"arg:{name}_{part}" for part in ("weight", "bias")]
+    for left_out in (names, [f"{n}_test" for n in names]):
+        tensors = {k: v for k, v in params(kind, False).items() if k not in left_out}
+        weights = converted(tensors, cfg).weights
+        for key, value in both.weights.items():
+            torch.testing.assert_close(weights[key], value, rtol=1e-6, atol=1e-7)
+
+
+def test_box_outputs_that_disagree_are_refused():
+    name = "arg:rfcn_bbox_bias_test"
+    tensors = params("rfcn", False) | {name: params("rfcn", False)[name] + 0.01}
+    with pytest.raises(ConversionError, match=f"'{name}' is not 'arg:rfcn_bbox_bias' times"):
+        converted(tensors, config("rfcn", False))
+
+
+def test_box_maps_of_the_background_are_read_by_nothing():
+    changed = dict(params("rfcn", False))
+    for part in ("weight", "bias"):
+        for name in (f"arg:rfcn_bbox_{part}", f"arg:rfcn_bbox_{part}_test"):
+            changed[name] = changed[name].clone()
+            changed[name][: 4 * 49] = 0
+    cfg, both = small("rfcn", False)
+    weights = converted(changed, cfg).weights
+    assert all(torch.equal(value, both.weights[name]) for name, value in weights.items())
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "deform", "change", "message"),
+    [
+        ("rfcn", False, {"arg:rpn_conv_3x3_bias": None}, "no 'arg:rpn_conv_3x3_bias'"),
+        ("rfcn", False, {"aux:bn3a_branch1_moving_var": None}, "no 'aux:bn3a_branch1_moving_var'"),
+        (
+            "rfcn",
+            True,
+            {"arg:res5b_branch2b_offset_weight": None},
+            "not in the file: .*conv_offset",
+        ),
+        ("rfcn", False, {"arg:more": torch.zeros(1)}, "1 tensors of the file have no .*: arg:more"),
+        ("faster_rcnn", False, {"arg:offset_weight": torch.zeros(1)}, "offset_fc.weight.* not in"),
+        ("deeplab", False, {"arg:fc6_bias": torch.zeros(7)}, "is \\(24,\\)"),
+        ("deeplab", True, {"arg:upsampling_weight": torch.ones(4, 1, 32, 32)}, "no bilinear"),
+        ("deeplab", True, {"arg:upsampling_weight": torch.ones(4, 1, 4, 4)}, "no bilinear"),
+        ("rfcn", False, {"arg:rfcn_cls_bias": torch.zeros(48)}, "does not fall into groups of 49"),
+        ("rfcn", False, {"arg:rpn_cls_score_bias": torch.zeros(24)}, "12 anchors"),
+        ("rfcn", False, {"arg:conv1_weight": None}, "no 'arg:conv1_weight' among the"),
+        ("rfcn", False, {"arg:fc6_weight": torch.zeros(1)}, "arg:fc6_weight"),
+    ],
+)
+def test_another_network_is_refused(kind, deform, change, message):
+    tensors = params(kind, deform) | change
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    with pytest.raises(ConversionError, match=message):
+        converted(tensors, config(kind, deform))
+
+
+@pytest.mark.parametrize(
+    ("kind", "deform", "other", "message"),
+    [
+        ("rfcn", True, ("rfcn", False), "arg:res5a_branch2b_offset_weight|not in the model"),
+        ("rfcn", False, ("rfcn", True), "not in the file"),
+        ("faster_rcnn", False, ("rfcn", False), "not in the model of the config|would be"),
+        ("deeplab", False, ("rfcn", False), "not in the model of the config"),
+        ("rfcn", False, ("deeplab", False), "no 'arg:res4g_branch2a_weight'"),
+    ],
+)
+def test_the_config_of_another_network_is_refused(kind, deform, other, message):
+    with pytest.raises(ConversionError, match=message):
+        converted(params(kind, deform), config(*other))
+
+
+# ---- From file to file ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "deform"), [("rfcn", True), ("faster_rcnn", False)])
+def test_a_file_becomes_weights_and_a_yaml(kind, deform, tmp_path):
+    """The config that the user has needs no preparation: the YAML beside the weights says all."""
+    arrays = {name: value.numpy() for name, value in params(kind, deform).items()}
+    (tmp_path / "net-0007.params").write_bytes(file_bytes(arrays, version=1))
+    target = tmp_path / "net.pth"
+    cfg = config(kind, deform)
+    convert_checkpoint("mxnet", tmp_path / "net-0007.params", target, cfg)
+    used = load(tmp_path / "net.yaml")
+    used.MODEL.RPN.POST_NMS_TOPK_TEST = 40
+    model = build_model(used).eval()
+    model.load_state_dict(torch.load(target, weights_only=True)["model"])
+    found = differences(model, expected(kind, deform), network(kind, deform))
+    assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.slow
+def test_the_released_size():
+    """ResNet-101 R-FCN, deformable, for COCO: as released but for the random weights."""
+    net = Network("rfcn", True, classes=81, scales=(4, 8, 16, 32), rois=40)
+    tensors = source.random_params(net)
+    cfg = load(CONFIGS / "COCO-Detection/rfcn_R_101_dconv3_dpool.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    conversion = converted(tensors, cfg)
+    theirs = source.detect(tensors, net, pixels())
+    found = differences(build(cfg, conversion, {"TEST.DETECTIONS_PER_IMAGE": 300}), theirs, net)
+    assert max(found.values()) < TOLERANCE, found

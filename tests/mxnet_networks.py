@@ -1,0 +1,448 @@
+"""The networks of msracver/Deformable-ConvNets, stated layer by layer from its symbols.
+
+Slow and obvious, on a dictionary of tensors with the names of its checkpoints. Nothing here knows
+of the converter or of this package's operators. Boxes are inclusive: (x1, y1, x2, y2) has the width
+x2 - x1 + 1. Images are RGB minus the mean.
+
+Sources: {rfcn,faster_rcnn,deeplab}/symbols, rfcn/operator_cxx, rfcn/operator_py/proposal.py,
+lib/rpn/generate_anchor.py, lib/bbox/bbox_transform.py, {rfcn,deeplab}/core/tester.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+STRIDE = 16
+BINS = 7
+MEAN = (123.15, 115.90, 103.06)  # RGB
+
+
+@dataclass
+class Network:
+    """What the symbols fix and a test makes smaller.
+
+    kind: "rfcn", "faster_rcnn", "deeplab" or "imagenet".
+    width: channels of res2's 3x3 convolutions, 64 as released; the others follow.
+    classes: with the background.
+    """
+
+    kind: str
+    deform: bool
+    units: tuple = (3, 4, 23, 3)
+    width: int = 64
+    reduced: int = 1024
+    rpn_channels: int = 512
+    hidden: int = 1024
+    classes: int = 21
+    scales: tuple = (8, 16, 32)
+    ratios: tuple = (0.5, 1, 2)
+    rois: int = 300  # proposals that reach the second stage
+
+    @property
+    def offset_groups(self):
+        return 1 if self.kind == "deeplab" else 4
+
+    def blocks(self):
+        """(name as in "4b22", stage, whether it is the first) of every block."""
+        for stage, count in enumerate(self.units, start=2):
+            for i in range(count):
+                name = "abc"[i] if count == 3 else f"b{i}" if i else "a"
+                yield f"{stage}{name}", stage, i == 0
+
+
+# ---- Parameters ----------------------------------------------------------------------------------
+
+
+def shapes(net: Network) -> dict[str, tuple]:
+    """{name without its last part: shape of its weight} of convolutions and linear layers."""
+    layers = {"conv1": (net.width, 3, 7, 7)}
+    channels = net.width
+    for name, stage, first in net.blocks():
+        middle = net.width * 2 ** (stage - 2)
+        if first:
+            layers[f"res{name}_branch1"] = (4 * middle, channels, 1, 1)
+        layers[f"res{name}_branch2a"] = (middle, channels, 1, 1)
+        if stage == 5 and net.deform:
+            layers[f"res{name}_branch2b_offset"] = (18 * net.offset_groups, middle, 3, 3)
+        layers[f"res{name}_branch2b"] = (middle, middle, 3, 3)
+        layers[f"res{name}_branch2c"] = (4 * middle, middle, 1, 1)
+        channels = 4 * middle
+    anchors = len(net.scales) * len(net.ratios)
+    if net.kind == "imagenet":
+        layers["fc1000"] = (1000, channels)
+    elif net.kind == "deeplab":
+        layers["fc6"] = (net.hidden, channels, 1, 1)
+        layers["score"] = (net.classes, net.hidden, 1, 1)
+    else:
+        layers["rpn_conv_3x3"] = (net.rpn_channels, channels // 2, 3, 3)
+        layers["rpn_cls_score"] = (2 * anchors, net.rpn_channels, 1, 1)
+        layers["rpn_bbox_pred"] = (4 * anchors, net.rpn_channels, 1, 1)
+        layers["conv_new_1"] = (net.reduced, channels, 1, 1)
+    if net.kind == "rfcn":
+        layers["rfcn_cls"] = (BINS**2 * net.classes, net.reduced, 1, 1)
+        layers["rfcn_bbox"] = (BINS**2 * 8, net.reduced, 1, 1)
+        if net.deform:
+            layers["rfcn_cls_offset_t"] = (2 * BINS**2 * net.classes, net.reduced, 1, 1)
+            layers["rfcn_bbox_offset_t"] = (2 * BINS**2, net.reduced, 1, 1)
+    if net.kind == "faster_rcnn":
+        pooled = net.reduced * BINS**2
+        if net.deform:
+            layers["offset"] = (2 * BINS**2, pooled)
+        layers["fc_new_1"] = (net.hidden, pooled)
+        layers["fc_new_2"] = (net.hidden, net.hidden)
+        layers["cls_score"] = (net.classes, net.hidden)
+        layers["bbox_pred"] = (4 * net.classes, net.hidden)
+    return layers
+
+
+def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A checkpoint as core/callback.py writes it, of random float32 values.
+
+    Offsets reach over cells and parts, scores are far from even, and boxes leave the image.
+    """
+    g = torch.Generator().manual_seed(seed)
+    params = {}
+
+    def uniform(n, low, high):
+        return torch.rand(n, generator=g) * (high - low) + low
+
+    gains = {"offset": 0.5, "rpn_cls_score": 0.5, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
+    gains |= {"bbox_pred": 0.2, "cls_score": 0.3}
+    for name, shape in shapes(net).items():
+        gain = 0.5 if "_offset" in name else gains.get(name, 1.0)
+        std = gain * math.sqrt(2 / math.prod(shape[1:]))
+        params[f"arg:{name}_weight"] = torch.randn(shape, generator=g) * std
+        if name == "rpn_cls_score":  # no anchor is the best everywhere
+            params[f"arg:{name}_weight"] -= params[f"arg:{name}_weight"].mean(dim=1, keepdim=True)
+        if name != "conv1" and not name.startswith("res") or name.endswith("offset"):
+            params[f"arg:{name}_bias"] = torch.randn(shape[0], generator=g) * 0.3 * gain
+            continue
+        norm = "bn_conv1" if name == "conv1" else name.replace("res", "bn")
+        scale = 1e4 if name == "conv1" else 1.0
+        shrink = 0.2 if name.endswith("2c") else 1.0
+        params[f"arg:{norm}_gamma"] = uniform(shape[0], 0.6, 1.4) * shrink
+        params[f"arg:{norm}_beta"] = uniform(shape[0], -0.3, 0.3)
+        params[f"aux:{norm}_moving_mean"] = uniform(shape[0], -0.3, 0.3) * scale**0.5
+        params[f"aux:{norm}_moving_var"] = uniform(shape[0], 0.5, 2.0) * scale
+    if net.kind in ("rfcn", "faster_rcnn"):
+        name = "rfcn_bbox" if net.kind == "rfcn" else "bbox_pred"
+        bins = BINS**2 if net.kind == "rfcn" else 1
+        for part in ("weight", "bias"):
+            x = params[f"arg:{name}_{part}"]
+            stds = torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(len(x) // bins // 4)
+            stds = stds.repeat_interleave(bins).view(-1, *[1] * (x.dim() - 1))
+            params[f"arg:{name}_{part}_test"] = x * stds
+    if net.kind == "deeplab":
+        up = [1 - abs(i / 16 - 31 / 32) for i in range(32)]
+        kernel = torch.tensor([[a * b for a in up] for b in up])
+        params["arg:upsampling_weight"] = kernel.repeat(net.classes, 1, 1, 1)
+    return params
+
+
+# ---- Layers --------------------------------------------------------------------------------------
+
+
+class Layers:
+    """The layers of the symbols, by name, in float64."""
+
+    def __init__(self, params):
+        self.params = {name: value.double() for name, value in params.items()}
+
+    def conv(self, x, name, **kwargs):
+        bias = self.params.get(f"arg:{name}_bias")
+        return F.conv2d(x, self.params[f"arg:{name}_weight"], bias, **kwargs)
+
+    def linear(self, x, name):
+        return F.linear(
+            x.flatten(1), self.params[f"arg:{name}_weight"], self.params[f"arg:{name}_bias"]
+        )
+
+    def norm(self, x, name):
+        gamma, beta, mean, var = (
+            self.params[key.format(name)].view(-1, 1, 1)
+            for key in ("arg:{}_gamma", "arg:{}_beta", "aux:{}_moving_mean", "aux:{}_moving_var")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * gamma + beta
+
+    def conv_norm(self, x, name, **kwargs):
+        return self.norm(self.conv(x, name, **kwargs), name.replace("res", "bn"))
+
+    def resnet(self, image, net: Network):
+        """(1, 3, H, W) -> conv4 and conv5."""
+        x = self.norm(self.conv(image, "conv1", stride=2, padding=3), "bn_conv1").relu()
+        x = max_pool_full(x)
+        features = {}
+        for name, stage, first in net.blocks():
+            stride = 2 if first and stage in (3, 4) else 1
+            dilation = 2 if stage == 5 and net.kind != "imagenet" else 1
+            if net.kind == "imagenet" and stage == 5 and first:
+                stride = 2
+            short = self.conv_norm(x, f"res{name}_branch1", stride=stride) if first else x
+            x = self.conv_norm(x, f"res{name}_branch2a", stride=stride).relu()
+            layer = f"res{name}_branch2b"
+            if stage == 5 and net.deform:
+                d = 1 if net.kind == "deeplab" else 2
+                offset = self.conv(x, f"{layer}_offset", padding=d, dilation=d)
+                weight = self.params[f"arg:{layer}_weight"]
+                x = self.norm(
+                    deformable_conv(x, offset, weight, net.offset_groups), f"bn{name}_branch2b"
+                )
+            else:
+                x = self.conv_norm(x, layer, padding=dilation, dilation=dilation)
+            x = (self.conv_norm(x.relu(), f"res{name}_branch2c") + short).relu()
+            features[stage] = x
+        return features[4], features[5]
+
+
+def max_pool_full(x):
+    """3x3, stride 2, no padding, pooling_convention "full": the last window may be cut off."""
+    size = [2 * math.ceil((n - 3) / 2) + 3 for n in x.shape[2:]]
+    x = F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]), value=-math.inf)
+    return x.unfold(2, 3, 2).unfold(3, 3, 2).amax(dim=(4, 5))
+
+
+def deformable_conv(x, offset, weight, groups):
+    """3x3, dilation and padding 2, by the 2017 operator; x (1, C, H, W)."""
+    _, channels, height, width = x.shape
+    rows = torch.arange(height, dtype=x.dtype)[:, None]
+    columns = torch.arange(width, dtype=x.dtype)
+    out = 0
+    for tap in range(9):
+        samples = []
+        for g, part in enumerate(x[0].chunk(groups)):
+            dy, dx = offset[0, (g * 9 + tap) * 2 : (g * 9 + tap) * 2 + 2]
+            y = rows - 2 + 2 * (tap // 3) + dy
+            z = columns - 2 + 2 * (tap % 3) + dx
+            inside = (y >= 0) & (z >= 0) & (y < height) & (z < width)
+            samples.append(bilinear(part, slice(None), y, z) * inside)
+        out = out + F.conv2d(torch.cat(samples)[None], weight[:, :, tap // 3, tap % 3, None, None])
+    return out
+
+
+def bilinear(x, channels, y, z):
+    """x (C, H, W) in `channels`, at rows y and columns z, neighbours clamped to the map."""
+    height, width = x.shape[1:]
+    y, z = y.clamp(0, height - 1), z.clamp(0, width - 1)
+    y0, z0 = y.floor().long(), z.floor().long()
+    y1, z1 = (y0 + 1).clamp(max=height - 1), (z0 + 1).clamp(max=width - 1)
+    fy, fz = y - y0, z - z0
+    top = x[channels, y0, z0] * (1 - fz) + x[channels, y0, z1] * fz
+    bottom = x[channels, y1, z0] * (1 - fz) + x[channels, y1, z1] * fz
+    return top * (1 - fy) + bottom * fy
+
+
+def c_round(x: float) -> int:
+    return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)
+
+
+def deformable_psroi_pool(x, rois, trans, output_dim, group):
+    """DeformablePSROIPooling, sample_per_part 4, trans_std 0.1, no_trans where trans is None.
+
+    x (1, C, H, W), rois (R, 4), trans (R, 2 * classes, 7, 7) of x, then y -> (R, output_dim, 7, 7).
+    """
+    height, width = x.shape[2:]
+    out = x.new_zeros(len(rois), output_dim, BINS, BINS)
+    cells = torch.arange(BINS, dtype=x.dtype)
+    steps = torch.arange(4, dtype=x.dtype)
+    place = torch.arange(BINS) * group // BINS
+    for r, roi in enumerate(rois.tolist()):
+        x1, y1 = (c_round(v) / STRIDE - 0.5 for v in roi[:2])
+        x2, y2 = ((c_round(v) + 1) / STRIDE - 0.5 for v in roi[2:])
+        w, h = max(x2 - x1, 0.1), max(y2 - y1, 0.1)
+        for c in range(output_dim):
+            moved_x = moved_y = x.new_zeros(BINS, BINS)
+            if trans is not None:
+                of_class = c // (output_dim // (trans.shape[1] // 2))
+                moved_x = trans[r, 2 * of_class] * 0.1 * w
+                moved_y = trans[r, 2 * of_class + 1] * 0.1 * h
+            # (row of bins, column of bins, row of samples, column of samples)
+            sy = (y1 + cells[:, None] * h / BINS + moved_y)[..., None, None]
+            sx = (x1 + cells * w / BINS + moved_x)[..., None, None]
+            sy = (sy + steps[:, None] * h / BINS / 4).expand(-1, -1, -1, 4)
+            sx = (sx + steps * w / BINS / 4).expand(-1, -1, 4, -1)
+            counted = (sx >= -0.5) & (sx <= width - 0.5) & (sy >= -0.5) & (sy <= height - 0.5)
+            channels = (c * group + place[:, None]) * group + place
+            values = bilinear(x[0], channels[..., None, None], sy, sx) * counted
+            out[r, c] = values.sum(dim=(2, 3)) / counted.sum(dim=(2, 3)).clamp(min=1)
+    return out
+
+
+def psroi_pool(x, rois, output_dim):
+    """PSROIPooling with 7 groups: x (1, output_dim * 49, H, W) -> (R, output_dim, 7, 7)."""
+    height, width = x.shape[2:]
+    out = x.new_zeros(len(rois), output_dim, BINS, BINS)
+    for r, roi in enumerate(rois.tolist()):
+        x1, y1 = (c_round(v) / STRIDE for v in roi[:2])
+        x2, y2 = ((c_round(v) + 1) / STRIDE for v in roi[2:])
+        w, h = max(x2 - x1, 0.1) / BINS, max(y2 - y1, 0.1) / BINS
+        for i in range(BINS):
+            for j in range(BINS):
+                top, left = (max(math.floor(v), 0) for v in (i * h + y1, j * w + x1))
+                bottom = min(math.ceil((i + 1) * h + y1), height)
+                right = min(math.ceil((j + 1) * w + x1), width)
+                if bottom > top and right > left:
+                    maps = x[0, i * BINS + j :: BINS**2]
+                    out[r, :, i, j] = maps[:, top:bottom, left:right].mean(dim=(1, 2))
+    return out
+
+
+def roi_max_pool(x, rois):
+    """ROIPooling: x (1, C, H, W) -> (R, C, 7, 7)."""
+    height, width = x.shape[2:]
+    out = x.new_zeros(len(rois), x.shape[1], BINS, BINS)
+    for r, roi in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (c_round(v / STRIDE) for v in roi)
+        w, h = max(x2 - x1 + 1, 1) / BINS, max(y2 - y1 + 1, 1) / BINS
+        for i in range(BINS):
+            for j in range(BINS):
+                top, left = max(math.floor(i * h) + y1, 0), max(math.floor(j * w) + x1, 0)
+                bottom = min(math.ceil((i + 1) * h) + y1, height)
+                right = min(math.ceil((j + 1) * w) + x1, width)
+                if bottom > top and right > left:
+                    out[r, :, i, j] = x[0, :, top:bottom, left:right].amax(dim=(1, 2))
+    return out
+
+
+# ---- Boxes ---------------------------------------------------------------------------------------
+
+
+def base_anchors(net: Network):
+    """(A, 4), by ratio, then by scale."""
+    anchors = []
+    for ratio in net.ratios:
+        w = round(math.sqrt(STRIDE**2 / ratio))
+        h = round(w * ratio)
+        for scale in net.scales:
+            half = [(w * scale - 1) / 2, (h * scale - 1) / 2]
+            centre = (STRIDE - 1) / 2
+            anchors.append([centre - half[0], centre - half[1], centre + half[0], centre + half[1]])
+    return torch.tensor(anchors, dtype=torch.float64)
+
+
+def decode(boxes, deltas):
+    """boxes (R, 4), deltas (R, 4 * n) -> (R, n, 4)."""
+    w, h = boxes[:, 2] - boxes[:, 0] + 1, boxes[:, 3] - boxes[:, 1] + 1
+    x, y = boxes[:, 0] + 0.5 * (w - 1), boxes[:, 1] + 0.5 * (h - 1)
+    dx, dy, dw, dh = deltas.unflatten(1, (-1, 4)).permute(2, 1, 0)
+    x, y, w, h = dx * w + x, dy * h + y, dw.exp() * w, dh.exp() * h
+    corners = [x - 0.5 * (w - 1), y - 0.5 * (h - 1), x + 0.5 * (w - 1), y + 0.5 * (h - 1)]
+    return torch.stack(corners, dim=2).transpose(0, 1)
+
+
+def clip(boxes, size):
+    limit = boxes.new_tensor([size[1] - 1, size[0] - 1] * 2)
+    return torch.minimum(boxes, limit).clamp(min=0)
+
+
+def nms(boxes, scores, threshold):
+    order = scores.argsort(descending=True).tolist()
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    keep = []
+    while order:
+        i = order.pop(0)
+        keep.append(i)
+        if not order:
+            break
+        rest = torch.tensor(order)
+        first = torch.maximum(boxes[i, :2], boxes[rest, :2])
+        last = torch.minimum(boxes[i, 2:], boxes[rest, 2:])
+        inter = (last - first + 1).clamp(min=0).prod(dim=1)
+        order = rest[inter / (areas[i] + areas[rest] - inter) <= threshold].tolist()
+    return keep
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+def proposals(layers: Layers, net: Network, conv4, size):
+    """Probabilities of an object (A, Hf, Wf), and the best boxes with their probabilities."""
+    x = layers.conv(conv4, "rpn_conv_3x3", padding=1).relu()
+    scores, deltas = layers.conv(x, "rpn_cls_score"), layers.conv(x, "rpn_bbox_pred")
+    _, _, rows, columns = scores.shape
+    # Reshape (0, 2, -1, 0): one long column of cells for the background, one for objects.
+    probs = scores.reshape(1, 2, -1, columns).softmax(dim=1).reshape(scores.shape)
+    objects = probs[0, scores.shape[1] // 2 :]
+    height, width = size[0] // STRIDE, size[1] // STRIDE
+    shift_y, shift_x = torch.meshgrid(
+        torch.arange(height) * STRIDE, torch.arange(width) * STRIDE, indexing="ij"
+    )
+    shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)
+    anchors = (shifts[:, :, None] + base_anchors(net)).view(-1, 4)
+    deltas = deltas[0, :, :height, :width].permute(1, 2, 0).reshape(-1, 4)
+    ranked = objects[:, :height, :width].permute(1, 2, 0).flatten()
+    boxes = clip(decode(anchors, deltas)[:, 0], size)
+    best = ranked.argsort(descending=True)[:6000]
+    keep = best[nms(boxes[best], ranked[best], 0.7)[:300]]
+    return objects, boxes[keep], ranked[keep]
+
+
+def detect(params, net: Network, image):
+    """The test network on one image (1, 3, H, W), and what core/tester.py makes of it."""
+    layers = Layers(params)
+    # utils/load_model.py, process=True: the test copies take the places of their originals.
+    for name in [name for name in layers.params if name.endswith("_test")]:
+        layers.params[name.removesuffix("_test")] = layers.params.pop(name)
+    size = image.shape[2:]
+    out = {}
+    conv4, conv5 = layers.resnet(image, net)
+    out["res4"], out["res5"] = conv4, conv5
+    out["rpn_prob"], out["proposals"], out["scores"] = proposals(layers, net, conv4, size)
+    out["rois"] = rois = out["proposals"][: net.rois]
+    x = layers.conv(conv5, "conv_new_1").relu()
+    heads = _rfcn if net.kind == "rfcn" else _faster_rcnn
+    scores, deltas = heads(layers, net, x, rois)
+    out["probs"] = scores.softmax(dim=1)
+    out["boxes"] = clip(decode(rois, deltas), size)
+    return out
+
+
+def _rfcn(layers, net, x, rois):
+    cls, bbox = layers.conv(x, "rfcn_cls"), layers.conv(x, "rfcn_bbox")
+    if not net.deform:
+        pooled = psroi_pool(cls, rois, net.classes), psroi_pool(bbox, rois, 8)
+    else:
+        cls_t = layers.conv(x, "rfcn_cls_offset_t")
+        bbox_t = layers.conv(x, "rfcn_bbox_offset_t")
+        cls_offset = deformable_psroi_pool(cls_t, rois, None, 2 * net.classes, BINS)
+        bbox_offset = deformable_psroi_pool(bbox_t, rois, None, 2, BINS)
+        pooled = (
+            deformable_psroi_pool(cls, rois, cls_offset, net.classes, BINS),
+            deformable_psroi_pool(bbox, rois, bbox_offset, 8, BINS),
+        )
+    return [p.mean(dim=(2, 3)) for p in pooled]
+
+
+def _faster_rcnn(layers, net, x, rois):
+    if net.deform:
+        offset = layers.linear(deformable_psroi_pool(x, rois, None, net.reduced, 1), "offset")
+        offset = offset.view(-1, 2, BINS, BINS)
+        pooled = deformable_psroi_pool(x, rois, offset, net.reduced, 1)
+    else:
+        pooled = roi_max_pool(x, rois)
+    x = layers.linear(pooled, "fc_new_1").relu()
+    x = layers.linear(x, "fc_new_2").relu()
+    return layers.linear(x, "cls_score"), layers.linear(x, "bbox_pred")
+
+
+def detections(out, net: Network, threshold=0.001, nms_threshold=0.3, limit=300):
+    """(D, 6) of x1, y1, x2, y2, probability, class from 1 on, best first."""
+    found = []
+    for c in range(1, net.classes):
+        keep = (out["probs"][:, c] > threshold).nonzero()[:, 0]
+        scores = out["probs"][keep, c]
+        boxes = out["boxes"][keep, 1 if net.kind == "rfcn" else c]
+        for i in nms(boxes, scores, nms_threshold):
+            found.append([*boxes[i].tolist(), scores[i].item(), c])
+    return torch.tensor(sorted(found, key=lambda d: -d[4])[:limit], dtype=torch.float64)
+
+
+def segment(params, net: Network, image):
+    """Class scores (1, classes, H, W) before the softmax."""
+    layers = Layers(params)
+    x = layers.resnet(image, net)[1]
+    x = layers.conv(layers.conv(x, "fc6").relu(), "score")
+    kernel = layers.params["arg:upsampling_weight"]
+    x = F.conv_transpose2d(x, kernel, stride=STRIDE, groups=net.classes)
+    return x[:, :, 8 : 8 + image.shape[2], 8 : 8 + image.shape[3]]
