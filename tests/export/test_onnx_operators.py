@@ -156,6 +156,24 @@ def test_deform_roi_pool_of_hard_rois(scale, round_rois):
     torch.testing.assert_close(run(**tensors), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_deform_roi_align(sampling_ratio):
+    arguments = {"output_size": 7, "spatial_scale": 0.25, "sampling_ratio": sampling_ratio}
+
+    def inputs(rois, height, width):
+        return {
+            "input": torch.randn(1, 5, height, width),
+            "rois": hard_rois(rois, height * 4, width * 4),
+            "offset": torch.randn(rois, 2, 7, 7) * 3,
+        }
+
+    run = exported(ops.deform_roi_align, inputs(3, 6, 5), SIZES, **arguments)
+    for rois in (0, 1, 300):
+        tensors = inputs(rois, 23, 31)
+        expected = ops.deform_roi_align(**tensors, **arguments)
+        torch.testing.assert_close(run(**tensors), expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("round_rois", [True, False], ids=["rounded", "exact"])
 @pytest.mark.parametrize("scale", [1 / 16, 0.1])
 def test_ps_roi_pool(scale, round_rois):
