@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -136,6 +137,33 @@ def operator_library():
     return library
 
 
+class BuildPackage(build_py):
+    """Copies configs/ to where a wheel has it, d2_deformable/model_zoo/configs.
+
+    In a checkout, and in an editable install of it, the model zoo reads configs/ itself.
+    """
+
+    def get_output_mapping(self):
+        return {**super().get_output_mapping(), **self.configs()}
+
+    def configs(self):
+        """{where it goes: the file}, relative to setup.py."""
+        target = Path(self.build_lib, "d2_deformable", "model_zoo")
+        files = sorted(ROOT.glob("configs/**/*.yaml")) + sorted(ROOT.glob("configs/**/*.py"))
+        files = [file.relative_to(ROOT) for file in files]
+        return {str(target / file): str(file) for file in files}
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        # build/ is kept between builds; what was renamed since must not go along.
+        shutil.rmtree(Path(self.build_lib, "d2_deformable", "model_zoo", "configs"), True)
+        for target, file in self.configs().items():
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(file, target)
+
+
 class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
     def run(self):
         print("d2_deformable:", choose_cuda()[1])
@@ -173,7 +201,7 @@ if __name__ == "__main__":
             "export": ["onnx", "onnxscript"],  # tools/export.py --format onnx
         },
         ext_modules=[operator_library()],
-        cmdclass={"build_ext": BuildOperators},
+        cmdclass={"build_ext": BuildOperators, "build_py": BuildPackage},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
         zip_safe=False,
     )

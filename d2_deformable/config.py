@@ -57,6 +57,9 @@ def add_deformable_config(cfg: CN) -> None:
     # POOLER_TYPE gains "DeformROIPool" and "LegacyROIPool", the max pooling of the released Faster
     # R-CNN (DeformROIHeads), "PSROIPool" and "DeformPSROIPool" (RFCNHeads). The keys below shape
     # the deformable ones.
+    # Networks of mmdetection need its own sampling and offset layers, one set per level:
+    # "DeformROIAlign" (its dpool) and "ModulatedDeformROIAlign" (mdpool), both DeformROIHeads. Of
+    # the keys below they read DEFORM_GAMMA only, and Detectron2's POOLER_SAMPLING_RATIO.
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # Offsets are fractions of the RoI's size times this (gamma of paper sec. 2.2).
     box_head.DEFORM_GAMMA = 0.1

@@ -134,3 +134,35 @@ def ps_roi_pool(input, rois, *, output_size, spatial_scale, round_rois=True):
                 cells = maps[int(roi[0]), :, i, j, top:bottom, left:right]
                 output[r, :, i, j] = cells.mean(dim=(1, 2))
     return output
+
+
+def deform_roi_align(
+    input,
+    rois,
+    offset=None,
+    *,
+    output_size,
+    spatial_scale,
+    sampling_ratio=0,
+    gamma=0.1,
+):
+    bins_h, bins_w = pair(output_size)
+    height, width = input.shape[2:]
+    offset = input.new_zeros(len(rois), 2, bins_h, bins_w) if offset is None else offset
+    output = input.new_zeros(len(rois), input.shape[1], bins_h, bins_w)
+    for r, roi in enumerate(rois):
+        x0, y0, x1, y1 = roi[1:] * spatial_scale - 0.5
+        bin_h, bin_w = (y1 - y0) / bins_h, (x1 - x0) / bins_w
+        rows = sampling_ratio or int(bin_h.ceil())
+        columns = sampling_ratio or int(bin_w.ceil())
+        for i, j in itertools.product(range(bins_h), range(bins_w)):
+            dy, dx = offset[r, :, i, j] * gamma
+            for a, b in itertools.product(range(rows), range(columns)):
+                y = y0 + dy * (y1 - y0) + bin_h * (i + (a + 0.5) / rows)
+                x = x0 + dx * (x1 - x0) + bin_w * (j + (b + 0.5) / columns)
+                if -1 <= y <= height and -1 <= x <= width:
+                    row = hat(y.clamp(0, height - 1), height)
+                    column = hat(x.clamp(0, width - 1), width)
+                    sample = torch.einsum("chw,h,w->c", input[int(roi[0])], row, column)
+                    output[r, :, i, j] += sample / (rows * columns)
+    return output

@@ -89,7 +89,7 @@ def test_learning_rates_of_layers(path):
         expected = {f"sem_seg_head.{layer}.bias": 2.0 for layer in ("hidden", "predictor")}
     elif path.stem.startswith("rfcn"):
         expected = {f"backbone.reduction.{p}": 3.0 for p in ("weight", "bias")}
-    elif "dpool" in path.stem:
+    elif "dpool" in parts(path):
         layer = "roi_heads.box_pooler.roi_pool.offset_fc"
         expected = {f"{layer}.{p}": 0.01 for p in ("weight", "bias")}
     model = without_memory(path)
@@ -184,14 +184,20 @@ def test_a_variant_grows_by_its_offset_layers(path):
 def test_deformable_fpn_grows_by_its_offset_layers(path):
     blocks = {"R_50": (4, 6, 3), "R_101": (4, 23, 3)}[re.search(r"R_\d+", path.stem)[0]]
     per_tap = 3 if "mdconv" in path.stem else 2  # dy, dx and a mask
-    outputs = per_tap * 3 * 3
-    expected = sum(
-        n * (outputs * width * 3 * 3 + outputs)
-        for n, width in zip(blocks, (128, 256, 512), strict=True)
-    )
-    if "dpool" in path.stem:
-        bins = 7 * 7
-        expected += 2 * bins * 256 * bins + 2 * bins
+    outputs = per_tap * 3 * 3 * (4 if "group4" in path.stem else 1)
+    bins, inputs = 7 * 7, 256 * 7 * 7
+    expected = 0
+    if "dconv_c3-c5" in path.stem:
+        expected += sum(
+            n * (outputs * width * 3 * 3 + outputs)
+            for n, width in zip(blocks, (128, 256, 512), strict=True)
+        )
+    if "dpool" in parts(path):
+        expected += 2 * bins * (inputs + 1)
+    if "_mmdet" in path.stem:  # of each of four levels
+        expected += 4 * ((inputs + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 2 * bins)
+    if "_mdpool_mmdet" in path.stem:
+        expected += 4 * ((inputs + 1) * 1024 + (1024 + 1) * bins)
     growth = num_parameters(without_memory(path)) - num_parameters(without_memory(plain_twin(path)))
     assert growth == expected
 

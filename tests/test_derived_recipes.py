@@ -84,6 +84,14 @@ FASTER_DPOOL = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformROIPool",
     "SOLVER.LR_MULTIPLIERS": [["box_pooler.*offset_fc", 0.01]],  # paper sec. 2.3
 }
+# mmdetection trains its offset layers at the full rate.
+MMDET_DPOOL = {
+    f"{name}_mmdet": {
+        "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": pooler,
+    }
+    for name, pooler in (("dpool", "DeformROIAlign"), ("mdpool", "ModulatedDeformROIAlign"))
+}
 DPOOL = {
     "rfcn": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformPSROIPool"},
     "faster": FASTER_DPOOL,
@@ -103,7 +111,8 @@ BOX_AVERAGE = {
     "TEST.BOX_AVERAGE.ITERATIONS": 2,
     "TEST.BOX_AVERAGE.VOTE_IOU": 0.5,
 }
-OTHER = {
+OTHER = MMDET_DPOOL | {
+    "group4": {"MODEL.RESNETS.DEFORM_NUM_GROUPS": 4},
     "3x3": {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3},  # figure 6
     "M": MULTI_SCALE,
     "MB": MULTI_SCALE | BOX_AVERAGE,

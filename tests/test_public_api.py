@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 PACKAGES = ["", ".analysis", ".data", ".engine", ".evaluation", ".layers", ".modeling", ".ops"]
-PACKAGES += [".modeling.backbone", ".modeling.roi_heads"]
+PACKAGES += [".checkpoint", ".model_zoo", ".modeling.backbone", ".modeling.roi_heads"]
 
 
 @pytest.mark.parametrize("name", [f"d2_deformable{package}" for package in PACKAGES])

@@ -19,7 +19,7 @@ DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
 SEGMENTATION = [p for p in DEEPLAB if p not in QUICK]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
 # The parts of a name that say how a YAML differs from its plain twin.
-PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|dpool|atrous\d|3x3|MB?)(?=_|$)")
+PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|dpool|group4|atrous\d|3x3|MB?)(?=_|$)")
 VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO]
 PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO]
 
@@ -42,8 +42,8 @@ def bases_of(path):
     name lacks that part, and for a test at several scales how that is done."""
     if m := re.search(r"_(MB?)$", path.stem):
         return [path.with_stem(path.stem.removesuffix(m[0])), path.with_stem(f"Base-COCO-{m[1]}")]
-    if path.stem.endswith("_3x3"):
-        return [path.with_stem(path.stem.removesuffix("_3x3"))]
+    if m := re.search(r"_(3x3|group4)$", path.stem):
+        return [path.with_stem(path.stem.removesuffix(m[0]))]
     return [plain_twin(path)]
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Export a finished run into the model zoo, with the AP of the exported file.
+"""Export a finished run into the model zoo or one of your own, with the AP of the exported file.
 
 python tools/publish_checkpoint.py output/model_zoo
+python tools/publish_checkpoint.py output/bolts --index zoo/index.json --namespace acme
 """
 
 import argparse
@@ -13,11 +14,16 @@ from d2_deformable.model_zoo.publish import publish
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output_dir", help="OUTPUT_DIR of a run with a YAML of configs/model_zoo")
+    parser.add_argument(
+        "output_dir",
+        help="OUTPUT_DIR of the run; for the package's zoo with a YAML of configs/model_zoo",
+    )
     parser.add_argument("--trained-at", help="commit of the training (default: the present one)")
+    parser.add_argument("--index", help="an index file of your own, made where there is none")
+    parser.add_argument("--namespace", default="", help="of the names in that index, e.g. a lab's")
     args = parser.parse_args(argv)
     try:
-        name, entry = publish(args.output_dir, args.trained_at)
+        name, entry = publish(args.output_dir, args.trained_at, args.index, args.namespace)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"publish_checkpoint: {error}")
     print(f"d2_deformable://{name}\n{json.dumps(entry, indent=2)}")

@@ -31,7 +31,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
         child
         for layer in deformable_layers(model).values()
         for name, child in layer.named_children()
-        if name in ("conv_offset", "offset_fc", "offset_maps")
+        if name in ("conv_offset", "offset_fc", "mask_fc", "offset_maps")
     )
     return {name: n for name, n in parts.items() if n} | {
         "total": count_parameters(model),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.files import replacing
 from .origin import commit, machine, versions
 from .run import read_run
 
@@ -229,9 +230,8 @@ def _cpu_seconds(pid) -> float:
 def _write_json(file, content):
     """NaN, which JSON does not know, becomes null. A reader sees the old file or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(_finite(content), indent=1) + "\n")
-    new.replace(file)
+    with replacing(file) as part:
+        part.write_text(json.dumps(_finite(content), indent=1) + "\n")
 
 
 def _finite(value):

@@ -167,7 +167,7 @@ def _predictor_parts(name, layer, x, _):
 
 
 def _pooler_parts(name, pooler, x, _):
-    pool = pooler.roi_pool
+    first = pooler.level_pools[0]
 
     def predict(boxes):
         boxes = boxes.to(x[0])
@@ -180,13 +180,15 @@ def _pooler_parts(name, pooler, x, _):
                 pooler.canonical_box_size,
                 pooler.canonical_level,
             )
-        offset = boxes.new_zeros(len(boxes), 2, pool.output_size, pool.output_size)
-        for level, (feature, scale) in enumerate(zip(x, pooler.scales, strict=True)):
+        offset = boxes.new_zeros(len(boxes), 2, first.output_size, first.output_size)
+        per_level = zip(pooler.level_pools, x, pooler.scales, strict=True)
+        for level, (pool, feature, scale) in enumerate(per_level):
             here = levels == level
-            offset[here] = pool.predict_offsets(feature, _to_rois(boxes[here]), scale)
+            prediction = pool.predict_offsets(feature, _to_rois(boxes[here]), scale)
+            offset[here] = prediction[0] if isinstance(prediction, tuple) else prediction
         return offset[:, None], boxes.new_tensor(pooler.scales)[levels]
 
-    return PartOffsets(name, 1, predict, pool.gamma, pool.round_rois)
+    return PartOffsets(name, 1, predict, first.gamma, first.round_rois)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,16 @@
-"""Checkpoint files: written to hand on, read whole or not at all."""
+"""Checkpoint files: read safely, written to hand on, whole or not at all."""
 
 from .export import export_checkpoint
+from .files import FileFormatError, read_weights, replacing, write_weights
+from .safe import SafeCheckpointer
 from .strict import StrictCheckpointer
 
-__all__ = ["StrictCheckpointer", "export_checkpoint"]
+__all__ = [
+    "FileFormatError",
+    "SafeCheckpointer",
+    "StrictCheckpointer",
+    "export_checkpoint",
+    "read_weights",
+    "replacing",
+    "write_weights",
+]

@@ -9,6 +9,7 @@ import os
 import pickle
 import secrets
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,17 +45,33 @@ def read_weights(path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
         FileFormatError: one sentence on what is wrong with the file.
         FileNotFoundError: there is none.
     """
-    content = read_content(path, trust_pickle=trust_pickle)
-    if not isinstance(content, Mapping):
-        raise FileFormatError(
-            f"{path} holds a {type(content).__name__}, not weights by their names"
-        )
+    return weights_in(path, read_content(path, trust_pickle=trust_pickle))
+
+
+def weights_in(path, content) -> dict[str, Tensor]:
+    """The weights in `content` of the file `path`, see `read_weights`."""
     for section in SECTIONS:
-        if isinstance(content.get(section), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(section), Mapping):
             content = content[section]
+    return named_tensors(path, content)
+
+
+def named_tensors(path, content) -> dict[str, Tensor]:
+    """`content` of the file `path` as tensors by their names; arrays become tensors.
+
+    The versions of layers that a state_dict comes with are kept.
+
+    Raises:
+        FileFormatError: it is anything else, or empty.
+    """
+    if not isinstance(content, Mapping):
+        raise FileFormatError(f"{path} holds a {type(content).__name__}, no weights by their names")
     if not content:
         raise FileFormatError(f"{path} holds no weights")
-    return {name: _tensor(path, name, value) for name, value in content.items()}
+    tensors = OrderedDict((name, _tensor(path, name, value)) for name, value in content.items())
+    if hasattr(content, "_metadata"):
+        tensors._metadata = content._metadata
+    return tensors
 
 
 def read_content(path, *, trust_pickle: bool = False):
@@ -65,13 +82,14 @@ def read_content(path, *, trust_pickle: bool = False):
     path = Path(path)
     if path.is_dir():
         raise FileFormatError(f"{path} is a folder, not a file of weights")
+    kind = file_format(path)
     try:
-        return _read(path)
-    except OSError:
+        return _read(path, kind)
+    except FileFormatError:
         raise
     except Exception as error:  # damaged files raise any type
-        if trust_pickle and file_format(path) in ("zip", "legacy", "pickle"):
-            return _read_trusted(path)
+        if trust_pickle and kind in ("zip", "legacy", "pickle"):
+            return _read_trusted(path, kind)
         raise _error(path, error) from error
 
 
@@ -89,8 +107,7 @@ def file_format(path) -> str:
     return "safetensors" if start[4:9] == b"\0\0\0\0{" else "pickle"
 
 
-def _read(path: Path):
-    kind = file_format(path)
+def _read(path: Path, kind: str):
     if kind == "zip":
         return load_torch(path)
     if kind == "legacy":
@@ -165,14 +182,14 @@ def replacing(path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _read_trusted(path: Path):
+def _read_trusted(path: Path, kind: str):
     warnings.warn(
         f"{path} is read by Python's unpickler, which runs any code that the file holds "
         "(trust_pickle)",
         stacklevel=4,
     )
     try:
-        if file_format(path) != "pickle":
+        if kind != "pickle":
             return torch.load(path, map_location="cpu", weights_only=False)
         with open(path, "rb") as file:
             return pickle.load(file, encoding="latin1")
@@ -195,7 +212,9 @@ def _safetensors():
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(".safetensors needs a package: pip install safetensors") from error
+        raise FileFormatError(
+            "files of .safetensors need the package safetensors: pip install safetensors"
+        ) from error
     return safetensors.torch
 
 

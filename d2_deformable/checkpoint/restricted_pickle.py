@@ -76,12 +76,6 @@ class ClaimedStorage:
     numel: int
     itemsize: int
 
-    def size(self) -> int:
-        return self.numel
-
-    def element_size(self) -> int:
-        return self.itemsize
-
 
 class Unpickler(pickle._Unpickler):
     """Reads one pickle as `pickle.Unpickler` would, or raises `pickle.UnpicklingError`.
@@ -275,18 +269,18 @@ class Unpickler(pickle._Unpickler):
 
     def _tensor(self, storage, offset, size, stride, *_):
         """requires_grad, hooks and metadata are left out: of a checkpoint only values count."""
-        if not isinstance(storage, (ClaimedStorage, torch.storage.TypedStorage)):
+        if isinstance(storage, torch.storage.TypedStorage):  # screened as a ClaimedStorage before
+            return torch._utils._rebuild_tensor(storage, offset, size, stride)
+        if not isinstance(storage, ClaimedStorage):
             raise pickle.UnpicklingError("a tensor of it has no storage")
-        numbers = (offset, *size, *stride)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        numbers = (offset, *size, *stride)
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or (
-            math.prod(size) and last >= storage.size()
+            math.prod(size) and last >= storage.numel
         ):
             raise pickle.UnpicklingError("a tensor of it has another size than its storage")
-        if isinstance(storage, ClaimedStorage):
-            self._spend(math.prod(size) * storage.element_size())
-            return None
-        return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
+        self._spend(math.prod(size) * storage.itemsize)
+        return None
 
 
 def load(file, *, encoding="latin1", limit=0):

@@ -1,15 +1,20 @@
 """Loading a checkpoint that must fit."""
 
-from collections.abc import Mapping
+import logging
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
+from .safe import SafeCheckpointer
 
 ANCHORS = "anchor_generator.cell_anchors"
 
+logger = logging.getLogger(__name__)
 
-class StrictCheckpointer(DetectionCheckpointer):
+
+class StrictCheckpointer(SafeCheckpointer):
     """Refuses a file that does not fit its model whole, where `DetectionCheckpointer` warns.
+
+    Only a file of Detectron2's model zoo, which names its author, may be of the plain twin: then
+    the offsets of deformable convolutions are zero, and the model computes what the twin does.
 
     `load` raises FileNotFoundError where there is no file, and ValueError on one that is no
     checkpoint or that is of another network.
@@ -22,25 +27,22 @@ class StrictCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename):
-        self._file = filename
-        try:
-            checkpoint = super()._load_file(filename)
-        except OSError:
-            raise
-        except Exception as error:  # unpickling raises any type
-            reason = str(error).partition("\n")[0]
-            raise self._no_checkpoint(f"{type(error).__name__}: {reason}") from error
-        if not isinstance(checkpoint["model"], Mapping):
-            raise self._no_checkpoint(f"it holds a {type(checkpoint['model']).__name__}")
-        return checkpoint
-
-    def _no_checkpoint(self, reason):
-        return ValueError(f"{self._file} is no checkpoint of Detectron2 ({reason})")
+        content = super()._load_file(filename)
+        self._of_zoo = "__author__" in content
+        return content
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
+        missing = incompatible.missing_keys
+        offsets = {name for name in self.model.state_dict() if ".conv_offset." in name}
+        if self._of_zoo and offsets and offsets <= set(missing):
+            missing = [name for name in missing if name not in offsets]
+            logger.warning(
+                "%s is of the plain network: all offsets of deformable convolutions are zero",
+                self._file,
+            )
         problems = {
-            "not in the file": incompatible.missing_keys,
+            "not in the file": missing,
             # Old checkpoints hold the anchors, which are no weights.
             "not in the model": [k for k in incompatible.unexpected_keys if ANCHORS not in k],
             "of another shape": [

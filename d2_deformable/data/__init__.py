@@ -5,7 +5,7 @@ from .custom import allow_custom_fields, check_datasets, register_custom_dataset
 from .difficult import load_flagged, without_difficult
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
-from .proposals import check_proposals
+from .proposals import check_proposals, screen_proposals
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
@@ -21,5 +21,6 @@ __all__ = [
     "load_flagged",
     "read_mask",
     "register_custom_datasets",
+    "screen_proposals",
     "without_difficult",
 ]

@@ -5,11 +5,13 @@ A pickled dict of "ids", "boxes" (one (R, 4) array per image), "objectness_logit
 them and adds "dataset", the name of the data set.
 """
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..checkpoint.files import read_content
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
@@ -38,16 +40,36 @@ def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
             _check_file(Path(file), name, key)
 
 
+def screen_proposals(cfg, split: str, name: str | None = None) -> None:
+    """Refuse proposal files that are more than data: Detectron2 unpickles them, which runs them.
+
+    Args:
+        split: "TRAIN" or "TEST".
+        name: only the file of this data set.
+
+    Raises:
+        FileFormatError: a file that is damaged or holds other things than numbers, texts and
+            arrays.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return
+    for dataset, file in zip(
+        cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"], strict=False
+    ):
+        if name in (None, dataset):
+            read_content(PathManager.get_local_path(file))
+
+
 def _check_file(file: Path, name: str, key: str) -> None:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no such file, from {key}. tools/dump_proposals.py writes it for {name}"
         )
     try:
-        content = pickle.loads(file.read_bytes(), encoding="latin1")
+        content = read_content(file)
         ids = content["ids"] if "ids" in content else content["indexes"]  # as Detectron 1 has it
         boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
-    except Exception as error:  # unpickling raises any type
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file}, from {key}, is no proposal file ({type(error).__name__}: {error}): expected "
             "what tools/dump_proposals.py writes"

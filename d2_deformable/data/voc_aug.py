@@ -1,13 +1,12 @@
 """PASCAL VOC 2012 with the masks of SBD (Hariharan et al. 2011): 10,582 images (paper sec. 4.1)."""
 
-import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..checkpoint.files import replacing
 from .checks import read_split
 from .masks import read_mask
 
@@ -63,9 +62,11 @@ def prepare_voc_aug(voc: Path, sbd=None, masks=None, expected: int = NUM_IMAGES)
             labels = (read_mask if source.suffix == ".png" else load)(source)
             if labels[labels < 255].max(initial=0) > 20:
                 raise ValueError(f"{source}: holds {labels[labels < 255].max()}, no class of VOC")
-            _write_at_once(target, partial(Image.fromarray(labels).save, format="PNG"))
+            with replacing(target) as part:
+                Image.fromarray(labels).save(part, format="PNG")
             written += 1
-    _write_at_once(voc / SPLIT, lambda path: path.write_text("".join(f"{s}\n" for s in stems)))
+    with replacing(voc / SPLIT) as part:
+        part.write_text("".join(f"{stem}\n" for stem in stems))
     return written
 
 
@@ -104,10 +105,3 @@ def _sbd_reader():
         return np.asarray(content["GTcls"].Segmentation, np.uint8)
 
     return read
-
-
-def _write_at_once(target: Path, write) -> None:
-    """`write(path)`, then rename: readers see the whole file or none."""
-    scratch = target.with_name(f".{target.name}.part")
-    write(scratch)
-    os.replace(scratch, target)

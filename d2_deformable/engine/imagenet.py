@@ -5,7 +5,6 @@ for batches of 256, a tenth of it after each third of the epochs. Crops are torc
 """
 
 import json
-import os
 from pathlib import Path
 
 import detectron2.utils.comm as comm
@@ -19,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+
+from ..checkpoint.files import read_content, replacing
 
 LAYOUT = "expected train/<class>/<image> and val/<class>/<image> with the same classes"
 
@@ -206,7 +207,7 @@ def _resume(file: Path, model, optimizer) -> list[dict]:
     """Load the checkpoint if it exists; the lines of metrics.json until then."""
     if not file.exists():
         return []
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_content(file)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
@@ -221,9 +222,10 @@ def _resume(file: Path, model, optimizer) -> list[dict]:
 def _save(output: Path, model, optimizer, history) -> None:
     """Write checkpoint.pth, whole or not at all, and metrics.json."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    torch.save(state, output / "checkpoint.pth.tmp")
-    os.replace(output / "checkpoint.pth.tmp", output / "checkpoint.pth")
-    (output / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in history))
+    with replacing(output / "checkpoint.pth") as part, open(part, "wb") as stream:
+        torch.save(state, stream)
+    with replacing(output / "metrics.json") as part:
+        part.write_text("".join(f"{json.dumps(line)}\n" for line in history))
 
 
 def save_backbone(model: Classifier, file) -> None:
@@ -237,4 +239,5 @@ def save_backbone(model: Classifier, file) -> None:
         if not name.endswith("num_batches_tracked")  # FrozenBN has none
     }
     content = {"model": weights, "__author__": "d2_deformable", "matching_heuristics": True}
-    torch.save(content, file)
+    with replacing(file) as part, open(part, "wb") as stream:
+        torch.save(content, stream)

@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from detectron2.engine import HookBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ..layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 STATISTICS = ("mean", "std", "p99", "outside")
 MAX_SORTED = 2**16  # values of which the percentile is taken, evenly spread over all
@@ -151,7 +151,7 @@ def deformable_layers(model) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (DeformConv2d, DeformRoIPool))
+        if isinstance(module, (DeformConv2d, DeformRoIAlign, DeformRoIPool))
         or (isinstance(module, PSRoIPredictor) and module.offset_maps is not None)
     }
 
@@ -163,7 +163,7 @@ def _record_predictions(layer, calls: list) -> None:
     def predict_and_record(x, *args):
         prediction = predict(x, *args)
         if torch.is_grad_enabled():  # else a pass that only chooses RoIs (OHEM)
-            offset = prediction[0] if isinstance(layer, DeformConv2d) else prediction
+            offset = prediction[0] if isinstance(prediction, tuple) else prediction
             calls.append((offset.detach(), x.shape[-2:], *args))
         return prediction
 
@@ -240,9 +240,11 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
     step = math.ceil(offset.numel() / MAX_ROI_VALUES) or 1
     shift = layer.gamma * offset[::step].float().unflatten(1, (-1, 2))
     x0, y0, x1, y1 = (spatial_scale * rois[::step, 1:].float()).unbind(1)
-    k, samples = layer.output_size, layer.samples_per_part
+    # mmcv's pooling takes as many as a bin is large, at the centres of equal parts.
+    centred = isinstance(layer, DeformRoIAlign)
+    k, samples = layer.output_size, 4 if centred else layer.samples_per_part
     bins = torch.arange(k, device=rois.device) / k
-    of_bin = torch.arange(samples, device=rois.device) / (k * samples)
+    of_bin = (torch.arange(samples, device=rois.device) + 0.5 * centred) / (k * samples)
 
     def inside(low, high, bins, shift, size):
         """Share of the samples along one axis of each bin; they stand at (fraction of the RoI)."""
@@ -263,7 +265,7 @@ def _offset_parameters(layer) -> str:
     """What the names of the parameters that predict its offsets hold."""
     if isinstance(layer, DeformConv2d):
         return "conv_offset"
-    return "offset_fc" if isinstance(layer, DeformRoIPool) else "offset_maps"
+    return "offset_maps" if isinstance(layer, PSRoIPredictor) else "offset_fc"
 
 
 def _in_words(name, layer, health) -> str:

@@ -38,16 +38,23 @@ def multiply_learning_rates(optimizer: torch.optim.Optimizer, model, multipliers
             f"SOLVER.LR_MULTIPLIERS: the optimizer does not hold {names[0]} ({len(names)} such "
             "parameters); build it from this model"
         )
-    # Regrouped by equal settings: the two Detectron2 versions group differently, and fewer
-    # groups make a faster step.
+    optimizer.param_groups = multiplied_groups(optimizer.param_groups, factors)
+
+
+def multiplied_groups(param_groups, factors) -> list[dict]:
+    """Parameter groups of an optimizer, each with its "lr", after it was multiplied.
+
+    Regrouped by equal settings: the two Detectron2 versions group differently, and fewer groups
+    make a faster step.
+    """
     groups = {}
-    for group in optimizer.param_groups:
+    for group in param_groups:
         for p in group["params"]:
             settings = {**group, "lr": group["lr"] * factors.get(p, 1.0)}
             del settings["params"]
             key = repr(sorted(settings.items()))
             groups.setdefault(key, {**settings, "params": []})["params"].append(p)
-    optimizer.param_groups = list(groups.values())
+    return list(groups.values())
 
 
 def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, float]:

@@ -14,10 +14,8 @@ from ..modeling.meta_arch.kinds import has_predict_raw, is_class_aware_rpn, is_d
 from ..modeling.roi_heads import faster_rcnn, rfcn
 
 # The pooling that this package adds, and the heads that know it.
-POOLER_READERS = {
-    **dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin),
-    **dict.fromkeys(rfcn.POOLER_TYPES, RFCNHeads),
-}
+POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
+POOLER_READERS |= dict.fromkeys(rfcn.POOLER_TYPES, RFCNHeads)
 
 
 def check_settings(cfg) -> None:

@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
-from ..data import DatasetMapper, without_difficult
+from ..checkpoint import SafeCheckpointer
+from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from .offset_health import OffsetHealth
@@ -26,6 +28,10 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         """Detectron2's, offset health, and where it is asked for a last test at several scales."""
+        # DefaultTrainer has just made its own, which runs what is in a .pkl of MODEL.WEIGHTS.
+        self.checkpointer = SafeCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         built = super().build_hooks()
         if tests_with_TTA(self.cfg):
             # Beside the other evaluation: what comes after the writers is not written.
@@ -42,12 +48,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
+        screen_proposals(cfg, "TRAIN")
         dataset = without_difficult(cfg) if cfg.INPUT.DROP_DIFFICULT else None
         mapper = DatasetMapper(cfg, True)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
+        screen_proposals(cfg, "TEST", dataset_name)
         return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
 
     @classmethod

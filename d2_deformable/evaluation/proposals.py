@@ -1,14 +1,14 @@
 """Proposals of an RPN: their recall, and their file, for detectors with fixed proposals (paper
 sec. 4.1)."""
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+
+from ..checkpoint.files import replacing
 
 
 class BoxRecallEvaluator(COCOEvaluator):
@@ -59,13 +59,6 @@ class ProposalWriter(DatasetEvaluator):
             "dataset": self._name,
         }
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as unfinished:
-            try:
-                pickle.dump(content, unfinished)
-                unfinished.close()
-                os.chmod(unfinished.name, 0o644)
-                os.replace(unfinished.name, self._file)
-            except BaseException:
-                os.unlink(unfinished.name)
-                raise
+        with replacing(self._file) as part, open(part, "wb") as file:
+            pickle.dump(content, file)
         return {}

@@ -1,7 +1,8 @@
 """Layers that predict their own offsets and then call an operator of `d2_deformable.ops`."""
 
 from .deform_conv2d import DeformConv2d
+from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool
 from .ps_roi_pool import PSRoIPredictor
 
-__all__ = ["DeformConv2d", "DeformRoIPool", "PSRoIPredictor"]
+__all__ = ["DeformConv2d", "DeformRoIAlign", "DeformRoIPool", "PSRoIPredictor"]

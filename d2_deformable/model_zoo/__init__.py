@@ -1,8 +1,21 @@
-"""Trained checkpoints that come with this package, under d2_deformable://<name>.
+"""Configs, models and trained checkpoints by name: the API of `detectron2.model_zoo`.
 
-Importing this package registers the prefix with Detectron2's PathManager.
+Checkpoints are also paths of Detectron2, d2_deformable://<name>: importing this package registers
+the prefix with its PathManager.
 """
 
-from .catalog import ModelZooHandler, get_checkpoint_url
+from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, register_index
+from .lazy import lazy_config
+from .model_zoo import get, get_config, get_config_file, list_configs
 
-__all__ = ["ModelZooHandler", "get_checkpoint_url"]
+__all__ = [
+    "ModelZooHandler",
+    "NotInModelZooError",
+    "get",
+    "get_checkpoint_url",
+    "get_config",
+    "get_config_file",
+    "lazy_config",
+    "list_configs",
+    "register_index",
+]

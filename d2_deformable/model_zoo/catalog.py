@@ -1,21 +1,117 @@
-"""What the model zoo holds (index.json), and d2_deformable://<name> as a path of Detectron2."""
+"""The checkpoints that are known, and d2_deformable://<name> as a path of Detectron2.
+
+They are those that came with this package (index.json), those of `register_index`, and, so that
+commands know them too, those of the index files that the environment variable D2_DEFORMABLE_INDEX
+names: paths or URLs, separated by commas, read at the first use.
+"""
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
-FOLDER = Path(__file__).parent
+from .index import FOLDER, REMOTE, Checkpoint, parse_index
+
 PREFIX = "d2_deformable://"
+VARIABLE = "D2_DEFORMABLE_INDEX"
+
+_registered: dict[str, dict[str, Checkpoint]] = {}  # by index file
+
+
+class NotInModelZooError(RuntimeError, ValueError):
+    """No such config or checkpoint: a RuntimeError as of `detectron2.model_zoo`, and a ValueError
+    as of every wrong argument in this package."""
+
+
+def register_index(path) -> list[str]:
+    """Make the checkpoints of an index file of your own known, under d2_deformable://<name>.
+
+    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}, any other field is kept
+    for people to read::
+
+        {
+          "acme/bolts.pth": {
+            "config": "bolts.yaml",
+            "url": "https://models.acme.example/bolts/model_final.pth",
+            "sha256": "585af5df1477dc9cc072ba8ff44d509e7a9395388b8b055be97ad0a569f0a187"
+          }
+        }
+
+    - name: a namespace, "/", and a name.
+    - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"); otherwise a path
+      relative to the index, which `get_config` then knows by the checkpoint's name, here
+      "acme/bolts.yaml". One that is fetched from a URL must not have a relative `_BASE_`.
+    - url: anything that Detectron2's PathManager opens, or a path relative to the index; default:
+      the name, beside the index.
+    - sha256: of the file; compared whenever the file is asked for.
+
+    Detectron2 reads YAML without protection against malicious content: register what you trust.
+
+    Args:
+        path: a file or URL that Detectron2's PathManager understands. Registered again, it is
+            read again.
+
+    Returns:
+        the names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one sentence that names the entry and field that is wrong, or that another
+            index has. Nothing is registered then.
+    """
+    path = str(path)
+    if "://" not in path:
+        path = os.path.abspath(path)
+    entries = parse_index(path)
+    others = {
+        name: entry
+        for index in [_packaged(), *(_registered[p] for p in _registered if p != path)]
+        for name, entry in index.items()
+    }
+    configs = {entry.config: name for name, entry in others.items()}
+    for name, entry in entries.items():
+        if name in others:
+            raise ValueError(
+                f"{path}: {name!r} is the name of a checkpoint of {others[name].index} already"
+            )
+        if (other := configs.setdefault(entry.config, name)) != name:
+            raise ValueError(
+                f"{path}: {name!r}, field config: {entry.config} has the checkpoint {other!r} "
+                "already; give this one a YAML of its own"
+            )
+    _registered[path] = entries
+    return list(entries)
+
+
+def checkpoints() -> dict[str, Checkpoint]:
+    """{name: entry} of all that are known.
+
+    Raises:
+        FileNotFoundError, ValueError: of an index in D2_DEFORMABLE_INDEX, see `register_index`.
+    """
+    for path in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
+        known = path if "://" in path else os.path.abspath(path)
+        if known not in _registered:
+            try:
+                register_index(path)
+            except (OSError, ValueError) as error:
+                raise type(error)(f"{error} (from the environment variable {VARIABLE})") from None
+    known = _packaged()
+    for entries in _registered.values():
+        known = known | entries
+    return known
 
 
 def read_index() -> dict[str, dict]:
-    """{file name: {"config": the YAML under configs/ it was trained with, "sha256", "bytes", ...}}.
-
-    See `publish` for the other fields.
-    """
+    """{name: fields} of what came with this package. See `publish` for the fields."""
     return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+
+
+def _packaged() -> dict[str, Checkpoint]:
+    return parse_index(FOLDER / "index.json", namespaced=False)
 
 
 def get_checkpoint_url(config_path: str) -> str:
@@ -23,39 +119,65 @@ def get_checkpoint_url(config_path: str) -> str:
 
     Args:
         config_path: relative to configs/, e.g.
-            "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml".
+            "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", or of a registered index.
 
     Raises:
-        ValueError: there is none.
+        NotInModelZooError: there is none.
     """
-    urls = {entry["config"]: PREFIX + name for name, entry in read_index().items()}
-    if config_path not in urls:
-        raise ValueError(
+    urls = {entry.config: PREFIX + name for name, entry in checkpoints().items()}
+    config = yaml_of(config_path)
+    if config not in urls:
+        raise NotInModelZooError(
             f"the model zoo holds no checkpoint of {config_path!r}; it has those of "
-            f"{', '.join(urls)}"
+            f"{', '.join(urls)}. Checkpoints of your own: model_zoo.register_index"
         )
-    return urls[config_path]
+    return urls[config]
+
+
+def yaml_of(config_path: str) -> str:
+    """The YAML that a .py is the LazyConfig twin of; of a YAML, itself."""
+    return re.sub(r"\.py$", ".yaml", config_path)
 
 
 def checkpoint_file(name: str) -> Path:
-    """The file `name` of the zoo, after its sha256 was compared with the index.
+    """The file `name` of the zoo, after its sha256 was compared with its index.
 
     Raises:
         FileNotFoundError: the zoo has no such name.
         OSError: the file is missing or is not the one of the index.
     """
-    index = read_index()
-    if name not in index:
-        raise FileNotFoundError(f"{PREFIX}{name}: no such checkpoint; there is {', '.join(index)}")
-    file = FOLDER / name
+    known = checkpoints()
+    if name not in known:
+        raise FileNotFoundError(f"{PREFIX}{name}: no such checkpoint; there is {', '.join(known)}")
+    entry = known[name]
+    file = _fetch(entry.location)
     found = sha256(file) if file.is_file() else "no file"
-    if found != index[name]["sha256"]:
+    if found not in (entry.sha256, "no file") and entry.location.startswith(REMOTE):
+        # The cache of downloads may hold an older file, or one of the same path on another host.
+        file.unlink()
+        file = _fetch(entry.location)
+        found = sha256(file)
+    if found != entry.sha256:
+        remedy = f"restore it, or correct {entry.index}"
+        if file.parent == FOLDER:
+            remedy = (
+                "restore the file (git checkout -- d2_deformable/model_zoo), install d2_deformable "
+                "again, or make zoo"
+            )
         raise OSError(
-            f"{file} is not the checkpoint of the model zoo: its sha256 should be "
-            f"{index[name]['sha256']}, but it is {found}. Restore the file (git checkout -- "
-            f"d2_deformable/model_zoo), install d2_deformable again, or make zoo"
+            f"{file} is not the checkpoint {name} of the model zoo: its sha256 should be "
+            f"{entry.sha256}, but it is {found}; {remedy}"
         )
     return file
+
+
+def _fetch(location: str) -> Path:
+    try:
+        return Path(PathManager.get_local_path(location))
+    except FileNotFoundError:
+        return Path(location)
+    except OSError as error:  # what urllib raises does not name the URL
+        raise OSError(f"{location} cannot be fetched: {error}") from error
 
 
 def sha256(file) -> str:
@@ -65,7 +187,7 @@ def sha256(file) -> str:
 
 
 class ModelZooHandler(PathHandler):
-    """d2_deformable://<name>: the file of that name that came with this package, verified."""
+    """d2_deformable://<name>: the checkpoint of that name, fetched where need be, verified."""
 
     def _get_supported_prefixes(self):
         return [PREFIX]

@@ -8,19 +8,27 @@ from ..analysis.evaluate import evaluate_checkpoint
 from ..analysis.origin import commit, versions
 from ..analysis.run import read_run
 from ..checkpoint import export_checkpoint
-from .catalog import FOLDER, read_index, sha256
+from .catalog import sha256
+from .index import FOLDER, parse_index
 
 METRICS = {"AP": ("bbox", "AP"), "AP50": ("bbox", "AP50"), "AP70": ("voc", "AP70")}
 
 
-def publish(run_folder, trained_at: str | None = None) -> tuple[str, dict]:
-    """Export the weights of a run, evaluate the exported file, and put both into the model zoo.
+def publish(
+    run_folder, trained_at: str | None = None, index=None, namespace: str = ""
+) -> tuple[str, dict]:
+    """Export the weights of a run, evaluate the exported file, and put both into a model zoo.
 
     Nothing in the zoo changes if that fails.
 
     Args:
-        run_folder: OUTPUT_DIR of a run of train_net.py with a YAML of configs/model_zoo.
+        run_folder: OUTPUT_DIR of a run of train_net.py, for this package's own zoo with a YAML of
+            configs/model_zoo.
         trained_at: git commit of the training, if it is not that of the files now.
+        index: an index file of your own (see `register_index`), made where there is none; the
+            checkpoint and all settings of the run, as a YAML, are written into its folder. Default:
+            this package's.
+        namespace: of the checkpoint's name in an index of your own.
 
     Returns:
         name, and its entry in the index. AP and AP50 are COCO's, AP70 is VOC's; "versions" is what
@@ -29,8 +37,14 @@ def publish(run_folder, trained_at: str | None = None) -> tuple[str, dict]:
     Raises:
         FileNotFoundError: the run is not complete.
         ValueError: it is not finished, its log does not name its YAML, or it has not one test
-            set; or see `export_checkpoint`.
+            set; or see `export_checkpoint` and `register_index`.
     """
+    if bool(index) != bool(namespace):
+        raise ValueError("an index of your own, and it alone, needs a namespace, e.g. your lab's")
+    index = Path(index or FOLDER / "index.json")
+    known = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+    if namespace and known:
+        parse_index(index)
     run = read_run(run_folder)
     finished = run.checkpoint.name == "model_final.pth"
     if not finished or not run.config_file or len(run.cfg.DATASETS.TEST) != 1:
@@ -39,13 +53,13 @@ def publish(run_folder, trained_at: str | None = None) -> tuple[str, dict]:
             f"{run.config_file or 'unknown'}, DATASETS.TEST is {run.cfg.DATASETS.TEST}; expected "
             "a finished run of train_net.py with one test set"
         )
-    name = f"{run.name}.pth"
-    exported = run.folder / name
+    exported = run.folder / f"{run.name}.pth"
     export_checkpoint(run.checkpoint, exported)
     _, results = evaluate_checkpoint(run.cfg, exported)
-    config = Path(run.config_file)
+    name = "/".join(filter(None, [namespace, exported.name]))
+    config = f"{Path(run.config_file).parent.name}/{Path(run.config_file).name}"
     entry = {
-        "config": f"{config.parent.name}/{config.name}",
+        "config": f"{namespace}/{run.name}.yaml" if namespace else config,
         "sha256": sha256(exported),
         "bytes": exported.stat().st_size,
         "trained": f"{run.iterations} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images",
@@ -54,7 +68,11 @@ def publish(run_folder, trained_at: str | None = None) -> tuple[str, dict]:
         "versions": versions(),
         "commit": trained_at or commit(),
     }
-    index = {**read_index(), name: entry}
-    shutil.copyfile(exported, FOLDER / name)
-    (FOLDER / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    file = index.parent / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(exported, file)
+    if namespace:
+        file.with_suffix(".yaml").write_text(run.cfg.dump(), encoding="utf-8")
+    text = json.dumps({**known, name: entry}, indent=2) + "\n"
+    index.write_text(text, encoding="utf-8")
     return name, entry

@@ -10,27 +10,34 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import nn
 
-from ..layers import DeformRoIPool
+from ..layers import DeformRoIAlign, DeformRoIPool
 
 
 class DeformROIPooler(ROIPooler):
-    """`DeformRoIPool` over one feature map or the levels of a pyramid.
+    """`DeformRoIPool` or `DeformRoIAlign` over one feature map or the levels of a pyramid.
 
-    The levels share one offset layer, as they share the head behind it. A RoI goes to the level
-    that Detectron2 assigns it (FPN eq. 1).
+    A RoI goes to the level that Detectron2 assigns it (FPN eq. 1).
 
     Args:
-        roi_pool: the layer, shared by all levels.
+        roi_pool: the layer, shared by all levels as is the head behind it; or one for each level,
+            in an nn.ModuleList.
         scales: 1 / stride of each level, finest first.
     """
 
-    def __init__(self, roi_pool: DeformRoIPool, scales):
+    def __init__(self, roi_pool: DeformRoIPool | DeformRoIAlign | nn.ModuleList, scales):
         # The base keeps the size and the level range; its own pooling layers have no weights and
-        # give way to the deformable one.
-        super().__init__(roi_pool.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
+        # give way to the deformable ones.
+        first = roi_pool[0] if isinstance(roi_pool, nn.ModuleList) else roi_pool
+        super().__init__(first.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
         self.level_poolers = nn.ModuleList()
         self.scales = tuple(scales)
         self.roi_pool = roi_pool
+
+    @property
+    def level_pools(self) -> list[nn.Module]:
+        """The layer of each level."""
+        shared = not isinstance(self.roi_pool, nn.ModuleList)
+        return [self.roi_pool] * len(self.scales) if shared else list(self.roi_pool)
 
     def forward(self, x, box_lists):
         """
@@ -43,14 +50,15 @@ class DeformROIPooler(ROIPooler):
         """
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
-            return self.roi_pool(x[0], rois, self.scales[0])
+            return self.level_pools[0](x[0], rois, self.scales[0])
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
         pooled, order = [], []
-        for level, (feature, scale) in enumerate(zip(x, self.scales, strict=True)):
+        per_level = zip(self.level_pools, x, self.scales, strict=True)
+        for level, (roi_pool, feature, scale) in enumerate(per_level):
             order.append(nonzero_tuple(levels == level)[0])
-            pooled.append(self.roi_pool(feature, rois[order[-1]], scale))
+            pooled.append(roi_pool(feature, rois[order[-1]], scale))
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _composite, _library  # noqa: F401  (_library registers the operators)
 from ._autocast import cast, register_autocast
+from ._autograd import register_autograd
 from ._checks import (
     ArgumentError,
     check_coordinates,
@@ -66,8 +67,11 @@ def deform_conv2d(
 
     At integer coordinates gradients by the offset are right-hand ones, as in all released
     operators. On the CPU gradients are deterministic; on CUDA they are under
-    torch.use_deterministic_algorithms, where that of the input takes many times longer. Double
-    backward is not supported.
+    torch.use_deterministic_algorithms, where that of the input takes many times longer.
+
+    Gradients have gradients, of any order, and torch.func's transforms apply. Second derivatives
+    and forward-mode ones are computed by standard tensor operations (_composite/), which keep
+    several copies of every sampled value; those of first order are not dearer for it.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
@@ -177,8 +181,18 @@ def _(grad_output, input, offset, weight, mask, stride, padding, dilation, borde
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    input, offset, weight, bias, stride, padding, dilation, mask, border = inputs
+def _setup_context(
+    ctx,
+    input,
+    offset,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    mask=None,
+    border="zero",
+) -> None:
     ctx.save_for_backward(input, offset, weight, mask)
     ctx.has_bias = bias is not None
     ctx.arguments = stride, padding, dilation, border
@@ -195,14 +209,41 @@ def _backward(ctx, grad_output: Tensor):
     return grad_input, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask, None
 
 
-def _double_backward(ctx, *gradients):
-    raise NotImplementedError("deform_conv2d has no second derivatives (double backward)")
-
-
-torch.library.register_autograd(
-    "d2_deformable::deform_conv2d", _backward, setup_context=_setup_context
+register_autograd(
+    "deform_conv2d",
+    setup_context=_setup_context,
+    backward=_backward,
+    composite=_composite.deform_conv2d,
 )
-torch.library.register_autograd("d2_deformable::deform_conv2d_backward", _double_backward)
+
+
+# Gradients of the gradients: those of the composite's backward.
+
+
+def _setup_double_backward(ctx, grad_output, input, offset, weight, mask, *arguments) -> None:
+    ctx.save_for_backward(grad_output, input, offset, weight, mask)
+    ctx.arguments = arguments
+
+
+def _double_backward(ctx, *gradients):
+    *tensors, mask = ctx.saved_tensors
+    tensors = tensors if mask is None else [*tensors, mask]
+
+    def backward(grad_output, input, offset, weight, mask=None):
+        return _composite.deform_conv2d_backward(
+            grad_output, input, offset, weight, mask, *ctx.arguments
+        )
+
+    second = list(torch.func.vjp(backward, *tensors)[1](gradients))
+    return (*second, None)[:5] + (None,) * 4
+
+
+register_autograd(
+    "deform_conv2d_backward",
+    setup_context=_setup_double_backward,
+    backward=_double_backward,
+    composite=_composite.deform_conv2d_backward,
+)
 
 
 def _autocast(

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _composite, _library  # noqa: F401  (_library registers the operators)
 from ._autocast import cast, register_autocast
+from ._autograd import register_autograd
 from ._checks import (
     ArgumentError,
     check_coordinates,
@@ -14,6 +15,9 @@ from ._checks import (
     empty_like_input,
     shape,
 )
+
+# Of the schema: the dispatcher leaves out arguments that equal them.
+DEFAULTS = {"group_size": 1, "samples_per_part": 4, "gamma": 0.1, "round_rois": True}
 
 
 def deform_roi_pool(
@@ -64,7 +68,11 @@ def deform_roi_pool(
     may be, and under torch.autocast are, float32. Coordinates and sums are at least float32.
 
     RoIs get no gradient. Gradients by the offset are 0 where a sampling coordinate is an integer or
-    clamped to the map, as in the released operator. Double backward is not supported.
+    clamped to the map, as in the released operator.
+
+    Gradients have gradients, of any order, and torch.func's transforms apply. Second derivatives
+    and forward-mode ones are computed by standard tensor operations (_composite/), which keep
+    several copies of every sampled value; those of first order are not dearer for it.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/deformable_psroi_pooling.cu. A RoI
     covers round(x0)*scale - 0.5 to round(x1)*scale - 0.5 of the map, and at least 0.1 pixels.
@@ -130,9 +138,9 @@ def _(grad_output, input, rois, offset, **_):
     return empty_like_input(input, input.shape), grad_offset
 
 
-def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.arguments = keyword_only_inputs
+def _setup_context(ctx, input, rois, offset=None, **arguments) -> None:
+    ctx.save_for_backward(input, rois, offset)
+    ctx.arguments = {**DEFAULTS, **arguments}
 
 
 def _backward(ctx, grad_output: Tensor):
@@ -143,14 +151,41 @@ def _backward(ctx, grad_output: Tensor):
     return grad_input, None, None if offset is None else grad_offset
 
 
-def _double_backward(ctx, *gradients):
-    raise NotImplementedError("deform_roi_pool has no second derivatives (double backward)")
-
-
-torch.library.register_autograd(
-    "d2_deformable::deform_roi_pool", _backward, setup_context=_setup_context
+register_autograd(
+    "deform_roi_pool",
+    setup_context=_setup_context,
+    backward=_backward,
+    composite=_composite.deform_roi_pool,
 )
-torch.library.register_autograd("d2_deformable::deform_roi_pool_backward", _double_backward)
+
+
+# Gradients of the gradients: those of the composite's backward.
+
+
+def _setup_double_backward(ctx, grad_output, input, rois, offset, **arguments) -> None:
+    ctx.save_for_backward(grad_output, input, rois, offset)
+    ctx.arguments = arguments
+
+
+def _double_backward(ctx, *gradients):
+    grad_output, input, rois, offset = ctx.saved_tensors
+
+    def backward(grad_output, input, offset=None):
+        return _composite.deform_roi_pool_backward(
+            grad_output, input, rois, offset, **ctx.arguments
+        )
+
+    tensors = (grad_output, input) if offset is None else (grad_output, input, offset)
+    grad_grad_output, grad_input, *grad_offset = torch.func.vjp(backward, *tensors)[1](gradients)
+    return grad_grad_output, grad_input, None, *(grad_offset or [None])
+
+
+register_autograd(
+    "deform_roi_pool_backward",
+    setup_context=_setup_double_backward,
+    backward=_double_backward,
+    composite=_composite.deform_roi_pool_backward,
+)
 
 
 def _autocast(dtype, input, rois, offset=None, **arguments):

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _composite, _library  # noqa: F401  (_library registers the operators)
 from ._autocast import cast, register_autocast
+from ._autograd import register_autograd
 from ._checks import (
     ArgumentError,
     check_map,
@@ -51,7 +52,8 @@ def ps_roi_pool(
     All are float32, float64, float16 or bfloat16; beside a half-precision input, rois may be, and
     under torch.autocast are, float32. Coordinates and sums are at least float32.
 
-    RoIs get no gradient. Double backward is not supported.
+    RoIs get no gradient. Gradients have gradients, of any order, and torch.func's transforms apply;
+    forward-mode derivatives are computed by standard tensor operations (_composite/).
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/psroi_pooling.cu. A RoI covers
     round(x0)*scale to round(x1)*scale of the map, and at least 0.1 pixels.
@@ -91,12 +93,11 @@ def _(grad_output, rois, *, input_size, channels_last, **_):
     )
 
 
-def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
-    input, rois = inputs
+def _setup_context(ctx, input, rois, **arguments) -> None:
     ctx.save_for_backward(rois)
     ctx.input_size = input.shape  # the input itself is large, and not needed
     ctx.channels_last = is_channels_last(input)
-    ctx.arguments = keyword_only_inputs
+    ctx.arguments = {"round_rois": True, **arguments}  # left out where it is the default
 
 
 def _backward(ctx, grad_output: Tensor):
@@ -111,14 +112,35 @@ def _backward(ctx, grad_output: Tensor):
     return grad_input, None
 
 
-def _double_backward(ctx, *gradients):
-    raise NotImplementedError("ps_roi_pool has no second derivatives (double backward)")
-
-
-torch.library.register_autograd(
-    "d2_deformable::ps_roi_pool", _backward, setup_context=_setup_context
+register_autograd(
+    "ps_roi_pool",
+    setup_context=_setup_context,
+    backward=_backward,
+    composite=_composite.ps_roi_pool,
 )
-torch.library.register_autograd("d2_deformable::ps_roi_pool_backward", _double_backward)
+
+
+# The operator is linear: its gradient's gradient is the operator again.
+
+
+def _setup_double_backward(
+    ctx, grad_output, rois, *, input_size, channels_last, **arguments
+) -> None:
+    ctx.save_for_backward(rois)
+    ctx.arguments = arguments
+
+
+def _double_backward(ctx, gradient: Tensor):
+    (rois,) = ctx.saved_tensors
+    return torch.ops.d2_deformable.ps_roi_pool(gradient, rois, **ctx.arguments), None
+
+
+register_autograd(
+    "ps_roi_pool_backward",
+    setup_context=_setup_double_backward,
+    backward=_double_backward,
+    composite=_composite.ps_roi_pool_backward,
+)
 
 
 def _autocast(dtype, input, rois, **arguments):

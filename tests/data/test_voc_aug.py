@@ -1,5 +1,6 @@
 """tools/prepare_voc_aug.py on made-up files in the layouts that people download."""
 
+import os
 import runpy
 import sys
 import types
@@ -110,7 +111,7 @@ def test_pngs_that_are_in_place(voc, pngs):
 
 
 def test_an_interrupted_run_continues(voc, sbd, monkeypatch):
-    real, calls = voc_aug.os.replace, []
+    real, calls = os.replace, []
 
     def replace(source, target):
         calls.append(target)
@@ -118,7 +119,7 @@ def test_an_interrupted_run_continues(voc, sbd, monkeypatch):
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(voc_aug.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         prepare_voc_aug(voc, sbd, expected=4)
     masks = voc / "SegmentationClassAug"

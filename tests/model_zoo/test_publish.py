@@ -3,8 +3,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_net
+from d2_deformable import model_zoo
 from d2_deformable.model_zoo import catalog, publish
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,8 @@ def zoo(tmp_path, monkeypatch):
     """A zoo with one other checkpoint, in the place of ours."""
     folder = tmp_path / "zoo"
     folder.mkdir()
-    (folder / "index.json").write_text('{"other.pth": {"config": "model_zoo/other.yaml"}}')
+    other = {"config": "model_zoo/other.yaml", "sha256": "0" * 64}
+    (folder / "index.json").write_text(json.dumps({"other.pth": other}))
     for module in (catalog, publish):
         monkeypatch.setattr(module, "FOLDER", folder)
     return folder
@@ -58,6 +61,25 @@ def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
     assert catalog.checkpoint_file(NAME) == zoo / NAME
     assert f"d2_deformable://{NAME}" in capsys.readouterr().out
     assert [(file.name, file.stat().st_mtime_ns) for file in predictions] == before
+
+
+def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "_registered", {})
+    index = tmp_path / "lab/index.json"
+    for _ in range(2):  # the second replaces the first
+        tool.main([str(run), "--index", str(index), "--namespace", "acme"])
+    assert catalog.register_index(index) == [f"acme/{NAME}"]
+    model = model_zoo.get(f"acme/{CONFIG.name}", trained=True, device="cpu")
+    final = torch.load(run / "model_final.pth")["model"]["backbone.res5.1.conv2.weight"]
+    assert torch.equal(model.backbone.res5[1].conv2.weight, final.half().float())
+    assert model_zoo.get_config(f"acme/{CONFIG.name}").SOLVER.MAX_ITER == 2
+    assert [file.name for file in zoo.iterdir()] == ["index.json"], "not into the package's"
+    for arguments in (["--index", str(index)], ["--namespace", "acme"]):
+        with pytest.raises(SystemExit, match="an index of your own, and it alone, needs a namesp"):
+            tool.main([str(run), *arguments])
+    index.write_text('{"shapes": 1}')
+    with pytest.raises(SystemExit, match="'shapes' must be a name of the form namespace/name"):
+        tool.main([str(run), "--index", str(index), "--namespace", "acme"])
 
 
 def test_what_fails_changes_nothing(run, zoo, tool, monkeypatch):

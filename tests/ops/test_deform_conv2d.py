@@ -377,11 +377,3 @@ def test_backward_operator_checks_the_gradient():
     grad, *rest = backward_arguments(Case(), Case().inputs())
     with pytest.raises(RuntimeError, match=r"grad_output must have shape \[3, 6, 5, 9\]"):
         BACKWARD(grad[:, :5], *rest)
-
-
-def test_double_backward_is_refused(device):
-    inputs = Case().inputs(device=device)
-    output = deform_conv2d(**inputs, **Case().geometry())
-    (gradient,) = torch.autograd.grad(output.sum(), inputs["input"], create_graph=True)
-    with pytest.raises(NotImplementedError, match="deform_conv2d has no second derivatives"):
-        gradient.square().sum().backward()

@@ -403,11 +403,3 @@ def test_operator_protects_memory(change, message):
     call = wrong(input=lambda t: t.float(), rois=lambda t: t.float(), offset=lambda t: t.float())
     with pytest.raises(RuntimeError, match=message):
         FORWARD(**{**call, "output_size": [3, 3], **change})
-
-
-def test_double_backward_is_refused(device):
-    image, rois, offset = make_inputs(device=device)
-    output = deform_roi_pool(image, rois, offset, output_size=3, spatial_scale=0.26)
-    (gradient,) = torch.autograd.grad(output.sum(), offset, create_graph=True)
-    with pytest.raises(NotImplementedError, match="deform_roi_pool has no second derivatives"):
-        gradient.square().sum().backward()

@@ -249,11 +249,3 @@ def test_operator_protects_memory(change, message):
     """The registered operator checks sizes for those who call it without the public function."""
     with pytest.raises(RuntimeError, match=message):
         FORWARD(**{**wrong(output_size=[3, 2]), **change})
-
-
-def test_double_backward_is_refused(device):
-    image, rois = make_inputs(device=device)
-    output = ps_roi_pool(image, rois, output_size=(3, 2), spatial_scale=0.26)
-    (gradient,) = torch.autograd.grad(output.square().sum(), image, create_graph=True)
-    with pytest.raises(NotImplementedError, match="ps_roi_pool has no second derivatives"):
-        gradient.square().sum().backward()

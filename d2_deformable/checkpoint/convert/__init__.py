@@ -1,12 +1,13 @@
 """Checkpoints of other projects and layouts as weights of this package's models."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..files import check_target, read_weights, write_weights
-from . import detectron2, mxnet, timm, torchvision
+from ..files import check_target, read_content, weights_in, write_weights
+from . import detectron2, mmdet, mxnet, timm, torchvision
 from .conversion import Conversion, ConversionError
 from .settings import value_of, write_yaml
 
@@ -16,6 +17,7 @@ CONVERTERS = {
     "detectron2": detectron2.convert,
     "torchvision": torchvision.convert,
     "timm": timm.convert,
+    "mmdet": mmdet.convert,
     "mxnet": mxnet.convert,
 }
 
@@ -49,7 +51,11 @@ def convert_checkpoint(
     if kind not in CONVERTERS:
         raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
     check_target(target)
-    conversion = Conversion(read_weights(source, trust_pickle=trust_pickle), _shapes(cfg), keep)
+    content = read_content(source, trust_pickle=trust_pickle)
+    weights = weights_in(source, content)
+    metadata = content.get("meta")
+    metadata = metadata if isinstance(metadata, Mapping) else None
+    conversion = Conversion(weights, _shapes(cfg), keep, metadata)
     conversion.file = Path(source)
     try:
         CONVERTERS[kind](conversion, cfg)

@@ -26,6 +26,7 @@ class Conversion:
             and types matter.
         keep: beginnings of names of the model that are to keep their initial values, whatever the
             file has for them, e.g. "roi_heads.box_predictor" for other classes.
+        metadata: what the file says of itself beside its tensors, e.g. the "meta" of mmdetection's.
 
     Attributes:
         weights: tensors of the model, converted so far.
@@ -35,11 +36,16 @@ class Conversion:
     """
 
     def __init__(
-        self, source: Mapping[str, Tensor], model: Mapping[str, Tensor], keep: Iterable[str] = ()
+        self,
+        source: Mapping[str, Tensor],
+        model: Mapping[str, Tensor],
+        keep: Iterable[str] = (),
+        metadata: Mapping[str, object] | None = None,
     ):
         self.source = source
         self.model = model
         self.keep = tuple(keep)
+        self.metadata = metadata or {}
         self.file: Path | None = None
         self.written: list[Path] = []
         self.weights: dict[str, Tensor] = {}

@@ -1,10 +1,80 @@
-"""ImageNet ResNets of timm as backbones."""
+"""ImageNet ResNets of timm as backbones.
+
+timm's resnet18 to 152, resnext* and wide_resnet* have torchvision's layers and names. Its many
+variants with another stem or other blocks have not, and are refused.
+"""
+
+import json
+import re
+from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from .conversion import Conversion
-from .imagenet_resnet import convert_resnet
+from .conversion import Conversion, ConversionError
+from .imagenet_resnet import IMAGENET_MEAN, IMAGENET_STD, convert_resnet
+
+PLAIN = re.compile(r"([a-z]+_)?(resnet|resnext|wide_resnet)\d+(_\d+x\d+d|_2)?")
+# What tells a variant, by its tensors, and what it is.
+VARIANTS = {
+    r"^conv1\.\d": "a stem of several convolutions (timm's c, d, s and t variants)",
+    r"\.(se|eca|attn)\.": "attention in its blocks (seresnet, ecaresnet, resnetrs, ...)",
+    r"^(stem|stages|blocks)\.": "another architecture",
+}
+# Those pool where the plain network strides, and have the same tensors.
+POOLING = re.compile(r"resnet(blur|aa)|resnext(blur|aa)|_(blur|aa)")
 
 
 def convert(conversion: Conversion, cfg: CfgNode) -> None:
-    convert_resnet(conversion, cfg)
+    """Plain ResNets, ResNeXts and wide ResNets of timm, see `convert_resnet`.
+
+    Mean and std of the images come from config.json beside the file, as the Hugging Face hub has
+    it; without one they are ImageNet's, which timm's plain ResNets are trained with.
+
+    Raises:
+        ConversionError: a variant that has other layers, by its tensors, by config.json, or, for
+            resnetblur and resnetaa, whose tensors are the same, by the name of the file.
+    """
+    settings = _read_config(conversion.file)
+    architecture = settings.get("architecture")
+    if architecture and not PLAIN.fullmatch(str(architecture).partition(".")[0]):
+        raise ConversionError(_refusal(f"is a {architecture}, by its config.json"))
+    if conversion.file and POOLING.search(conversion.file.name):
+        raise ConversionError(_refusal("has anti-aliased strides, by its name"))
+    for name, value in conversion.source.items():
+        for pattern, what in VARIANTS.items():
+            if re.search(pattern, name):
+                raise ConversionError(_refusal(f"has {what}: {name}"))
+        if re.search(r"downsample\.[1-9]\.weight$", name) and value.ndim == 4:
+            raise ConversionError(_refusal(f"averages in its shortcuts (d variants): {name}"))
+    if "bn1.weight" in conversion.source and "bn1.running_mean" not in conversion.source:
+        raise ConversionError(_refusal("has group normalisation, or other without statistics"))
+    images = settings.get("pretrained_cfg", settings)
+    convert_resnet(
+        conversion,
+        cfg,
+        mean=_three(images.get("mean", IMAGENET_MEAN)),
+        std=_three(images.get("std", IMAGENET_STD)),
+    )
+
+
+def _refusal(what: str) -> str:
+    return f"it {what}; of timm only plain resnet, resnext and wide_resnet fit Detectron2's ResNet"
+
+
+def _read_config(file: Path | None) -> dict:
+    config = file.with_name("config.json") if file else None
+    if config is None or not config.is_file():
+        return {}
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{config}, beside it, is no JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("pretrained_cfg", {}), dict):
+        raise ConversionError(f"{config}, beside it, is not timm's: no architecture")
+    return content
+
+
+def _three(values) -> list[float]:
+    if not (isinstance(values, (list, tuple)) and len(values) == 3):
+        raise ConversionError(f"config.json has {values} for mean or std; expected three numbers")
+    return [float(value) for value in values]

@@ -129,7 +129,8 @@ class ClassAwareRPN(RetinaNet):
         Raises:
             ValueError: no image is given.
         """
-        image_sizes, *predictions = self._predict(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        image_sizes, predictions = images.image_sizes, self.predict_anchors(images)
         if not self.training:
             return [
                 {"instances": detector_postprocess(found, *_output_size(x, image_size))}
@@ -172,7 +173,8 @@ class ClassAwareRPN(RetinaNet):
                 "ClassAwareRPN classifies its own anchors and has no second pass that could score "
                 "given boxes: use box voting alone, TEST.BOX_AVERAGE.ITERATIONS 1"
             )
-        image_sizes, *predictions = self._predict(inputs)
+        images = self.preprocess_image(inputs)
+        image_sizes, predictions = images.image_sizes, self.predict_anchors(images)
         results = []
         for x, (height, width), (decoded, scores) in zip(
             inputs, image_sizes, self._decode(*predictions, image_sizes), strict=True
@@ -182,15 +184,21 @@ class ClassAwareRPN(RetinaNet):
             results.append((decoded.tensor[:, None], scores))
         return results
 
-    def _predict(self, batched_inputs):
-        """Image sizes, and per level anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4)."""
+    def preprocess_image(self, batched_inputs):
+        """As Detectron2's.
+
+        Raises:
+            ValueError: no image.
+        """
         check_images(self, batched_inputs)
-        images = self.preprocess_image(batched_inputs)
+        return super().preprocess_image(batched_inputs)
+
+    def predict_anchors(self, images):
+        """Per level anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4) of an ImageList."""
         features = self.backbone(images.tensor)
         features = [features[f] for f in self.head_in_features]
         logits, deltas = self.head(features)
         return (
-            images.image_sizes,
             self.anchor_generator(features),
             [permute_to_N_HWA_K(x, self.num_classes + 1) for x in logits],
             [permute_to_N_HWA_K(x, 4) for x in deltas],
@@ -237,7 +245,7 @@ class ClassAwareRPN(RetinaNet):
         divided by how many were to be sampled (released rpn_cls_prob and rpn_loc_loss).
 
         Args:
-            anchors, pred_logits, pred_anchor_deltas: of every level, see `_predict`.
+            anchors, pred_logits, pred_anchor_deltas: of every level, see `predict_anchors`.
             gt_labels, gt_boxes: see `label_anchors`.
         """
         num_images = len(gt_labels)
@@ -271,7 +279,7 @@ class ClassAwareRPN(RetinaNet):
         """Detections of N images in input pixels: Instances with pred_boxes, scores, pred_classes.
 
         Args:
-            anchors, pred_logits, pred_anchor_deltas: of every level, see `_predict`.
+            anchors, pred_logits, pred_anchor_deltas: of every level, see `predict_anchors`.
             image_sizes: N (height, width).
         """
         decoded = self._decode(anchors, pred_logits, pred_anchor_deltas, image_sizes)
@@ -294,7 +302,7 @@ class ClassAwareRPN(RetinaNet):
             ):
                 probs = logits[i].float().softmax(dim=1)
                 best = probs[:, :-1].amax(dim=1)
-                top = best.topk(min(self.test_topk_candidates, len(best))).indices
+                top = top_indices(best, self.test_topk_candidates)
                 boxes.append(
                     self.box2box_transform.apply_deltas(deltas[i][top], level_anchors.tensor[top])
                 )
@@ -303,6 +311,11 @@ class ClassAwareRPN(RetinaNet):
             boxes.clip(image_size)
             inside = boxes.nonempty()  # the others lie in the padding of a smaller image
             yield boxes[inside], torch.cat(scores)[inside]
+
+
+def top_indices(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Of the k highest scores of (R,), or of all, best first."""
+    return scores.topk(min(k, len(scores))).indices
 
 
 def _output_size(x: dict, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,21 +1,25 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: POOLER_TYPE "DeformROIPool" exchanges the box pooler, as
-does "LegacyROIPool", the max pooling of the released plain network.
+Everything but the pooling is Detectron2's: four values of POOLER_TYPE exchange the box pooler.
 """
+
+from functools import partial
 
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
+from torch import nn
 
-from ...layers import DeformRoIPool
+from ...layers import DeformRoIAlign, DeformRoIPool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler
 
-POOLER_TYPES = ("DeformROIPool", "LegacyROIPool")
+POOLER_TYPES = ("DeformROIPool", "LegacyROIPool", "DeformROIAlign", "ModulatedDeformROIAlign")
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand POOLER_TYPE "DeformROIPool" and "LegacyROIPool".
+    """Lets a Detectron2 ROIHeads class understand the POOLER_TYPE "DeformROIPool", the paper's,
+    "LegacyROIPool", the max pooling of the released plain network, and "DeformROIAlign" and
+    "ModulatedDeformROIAlign", mmdetection's.
 
     It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
     project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
@@ -38,23 +42,36 @@ class DeformPoolerMixin:
             ret["box_pooler"] = LegacyROIPooler(c.POOLER_RESOLUTION, scales)
             return ret
         ret["box_pooler"] = DeformROIPooler(
-            DeformRoIPool(
-                shapes[0].channels,
-                c.POOLER_RESOLUTION,
-                gamma=c.DEFORM_GAMMA,
-                samples_per_part=c.DEFORM_SAMPLES_PER_PART,
-                round_rois=c.ROUND_ROIS,
-            ),
-            scales=scales,
+            _roi_pool(c, channels=[shape.channels for shape in shapes]), scales=scales
         )
         return ret
 
 
+def _roi_pool(c, channels):
+    """The layer of MODEL.ROI_BOX_HEAD: one, or in mmdetection's way one for each level."""
+    if c.POOLER_TYPE == "DeformROIPool":
+        return DeformRoIPool(
+            channels[0],
+            c.POOLER_RESOLUTION,
+            gamma=c.DEFORM_GAMMA,
+            samples_per_part=c.DEFORM_SAMPLES_PER_PART,
+            round_rois=c.ROUND_ROIS,
+        )
+    layer = partial(
+        DeformRoIAlign,
+        output_size=c.POOLER_RESOLUTION,
+        modulated=c.POOLER_TYPE == "ModulatedDeformROIAlign",
+        gamma=c.DEFORM_GAMMA,
+        sampling_ratio=c.POOLER_SAMPLING_RATIO,
+    )
+    return nn.ModuleList(map(layer, channels))
+
+
 @ROI_HEADS_REGISTRY.register()
 class DeformROIHeads(DeformPoolerMixin, StandardROIHeads):
-    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with POOLER_TYPE "DeformROIPool"."""
+    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class DeformCascadeROIHeads(DeformPoolerMixin, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with POOLER_TYPE "DeformROIPool", shared by its stages."""
+    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages."""

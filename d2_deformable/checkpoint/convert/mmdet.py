@@ -1,0 +1,267 @@
+"""Faster and Mask R-CNN with FPN of mmdetection 2.x and 3.x, plain and deformable.
+
+What differs from Detectron2's networks, beside the names:
+
+- The mask of a modulated convolution is a plain sigmoid there and twice that here, so its weight is
+  halved, which is exact.
+- Deformable RoI pooling has its own sampling and one set of offset layers per level: it becomes
+  POOLER_TYPE "DeformROIAlign" (dpool) or "ModulatedDeformROIAlign" (mdpool). It shifts in x first.
+- Images are RGB, and a block strides in its 3x3 convolution (style "pytorch"), or BGR and in its
+  first 1x1 (style "caffe"). The weights do not tell; the config in the file's metadata does.
+
+Source: mmdetection 3.3.0 (configs/_base_/models, models/), mmcv 2.2.0 (ops/).
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from .conversion import Conversion, ConversionError
+from .mmdet_config import lookup, read_config
+
+
+def _counted_from(first: int, name: str):
+    """Replaces a number that counts from 0 by `name` with one that counts from `first`."""
+    return lambda match: f"{name}{int(match[1]) + first}"
+
+
+# What becomes of a name, one after the other.
+NAMES = [
+    (r"^backbone\.(conv1|bn1)\.", r"backbone.bottom_up.stem.\1."),
+    (r"^backbone\.layer(\d)", _counted_from(1, "backbone.bottom_up.res")),  # there from 1
+    (r"\.conv2_offset\.", ".conv2.conv_offset."),  # as mmcv's first versions named it
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^neck\.lateral_convs\.(\d)\.conv", _counted_from(2, "backbone.fpn_lateral")),
+    (r"^neck\.fpn_convs\.(\d)\.conv", _counted_from(2, "backbone.fpn_output")),
+    (r"^rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^roi_head\.bbox_roi_extractor\.roi_layers\.", "roi_heads.box_pooler.roi_pool."),
+    (r"^roi_head\.bbox_head\.shared_fcs\.(\d)", _counted_from(1, "roi_heads.box_head.fc")),
+    (r"^roi_head\.bbox_head\.fc_cls\.", "roi_heads.box_predictor.cls_score."),
+    (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^roi_head\.mask_head\.convs\.(\d)\.conv", _counted_from(1, "roi_heads.mask_head.mask_fcn")),
+    (r"^roi_head\.mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
+    (r"^roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_head.predictor."),
+]
+# In every such network.
+NEEDED = (
+    "backbone.conv1.weight",
+    "neck.lateral_convs.0.conv.weight",
+    "rpn_head.rpn_cls.weight",
+    "roi_head.bbox_head.fc_cls.weight",
+)
+LAST_OFFSET_LAYER = re.compile(r"roi_heads\.box_pooler\.roi_pool\.\d\.offset_fc\.4\.")
+EXAMPLE = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
+
+
+def convert(conversion: Conversion, cfg) -> None:
+    """Weights of mmdetection's Faster or Mask R-CNN with FPN for the model of `cfg`.
+
+    Raises:
+        ConversionError: the file is of another network, of mmdetection 1.x, or of another network
+            than that of `cfg`; it says which keys to change.
+    """
+    settings = read_config(conversion.metadata)
+    _check_network(conversion, settings)
+    names = {name: _renamed(name) for name in conversion.source}
+    _check_convolutions(conversion, names, cfg)
+    pooler = _check_pooling(conversion, cfg)
+    for name, target in names.items():
+        if target not in conversion.model:
+            continue  # left over, unless it is said of it below that it may be
+        if cfg.MODEL.RESNETS.DEFORM_MODULATED and _is_steered(target, conversion.model):
+            conversion.put(target, name, using=_halved, note="halved: the mask is 2 * sigmoid")
+        elif LAST_OFFSET_LAYER.match(target):
+            conversion.put(target, name, using=_y_first, note="rows of dy before those of dx")
+        else:
+            conversion.put(target, name)
+    counts = (name for name in names if name.endswith("num_batches_tracked"))
+    conversion.unused(counts, "only counts training steps")
+    averages = (name for name in names if name.startswith("ema_"))
+    conversion.unused(averages, "the other half of a moving average of weights")
+    _put_input(conversion, settings)
+    _put_detection(conversion, settings, pooler)
+
+
+def _renamed(name: str) -> str:
+    for theirs, ours in NAMES:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def _is_steered(name: str, model) -> bool:
+    """Whether `name` is the weight of a deformable convolution."""
+    return name.removesuffix("weight") + "conv_offset.weight" in model
+
+
+def _halved(weight: Tensor) -> Tensor:
+    return weight / 2
+
+
+def _y_first(parameter: Tensor) -> Tensor:
+    """Rows of dx, then of dy -> rows of dy, then of dx."""
+    return torch.cat(parameter.chunk(2)[::-1])
+
+
+# ---- Is it such a network, and that of the config ------------------------------------------------
+
+
+def _check_network(conversion: Conversion, settings) -> None:
+    source = conversion.source
+    version = str(conversion.metadata.get("mmdet_version", ""))
+    if "bbox_head.fc_cls.weight" in source or version.startswith(("0.", "1.")):
+        raise ConversionError(
+            "the file is of mmdetection before 2.0, where the background is the first class and "
+            "boxes include their last pixel; bring it to 2.0 with mmdetection's own "
+            "tools/model_converters/upgrade_model_version.py"
+        )
+    if "roi_head.bbox_head.0.fc_cls.weight" in source:
+        raise ConversionError(
+            "the file is a Cascade R-CNN, which in mmdetection averages the logits of its stages, "
+            "while Detectron2 averages their probabilities: it would detect something else here"
+        )
+    for name in NEEDED:
+        if name not in source:
+            raise ConversionError(
+                f"the file has no {name!r}: it is no Faster or Mask R-CNN with FPN of mmdetection "
+                "2.x or 3.x"
+            )
+    if "backbone.fpn_lateral2.weight" not in conversion.model:
+        raise ConversionError(
+            f"the file's network has an FPN and the config's has none; take one like {EXAMPLE}.yaml"
+        )
+    anchors = len(lookup(settings, "rpn_head.anchor_generator.ratios", RATIOS))
+    if len(lookup(settings, "rpn_head.anchor_generator.scales", SCALES)) != 1:
+        raise ConversionError(
+            "the file's RPN has anchors of several scales per level, ordered otherwise than "
+            "Detectron2's; one per level is supported"
+        )
+    outputs = source["rpn_head.rpn_cls.weight"].shape[0]
+    if outputs != anchors:
+        raise ConversionError(
+            f"the file's RPN gives {outputs} scores per position; expected one for each of the "
+            f"{anchors} anchors (sigmoid, one scale per level)"
+        )
+
+
+def _check_convolutions(conversion: Conversion, names, cfg) -> None:
+    """The same convolutions must be deformable, in the same way."""
+
+    def offset_layers(tensors):
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in tensors.items()
+            if name.endswith("conv2.conv_offset.weight")
+        }
+
+    theirs = offset_layers({names[name]: tensor for name, tensor in conversion.source.items()})
+    if theirs == offset_layers(conversion.model):
+        return
+    stages = [any(f".res{i}." in name for name in theirs) for i in range(2, 6)]
+    keys = [f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {stages}"]
+    if theirs:
+        channels, inputs = next(iter(theirs.values()))[:2]
+        # 18 channels per group, or 27 with masks; of groups that divide the input channels.
+        modulated = channels % 18 != 0 or inputs % (channels // 18) != 0
+        groups = channels // (27 if modulated else 18)
+        keys += [f"DEFORM_MODULATED {modulated}", f"DEFORM_NUM_GROUPS {groups}"]
+    raise ConversionError(
+        f"the file has {len(theirs) or 'no'} deformable convolutions, the config others: set "
+        f"{', '.join(keys)} (or take the config's depth from the file), or take a config that "
+        f"does, e.g. {EXAMPLE}{'_mdconv_c3-c5' if theirs and modulated else ''}"
+        f"{'_dconv_c3-c5' if theirs and not modulated else ''}.yaml"
+    )
+
+
+def _check_pooling(conversion: Conversion, cfg) -> str:
+    """POOLER_TYPE of the boxes in the file."""
+    prefix = "roi_head.bbox_roi_extractor.roi_layers.0."
+    pooler, part = "ROIAlignV2", ""
+    if f"{prefix}offset_fc.0.weight" in conversion.source:
+        pooler, part = "DeformROIAlign", "_dpool_mmdet"
+    if f"{prefix}mask_fc.0.weight" in conversion.source:
+        pooler, part = "ModulatedDeformROIAlign", "_mdpool_mmdet"
+    given = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE
+    if given == pooler or not part and not given.endswith(("DeformROIAlign", "DeformROIPool")):
+        return pooler
+    heads = "DeformROIHeads" if part else "StandardROIHeads"
+    raise ConversionError(
+        f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {given}, but the file's network pools as {pooler}"
+        + (", mmcv's sampling with offset layers of each level" if part else "")
+        + f": set it, and MODEL.ROI_HEADS.NAME {heads}, or take a config like "
+        f"{EXAMPLE}{part}.yaml"
+    )
+
+
+# ---- What the model computes beside its weights --------------------------------------------------
+
+RATIOS = [0.5, 1.0, 2.0]
+SCALES = [8]
+STRIDES = [4, 8, 16, 32, 64]
+PIXELS = {
+    "pytorch": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    "caffe": ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
+}
+
+
+def _put_input(conversion: Conversion, settings) -> None:
+    style = lookup(settings, "backbone.style", "pytorch")
+    mean, std = PIXELS.get(style, PIXELS["pytorch"])
+    mean, std = lookup(settings, "pixels.mean", mean), lookup(settings, "pixels.std", std)
+    rgb = lookup(settings, "pixels.rgb", style == "pytorch")
+    if "data_preprocessor.mean" in conversion.source:
+        mean, std = (
+            conversion.source[f"data_preprocessor.{name}"].flatten().tolist()
+            for name in ("mean", "std")
+        )
+        names = ("data_preprocessor.mean", "data_preprocessor.std")
+        conversion.unused(names, "written as MODEL.PIXEL_MEAN and PIXEL_STD")
+    conversion.setting("INPUT.FORMAT", "RGB" if rgb else "BGR")
+    conversion.setting("MODEL.PIXEL_MEAN", [float(value) for value in mean])
+    conversion.setting("MODEL.PIXEL_STD", [float(value) for value in std])
+    conversion.setting("MODEL.RESNETS.STRIDE_IN_1X1", style == "caffe")
+
+
+def _put_detection(conversion: Conversion, settings, pooler: str) -> None:
+    def weights(of, stds):
+        stds = lookup(settings, f"{of}.bbox_coder.target_stds", stds)
+        return tuple(1 / std for std in stds)
+
+    def test(key, value):
+        return lookup(settings, f"test_cfg.{key}", value)
+
+    scale = lookup(settings, "rpn_head.anchor_generator.scales", SCALES)[0]
+    strides = lookup(settings, "rpn_head.anchor_generator.strides", STRIDES)
+    ratios = lookup(settings, "rpn_head.anchor_generator.ratios", RATIOS)
+    values = {
+        "RESNETS.DEFORM_BORDER": "zero",
+        "RESNETS.DEFORM_OFFSET_DILATION": 0,
+        "RESNETS.DEFORM_OFFSET_CLAMP": 0.0,
+        "ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
+        "ANCHOR_GENERATOR.OFFSET": 0.0,
+        "ANCHOR_GENERATOR.SIZES": [[stride * scale] for stride in strides],
+        "ANCHOR_GENERATOR.ASPECT_RATIOS": [ratios],
+        "RPN.BBOX_REG_WEIGHTS": weights("rpn_head", [1.0, 1.0, 1.0, 1.0]),
+        "RPN.PRE_NMS_TOPK_TEST": test("rpn.nms_pre", 1000),
+        "RPN.POST_NMS_TOPK_TEST": test("rpn.max_per_img", 1000),
+        "RPN.NMS_THRESH": test("rpn.nms.iou_threshold", 0.7),
+        "PROPOSAL_GENERATOR.MIN_SIZE": test("rpn.min_bbox_size", 0),
+        "ROI_HEADS.SCORE_THRESH_TEST": test("rcnn.score_thr", 0.05),
+        "ROI_HEADS.NMS_THRESH_TEST": test("rcnn.nms.iou_threshold", 0.5),
+        "ROI_BOX_HEAD.POOLER_TYPE": pooler,
+        "ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
+        "ROI_BOX_HEAD.BBOX_REG_WEIGHTS": weights("roi_head.bbox_head", [0.1, 0.1, 0.2, 0.2]),
+    }
+    if pooler != "ROIAlignV2":
+        values["ROI_BOX_HEAD.DEFORM_GAMMA"] = 0.1
+    if "roi_head.mask_head.conv_logits.weight" in conversion.source:
+        values["ROI_MASK_HEAD.POOLER_TYPE"] = "ROIAlignV2"
+        values["ROI_MASK_HEAD.POOLER_SAMPLING_RATIO"] = 0
+        values["ROI_MASK_HEAD.POOLER_RESOLUTION"] = 14
+    for key, value in values.items():
+        conversion.setting(f"MODEL.{key}", value)
+    conversion.setting("TEST.DETECTIONS_PER_IMAGE", test("rcnn.max_per_img", 100))

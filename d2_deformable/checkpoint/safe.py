@@ -1,0 +1,56 @@
+"""Loading checkpoints as Detectron2 does, from any file of weights, without running it."""
+
+from collections.abc import Mapping
+from urllib.parse import parse_qs
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .files import FileFormatError, file_format, named_tensors, read_content
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that reads .pkl without running them, and .safetensors.
+
+    What a file is shows in its content, not its suffix. Layouts, name matching and resuming are
+    Detectron2's.
+    """
+
+    def _load_file(self, filename):
+        """{"model": weights by their names, and whatever else the file holds}.
+
+        Raises:
+            FileFormatError: it cannot be read safely, or holds no weights by their names.
+        """
+        content, kind = read_content(filename), file_format(filename)
+        if kind == "mxnet":
+            raise FileFormatError(
+                f"{filename} is MXNet's: convert it first, tools/convert_checkpoint.py --from mxnet"
+            )
+        named = isinstance(content, Mapping)
+        if named and "model_state" in content:  # pycls
+            weights = named_tensors(filename, content["model_state"]).items()
+            weights = {k: v for k, v in weights if not k.endswith("num_batches_tracked")}
+            content = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        elif named and kind == "pickle" and not {"model", "__author__"} <= content.keys():
+            # Caffe2: detectors have "blobs", networks of ImageNet have them at the top.
+            weights = named_tensors(filename, content.get("blobs", content)).items()
+            weights = {k: v for k, v in weights if not k.endswith("_momentum")}
+            content = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        else:
+            content = dict(content) if named and "model" in content else {"model": content}
+            content["model"] = named_tensors(filename, content["model"])
+        queries = parse_qs(getattr(getattr(self, "_parsed_url_during_load", None), "query", ""))
+        if queries.pop("matching_heuristics", ["False"]) == ["True"]:  # Detectron2 main
+            content["matching_heuristics"] = True
+        if queries:
+            raise ValueError(
+                f"{filename}: after its ? Detectron2 knows matching_heuristics=True, not {queries}"
+            )
+        self._file = filename
+        return content
+
+    def _load_model(self, checkpoint):
+        try:
+            return super()._load_model(checkpoint)
+        except (AssertionError, IndexError, RuntimeError) as error:  # of matching names
+            raise FileFormatError(f"{self._file} is of no known layout of names") from error

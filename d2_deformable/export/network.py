@@ -1,0 +1,144 @@
+"""A network of Detectron2 as a function of one image to a few tensors, ready to be traced."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import GeneralizedRCNN, SemanticSegmentor
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..modeling import ClassAwareRPN
+from .traceable import traceable
+
+
+class InferenceNetwork(nn.Module):
+    """The inference of a network on one image, without resizing before and after it.
+
+    Args:
+        model: in evaluation mode, its own.
+        predict: of the model and a tensor as that of `forward`, what `forward` returns.
+    """
+
+    def __init__(self, model: nn.Module, predict):
+        super().__init__()
+        self.model = model
+        self.predict = predict
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            image: float32 (3, H, W), 0 to 255, channels in INPUT.FORMAT's order, resized already.
+
+        Returns:
+            what `output_names` names: of detectors D boxes (D, 4) as (x0, y0, x1, y1) in pixels of
+            `image`, scores (D,), classes (D,) int64 and, with a mask head, the probabilities of
+            masks (D, 28, 28) over their boxes, best score first; of segmentors class scores
+            (K, H, W).
+        """
+        with traceable():
+            return self.predict(self.model, image)
+
+
+def inference_network(model: nn.Module) -> InferenceNetwork:
+    """A copy of `model` in evaluation mode, on its device, as a function of one image.
+
+    Args:
+        model: a `GeneralizedRCNN` (Faster, Mask and Cascade R-CNN, R-FCN) with an RPN of its own, a
+            `ClassAwareRPN` or a `SemanticSegmentor`. It is left as it is.
+
+    Raises:
+        ValueError: another network.
+    """
+    predict = _predict_of(model)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    return InferenceNetwork(model, predict).eval()
+
+
+def output_names(model: nn.Module) -> tuple[str, ...]:
+    """What `inference_network(model)` returns: ("boxes", "scores", "classes"), with a mask head
+    "masks" too; or ("class_scores",).
+
+    Raises:
+        ValueError: as `inference_network`.
+    """
+    if _predict_of(model) is _segment:
+        return ("class_scores",)
+    masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+    return ("boxes", "scores", "classes") + ("masks",) * masks
+
+
+def check_image(image: Tensor) -> None:
+    """Refuse what is no image as `InferenceNetwork.forward` takes it.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if image.dim() != 3 or image.dtype != torch.float32 or 0 in image.shape:
+        raise ValueError(
+            f"image is {image.dtype} of shape {tuple(image.shape)}; expected one image, float32 "
+            "(3, H, W)"
+        )
+
+
+def _predict_of(model):
+    if isinstance(model, SemanticSegmentor):
+        return _segment
+    if isinstance(model, ClassAwareRPN):
+        return _detect_in_one_stage
+    if not isinstance(model, GeneralizedRCNN):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: give a GeneralizedRCNN, ClassAwareRPN or "
+            "SemanticSegmentor, or a subclass of one"
+        )
+    if model.proposal_generator is None:
+        raise ValueError(
+            "this network takes its proposals from a file (MODEL.PROPOSAL_GENERATOR.NAME "
+            "PrecomputedProposals), and an exported one is given an image only: train it with an "
+            "RPN of its own"
+        )
+    if getattr(model.roi_heads, "keypoint_on", False):
+        raise ValueError(
+            "keypoints (MODEL.KEYPOINT_ON) cannot be exported, only boxes and masks can"
+        )
+    return _detect_in_two_stages
+
+
+def _detect_in_two_stages(model, image):
+    images = _normalized(model, image)
+    features = model.backbone(images.tensor)
+    proposals, _ = model.proposal_generator(images, features, None)
+    (found,), _ = model.roi_heads(images, features, proposals, None)
+    return _flat(found)
+
+
+def _detect_in_one_stage(model, image):
+    images = _normalized(model, image)
+    (found,) = model.inference(*model.predict_anchors(images), images.image_sizes)
+    return _flat(found)
+
+
+def _segment(model, image):
+    height, width = image.shape[1:]
+    features = model.backbone(_normalized(model, image).tensor)
+    scores, _ = model.sem_seg_head(features, None)
+    # A slice would have torch.export compare the sizes.
+    rows, columns = (torch.arange(n, device=scores.device) for n in (height, width))
+    return (scores[0].index_select(1, rows).index_select(2, columns),)
+
+
+def _normalized(model, image) -> ImageList:
+    """As every network's preprocess_image, whose padding a trace cannot follow."""
+    height, width = image.shape[1:]
+    image = (image.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
+    step = model.backbone.size_divisibility
+    if step > 1:  # as multiples of it, torch.export sees the sizes of all levels of a pyramid
+        padded = [(n + step - 1) // step * step for n in (height, width)]
+        image = F.pad(image, [0, padded[1] - width, 0, padded[0] - height])
+    return ImageList(image[None], [(height, width)])
+
+
+def _flat(found) -> tuple[Tensor, ...]:
+    found = found[found.pred_boxes.nonempty()]  # as detector_postprocess
+    masks = [found.pred_masks[:, 0]] if found.has("pred_masks") else []
+    return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks

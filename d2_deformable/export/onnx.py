@@ -1,0 +1,128 @@
+"""Networks as ONNX files, which ONNX Runtime runs without a plug-in."""
+
+import io
+import json
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..checkpoint.files import replacing
+from .network import check_image, inference_network, output_names
+from .onnx_operators import standard_operators
+
+OPSET = 19  # the first with DeformConv
+STANDARD_DOMAINS = {"", "ai.onnx"}
+MAX_BYTES = 2**31 - 1  # of one protobuf message
+
+
+def export_onnx(
+    model: nn.Module, image: Tensor, path, *, input_format=None, class_names=()
+) -> None:
+    """Write the inference of a network, NMS and all, as one ONNX file of standard operators.
+
+    The file takes and gives what `InferenceNetwork.forward` does. Dynamic are height and width of
+    the image and the number of detections, which may be 0; fixed is that it is one image, float32.
+    ONNX's DeformConv needs an ONNX Runtime that has it (1.32 does; one that has not says "Could not
+    find an implementation for DeformConv(19)" when the file is loaded):
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        boxes, scores, classes = session.run(None, {"image": image})
+
+    The file's metadata_props say what the image is: "input_format" ("BGR" or "RGB"),
+    "input_layout" and "pixel_range"; "class_names", a JSON list, where they are known; and, of this
+    package, "d2_deformable" the version and "meta_architecture" the class of the network.
+
+    The exporter is the one that traces TorchScript: torch.export, which the other one rests on,
+    needs images above a least size, and NMS that rounds otherwise than eager code (see
+    `export_program`).
+
+    Args:
+        model: as `inference_network` takes; it is left as it is.
+        image: float32 (3, H, W) to trace it with; any will do.
+        input_format: cfg.INPUT.FORMAT; None takes the model's own `input_format`.
+        class_names: name of class 0, 1, ...; may be empty.
+
+    Raises:
+        ValueError: a network or an image that does not fit, or one whose file would hold more than
+            ONNX's 2 GiB or operators that are not ONNX's own; which ones is said.
+        FileNotFoundError: there is no folder for `path`.
+        ImportError: onnx is not installed.
+    """
+    onnx = _import_onnx()
+    check_image(image)
+    network = inference_network(model).cpu()
+    with replacing(path) as part:
+        file = onnx.load_from_string(_traced(network, image.cpu(), output_names(model)))
+        _check(onnx, file, type(model).__name__)
+        metadata = {
+            "input_format": input_format or getattr(model, "input_format", None),
+            "input_layout": "image: float32 (3, height, width), resized as for the network",
+            "pixel_range": "0 to 255",
+            "class_names": json.dumps(list(class_names)) if class_names else None,
+            "d2_deformable": __version__,
+            "meta_architecture": type(model).__name__,
+        }
+        onnx.helper.set_model_props(file, {k: v for k, v in metadata.items() if v})
+        part.write_bytes(file.SerializeToString())
+
+
+def _import_onnx():
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("ONNX files are written by the package onnx: pip install onnx") from error
+    return onnx
+
+
+def _traced(network, image, names) -> bytes:
+    size = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"an ONNX file holds up to {MAX_BYTES} bytes, but this network has {size} of weights"
+        )
+    sizes = {1: "height", 2: "width"}
+    outputs = {n: sizes if n == "class_scores" else {0: "detections"} for n in names}
+    traced = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad(), standard_operators():
+        # What does depend on values stands in traceable.py; shapes of weights are constant.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                (image,),
+                traced,
+                input_names=["image"],
+                output_names=list(names),
+                dynamic_axes={"image": sizes} | outputs,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ValueError(
+                "this network holds what has no form in ONNX's own operators: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+    return traced.getvalue()
+
+
+def _check(onnx, file, name) -> None:
+    """That the file is valid, and that no plug-in is needed to run it."""
+    used = {(node.domain, node.op_type) for node in _nodes(file.graph)}
+    foreign = sorted(f"{d}::{op}" for d, op in used if d not in STANDARD_DOMAINS)
+    if foreign:
+        raise ValueError(
+            f"{name} holds operators that no ONNX Runtime has without a plug-in: "
+            f"{', '.join(foreign)}"
+        )
+    onnx.checker.check_model(file, full_check=True)
+
+
+def _nodes(graph):
+    """All nodes of a graph, those inside of branches and loops too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)

@@ -1,0 +1,193 @@
+"""How the operators of this package, and NMS, are written in ONNX's own operators."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torchvision
+from torch.overrides import TorchFunctionMode
+
+from ..ops import _composite
+from . import traceable
+
+
+@contextmanager
+def standard_operators():
+    """Within it, torch.onnx.export(dynamo=False) sees operators that ONNX has."""
+    with mock.patch.object(traceable, "batched_nms", batched_nms), _StandardOperators():
+        yield
+
+
+class _StandardOperators(TorchFunctionMode):
+    """Gives calls of torch.ops.d2_deformable another body."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if isinstance(func, torch._ops.OpOverloadPacket):
+            func = REPLACED.get(func, func)
+        return func(*args, **(kwargs or {}))
+
+
+# ---- Deformable convolution ---------------------------------------------------------------------
+
+
+class _DeformConv(torch.autograd.Function):
+    """ONNX's DeformConv (opset 19): the layout of offset and mask is ours, the border "zero"."""
+
+    @staticmethod
+    def forward(ctx, input, offset, weight, bias, mask, stride, padding, dilation, groups):
+        return torch.ops.d2_deformable.deform_conv2d(
+            input, offset, weight, bias, stride, padding, dilation, mask
+        )
+
+    @staticmethod
+    def symbolic(g, input, offset, weight, bias, mask, stride, padding, dilation, groups):
+        absent = g.op("prim::Constant")
+        absent.setType(torch._C.OptionalType.ofTensor())
+        return g.op(
+            "DeformConv",
+            input,
+            weight,
+            offset,
+            absent if bias is None else bias,
+            absent if mask is None else mask,
+            kernel_shape_i=weight.type().sizes()[2:],
+            strides_i=stride,
+            pads_i=[*padding, *padding],
+            dilations_i=dilation,
+            group_i=groups[0],
+            offset_group_i=groups[1],
+        )
+
+
+def deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask=None, border="zero"):
+    taps = weight.shape[2] * weight.shape[3]
+    groups = [input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)]
+    if border == "legacy":
+        offset, mask = _legacy_taps(input, offset, weight, stride, padding, dilation, mask)
+    return _DeformConv.apply(
+        input, offset, weight, bias, mask, stride, padding, dilation, [int(n) for n in groups]
+    )
+
+
+def _legacy_taps(input, offset, weight, stride, padding, dilation, mask):
+    """Offsets and mask with which the border "zero" reads what "legacy" reads: taps beyond the
+    last row or column read it, those outside [0, H) x [0, W) are masked."""
+    taps = weight.shape[2] * weight.shape[3]
+    out_h, out_w = offset.shape[2:]
+    offset = offset.reshape(offset.shape[0], -1, taps, 2, out_h, out_w)
+    moved, inside = [], []
+    for axis in (0, 1):
+        tap = torch.arange(weight.shape[2 + axis]) * dilation[axis] - padding[axis]
+        tap = tap[:, None].expand(weight.shape[2:]) if axis == 0 else tap.expand(weight.shape[2:])
+        position = torch.arange(offset.shape[4 + axis]) * stride[axis]
+        position = position[:, None] if axis == 0 else position
+        grid = (tap.reshape(taps, 1, 1) + position).to(offset.dtype)
+        point = grid + offset[:, :, :, axis]
+        size = torch.as_tensor(input.shape[2 + axis]).to(offset.dtype)
+        inside.append((point >= 0) & (point < size))
+        moved.append(torch.where(point > size - 1, size - 1 - grid, offset[:, :, :, axis]))
+    inside = (inside[0] & inside[1]).to(offset.dtype)
+    if mask is not None:
+        inside = inside * mask.reshape(inside.shape)
+    return torch.stack(moved, dim=3).flatten(1, 3), inside.flatten(1, 2)
+
+
+REPLACED = {
+    torch.ops.d2_deformable.deform_conv2d: deform_conv2d,
+    torch.ops.d2_deformable.deform_roi_pool: _composite.deform_roi_pool,
+    torch.ops.d2_deformable.ps_roi_pool: _composite.ps_roi_pool,
+}
+
+
+# ---- NMS ----------------------------------------------------------------------------------------
+
+
+def batched_nms(boxes, scores, classes, threshold: float):
+    """As `traceable.batched_nms`."""
+    return _BatchedNMS.apply(boxes, scores, classes, threshold)
+
+
+class _BatchedNMS(torch.autograd.Function):
+    """NonMaxSuppression whose classes are rows of scores.
+
+    torchvision moves the classes apart where there are up to 1000 boxes, which rounds their
+    coordinates, and takes them one by one where there are more; so do we, lest a box be kept here
+    and not there.
+    """
+
+    @staticmethod
+    def forward(ctx, boxes, scores, classes, threshold):
+        return torchvision.ops.batched_nms(boxes, scores, classes, threshold)
+
+    @staticmethod
+    def symbolic(g, boxes, scores, classes, threshold):
+        def constant(value, dtype=torch.int64):
+            return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
+
+        def cast(value, dtype):
+            return g.op("Cast", value, to_i=dtype)
+
+        types = torch.onnx.TensorProtoDataType
+        rows = g.op("Shape", scores)  # (1,), R
+
+        # What torchvision adds to the boxes of a class.
+        zero = constant([0.0], torch.float32)
+        highest = g.op(
+            "ReduceMax", g.op("Concat", g.op("Reshape", boxes, constant([-1])), zero, axis_i=0)
+        )
+        step = g.op("Add", highest, constant([1.0], torch.float32))
+        shift = g.op("Mul", cast(classes, types.FLOAT), step)
+        few = g.op("LessOrEqual", rows, constant([1000]))
+        shift = g.op("Where", few, shift, zero)
+        moved = g.op("Add", boxes, g.op("Unsqueeze", shift, constant([1])))
+
+        # Scores (1, classes, R), minus infinity where a box is not of the class.
+        number = g.op(
+            "Add",
+            g.op("ReduceMax", g.op("Concat", classes, constant([0]), axis_i=0)),
+            constant([1]),
+        )
+        all_classes = g.op(
+            "Range",
+            constant(0),
+            g.op("Squeeze", number, constant([0])),
+            constant(1),
+        )
+        belongs = g.op(
+            "Equal", g.op("Unsqueeze", all_classes, constant([1])), classes
+        )  # (classes, R)
+        by_class = g.op("Where", belongs, scores, constant(-torch.inf, torch.float32))
+
+        kept = g.op(
+            "NonMaxSuppression",
+            g.op("Unsqueeze", moved, constant([0])),
+            g.op("Unsqueeze", by_class, constant([0])),
+            constant([torch.iinfo(torch.int64).max]),
+            constant([_float32_below(threshold)], torch.float32),
+            constant([torch.finfo(torch.float32).min], torch.float32),
+        )  # rows of (image, class, box)
+        kept = g.op("Gather", kept, constant(2), axis_i=1)
+
+        # Best first, of equal ones the first first.
+        ordered, _ = g.op(
+            "TopK", kept, g.op("Shape", kept), axis_i=0, largest_i=0, sorted_i=1, outputs=2
+        )
+        _, order = g.op(
+            "TopK",
+            g.op("Gather", scores, ordered, axis_i=0),
+            g.op("Shape", ordered),
+            axis_i=0,
+            largest_i=1,
+            sorted_i=1,
+            outputs=2,
+        )
+        result = g.op("Gather", ordered, order, axis_i=0)
+        return result.setType(classes.type().with_sizes([None]))
+
+
+def _float32_below(value: float) -> float:
+    """The highest float32 up to `value`: of float32 x, x > value and x > that are the same."""
+    rounded = torch.tensor(value, dtype=torch.float32)
+    if rounded.double() > value:
+        rounded = torch.nextafter(rounded, rounded.new_tensor(-torch.inf))
+    return rounded.item()

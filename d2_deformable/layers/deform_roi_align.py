@@ -1,0 +1,102 @@
+"""Deformable RoI pooling as mmdetection's "dpool" and "mdpool" networks have it."""
+
+import torch
+from torch import nn
+
+from ..ops import deform_roi_align
+from ..ops._autocast import without_autocast
+
+
+class DeformRoIAlign(nn.Module):
+    """Pools each RoI, predicts a shift of every bin from the result, and pools again.
+
+    As `DeformRoIPool`, with mmcv's sampling (`d2_deformable.ops.deform_roi_align`), and three
+    fully connected layers `offset_fc` in place of the paper's one. Where it is modulated
+    (Deformable ConvNets v2), two more, `mask_fc`, give every bin a factor sigmoid(prediction): it
+    starts at 0.5, as in mmcv. The last layers are zero at the start.
+
+    Args:
+        channels: channels of the feature map.
+        output_size: bins per side k.
+        hidden_channels: outputs of the fully connected layers but the last.
+        modulated: also predict a factor per bin.
+        gamma: scale of the normalised shifts.
+        sampling_ratio: samples per bin and axis; 0 takes the bin's size in map pixels, rounded up.
+
+    Source: mmcv 2.2.0, DeformRoIPoolPack and ModulatedDeformRoIPoolPack of ops/deform_roi_pool.py.
+    """
+
+    round_rois = False
+
+    def __init__(
+        self,
+        channels: int,
+        output_size: int,
+        *,
+        hidden_channels: int = 1024,
+        modulated: bool = False,
+        gamma: float = 0.1,
+        sampling_ratio: int = 0,
+    ):
+        super().__init__()
+        self.output_size = output_size
+        self.gamma = gamma
+        self.sampling_ratio = sampling_ratio
+        bins = output_size * output_size
+        inputs, hidden = channels * bins, hidden_channels
+        self.offset_fc = _fully_connected(inputs, hidden, hidden, 2 * bins)
+        self.mask_fc = _fully_connected(inputs, hidden, bins) if modulated else None
+
+    def predict_offsets(self, x, rois, spatial_scale: float):
+        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx, and the factors
+        (R, 1, k, k) or None; under torch.autocast float32."""
+        pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
+        k = self.output_size
+        with without_autocast(x):
+            pooled = pooled.to(self.offset_fc[0].weight.dtype)
+            offset = self.offset_fc(pooled).view(-1, 2, k, k)
+            if self.mask_fc is None:
+                return offset, None
+            return offset, self.mask_fc(pooled).sigmoid().view(-1, 1, k, k)
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
+        """
+        Args:
+            x: feature map (N, C, H, W).
+            rois: (R, 5) of (image index, x0, y0, x1, y1) in input pixels.
+            spatial_scale: feature-map pixels per input pixel, 1 / stride.
+
+        Returns:
+            (R, C, k, k)
+        """
+        offset, mask = self.predict_offsets(x, rois, spatial_scale)
+        pooled = self._pool(x, rois, offset, spatial_scale)
+        return pooled if mask is None else pooled * mask.to(pooled.dtype)
+
+    def _pool(self, x, rois, offset, spatial_scale):
+        return deform_roi_align(
+            x,
+            rois,
+            offset,
+            output_size=self.output_size,
+            spatial_scale=spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            gamma=self.gamma,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, gamma={self.gamma}, "
+            f"sampling_ratio={self.sampling_ratio}"
+        )
+
+
+def _fully_connected(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLU between them; the last one is zero."""
+    layers = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    last = layers[-2]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,96 @@
+"""Configs and models by name: the functions of `detectron2.model_zoo`, over this package's YAMLs.
+
+from d2_deformable import model_zoo
+
+model = model_zoo.get("VOC-Detection/rfcn_R_101_dconv3_dpool.yaml")
+cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", trained=True)
+"""
+
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, instantiate
+from detectron2.modeling import build_model
+from omegaconf import DictConfig
+from torch import nn
+
+from ..checkpoint import StrictCheckpointer
+from ..engine.setup import fall_back_to_cpu, read_config
+from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url, yaml_of
+from .index import CONFIGS, fetch, is_packaged
+from .lazy import lazy_config
+
+
+def list_configs() -> list[str]:
+    """Every network's config by the name that the other functions take, sorted: paths relative to
+    configs/, without the Base-*.yaml they build on, and those of registered index files."""
+    ours = (path.relative_to(CONFIGS) for path in (CONFIGS or Path()).rglob("*.yaml"))
+    names = {path.as_posix() for path in ours if not path.name.startswith("Base-")}
+    return sorted(names | {entry.config for entry in checkpoints().values()})
+
+
+def get_config_file(config_path: str) -> str:
+    """The path of a config.
+
+    Args:
+        config_path: relative to configs/, e.g. "VOC-Detection/rfcn_R_101_dconv3_dpool.yaml", or
+            of a registered index.
+
+    Raises:
+        NotInModelZooError: there is none.
+    """
+    if is_packaged(config_path):
+        return str(CONFIGS / config_path)
+    for entry in checkpoints().values():
+        if entry.config == config_path and entry.config_file:
+            return fetch(entry.config_file)
+    raise NotInModelZooError(
+        f"{config_path} is not available in d2_deformable's model zoo; "
+        "d2_deformable.model_zoo.list_configs() lists what is"
+    )
+
+
+def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
+    """The settings of a config: Detectron2's defaults, this package's, then the YAML.
+
+    Args:
+        config_path: as of `get_config_file`; with .py in place of .yaml its LazyConfig twin, also
+            where no such file is.
+        trained: point MODEL.WEIGHTS (train.init_checkpoint of a twin) to the checkpoint that was
+            trained with it. Otherwise it stays as in the YAML: mostly weights of ImageNet for the
+            backbone.
+
+    Raises:
+        NotInModelZooError: there is no such config, or with `trained` no checkpoint of it.
+        ValueError: a YAML of a registered index has a wrong key or value.
+    """
+    file = get_config_file(yaml_of(config_path))
+    url = get_checkpoint_url(config_path) if trained else None
+    cfg = read_config(file)
+    if trained:
+        cfg.MODEL.WEIGHTS = url
+    return lazy_config(cfg) if config_path.endswith(".py") else cfg
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """The model of a config with its weights loaded, in training mode as Detectron2's.
+
+    Args:
+        config_path, trained: as of `get_config`. A trained checkpoint must fit whole.
+        device: default: the config's, or the CPU where that is a GPU that cannot be used.
+
+    Raises:
+        NotInModelZooError, ValueError: see `get_config`.
+        OSError: the checkpoint is missing, or its sha256 is not that of the index.
+    """
+    cfg = get_config(yaml_of(config_path), trained)
+    if device is None:
+        fall_back_to_cpu(cfg)
+    else:
+        cfg.MODEL.DEVICE = str(device)
+    if config_path.endswith(".py"):
+        model = instantiate(lazy_config(cfg).model).to(cfg.MODEL.DEVICE)
+    else:
+        model = build_model(cfg)
+    (StrictCheckpointer if trained else DetectionCheckpointer)(model).load(cfg.MODEL.WEIGHTS)
+    return model

@@ -1,0 +1,177 @@
+"""Deformable RoI pooling as standard tensor operations; memory: 2 * samples_per_part samples per
+result, times as many where gradients are taken."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rois import parts_of_bins, roi_boxes
+from .tables import computed, fixed, read, read_backward
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None = None,
+    *,
+    output_size,
+    spatial_scale: float,
+    group_size: int = 1,
+    samples_per_part: int = 4,
+    gamma: float = 0.1,
+    round_rois: bool = True,
+) -> Tensor:
+    """Differentiable by input and offset."""
+    bins = _Bins(
+        input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
+        round_rois,
+    )  # fmt: skip
+    weight_x = bins.x.weight[..., None, :]
+    total = 0
+    for rows, weight_y, _ in bins.sample_rows():
+        total = total + weight_y[..., None] * (weight_x @ read(bins.table, rows)).squeeze(-2)
+    output = (total / bins.count()[..., None]).permute(0, 1, 4, 2, 3)
+    return output.reshape(bins.output_shape).to(input.dtype)
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    *,
+    output_size,
+    spatial_scale: float,
+    group_size: int,
+    samples_per_part: int,
+    gamma: float,
+    round_rois: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and offset, differentiable once more by grad_output, input and offset."""
+    bins = _Bins(
+        input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
+        round_rois,
+    )  # fmt: skip
+    grad = grad_output.to(bins.table.dtype).reshape(bins.grad_shape).permute(0, 1, 3, 4, 2)
+    grad = (grad / bins.count()[..., None])[..., None, :]
+    grad_table = grad_y = grad_x = 0
+    for rows, weight_y, slope_y in bins.sample_rows():
+        grad_sampled = (weight_y[..., None] * bins.x.weight)[..., None] * grad
+        grad_table = grad_table + read_backward(grad_sampled, rows, bins.table)
+        if offset is not None:
+            dot = (read(bins.table, rows) * grad).sum(-1)
+            grad_y = grad_y + slope_y * (bins.x.weight * dot).sum(-1)
+            grad_x = grad_x + weight_y * (bins.x.slope * dot).sum(-1)
+    grad_input = bins.as_map(grad_table).to(input.dtype)
+    if offset is None:
+        return grad_input, input.new_empty([0])
+    return grad_input, bins.grad_offset(grad_y, grad_x).to(offset.dtype)
+
+
+class _Bins:
+    """Where the bins' samples read: rows of a table (N*(H+1)*(W+1)*groups*classes, C_out/classes),
+    the map with a row and a column of zeros behind it.
+
+    Samples stand on a product grid. Those of a row are read at once, both neighbours of each:
+    `x` holds (R, classes or 1, bins_h or 1, bins_w, 2 * samples).
+    """
+
+    def __init__(
+        self, input, rois, offset, output_size, spatial_scale, group_size, samples, gamma,
+        round_rois,
+    ):  # fmt: skip
+        images, _, self.height, self.width = input.shape
+        channels = fixed(input.shape[1])
+        bins_h, bins_w = output_size
+        groups = group_size * group_size
+        classes = 1 if offset is None else fixed(offset.shape[1]) // 2
+        class_channels = channels // (groups * classes)
+        self.planes, self.samples, self.gamma = groups * classes, samples, gamma
+        self.output_shape = (rois.shape[0], channels // groups, bins_h, bins_w)
+        self.grad_shape = (rois.shape[0], classes, class_channels, bins_h, bins_w)
+        self.map_shape = (images, self.height + 1, self.width + 1, groups, classes, class_channels)
+        map, rois, offset = computed(input, rois, offset)
+        self.image, y, x, self.roi_h, self.roi_w = roi_boxes(rois, spatial_scale, -0.5, round_rois)
+        bin_h, bin_w = self.roi_h / bins_h, self.roi_w / bins_w
+
+        # (R, classes or 1, bins_h or 1, bins_w or 1), without and with the offset.
+        bins_y = torch.arange(bins_h, device=input.device)[:, None]
+        bins_x = torch.arange(bins_w, device=input.device)
+        y, x = bins_y * bin_h + y, bins_x * bin_w + x
+        if offset is not None:
+            self.offset_shape = tuple(fixed(size) for size in offset.shape[2:])
+            self.part_y = parts_of_bins(bins_y[:, 0], self.offset_shape[0], bins_h)
+            self.part_x = parts_of_bins(bins_x, self.offset_shape[1], bins_w)
+            offset = offset.index_select(2, self.part_y).index_select(3, self.part_x) * gamma
+            y, x = y + offset[:, 0::2] * self.roi_h, x + offset[:, 1::2] * self.roi_w
+        self.y_begin, self.y_step = y, bin_h / samples
+
+        table = F.pad(map, (0, 1, 0, 1))
+        table = table.reshape(
+            images, classes, class_channels, groups, self.height + 1, self.width + 1
+        ).permute(0, 4, 5, 3, 1, 2)
+        rows = images * (self.height + 1) * (self.width + 1) * self.planes
+        self.table = table.reshape(rows, class_channels)
+        group = parts_of_bins(bins_y, group_size, bins_h) * group_size
+        group = group + parts_of_bins(bins_x, group_size, bins_w)
+        self.plane = group * classes + torch.arange(classes, device=input.device)[:, None, None]
+
+        steps = torch.arange(samples, device=input.device, dtype=map.dtype)
+        self.x = _Axis(x[..., None] + steps * (bin_w / samples)[..., None], self.width)
+
+    def sample_rows(self):
+        """Of each row of samples both neighbours: (rows of the table, weight, slope)."""
+        for y in self.y_axes():
+            for k in (0, 1):
+                pixel = (self.image * (self.height + 1) + y.index[..., k])[..., None]
+                pixel = pixel * (self.width + 1) + self.x.index
+                yield (
+                    pixel * self.planes + self.plane[..., None],
+                    y.weight[..., k],
+                    y.slope[..., k],
+                )
+
+    def y_axes(self):
+        for step in range(self.samples):
+            yield _Axis((self.y_begin + step * self.y_step)[..., None], self.height)
+
+    def count(self) -> Tensor:
+        """Of the samples that count, at least 1: without any the sum is 0."""
+        count_y = sum(y.inside.to(self.table.dtype).sum(-1) for y in self.y_axes())
+        return (count_y * self.x.inside.to(self.table.dtype).sum(-1)).clamp(min=1)
+
+    def as_map(self, table: Tensor) -> Tensor:
+        images, rows, row_length, groups, classes, class_channels = self.map_shape
+        map = table.reshape(self.map_shape)[:, :-1, :-1].permute(0, 4, 5, 3, 1, 2)
+        return map.reshape(images, classes * class_channels * groups, rows - 1, row_length - 1)
+
+    def grad_offset(self, grad_y: Tensor, grad_x: Tensor) -> Tensor:
+        """From the gradients of the bins' places, (R, classes, bins_h, bins_w)."""
+        shifts = torch.stack([grad_y * self.roi_h, grad_x * self.roi_w], dim=2) * self.gamma
+        shifts = shifts.flatten(1, 2)
+        parts_h, parts_w = self.offset_shape
+        rows = shifts.new_zeros(*shifts.shape[:2], parts_h, shifts.shape[3])
+        rows = rows.index_add(2, self.part_y, shifts)
+        parts = shifts.new_zeros(*shifts.shape[:2], parts_h, parts_w)
+        return parts.index_add(3, self.part_x, rows)
+
+
+class _Axis:
+    """As `sample_axis_clamped` of csrc/sampling.h: indices, weights and slopes of both neighbours.
+
+    Along the last dimension all the samples' lower neighbours stand before all upper ones. Index
+    `size`, the zeros behind the map, is of those that do not count.
+    """
+
+    def __init__(self, coordinate: Tensor, size):
+        self.inside = (coordinate >= -0.5) & (coordinate <= size - 0.5)
+        at = torch.where(self.inside, coordinate, 0).clamp(0, size - 1)
+        low = at.detach().floor()
+        between = at > low
+        fraction = torch.where(between, at - low, 0)  # no derivative at integers
+        slope = between.to(at.dtype)
+        low = low.long()
+        indices = [torch.where(self.inside, low, size), torch.where(between, low + 1, size)]
+        self.index = torch.cat(indices, dim=-1)
+        self.weight = torch.cat([1 - fraction, fraction], dim=-1)
+        self.slope = torch.cat([-slope, slope], dim=-1)

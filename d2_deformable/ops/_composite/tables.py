@@ -1,0 +1,36 @@
+"""A map as a table: a row holds the channels that are read together.
+
+Points that must not count read a row of zeros, since zero times an infinite pixel is not zero.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def computed(input: Tensor, *tensors: Tensor | None):
+    """The tensors in the type that results for the input are computed in, at least float32."""
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return tuple(t if t is None else t.to(dtype) for t in (input, *tensors))
+
+
+def fixed(size) -> int:
+    """A size that the network fixes. TorchScript's tracer makes tensors of all sizes; of an empty
+    tensor ONNX Runtime cannot bear two that are unknown."""
+    if not torch.jit.is_tracing():
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(size)
+
+
+def read(table: Tensor, rows: Tensor) -> Tensor:
+    """(number of rows, channels), (...) -> (..., channels)."""
+    return F.embedding(rows, table)
+
+
+def read_backward(grad: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+    """(..., channels), (...) -> gradient of the table."""
+    return torch.ops.aten.embedding_dense_backward(grad, rows, table.shape[0], -1, False)

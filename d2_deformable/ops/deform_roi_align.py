@@ -1,0 +1,193 @@
+"""mmcv's deformable RoI pooling, made of torchvision's RoIAlign: public function and autograd."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torchvision.ops import roi_align
+
+from ._autocast import without_autocast
+from ._checks import (
+    HALF_TYPES,
+    ArgumentError,
+    check_coordinates,
+    check_map,
+    check_pair,
+    check_rois,
+    shape,
+)
+
+# Values that the gradient of the offsets looks at in one go: 64 MiB of float32.
+MAX_VALUES = 2**24
+
+
+def deform_roi_align(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None = None,
+    *,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+) -> Tensor:
+    """RoIAlign whose bins are moved by offsets: the deformable RoI pooling of mmcv.
+
+    It differs from `deform_roi_pool`, the operator of the paper, in this: box corners are not
+    rounded and boxes have no smallest size; a bin's samples stand at the centres of equal cells of
+    it, and there are as many as the bin is large; samples outside the map count as zero, but those
+    within one pixel of it take the value at its border. Without offsets it is Detectron2's
+    "ROIAlignV2".
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5), each (image index, x0, y0, x1, y1) in input-image pixels.
+        offset: (R, 2, bins_h, bins_w), shift of each bin, channel 0 is dy and channel 1 is dx
+            (mmcv has dx first), in fractions of the RoI's height and width, times `gamma`.
+        output_size: bins per RoI, an int or (bins_h, bins_w).
+        spatial_scale: map pixels per image pixel, e.g. 1/16.
+        sampling_ratio: samples per bin and axis; 0 takes the bin's size in map pixels, rounded up.
+        gamma: scale of the offsets.
+
+    Returns:
+        (R, C, bins_h, bins_w), of the input's type; sums are at least float32.
+
+    Raises:
+        ArgumentError (a ValueError): shapes that do not fit together.
+
+    RoIs get no gradient. Where a sample is replicated from the map's border its offset has none,
+    while mmcv gives it the slope next to the border. Double backward is not supported.
+
+    Source: mmcv 2.2.0, ops/csrc/common/cuda/deform_roi_pool_cuda_kernel.cuh.
+    """
+    op = "deform_roi_align"
+    output_size = check_pair(op, "output_size", output_size, least=1)
+    check_map(op, input)
+    check_rois(op, input, rois)
+    check_coordinates(op, input, offset=offset)
+    if offset is not None and offset.shape != (rois.shape[0], 2, *output_size):
+        raise ArgumentError(
+            f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, 2, "
+            f"{output_size[0]}, {output_size[1]}): a (dy, dx) pair per bin"
+        )
+    with without_autocast(input):
+        value = input.float() if input.dtype in HALF_TYPES else input
+        rois = rois.detach().to(value.dtype)
+        if offset is None:
+            pooled = roi_align(value, rois, output_size, spatial_scale, sampling_ratio, True)
+            return pooled.to(input.dtype)
+        bins = _bins(
+            rois, offset.to(value.dtype), output_size, spatial_scale, sampling_ratio, gamma
+        )
+        pooled = roi_align(value, _boxes(bins, sampling_ratio), 1, 1.0, sampling_ratio, True)
+        pooled = pooled.flatten(1).masked_fill(bins.start.isnan().any(1, keepdim=True), torch.nan)
+        if bins.start.requires_grad:
+            pooled = _GradientOfStart.apply(pooled, value.detach(), *bins)
+        pooled = pooled.view(rois.shape[0], *output_size, input.shape[1])
+        return pooled.permute(0, 3, 1, 2).to(input.dtype)
+
+
+class _Bins(NamedTuple):
+    """Bins of all RoIs, B = R * bins_h * bins_w.
+
+    image: (B,), index of the image, of the coordinates' type.
+    start: (B, 2), first corner (y, x) in map pixels whose centres are whole numbers.
+    size: (B, 2), height and width in map pixels.
+    count: (B, 2), rows and columns of samples, of the coordinates' type.
+    """
+
+    image: Tensor
+    start: Tensor
+    size: Tensor
+    count: Tensor
+
+
+def _bins(rois, offset, output_size, spatial_scale, sampling_ratio, gamma) -> _Bins:
+    corners = rois[:, 1:].unflatten(1, (2, 2)).flip(2) * spatial_scale - 0.5
+    low, roi_size = corners[:, 0], corners[:, 1] - corners[:, 0]
+    size = roi_size / rois.new_tensor(output_size)
+    count = torch.full_like(size, sampling_ratio) if sampling_ratio else size.ceil().clamp(min=0)
+    bins_h, bins_w = output_size
+    rows = torch.arange(bins_h, device=rois.device).to(rois)[:, None].expand(output_size)
+    columns = torch.arange(bins_w, device=rois.device).to(rois).expand(output_size)
+
+    def of_bins(value):
+        return value[:, None, None].expand(-1, bins_h, bins_w, *value.shape[1:]).flatten(0, 2)
+
+    shift = gamma * of_bins(roi_size) * offset.permute(0, 2, 3, 1).flatten(0, 2)
+    grid = torch.stack([rows, columns], dim=2).expand(rois.shape[0], -1, -1, -1).flatten(0, 2)
+    size = of_bins(size)
+    return _Bins(of_bins(rois[:, 0]), of_bins(low) + grid * size + shift, size, of_bins(count))
+
+
+def _boxes(bins: _Bins, sampling_ratio) -> Tensor:
+    """Bins as RoIs (B, 5) of torchvision with the given number of samples.
+
+    The size is kept off whole numbers, where its rounding might add a row of samples, by moving
+    both sides: the mean of samples around the same centre hardly changes.
+    """
+    start, size = bins.start.detach(), bins.size
+    if not sampling_ratio:
+        margin = 4 * torch.finfo(size.dtype).eps * (1 + start.abs() + size)
+        size = torch.clamp(size, bins.count - 1 + margin, bins.count - margin).clamp(min=0)
+    low = start + 0.5 + (bins.size - size) / 2
+    # torchvision reads memory that is not the map's where a coordinate is NaN.
+    low = low.nan_to_num(nan=-torch.inf)
+    return torch.cat([bins.image[:, None], low.flip(1), (low + size).flip(1)], dim=1)
+
+
+class _GradientOfStart(torch.autograd.Function):
+    """`pooled` (B, C) as it is; backward also gives the first corners of its bins a gradient."""
+
+    @staticmethod
+    def forward(ctx, pooled, input, image, start, size, count):
+        ctx.save_for_backward(input, image, start, size, count)
+        return pooled.view_as(pooled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad, None, None, _gradient_of_start(grad, *ctx.saved_tensors), None, None
+
+
+def _gradient_of_start(grad, input, image, start, size, count):
+    """(B, 2): the mean over a bin's samples of their slopes in y and x, times grad (B, C)."""
+    cells = input.permute(0, 2, 3, 1).contiguous()
+    height, width = input.shape[2:]
+    image, columns = image.long(), count[:, 1].long()
+    samples = count.prod(dim=1).long()
+    bin_of = torch.repeat_interleave(samples)
+    nth = torch.arange(len(bin_of), device=grad.device) - (samples.cumsum(0) - samples)[bin_of]
+    gradient = torch.zeros_like(start)
+    step = max(1, MAX_VALUES // (4 * max(1, input.shape[1])))
+    for b, n in zip(bin_of.split(step), nth.split(step), strict=True):
+        sample = torch.stack([n // columns[b], n % columns[b]], dim=1)
+        y, x = (start[b] + (sample + 0.5) * size[b] / count[b]).unbind(1)
+        rows, weight_y, slope_y = _corners(y, height)
+        columns_x, weight_x, slope_x = _corners(x, width)
+        values = cells[image[b, None, None], rows[:, :, None], columns_x[:, None]]  # (S, 2, 2, C)
+        values = (values @ grad[b, None, :, None]).squeeze(3)
+        slopes = torch.stack(
+            [
+                torch.einsum("spq,sp,sq->s", values, slope_y, weight_x),
+                torch.einsum("spq,sp,sq->s", values, weight_y, slope_x),
+            ],
+            dim=1,
+        )
+        gradient.index_add_(0, b, slopes)
+    return gradient / samples.clamp(min=1)[:, None]
+
+
+def _corners(at, size: int):
+    """Along one axis, the two cells next to each coordinate (S, 2), their bilinear weights and the
+    slopes of these."""
+    inside = (at >= -1) & (at <= size)
+    at = torch.where(inside, at, 0)
+    low = at.floor().clamp(0, size - 1)
+    fraction = (at - low).clamp(0, 1)
+    cells = torch.stack([low, (low + 1).clamp(max=size - 1)], dim=1).long()
+    weight = torch.stack([1 - fraction, fraction], dim=1) * inside[:, None]
+    # Beyond the last cell both are that one, and the slopes cancel.
+    moves = (inside & (at > 0)).to(at)
+    return cells, weight, torch.stack([-moves, moves], dim=1)

@@ -1,0 +1,44 @@
+"""Small networks of each kind that is exported, from the YAMLs, with random weights."""
+
+import torch
+from detectron2.modeling import build_model
+
+from yamls import CONFIGS, load
+
+NETWORKS = {
+    "rfcn": "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml",
+    "faster_rcnn": "quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool.yaml",
+    "class_aware_rpn": "quick/warped_shapes_class_aware_rpn_R_18_dconv3.yaml",
+    "deeplab": "quick/warped_shapes_deeplab_R_18_dconv3.yaml",
+    "cascade_rcnn": "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
+    "mask_rcnn": "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool.yaml",
+}
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RPN.POST_NMS_TOPK_TEST", 60),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+]
+WITH_BOXES = [name for name in NETWORKS if name != "deeplab"]
+
+
+def small_config(name: str, *overrides):
+    cfg = load(CONFIGS / NETWORKS[name])
+    cfg.merge_from_list([*SMALL, *overrides])
+    return cfg
+
+
+def small_network(name: str, *overrides):
+    """The network in evaluation mode; its offsets, scores and boxes are no longer near 0."""
+    torch.manual_seed(0)
+    model = build_model(small_config(name, *overrides)).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if any(s in parameter_name for s in ("offset", "cls_score", "bbox_pred", "objectness")):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    """An image as exported networks take it."""
+    return torch.rand(3, height, width) * 255

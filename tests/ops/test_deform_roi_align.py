@@ -1,0 +1,189 @@
+"""deform_roi_align against the slow reference, RoIAlign, and numbers computed by hand."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torchvision.ops import roi_align
+
+import reference
+from d2_deformable.ops import deform_roi_align
+
+
+def make_inputs(images=2, rois=5, channels=3, bins=(3, 3), dtype=torch.float64, device="cpu"):
+    """Input of 13 x 9 cells, RoIs of which some reach beyond it at scale 1/4, and an offset."""
+    like = {"dtype": dtype, "device": device}
+    image = torch.randn(images, channels, 13, 9, **like)
+    corner = torch.rand(rois, 2, **like) * 40 - 6
+    index = torch.randint(images, (rois, 1)).to(**like)
+    boxes = torch.cat([index, corner, corner + torch.rand(rois, 2, **like) * 40], dim=1)
+    return image.requires_grad_(), boxes, torch.randn(rois, 2, *bins, **like).requires_grad_()
+
+
+CASES = [
+    pytest.param({"output_size": 3}, id="adaptive"),
+    pytest.param({"output_size": (2, 4), "gamma": 0.3}, id="oblong"),
+    pytest.param({"output_size": 3, "sampling_ratio": 2}, id="two samples"),
+    pytest.param({"output_size": 1, "gamma": 2.0}, id="far away"),
+]
+
+
+@pytest.mark.parametrize("arguments", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_gradients(arguments, dtype, device, assert_close):
+    bins = reference.pair(arguments["output_size"])
+    inputs = make_inputs(bins=bins, dtype=dtype, device=device)
+    arguments = arguments | {"spatial_scale": 0.25}
+    results = []
+    for function in (deform_roi_align, reference.deform_roi_align):
+        output = function(*inputs, **arguments)
+        total = (
+            output * torch.cos(torch.arange(output.numel(), device=device)).view_as(output)
+        ).sum()
+        results.append([output, *torch.autograd.grad(total, [inputs[0], inputs[2]])])
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("arguments", CASES)
+def test_gradcheck(arguments):
+    image, rois, offset = make_inputs(rois=3, bins=reference.pair(arguments["output_size"]))
+    arguments = arguments | {"spatial_scale": 0.25}
+    assert gradcheck(lambda x, o: deform_roi_align(x, rois, o, **arguments), (image, offset))
+    # Either alone.
+    assert gradcheck(lambda x: deform_roi_align(x, rois, offset.detach(), **arguments), image)
+    fixed = image.detach()
+    assert gradcheck(lambda o: deform_roi_align(fixed, rois, o, **arguments), offset)
+
+
+def test_gradient_in_pieces(monkeypatch):
+    image, rois, offset = make_inputs()
+    arguments = {"output_size": 3, "spatial_scale": 0.25}
+
+    def gradient():
+        return torch.autograd.grad(deform_roi_align(image, rois, offset, **arguments).sum(), offset)
+
+    whole = gradient()
+    module = deform_roi_align.__globals__
+    monkeypatch.setitem(module, "MAX_VALUES", 4 * 3 * 7)  # seven samples of three channels
+    torch.testing.assert_close(gradient(), whole)
+
+
+def test_without_offsets_it_is_roi_align(device):
+    image, rois, offset = make_inputs(dtype=torch.float32, device=device)
+    expected = roi_align(image, rois, 3, 0.25, 0, True)
+    arguments = {"output_size": 3, "spatial_scale": 0.25}
+    assert torch.equal(deform_roi_align(image, rois, **arguments), expected)
+    zero = deform_roi_align(image, rois, torch.zeros_like(offset), **arguments)
+    torch.testing.assert_close(zero, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.0, 3.3, 107.7, 1301.9])
+def test_bins_of_whole_cells_keep_their_samples(start):
+    """A box clipped to the image often has bins of exactly 6 cells; as boxes of their own float32
+    makes 6.00001 of some, and they would get 7 rows."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 1, 64, 400, generator=generator)
+    rois = torch.tensor([[0, start, 1.1, start + 4 * 42, 1.1 + 4 * 42]])
+    offset = torch.randn(1, 2, 7, 7, generator=generator)
+    arguments = {"output_size": 7, "spatial_scale": 0.25}
+    actual = deform_roi_align(image, rois, offset, **arguments)
+    expected = reference.deform_roi_align(image, rois, offset, **arguments)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_offsets_are_dy_then_dx_in_units_of_gamma_and_the_roi():
+    image = torch.arange(20.0).expand(1, 1, 20, 20)  # grows to the right, constant downwards
+    rois = torch.tensor([[0, 80.0, 80.0, 160.0, 120.0]])
+    arguments = {"output_size": 2, "spatial_scale": 1 / 16}
+    plain = deform_roi_align(image, rois, **arguments)
+    shift = torch.zeros(1, 2, 2, 2)
+    shift[:, 0] = 1
+    torch.testing.assert_close(deform_roi_align(image, rois, shift, **arguments), plain)
+    moved = deform_roi_align(image, rois, shift.flip(1), **arguments)
+    torch.testing.assert_close(moved, plain + 0.1 * 5)
+
+
+def test_border():
+    """Replicated within a pixel of the map, zero beyond, and zeros count."""
+    image = torch.ones(1, 1, 4, 4)
+    rois = torch.tensor([[0, 0.0, 0.0, 4.0, 4.0]])
+
+    def pooled(dy, **arguments):
+        offset = torch.tensor([dy, 0.0]).view(1, 2, 1, 1)
+        arguments = {"output_size": 1, "spatial_scale": 1.0, "gamma": 0.25} | arguments
+        return deform_roi_align(image, rois, offset, **arguments).item()
+
+    # Rows at dy + 0, 1, 2, 3; those from -1 to 4 count as one.
+    assert [pooled(dy) for dy in (0.0, -1.0, -1.5, 1.0, 2.0, 9.0)] == [1, 1, 0.75, 1, 0.75, 0]
+
+
+def test_no_rois_no_images_and_empty_boxes(device):
+    image, rois, offset = make_inputs(dtype=torch.float32, device=device)
+    arguments = {"output_size": 3, "spatial_scale": 0.25}
+    none = deform_roi_align(image, rois[:0], offset[:0], **arguments)
+    assert none.shape == (0, 3, 3, 3)
+    none.sum().backward()
+    assert not image.grad.any()
+    empty = rois.clone()
+    empty[:, 3:] = empty[:, 1:3]
+    output = deform_roi_align(image, empty, offset, **arguments)
+    assert not output.any()
+    gradients = torch.autograd.grad(output.sum(), [image, offset])
+    assert not any(g.any() for g in gradients)
+
+
+def test_an_offset_that_is_no_number_gives_none(device):
+    image, rois, offset = make_inputs(dtype=torch.float32, device=device)
+    with torch.no_grad():
+        offset[1, 0, 2, 2] = torch.nan
+        offset[2, 1, 0, 0] = torch.inf
+    output = deform_roi_align(image, rois, offset, output_size=3, spatial_scale=0.25)
+    assert output[1, :, 2, 2].isnan().all() and output.isnan().sum() == 3
+    assert not output[2, :, 0, 0].any()
+    (gradient,) = torch.autograd.grad(output[0].sum(), offset)
+    assert gradient[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast(dtype, device, assert_close):
+    image, rois, offset = make_inputs(dtype=torch.float32, device=device)
+    arguments = {"output_size": 3, "spatial_scale": 0.25}
+    half = image.detach().to(dtype)
+    expected = deform_roi_align(half.float(), rois, offset, **arguments).to(dtype)
+    assert torch.equal(deform_roi_align(half, rois, offset, **arguments), expected)
+    with torch.autocast(device.type, dtype=dtype):
+        output = deform_roi_align(half, rois, offset, **arguments)
+        assert output.dtype == dtype and torch.equal(output, expected)
+        full = deform_roi_align(image, rois, offset, **arguments)
+    assert full.dtype == torch.float32
+    full.sum().backward()
+    assert offset.grad.dtype == torch.float32
+
+
+def test_traces_without_offset_gradients():
+    """What inference needs is torchvision's and torch's operators alone."""
+    image, rois, offset = (t.detach() for t in make_inputs(dtype=torch.float32))
+
+    def function(image, rois, offset):
+        return deform_roi_align(image, rois, offset, output_size=3, spatial_scale=0.25)
+
+    traced = torch.jit.trace(function, (image, rois, offset))
+    kinds = {node.kind().split("::")[0] for node in traced.graph.nodes()}
+    assert kinds <= {"aten", "prim", "torchvision"} and "PythonOp" not in str(traced.graph)
+    more = torch.cat([rois, rois]), torch.cat([offset, -offset])
+    torch.testing.assert_close(traced(image, *more), function(image, *more))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rois": torch.zeros(5, 4)}, r"rois must be \(R, 5\)"),
+        ({"offset": torch.zeros(5, 2, 3, 2)}, r"offset is \(5, 2, 3, 2\), expected \(5, 2, 3, 3\)"),
+        ({"input": torch.zeros(3, 13, 9)}, r"input must be \(N, C, H, W\)"),
+        ({"output_size": 0}, "output_size is an int or"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(change, message):
+    image, rois, offset = make_inputs(dtype=torch.float32)
+    arguments = {"input": image, "rois": rois, "offset": offset, "output_size": 3} | change
+    with pytest.raises(ValueError, match=message):
+        deform_roi_align(**arguments, spatial_scale=0.25)

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Export a trained network to a file that runs without Detectron2's Python code.
+
+python tools/export.py --config-file YAML --weights W --format torchscript --output detector.pt
+python tools/export.py --config-file YAML --weights W --format torch_export --output detector.pt2
+python tools/export.py --config-file YAML --weights W --format onnx --output detector.onnx \\
+    --image photo.jpg MODEL.DEVICE cpu
+
+The file is compared with the network on the photograph, and not left if it gives anything else.
+"""
+
+import argparse
+
+from detectron2.data.detection_utils import read_image
+
+from d2_deformable.analysis import command
+from d2_deformable.analysis.complexity import image_as_tested, random_image
+from d2_deformable.checkpoint.files import replacing
+from d2_deformable.export import export_onnx, export_program, export_torchscript
+from d2_deformable.export.verify import are_rounding, differences, load_exported
+
+FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
+    command.add_model_arguments(parser)
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--image", metavar="PHOTO", help="what to compare on (noise)")
+    return parser
+
+
+def main(args):
+    cfg = command.config_of(args.config_file, args.opts, needs_data=False)
+    photo = read_image(args.image, cfg.INPUT.FORMAT) if args.image else random_image((375, 500))
+    image = image_as_tested(cfg, photo)["image"].float()
+    model = command.load_model(cfg, args.weights)
+    with replacing(args.output) as part:
+        says = metadata(cfg) if args.format == "onnx" else {}
+        FORMATS[args.format](model, image, part, **says)
+        exported = load_exported(part, args.format)
+        found = differences(model, exported(image), image)
+        line = compared(found, tuple(image.shape[1:]))
+        if not are_rounding(found):
+            raise ValueError(f"the {args.format} file is not the network: {line}; nothing is left")
+    print(f"wrote {args.output}\n{line}")
+
+
+def metadata(cfg) -> dict:
+    """What an ONNX file says of the network beside what the network knows itself."""
+    names = command.class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
+    known = names[0] != "class 0"  # else they are made up
+    return {"input_format": cfg.INPUT.FORMAT, "class_names": names if known else ()}
+
+
+def compared(found, size) -> str:
+    """One line: what differs how far on an image of `size`."""
+    units = {
+        "boxes": "boxes by {:.2g} px",
+        "scores": "scores by {:.2g}",
+        "masks": "masks by {:.2g} of the image",
+        "class_scores": "class scores by {:.2g} of the highest",
+    }
+    parts = [unit.format(found[name]) for name, unit in units.items() if name in found]
+    of = f", {found['detections']} detections" if "detections" in found else ""
+    return f"against the network, on {size[0]} x {size[1]} pixels{of}: {', '.join(parts)} at most"
+
+
+if __name__ == "__main__":
+    command.run(main, parser())
