@@ -11,6 +11,10 @@ What differs there:
   by size; here it is one logit and the other way round.
 - Box outputs begin with four for the background, which nothing reads.
 - Box outputs are of normalised targets; the copies called *_test are not.
+
+What no weight and no setting makes equal: images are resized by OpenCV there; final boxes that lie
+within the last pixel of the image are a pixel wide there; and boxes are brought to the size of the
+original image before the last NMS there, after it here.
 """
 
 import re
