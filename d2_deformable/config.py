@@ -45,6 +45,10 @@ def add_deformable_config(cfg: CN) -> None:
     # FrozenBN or FREEZE_AT > 0 keep random layers random when MODEL.WEIGHTS is empty. Training
     # then stops with a message unless this is True.
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
+    # In training keep the inputs of the backbone's blocks alone and compute them again for the
+    # gradients, which stay the same: less memory for one more forward pass (Chen et al. 2016,
+    # "Training deep nets with sublinear memory cost").
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINT = False
 
     # Which proposals train RFCNHeads: "random" (BATCH_SIZE_PER_IMAGE at POSITIVE_FRACTION,
     # as Detectron2) or "ohem" (the BATCH_SIZE_PER_IMAGE with the highest loss of all proposals

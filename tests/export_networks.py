@@ -13,6 +13,19 @@ NETWORKS = {
     "cascade_rcnn": "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
     "mask_rcnn": "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool.yaml",
 }
+# What converted networks of the released code and of mmdetection are made of.
+CONVERTED = {
+    "faster_rcnn_released": (
+        "faster_rcnn",
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "LegacyRPN", "MODEL.RESNETS.STEM_POOL_CEIL", True),
+        *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "LegacyROIPool", "MODEL.RPN.PRE_NMS_TOPK_TEST", 100),
+    ),
+    "deeplab_released": ("deeplab", "MODEL.RESNETS.STEM_POOL_CEIL", True),
+    "mask_rcnn_mmdetection": (
+        "mask_rcnn",
+        *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ModulatedDeformROIAlign"),
+    ),
+}
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
@@ -20,10 +33,11 @@ SMALL = [
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RPN.POST_NMS_TOPK_TEST", 60),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
 ]
-WITH_BOXES = [name for name in NETWORKS if name != "deeplab"]
 
 
 def small_config(name: str, *overrides):
+    if name in CONVERTED:
+        return small_config(*CONVERTED[name], *overrides)
     cfg = load(CONFIGS / NETWORKS[name])
     cfg.merge_from_list([*SMALL, *overrides])
     return cfg

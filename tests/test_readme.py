@@ -36,7 +36,7 @@ def test_commands_run(tmp_path, monkeypatch):
         "DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES 4 "
         "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES 2"
     )
-    assert len(ONE_PROCESS) == 8
+    assert len(ONE_PROCESS) == 10
     for command in ONE_PROCESS:
         program, *arguments = shlex.split(command)[1:]
         arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in arguments]

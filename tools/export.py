@@ -6,16 +6,19 @@ python tools/export.py --config-file YAML --weights W --format torch_export --ou
 python tools/export.py --config-file YAML --weights W --format onnx --output detector.onnx \\
     --image photo.jpg MODEL.DEVICE cpu
 
-The file is compared with the network on the photograph, and not left if it gives anything else.
+The file is compared with the network on the photograph, else on drawn shapes, and not left if it
+gives anything else.
 """
 
 import argparse
 
+import numpy as np
 from detectron2.data.detection_utils import read_image
 
 from d2_deformable.analysis import command
-from d2_deformable.analysis.complexity import image_as_tested, random_image
+from d2_deformable.analysis.complexity import image_as_tested
 from d2_deformable.checkpoint.files import replacing
+from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from d2_deformable.export import export_onnx, export_program, export_torchscript
 from d2_deformable.export.verify import are_rounding, differences, load_exported
 
@@ -27,13 +30,13 @@ def parser():
     command.add_model_arguments(parser)
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, metavar="FILE")
-    parser.add_argument("--image", metavar="PHOTO", help="what to compare on (noise)")
+    parser.add_argument("--image", metavar="PHOTO", help="what to compare on (drawn shapes)")
     return parser
 
 
 def main(args):
     cfg = command.config_of(args.config_file, args.opts, needs_data=False)
-    photo = read_image(args.image, cfg.INPUT.FORMAT) if args.image else random_image((375, 500))
+    photo = read_image(args.image, cfg.INPUT.FORMAT) if args.image else made_up(cfg.INPUT.FORMAT)
     image = image_as_tested(cfg, photo)["image"].float()
     model = command.load_model(cfg, args.weights)
     with replacing(args.output) as part:
@@ -45,6 +48,14 @@ def main(args):
         if not are_rounding(found):
             raise ValueError(f"the {args.format} file is not the network: {line}; nothing is left")
     print(f"wrote {args.output}\n{line}")
+    if found.get("detections") == 0:
+        print("nothing is found on this image: compare on a photograph with objects, --image PHOTO")
+
+
+def made_up(format) -> np.ndarray:
+    """A picture of drawn shapes, channels in `format`; always the same."""
+    pixels, _ = WarpedShapesFormat(image_size=400).draw(0)
+    return pixels[..., ::-1] if format == "BGR" else pixels
 
 
 def metadata(cfg) -> dict:

@@ -17,8 +17,9 @@ from ..engine import fall_back_to_cpu, read_config
 from ..modeling.meta_arch.kinds import is_segmentor
 from .origin import commit, machine, versions
 
-# What a command ends with in one line, without a traceback: the user's input is wrong.
-USER_ERRORS = (OSError, ValueError)
+# What a command ends with in one line, without a traceback: the user's input is wrong, or a package
+# that it asks for is missing.
+USER_ERRORS = (ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 

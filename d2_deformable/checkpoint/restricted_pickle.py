@@ -35,15 +35,17 @@ _STORAGES = {
     "BoolStorage": 1,
 }
 _KEYS = (str, bytes, int, float, type(None))
+# Checkpoints of these hold a training's log as their own objects, beside the weights.
+_PASSED_OVER = ("mmengine", "mmcv", "mmdet")
 # Opcodes of plain values, containers, the memo, and calls, which are checked below. Left out are
-# instances (INST, OBJ, NEWOBJ, NEWOBJ_EX), extensions (EXT*), sets, buffers out of band (protocol
+# instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets, buffers out of band (protocol
 # 5), and persistent ids as text.
 _OPCODES = """
 PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8
 SHORT_BINUNICODE BINBYTES BINBYTES8 SHORT_BINBYTES BYTEARRAY8 EMPTY_LIST APPEND APPENDS LIST
 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS GET BINGET LONG_BINGET PUT
-BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID
+BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID
 """
 
 
@@ -58,6 +60,13 @@ class _Name:
 
     name: str
     call: object = None
+
+
+class _PassedOver:
+    """Stands for a class of `_PASSED_OVER`, its functions and its instances. Nothing is made or
+    called, and what the pickle would put into one is dropped."""
+
+    __slots__ = ()
 
 
 class _DType:
@@ -103,6 +112,7 @@ class Unpickler(pickle._Unpickler):
             "numpy._core.multiarray._reconstruct": _empty_array,
             "numpy._core.multiarray.scalar": self._scalar,
             "numpy._core.numeric._frombuffer": self._array,
+            "builtins.getattr": _passed_over,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
@@ -127,6 +137,8 @@ class Unpickler(pickle._Unpickler):
         full = re.sub(r"^numpy\.core\.", "numpy._core.", f"{module}.{name}")
         if full in self._names:
             return self._names[full]
+        if module.partition(".")[0] in _PASSED_OVER:
+            return _PassedOver()
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
         if module in ("torch", "torch.cuda") and name in _STORAGES:
@@ -140,6 +152,10 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it claims to hold more than it has bytes for")
 
     # Opcodes that Python's own unpickler does not check.
+
+    def load_newobj(self):
+        self.stack.pop()
+        self.stack[-1] = _passed_over(self.stack[-1])
 
     def load_reduce(self):
         arguments = self.stack.pop()
@@ -155,6 +171,8 @@ class Unpickler(pickle._Unpickler):
             *_, shape, dtype, fortran, data = state
             data, dtype = self._checked(data, dtype, shape)
             target.__setstate__((1, shape, dtype, bool(fortran), data))
+        elif isinstance(target, _PassedOver):
+            pass
         elif isinstance(target, _DType):
             _set_byte_order(target, state)
         elif type(target) is OrderedDict and isinstance(state, dict):
@@ -209,6 +227,7 @@ class Unpickler(pickle._Unpickler):
         self.append(self.persistent_load(identity))
 
     dispatch = _dispatch() | {
+        pickle.NEWOBJ[0]: load_newobj,
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
@@ -306,6 +325,13 @@ def _set_byte_order(dtype: _DType, state) -> None:
         raise pickle.UnpicklingError("it holds an array of structures")
     if order in ("<", ">"):
         dtype.value = dtype.value.newbyteorder(order)
+
+
+def _passed_over(target, *_) -> _PassedOver:
+    """What comes of a class or an instance that is passed over: an instance, or an attribute."""
+    if not isinstance(target, _PassedOver):
+        raise pickle.UnpicklingError(f"it makes or asks an instance of {type(target).__name__}")
+    return target
 
 
 def _empty_array(*_):

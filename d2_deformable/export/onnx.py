@@ -34,9 +34,9 @@ def export_onnx(
     "input_layout" and "pixel_range"; "class_names", a JSON list, where they are known; and, of this
     package, "d2_deformable" the version and "meta_architecture" the class of the network.
 
-    The exporter is the one that traces TorchScript: torch.export, which the other one rests on,
-    needs images above a least size, and NMS that rounds otherwise than eager code (see
-    `export_program`).
+    The exporter is the one that traces TorchScript. That on torch.export has no translation of
+    torchvision's RoIPool, and there images have a least size and NMS rounds otherwise than eager
+    code (see `export_program`).
 
     Args:
         model: as `inference_network` takes; it is left as it is.

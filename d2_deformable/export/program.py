@@ -14,12 +14,12 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
     """Export the whole inference of a network, NMS and all, and write it to `path`.
 
     The file takes and gives what `InferenceNetwork.forward` does, for images of every size from
-    one pixel above the largest stride of the backbone (65 x 65 with a pyramid up to stride 64),
-    as torch.export treats maps of one row as another program. It runs on the device that the model
+    4 pixels above the largest stride of the backbone (68 x 68 with a pyramid up to stride 64), as
+    torch.export treats maps of one row as another program. It runs on the device that the model
     is on now. To load it:
 
-        import d2_deformable  # its operators' shapes, which are written in Python
-        import torchvision  # nms and RoIAlign
+        torch.ops.load_library("d2_deformable/_C.so")  # or import d2_deformable
+        import torchvision  # detectors: its nms, and for some RoIAlign
         network = torch.export.load(path).module()
 
     In NMS the boxes of the classes are moved apart in float64; torchvision does so in float32 where
@@ -37,7 +37,7 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
     """
     check_image(image)
     network = inference_network(model)
-    least = max(shape.stride for shape in model.backbone.output_shape().values()) + 1
+    least = max(shape.stride for shape in model.backbone.output_shape().values()) + 4
     if min(image.shape[1:]) < least:
         raise ValueError(
             f"image is {tuple(image.shape)}, but torch.export needs an example of at least "

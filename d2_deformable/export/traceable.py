@@ -29,6 +29,7 @@ def traceable():
         f"{MODELING}.roi_heads.cascade_rcnn._ScaleGradient.apply": lambda x, scale: x,
         f"{MODELING}.roi_heads.fast_rcnn.fast_rcnn_inference_single_image": _detections,
         "d2_deformable.modeling.meta_arch.class_aware_rpn.top_indices": _top_indices,
+        "d2_deformable.modeling.proposal_generator.find_top_rpn_proposals": _top_proposals,
         "d2_deformable.modeling.poolers.convert_boxes_to_pooler_format": _rois,
         "d2_deformable.modeling.roi_heads.rfcn.convert_boxes_to_pooler_format": _rois,
     }
@@ -52,13 +53,14 @@ def traceable():
 _pool = F.max_pool2d
 
 
-def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, **options):
+def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **options):
     """As F.max_pool2d, whose strides have torch.export tell even sizes from odd ones."""
     if not torch.compiler.is_exporting():
-        return _pool(x, kernel_size, stride, padding, dilation, **options)
+        return _pool(x, kernel_size, stride, padding, dilation, ceil_mode, **options)
     step_y, step_x = _pair(kernel_size if stride is None else stride)
-    x = _pool(x, kernel_size, 1, padding, dilation, **options)
-    return x[..., ::step_y, ::step_x]
+    if ceil_mode:
+        x = F.pad(x, [0, step_x - 1, 0, step_y - 1], value=-torch.inf)
+    return _pool(x, kernel_size, 1, padding, dilation, **options)[..., ::step_y, ::step_x]
 
 
 def _grid_offsets(size, stride: int, offset: float, like):

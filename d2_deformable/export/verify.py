@@ -21,7 +21,8 @@ def load_exported(path, format: str):
     if format == "torchscript":
         return torch.jit.load(str(path))
     if format == "torch_export":
-        return torch.export.load(path).module()
+        with open(path, "rb") as file:  # of a path, torch asks for the suffix .pt2
+            return torch.export.load(file).module()
     try:
         import onnxruntime
     except ImportError as error:

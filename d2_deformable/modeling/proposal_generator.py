@@ -31,9 +31,11 @@ class LegacyRPN(RPN):
             self.anchor_generator.strides,
             strict=True,
         ):
-            # (N, 1, 2): width and height of every image
-            sizes = torch.stack([torch.as_tensor(size).flip(0) for size in image_sizes])
-            sizes = sizes.to(boxes)[:, None]
+            # (N, 1, 2): width and height of every image, as a trace can follow them
+            sizes = [
+                boxes.new_full([1], n) for height, width in image_sizes for n in (width, height)
+            ]
+            sizes = torch.cat(sizes).view(-1, 1, 2)
             first = torch.minimum(boxes[..., :2].clamp(min=0), sizes - 1)
             last = torch.minimum(boxes[..., 2:].clamp(min=1), sizes)
             cells = (sizes / stride).floor() * stride

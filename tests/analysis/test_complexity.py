@@ -8,7 +8,7 @@ from torch import nn
 
 from d2_deformable import add_deformable_config
 from d2_deformable.analysis import complexity
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 
 def test_parameters_and_frozen_affine_pairs():
@@ -19,16 +19,18 @@ def test_parameters_and_frozen_affine_pairs():
             ),
             "conv": DeformConv2d(4, 4, 3),
             "pool": DeformRoIPool(4, 2),
+            "align": DeformRoIAlign(4, 2, hidden_channels=5, modulated=True),
             "vote": PSRoIPredictor(4, 3, 2, spatial_scale=1.0, offset_classes=3),
             "relu": nn.ReLU(),
         }
     )
     offsets = [18 * 4 * 9 + 18, 8 * 16 + 8, 24 * 4 + 24]
+    offsets += [(16 + 1) * 5 + (5 + 1) * 5 + (5 + 1) * 8, (16 + 1) * 5 + (5 + 1) * 4]
     parts = complexity.parameters_by_part(model)
     assert parts["backbone"] == 108 + 8 + 8
     assert parts["conv"] == 4 * 4 * 9 + 4 + offsets[0]
     assert parts["offsets"] == sum(offsets)
-    assert parts["total"] == sum(parts[k] for k in ("backbone", "conv", "pool", "vote"))
+    assert parts["total"] == sum(parts[k] for k in ("backbone", "conv", "pool", "align", "vote"))
     assert "relu" not in parts
 
 

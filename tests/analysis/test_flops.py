@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2_deformable.analysis.flops import count_macs, count_macs_by_torch
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 from yamls import CONFIGS, load
 
 GEOMETRY = [
@@ -63,6 +63,15 @@ def test_roi_pooling_costs_its_samples():
     per_output = 3 * (2 * 2) * 4**2 * 4
     assert counted["deformable RoI pooling"] == (5 + 10) * per_output
     assert counted["convolutions"] == 64 * 4 * (5 + 10) * 4
+
+
+def test_roi_align_counts_as_both_counters_have_it():
+    """Neither knows torchvision's RoIAlign: of mmdetection's pooling the layers alone count."""
+    rois = torch.tensor([[0, 0, 0, 40.0, 40], [0, 8, 8, 30, 30]])
+    layer = DeformRoIAlign(4, 2, hidden_channels=5)
+    counted = of_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)
+    expected = 2 * (16 * 5 + 5 * 5 + 5 * 8)
+    assert counted == {"products of matrices": expected, "total": expected}
 
 
 def test_training_counts_too():

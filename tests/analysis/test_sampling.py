@@ -14,7 +14,7 @@ from d2_deformable.analysis.sampling import (
     part_boxes,
     record_offsets,
 )
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 from d2_deformable.modeling.poolers import DeformROIPooler
 
 
@@ -275,6 +275,25 @@ def test_parts_of_faster_rcnn_are_where_the_operator_samples_on_every_level():
     parts = part_boxes(inspection, boxes, torch.tensor([5, 0, 3]))
     expected = pooled[0].flatten(2).transpose(1, 2)
     torch.testing.assert_close(sample_means(parts, samples), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_parts_of_levels_with_layers_of_their_own(modulated):
+    pools = nn.ModuleList(
+        DeformRoIAlign(2, 3, hidden_channels=4, modulated=modulated) for _ in range(2)
+    )
+    for shift, pool in enumerate(pools, start=1):
+        nn.init.constant_(pool.offset_fc[-1].bias, shift)
+    large = torch.tensor([[100.2, 90.0, 520.7, 600.0]])
+    model = Net(
+        nn.AvgPool2d(8),
+        lambda model, x: model.pooler([x, nn.functional.avg_pool2d(x, 2)], [Boxes(large)]),
+        pooler=DeformROIPooler(pools, scales=(1 / 8, 1 / 16)),
+    )
+    pool = inspect_image(model, {"image": coordinates(720, 720)}).record.pools[0]
+    offset, scale = pool.predict(torch.cat([BOXES[:1], large]))
+    assert scale.tolist() == [1 / 8, 1 / 16] and not pool.round_rois
+    assert offset.flatten(1).unique(dim=1).tolist() == [[1], [2]]
 
 
 def test_corners_are_rounded_away_from_zero_and_tiny_boxes_grow():

@@ -1,6 +1,8 @@
 """Files of weights: what each format holds comes back, and a failure leaves what was there."""
 
 import pickle
+import sys
+import types
 from collections import OrderedDict
 
 import numpy as np
@@ -177,3 +179,62 @@ def test_trust_is_not_used_where_it_is_not_needed(weights, tmp_path, recwarn):
     write_weights(weights, tmp_path / "weights.pth")
     read_weights(tmp_path / "weights.pth", trust_pickle=True)
     assert not recwarn.list
+
+
+# ---- Logs of a training beside the weights -------------------------------------------------------
+
+
+class Log:
+    """Stands in for mmengine's HistoryBuffer: numbers, and functions of its class."""
+
+    def __init__(self):
+        self.values = np.arange(3.0)
+        self.mean = Log.average
+
+    def average(self):
+        raise AssertionError("code of the file ran")
+
+
+@pytest.fixture
+def mmengine(monkeypatch):
+    """While a file is written there is such a package; read() reads without it."""
+    package = types.ModuleType("mmengine")
+    package.Log = Log
+    monkeypatch.setitem(sys.modules, "mmengine", package)
+    monkeypatch.setattr(Log, "__module__", "mmengine")
+    monkeypatch.setattr(Log.average, "__module__", "mmengine")
+    monkeypatch.setattr(Log.average, "__qualname__", "Log.average")
+
+    def read(path):
+        monkeypatch.delitem(sys.modules, "mmengine")
+        return read_weights(path)
+
+    return read
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_of_mmengine_are_passed_over(legacy, tmp_path, mmengine):
+    content = {"state_dict": {"a": torch.ones(2)}, "message_hub": {"loss": Log()}, "meta": {}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    assert mmengine(tmp_path / "a.pth")["a"].tolist() == [1, 1]
+
+
+def test_objects_of_mmengine_are_no_weights(tmp_path, mmengine):
+    torch.save({"state_dict": {"a": Log()}}, tmp_path / "a.pth")
+    with pytest.raises(FileFormatError, match="holds a _PassedOver under a"):
+        mmengine(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+        b"\x80\x02cbuiltins\ngetattr\nccollections\nOrderedDict\nX\x03\x00\x00\x00pop\x86R.",
+        b"\x80\x02cmmengine\nLog\n)R.",
+    ],
+    ids=["instance of another class", "attribute of another class", "call"],
+)
+def test_nothing_else_is_made_asked_or_called(program, tmp_path):
+    (tmp_path / "a.pkl").write_bytes(program)
+    with pytest.raises(FileFormatError, match="makes or asks an instance|calls what is no"):
+        read_weights(tmp_path / "a.pkl")

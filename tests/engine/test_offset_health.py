@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable import add_deformable_config
 from d2_deformable.engine import OffsetHealth, Trainer
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 ROIS = torch.tensor([[0, 0, 0, 64.0, 128], [1, 32, 0, 96, 64]])  # of 8 x 16 cells and 8 x 8 cells
 
@@ -78,6 +78,31 @@ def test_length_of_constant_offsets(layer):
     assert put(loop, f"{layer}/std") == pytest.approx([0, 0], abs=1e-6)
     assert put(loop, f"{layer}/p99") == pytest.approx([0.5, 0.5])
     assert [i for _, i in loop.storage.history(f"offsets/{layer}/mean").values()] == [9, 19]
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_roi_pooling_of_mmdetection(modulated, caplog):
+    class Align(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = DeformRoIAlign(4, 2, hidden_channels=4, modulated=modulated)
+
+        def forward(self, x):
+            return self.pool(x, ROIS, 1 / 8).sum()
+
+    model = Align()
+    with torch.no_grad():
+        model.pool.offset_fc[-1].bias.copy_(torch.tensor([0.3] * 4 + [-0.4] * 4) / 0.1)
+    loop = run(model, 1, period=1)
+    assert put(loop, "pool/mean") == pytest.approx([0.5])
+    # Of 16 rows of cells none leaves the 20; of 4 columns of bins' samples on [0, 8) and [4, 12),
+    # 3.2 cells to the left, 3 of 8 and none.
+    assert put(loop, "pool/outside") == pytest.approx([(3 / 8 + 0) / 2])
+    with caplog.at_level(logging.WARNING):
+        with torch.no_grad():
+            model.pool.offset_fc[-1].bias.fill_(50.0)
+        run(model, 1, period=1)
+    assert "run away" in caplog.text and "['offset_fc', 0.1]" in caplog.text
 
 
 def test_spread_of_offsets():

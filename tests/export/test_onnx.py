@@ -1,10 +1,14 @@
 """Whole networks in ONNX Runtime: on images of sizes not traced they give what eager code gives."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -58,6 +62,7 @@ SPREADS = {
     "offset_maps": 1.0,
     "offset_fc": 1.0,
 }
+CARDS = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "cards"
 ZOO = "d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth"
 
 
@@ -66,6 +71,13 @@ def picture(height: int, width: int, index=0) -> torch.Tensor:
     pixels, _ = WarpedShapesFormat(image_size=max(height, width, 32), seed=7).draw(index)
     pixels = torch.from_numpy(pixels[:height, :width, ::-1].copy())
     return pixels.permute(2, 0, 1).float()
+
+
+def photograph(file, shorter: int) -> torch.Tensor:
+    """(3, height, width), BGR, the shorter side of that many pixels."""
+    pixels = read_image(file, "BGR")
+    pixels = ResizeShortestEdge(shorter).get_transform(pixels).apply_image(pixels)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
 
 
 def network(name: str, overrides=()) -> nn.Module:
@@ -125,6 +137,14 @@ def test_a_trained_network_on_pictures_of_other_sizes(zoo):
     assert check(*zoo, images) > 5
 
 
+@pytest.mark.skipif(
+    not CARDS.is_dir(), reason="needs the cards data set under $DETECTRON2_DATASETS"
+)
+def test_a_trained_network_on_photographs(zoo):
+    photographs = sorted(CARDS.rglob("*.jpg"))[:120:20]
+    assert check(*zoo, [photograph(p, 160 + 20 * i) for i, p in enumerate(photographs)]) > 100
+
+
 def test_nothing_is_found(zoo):
     model, file = zoo
     boxes, scores, classes = load_exported(file, "onnx")(torch.zeros(3, 64, 64))
@@ -173,7 +193,7 @@ def test_the_file_stands_alone_and_says_what_it_takes(zoo):
 
 
 def test_the_model_is_left_as_it_is(tmp_path):
-    model = network("quick/warped_shapes_rfcn_R_18_dconv3_dpool", NARROW).train()
+    model = network("quick/warped_shapes_class_aware_rpn_R_18_dconv3", NARROW).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     image = picture(64, 64)
     export_onnx(model, image, tmp_path / "a.onnx")

@@ -111,17 +111,17 @@ def hard_rois(rois: int, height: int, width: int) -> torch.Tensor:
     corners = torch.cat([first, last], dim=1)
     corners[::2] = (corners[::2] * 2).round() / 2
     corners[1::4] = corners[1::4].round()
+    corners[::3] = corners[::3].clamp(min=0)  # many begin at the border
     corners[::5, 2:] = corners[::5, :2]  # no area
     corners[::7, 2:] = corners[::7, :2] - 3  # less than none
     return torch.cat([torch.zeros(rois, 1), corners], dim=1)
 
 
-@pytest.mark.parametrize("round_rois", [True, False], ids=["rounded", "exact"])
 @pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "no offset"])
 @pytest.mark.parametrize("sizes, arguments", deform_pool.CASES)
-def test_deform_roi_pool(sizes, arguments, with_offset, round_rois):
+def test_deform_roi_pool(sizes, arguments, with_offset):
     names = ["input", "rois", "offset"][: 3 if with_offset else 2]
-    arguments = {**arguments, "spatial_scale": 0.26, "round_rois": round_rois}
+    arguments = {**arguments, "spatial_scale": 0.26}
 
     def inputs(**sizes):
         tensors = deform_pool.make_inputs(**sizes)
@@ -142,16 +142,36 @@ def test_deform_roi_pool_of_hard_rois(scale, round_rois):
     arguments["round_rois"] = round_rois
 
     def inputs(rois, height, width):
+        offset = torch.randn(rois, 4, 7, 7) * 3
+        offset[1::2] = 0
         return {
             "input": torch.randn(1, 2 * 49, height, width),
             "rois": hard_rois(rois, height / scale, width / scale),
-            "offset": torch.randn(rois, 4, 7, 7) * 3,
+            "offset": offset,
         }
 
     run = exported(ops.deform_roi_pool, inputs(3, 6, 5), SIZES, **arguments)
     tensors = inputs(400, 13, 20)
     expected = ops.deform_roi_pool(**tensors, **arguments)
     torch.testing.assert_close(run(**tensors), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_deform_roi_align(sampling_ratio):
+    arguments = {"output_size": 7, "spatial_scale": 0.25, "sampling_ratio": sampling_ratio}
+
+    def inputs(rois, height, width):
+        return {
+            "input": torch.randn(1, 5, height, width),
+            "rois": hard_rois(rois, height * 4, width * 4),
+            "offset": torch.randn(rois, 2, 7, 7) * 3,
+        }
+
+    run = exported(ops.deform_roi_align, inputs(3, 6, 5), SIZES, **arguments)
+    for rois in (0, 1, 300):
+        tensors = inputs(rois, 23, 31)
+        expected = ops.deform_roi_align(**tensors, **arguments)
+        torch.testing.assert_close(run(**tensors), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("round_rois", [True, False], ids=["rounded", "exact"])
@@ -190,7 +210,8 @@ def candidates(boxes: int, classes: int, ties: bool) -> dict:
     tensors = {
         "boxes": torch.cat([corner, corner + torch.rand(boxes, 2) * 200], dim=1),
         "scores": torch.rand(boxes),
-        "classes": torch.randint(classes, (boxes,)),
+        # To move so many apart rounds their coordinates to 16ths.
+        "classes": torch.randint(classes, (boxes,)) * 100,
     }
     if ties:
         tensors["boxes"] = (tensors["boxes"] / 40).round() * 40

@@ -106,7 +106,15 @@ def test_boxes():
 
 
 @pytest.mark.parametrize("size", [(9, 12), (8, 7)])
-@pytest.mark.parametrize("arguments", [(3, 2, 1), (1, 2, 0), (2,), ((3, 2), (2, 1), (1, 0))])
-def test_max_pooling(exporting, size, arguments):
+@pytest.mark.parametrize("arguments", [(3, 2, 1), (3, 2), (2,), ((3, 2), (2, 1), (1, 0))])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_max_pooling(exporting, size, arguments, ceil_mode):
     x = torch.randn(2, 3, *size)
-    assert torch.equal(traceable._max_pool2d(x, *arguments), F.max_pool2d(x, *arguments))
+    expected = F.max_pool2d(x, *arguments, ceil_mode=ceil_mode)
+    assert torch.equal(traceable._max_pool2d(x, *arguments, ceil_mode=ceil_mode), expected)
+
+
+def test_max_pooling_of_every_other_pixel(exporting):
+    """The last level of a pyramid."""
+    x = torch.randn(2, 3, 5, 8)
+    assert torch.equal(traceable._max_pool2d(x, 1, 2, 0), x[..., ::2, ::2])

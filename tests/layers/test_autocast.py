@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 ROIS = torch.tensor([[0, 1.5, 2, 40, 50], [1, 0, 0, 60, 30]])
 
@@ -14,6 +14,11 @@ def layers() -> dict:
         "DeformConv2d": (DeformConv2d(8, 6, 3, padding=1), ()),
         "modulated": (DeformConv2d(8, 6, 3, padding=1, modulated=True), ()),
         "DeformRoIPool": (DeformRoIPool(8, 3), (ROIS, 0.25)),
+        "DeformRoIAlign": (DeformRoIAlign(8, 3, hidden_channels=8), (ROIS, 0.25)),
+        "DeformRoIAlign modulated": (
+            DeformRoIAlign(8, 3, hidden_channels=8, modulated=True),
+            (ROIS, 0.25),
+        ),
         "PSRoIPredictor": (PSRoIPredictor(8, 4, 3, spatial_scale=0.25, offset_classes=4), (ROIS,)),
     }
     for layer, _ in layers.values():
@@ -38,7 +43,7 @@ def test_offsets_are_those_of_float32(name, dtype, half_input, device):
     if not isinstance(full, tuple):
         full, offsets = (full,), (offsets,)
     # Pooling may take a half-precision map as it is, and rounds what it makes of it.
-    tolerance = 0.05 if name == "DeformRoIPool" and half_input else 1e-5
+    tolerance = 0.05 if name.startswith("DeformRoI") and half_input else 1e-5
     for mine, expected in zip(offsets, full, strict=True):
         if expected is None:
             continue

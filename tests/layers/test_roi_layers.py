@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from d2_deformable import ops
-from d2_deformable.layers import DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 ROIS = torch.tensor(
     [[0, 10.0, 20.0, 90.0, 120.0], [1, 0.0, 0.0, 40.0, 30.0], [0, 50.0, 5.0, 140.0, 70.0]]
@@ -30,6 +31,41 @@ def test_deform_roi_pool_offsets_are_dy_then_dx():
     with torch.no_grad():
         layer.offset_fc.bias[4:] = 1.0  # dx = gamma * width = 0.1 * 5 cells
     torch.testing.assert_close(layer(x, rois, 1 / 16), plain + 0.5)
+
+
+def test_deform_roi_align_starts_without_shifts():
+    """Modulated, it starts at half of what it pools, as mmcv's."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 9, 10)
+    expected = ops.deform_roi_align(x, ROIS, output_size=3, spatial_scale=1 / 16)
+    for modulated, factor in ((False, 1), (True, 0.5)):
+        layer = DeformRoIAlign(5, 3, hidden_channels=8, modulated=modulated)
+        start = layer(x, ROIS, 1 / 16)
+        torch.testing.assert_close(start, factor * expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            layer.offset_fc[-1].bias += 1.0
+        assert not torch.allclose(layer(x, ROIS, 1 / 16), start)
+
+
+def test_deform_roi_align_factors_are_those_of_bins():
+    x = torch.ones(1, 2, 20, 20)
+    layer = DeformRoIAlign(2, 2, hidden_channels=4, modulated=True)
+    with torch.no_grad():
+        layer.mask_fc[-1].bias.copy_(torch.tensor([0.0, 100.0, -100.0, 0.0]))
+    rois = torch.tensor([[0, 80.0, 80.0, 160.0, 160.0]])
+    expected = torch.tensor([[0.5, 1.0], [0.0, 0.5]]).expand(1, 2, 2, 2)
+    torch.testing.assert_close(layer(x, rois, 1 / 16), expected)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deform_roi_align_learns(modulated):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 9, 10, requires_grad=True)
+    layer = DeformRoIAlign(5, 3, hidden_channels=8, modulated=modulated)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    layer(x, ROIS, 1 / 16).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in [x, *layer.parameters()])
 
 
 def test_ps_roi_predictor_averages_position_sensitive_pooling():
@@ -67,6 +103,7 @@ def test_no_rois():
     x = torch.randn(1, 5, 9, 10)
     none = torch.zeros(0, 5)
     assert DeformRoIPool(5, 3)(x, none, 1 / 16).shape == (0, 5, 3, 3)
+    assert DeformRoIAlign(5, 3, modulated=True)(x, none, 1 / 16).shape == (0, 5, 3, 3)
     layer = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=4)
     assert layer(x, none).shape == (0, 4)
     layer(x, none).sum().backward()

@@ -73,6 +73,14 @@ def test_a_packaged_config_and_a_location(lab):
     assert PACKAGED in model_zoo.list_configs()
 
 
+def test_a_relative_path_stays_where_it_was(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(lab)
+    model_zoo.register_index("index.json")
+    monkeypatch.chdir(tmp_path)
+    assert model_zoo.get_config_file("acme/shapes.yaml") == str(lab / "shapes.yaml")
+    assert PathManager.get_local_path("d2_deformable://acme/shapes.pth").startswith(str(lab))
+
+
 def test_by_the_environment(lab, monkeypatch):
     monkeypatch.setenv(catalog.VARIABLE, f"{lab}/index.json, ")
     assert PathManager.get_local_path("d2_deformable://acme/shapes.pth")

@@ -1,5 +1,7 @@
 """LegacyRPN: where it differs from Detectron2's RPN."""
 
+import math
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -39,18 +41,18 @@ def test_only_whole_cells_of_the_image_have_anchors(rpn):
 
 
 def test_a_box_outside_the_image_is_clipped_to_a_pixel(rpn):
-    """Three widths to the right: all end in the last column, each row of cells at its own height."""
-    found = proposals(rpn("LegacyRPN"), [3, 0, 0, 0])
-    assert torch.equal(found, torch.tensor([[32, 0, 33, 16], [32, 16, 33, 32.0]]))
+    """Three widths to the right, or to the left: a column of each row of cells."""
+    right = proposals(rpn("LegacyRPN"), [3, 0, 0, 0])
+    assert torch.equal(right, torch.tensor([[32, 0, 33, 16], [32, 16, 33, 32.0]]))
+    left = proposals(rpn("LegacyRPN"), [-3, 0, 0, 0])
+    assert torch.equal(left, torch.tensor([[0, 0, 1, 16], [0, 16, 1, 32.0]]))
     assert len(proposals(rpn("RPN"), [3, 0, 0, 0])) == 0
 
 
 def test_a_box_inside_stays(rpn):
     found = proposals(rpn("LegacyRPN"), [0.25, 0, -0.5, 0])
-    half = 8 * torch.tensor(-0.5).exp()
-    torch.testing.assert_close(
-        found[0], torch.stack([12 - half, 0 * half, 12 + half, 16 + 0 * half])
-    )
+    half = 8 * math.exp(-0.5)
+    torch.testing.assert_close(found[0], torch.tensor([12 - half, 0, 12 + half, 16]))
 
 
 def test_the_best_are_counted_among_those_of_the_image(rpn):

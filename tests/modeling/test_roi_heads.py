@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2_deformable.layers import DeformRoIPool
+from d2_deformable.layers import DeformRoIAlign, DeformRoIPool
 from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
 from d2_deformable.modeling.roi_heads.ohem import hardest, loss_per_roi
 
@@ -171,6 +171,47 @@ def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name):
     sum(losses.values()).backward()
     assert heads.box_pooler.roi_pool.offset_fc.weight.grad.abs().sum() > 0
     assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
+
+
+@pytest.mark.parametrize("pooler", ["DeformROIAlign", "ModulatedDeformROIAlign"])
+@pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
+def test_roi_pooling_of_mmdetection(heads_cfg, name, pooler):
+    heads_cfg.MODEL.ROI_HEADS.NAME = name
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    heads_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in name
+    heads_cfg.MODEL.ROI_BOX_HEAD.DEFORM_GAMMA = 0.2
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
+    heads = build_roi_heads(heads_cfg, SHAPES)
+    (pool,) = heads.box_pooler.roi_pool
+    assert [pool.gamma, pool.sampling_ratio, pool.output_size] == [0.2, 2, 3]
+    assert (pool.mask_fc is not None) == pooler.startswith("Modulated")
+    features, proposals, targets = inputs()
+    with EventStorage():
+        _, losses = heads(None, features, proposals, targets)
+    sum(losses.values()).backward()
+    assert pool.offset_fc[-1].weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in pool.parameters())
+    assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
+
+
+def test_levels_may_have_layers_of_their_own():
+    """A level without RoIs takes part all the same: distributed training waits for its gradient."""
+    torch.manual_seed(0)
+    pools = nn.ModuleList(DeformRoIAlign(4, 3, hidden_channels=8) for _ in range(3))
+    for pool in pools:
+        nn.init.normal_(pool.offset_fc[-1].weight)
+    pooler = DeformROIPooler(pools, scales=(1 / 8, 1 / 16, 1 / 32))
+    maps = [torch.randn(1, 4, 32 // s, 40 // s) for s in (1, 2, 4)]
+    boxes = torch.tensor([[0.0, 0, 240, 230], [5, 5, 30, 25], [10, 0, 110, 120]])
+    pooled = pooler(maps, [Boxes(boxes)])
+    rois = nn.functional.pad(boxes, (1, 0))
+    for i, level in enumerate([1, 0, 0]):
+        expected = pools[level](maps[level], rois[i : i + 1], pooler.scales[level])[0]
+        torch.testing.assert_close(pooled[i], expected)
+    pooled.sum().backward()
+    assert all(p.grad is not None for p in pooler.parameters())
+    assert not any(p.grad.any() for p in pools[2].parameters())
+    assert pooler(maps, [Boxes(boxes[:0])]).shape == (0, 4, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])

@@ -68,8 +68,8 @@ def convert(conversion: Conversion, cfg) -> None:
     settings = read_config(conversion.metadata)
     _check_network(conversion, settings)
     names = {name: _renamed(name) for name in conversion.source}
-    _check_convolutions(conversion, names, cfg)
     pooler = _check_pooling(conversion, cfg)
+    _check_convolutions(conversion, names)
     for name, target in names.items():
         if target not in conversion.model:
             continue  # left over, unless it is said of it below that it may be
@@ -148,7 +148,7 @@ def _check_network(conversion: Conversion, settings) -> None:
         )
 
 
-def _check_convolutions(conversion: Conversion, names, cfg) -> None:
+def _check_convolutions(conversion: Conversion, names) -> None:
     """The same convolutions must be deformable, in the same way."""
 
     def offset_layers(tensors):
@@ -163,17 +163,17 @@ def _check_convolutions(conversion: Conversion, names, cfg) -> None:
         return
     stages = [any(f".res{i}." in name for name in theirs) for i in range(2, 6)]
     keys = [f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {stages}"]
+    modulated = False
     if theirs:
         channels, inputs = next(iter(theirs.values()))[:2]
         # 18 channels per group, or 27 with masks; of groups that divide the input channels.
         modulated = channels % 18 != 0 or inputs % (channels // 18) != 0
         groups = channels // (27 if modulated else 18)
         keys += [f"DEFORM_MODULATED {modulated}", f"DEFORM_NUM_GROUPS {groups}"]
+    part = "_mdconv_c3-c5" if modulated else "_dconv_c3-c5" if theirs else ""
     raise ConversionError(
-        f"the file has {len(theirs) or 'no'} deformable convolutions, the config others: set "
-        f"{', '.join(keys)} (or take the config's depth from the file), or take a config that "
-        f"does, e.g. {EXAMPLE}{'_mdconv_c3-c5' if theirs and modulated else ''}"
-        f"{'_dconv_c3-c5' if theirs and not modulated else ''}.yaml"
+        f"the file has {len(theirs) or 'no'} deformable convolutions, but the config others: set "
+        f"{', '.join(keys)} and the file's depth, or take a config like {EXAMPLE}{part}.yaml"
     )
 
 
@@ -229,7 +229,7 @@ def _put_input(conversion: Conversion, settings) -> None:
 def _put_detection(conversion: Conversion, settings, pooler: str) -> None:
     def weights(of, stds):
         stds = lookup(settings, f"{of}.bbox_coder.target_stds", stds)
-        return tuple(1 / std for std in stds)
+        return [1 / std for std in stds]
 
     def test(key, value):
         return lookup(settings, f"test_cfg.{key}", value)

@@ -11,6 +11,10 @@ What differs there:
   by size; here it is one logit and the other way round.
 - Box outputs begin with four for the background, which nothing reads.
 - Box outputs are of normalised targets; the copies called *_test are not.
+
+What no weight and no setting makes equal: images are resized by OpenCV there; final boxes that lie
+within the last pixel of the image are a pixel wide there; and boxes are brought to the size of the
+original image before the last NMS there, after it here.
 """
 
 import re
@@ -96,7 +100,7 @@ def _settings(source, network: str, cfg) -> dict:
     if offsets:
         settings |= {
             "MODEL.RESNETS.DEFORM_BORDER": "legacy",
-            "MODEL.RESNETS.DEFORM_NUM_GROUPS": len(source[offsets[0]]) // 18,
+            "MODEL.RESNETS.DEFORM_NUM_GROUPS": source[offsets[0]].numel() // 18,
             "MODEL.RESNETS.DEFORM_OFFSET_DILATION": 1 if network == "DeepLab" else 2,
             "MODEL.RESNETS.DEFORM_OFFSET_CLAMP": 0.0,
             "MODEL.RESNETS.DEFORM_MODULATED": False,
@@ -137,7 +141,10 @@ def _model(conversion: Conversion, cfg):
     if with_settings == cfg:
         return conversion.model
     with_settings.MODEL.DEVICE = "cpu"
-    return build_model(with_settings).state_dict()
+    try:
+        return build_model(with_settings).state_dict()
+    except ValueError as error:
+        raise ConversionError(f"the file's offsets fit no model of the config: {error}") from error
 
 
 # ---- Layers --------------------------------------------------------------------------------------
@@ -204,7 +211,7 @@ def _rows(x: Tensor, *sizes: int) -> Tensor:
 
 def _rpn(conversion: Conversion, cfg) -> None:
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]
-    num_anchors = len(conversion.source["arg:rpn_cls_score_bias"]) // 2
+    num_anchors = conversion.source["arg:rpn_cls_score_bias"].numel() // 2
     if num_anchors != len(RATIOS) * len(sizes) or list(sizes) != sorted(sizes):
         raise ConversionError(
             f"the RPN of the file has {num_anchors} anchors, {len(RATIOS)} aspect ratios of "
@@ -296,7 +303,8 @@ def _boxes(conversion: Conversion, prefix: str, layer: str, bins: int) -> None:
             if test not in conversion.source:
                 continue
             twin = unnormalised(conversion.source[name], stds)
-            if not torch.allclose(twin, conversion.source[test].double(), rtol=1e-3, atol=1e-6):
+            given = conversion.source[test].double()
+            if given.shape != twin.shape or not torch.allclose(given, twin, rtol=1e-3, atol=1e-6):
                 raise ConversionError(
                     f"{test!r} is not {name!r} times {BOX_STDS}, as the released code writes it "
                     "beside it; the file mixes two trainings, or one with other BBOX_STDS"

@@ -12,6 +12,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
 from .._checks import check_config
+from .checkpointing import CheckpointedStage
 from .deform import deform_convs, dilate_stage, kernel_convs
 
 BLOCKS_PER_STAGE = {
@@ -57,6 +58,8 @@ class DeformResNet(ResNet):
             2.3: 1024, or 256 for Faster R-CNN). Needed when it is among `out_features`.
         reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
             He initialisation.
+        activation_checkpoint: in training, keep the inputs of blocks alone and compute them again
+            for the gradients, which are the same: less memory for one more forward pass.
 
     Raises:
         ValueError: a value that this network cannot have.
@@ -80,6 +83,7 @@ class DeformResNet(ResNet):
         border="zero",
         reduced_channels=0,
         reduced_init_std=0.01,
+        activation_checkpoint=False,
     ):
         _check_features(out_features, reduced_channels)
         if res5_dilation < 1 or len(deform_on_per_stage) != 4:
@@ -113,6 +117,10 @@ class DeformResNet(ResNet):
             out_features=list({*plain_features, "res5"}) if reduced_channels else plain_features,
             freeze_at=freeze_at,
         )
+        if activation_checkpoint:
+            self.stages = [CheckpointedStage(*stage) for stage in self.stages]
+            for name, stage in zip(self.stage_names, self.stages, strict=True):
+                setattr(self, name, stage)
         self._requested = list(out_features)
         if reduced_channels:
             self.reduction = nn.Conv2d(
@@ -249,6 +257,7 @@ def deform_settings(cfg) -> dict:
         "border": c.DEFORM_BORDER,
         "reduced_channels": c.REDUCED_CHANNELS,
         "reduced_init_std": c.REDUCED_INIT_STD,
+        "activation_checkpoint": cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINT,
     }
 
 

@@ -391,6 +391,8 @@ def test_box_maps_of_the_background_are_read_by_nothing():
         ),
         ("rfcn", False, {"arg:more": torch.zeros(1)}, "1 tensors of the file have no .*: arg:more"),
         ("faster_rcnn", False, {"arg:offset_weight": torch.zeros(1)}, "offset_fc.weight.* not in"),
+        ("rfcn", True, {"arg:res5a_branch2b_offset_bias": torch.zeros(54)}, "offset_groups=3 does"),
+        ("rfcn", False, {"arg:rfcn_bbox_bias_test": torch.zeros(3)}, "is not 'arg:rfcn_bbox_bias'"),
         ("deeplab", False, {"arg:fc6_bias": torch.zeros(7)}, "is \\(24,\\)"),
         ("deeplab", True, {"arg:upsampling_weight": torch.ones(4, 1, 32, 32)}, "no bilinear"),
         ("deeplab", True, {"arg:upsampling_weight": torch.ones(4, 1, 4, 4)}, "no bilinear"),

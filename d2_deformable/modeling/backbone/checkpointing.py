@@ -1,0 +1,49 @@
+"""Activation checkpointing: a stage keeps the inputs of its blocks, and computes all else again
+when gradients are taken."""
+
+import contextlib
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class CheckpointedStage(nn.Sequential):
+    """A sequence of blocks, each of which is computed twice in training, and keeps less memory.
+
+    Values and gradients are those of `torch.nn.Sequential`, running statistics of batch
+    normalisation too: they are updated once. Blocks must not draw random numbers.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        for block in self:
+            x = checkpoint(
+                block, x, use_reentrant=False, preserve_rng_state=False, **_contexts(block)
+            )
+        return x
+
+
+def _contexts(block: nn.Module) -> dict:
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    # A compiled graph updates statistics once in any case, and takes no contexts of ours.
+    if not norms or torch.compiler.is_compiling():
+        return {}
+    return {"context_fn": lambda: (contextlib.nullcontext(), _without_statistics(norms))}
+
+
+@contextlib.contextmanager
+def _without_statistics(norms):
+    """Batch normalisation as ever, but for its running statistics, which stay where they are."""
+    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, settings, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

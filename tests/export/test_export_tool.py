@@ -1,0 +1,109 @@
+"""tools/export.py as a user types it, on the detector that the package brings."""
+
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import torch
+from PIL import Image
+
+from d2_deformable.analysis import command
+from d2_deformable.data.warped_shapes import WarpedShapesFormat
+from yamls import CONFIGS
+
+YAML = CONFIGS / "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+WEIGHTS = "d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth"
+SMALL = ("INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    # By path: some builds of Detectron2 install a package named "tools".
+    spec = spec_from_file_location("export", CONFIGS.parent / "tools/export.py")
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture
+def run(tool, tmp_path, capsys):
+    """run(format, *arguments) -> what it prints; it writes tmp_path / "file"."""
+
+    def run(format, *argv):
+        given = "--config-file", YAML, "--weights", WEIGHTS, "--format", format
+        given = *given, "--output", tmp_path / "file", *argv, *SMALL
+        command.run(tool.main, tool.parser(), list(map(str, given)))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path_factory):
+    pixels, _ = WarpedShapesFormat(image_size=128, seed=3).draw(0)
+    file = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(pixels[:, :100]).save(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "format", ["torchscript", "onnx", pytest.param("torch_export", marks=pytest.mark.slow)]
+)
+def test_a_detector_is_written_and_compared(format, run, photo, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    said = run(format, "--image", photo).splitlines()
+    assert said[0] == f"wrote {tmp_path / 'file'}"
+    line = (
+        r"against the network, on 123 x 96 pixels, (\d+) detections: boxes by .* px, scores by .*"
+    )
+    assert int(re.fullmatch(line, said[1])[1]) > 0 and len(said) == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_without_a_photograph_there_are_drawn_shapes(run, tmp_path):
+    said = run("torchscript")
+    assert "on 96 x 96 pixels" in said and "nothing is found" not in said
+    assert torch.jit.load(tmp_path / "file")(torch.zeros(3, 64, 64))[0].shape == (0, 4)
+
+
+def test_it_says_that_it_compared_nothing(run, photo):
+    said = run("torchscript", "--image", photo, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    assert "0 detections" in said and "nothing is found on this image" in said
+
+
+def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch):
+    load = tool.load_exported
+
+    def broken(*arguments):
+        network = load(*arguments)
+        return lambda image: (lambda boxes, *rest: (boxes + 0.01, *rest))(*network(image))
+
+    monkeypatch.setattr(tool, "load_exported", broken)
+    with pytest.raises(SystemExit, match=r"export: .* boxes by 0.01 px.*; nothing is left"):
+        run("torchscript", "--image", photo)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--image", __file__], "cannot identify image"),
+        (["--output", "nowhere/file"], "there is no folder nowhere"),
+        (["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(arguments, message, run, tmp_path):
+    with pytest.raises(SystemExit, match=f"export: .*{message}"):
+        run("torchscript", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_told_in_one_line(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(SystemExit, match="export: .*pip install onnx"):
+        run("onnx")
