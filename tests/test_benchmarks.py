@@ -206,7 +206,7 @@ def test_a_wrong_operator_stops_the_benchmark(monkeypatch, one_thread):
 
     def wrong(self, tensors, backward):
         results = right(self, tensors, backward)
-        if self.is_exact and tensors["input"].dtype == torch.float32:
+        if "input" in tensors and self.is_exact and tensors["input"].dtype == torch.float32:
             results["output"] = results["output"].new_zeros(results["output"].shape)
         return results
 
@@ -238,14 +238,12 @@ def test_offsets_are_of_two_pixels():
     assert [round(x.std().item(), 3) for x in offsets] == [2.0] * 3
 
 
-def test_poison_is_what_the_next_call_gets(device):
+def test_poison_is_what_a_next_call_gets(device):
+    """Sooner or later: the C library may give out other blocks of the size first."""
     size = 100, 100  # large blocks may go back to the system
-    like = {"output": torch.empty(size, device=device)}
-    found = []
-    for _ in range(5):
-        clock.poison(like, torch.float32)
-        found.append(torch.empty(size, device=device).isnan().any().item())
-    assert any(found)
+    clock.poison({"output": torch.empty(size, device=device)}, torch.float32)
+    blocks = [torch.empty(size, device=device) for _ in range(200)]
+    assert any(block.isnan().any() for block in blocks)
 
 
 def test_peak_memory_is_that_beyond_the_results(device):
