@@ -210,6 +210,13 @@ PIXELS = {
 
 def _put_input(conversion: Conversion, settings) -> None:
     style = lookup(settings, "backbone.style", "pytorch")
+    if not settings:
+        conversion.assumptions.append(
+            "the file holds no config of mmdetection: taken for a network of style pytorch (RGB, "
+            "stride in the 3x3 convolutions) with its usual anchors and thresholds; for one of "
+            "style caffe set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and "
+            "MODEL.RESNETS.STRIDE_IN_1X1 True in the YAML"
+        )
     mean, std = PIXELS.get(style, PIXELS["pytorch"])
     mean, std = lookup(settings, "pixels.mean", mean), lookup(settings, "pixels.std", std)
     rgb = lookup(settings, "pixels.rgb", style == "pytorch")

@@ -284,8 +284,9 @@ img_norm_cfg = dict(mean=[9.0, 8.0, 7.0], std=[1.0, 1.0, 1.0], to_rgb=False)
 )
 def test_settings_of_the_config_in_the_file(meta, expected, image, converter):
     state_dict = network(image).state_dict()
-    settings = converter.convert(state_dict, config("faster_rcnn_R_50_FPN_1x"), meta).settings
-    assert {key: settings[key] for key in expected} == expected
+    conversion = converter.convert(state_dict, config("faster_rcnn_R_50_FPN_1x"), meta)
+    assert {key: conversion.settings[key] for key in expected} == expected
+    assert any("no config" in said for said in conversion.assumptions) == (len(expected) == 1)
 
 
 def test_what_has_no_place_is_said(image, converter):
