@@ -1,5 +1,7 @@
 """A copy of the network as a function of one image: what eager gives, and nothing changed."""
 
+import threading
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -62,6 +64,18 @@ def test_detectron2_is_put_back_also_after_an_error():
     with pytest.raises(ZeroDivisionError), traceable():
         assert Boxes.clip is not clip
         raise ZeroDivisionError
+    assert Boxes.clip is clip
+
+
+def test_detectron2_is_put_back_also_after_threads():
+    clip, network, image = Boxes.clip, inference_network(small_network("rfcn")), noise(64, 64)
+    threads = [
+        threading.Thread(target=lambda: [network(image) for _ in range(5)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert Boxes.clip is clip
 
 
