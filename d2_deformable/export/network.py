@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..modeling import ClassAwareRPN
 from .traceable import traceable
+from .verify import are_rounding, differences
+
+OURS = ("detectron2.", "d2_deformable.")
 
 
 class InferenceNetwork(nn.Module):
@@ -48,9 +51,10 @@ def inference_network(model: nn.Module) -> InferenceNetwork:
             `ClassAwareRPN` or a `SemanticSegmentor`. It is left as it is.
 
     Raises:
-        ValueError: another network.
+        ValueError: another network, or one with an `inference` or `preprocess_image` of its own.
     """
     predict = _predict_of(model)
+    _check_methods(model, predict)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     return InferenceNetwork(model, predict).eval()
 
@@ -68,17 +72,28 @@ def output_names(model: nn.Module) -> tuple[str, ...]:
     return ("boxes", "scores", "classes") + ("masks",) * masks
 
 
-def check_image(image: Tensor) -> None:
-    """Refuse what is no image as `InferenceNetwork.forward` takes it.
+def checked_network(model: nn.Module, image: Tensor) -> InferenceNetwork:
+    """As `inference_network`, seen to give what `model` gives on `image`.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: the image has another shape or type than `InferenceNetwork.forward` takes, or
+            the network is one that cannot be exported.
     """
     if image.dim() != 3 or image.dtype != torch.float32 or 0 in image.shape:
         raise ValueError(
             f"image is {image.dtype} of shape {tuple(image.shape)}; expected one image, float32 "
             "(3, H, W)"
         )
+    network = inference_network(model)
+    with torch.no_grad():
+        found = differences(network.model, network(image), image)
+    if not are_rounding(found):
+        raise ValueError(
+            f"{type(model).__name__} gives something else in its forward than its parts in "
+            f"Detectron2's order, which are exported ({found}): move what it does of its own into "
+            "the proposal generator or the heads"
+        )
+    return network
 
 
 def _predict_of(model):
@@ -102,6 +117,18 @@ def _predict_of(model):
             "keypoints (MODEL.KEYPOINT_ON) cannot be exported, only boxes and masks can"
         )
     return _detect_in_two_stages
+
+
+def _check_methods(model, predict) -> None:
+    """Refuse a user's own methods in whose place a function of this module stands."""
+    names = ["preprocess_image"] + ["inference"] * (predict is _detect_in_two_stages)
+    for name in names:
+        method = getattr(type(model), name, None)  # Detectron2 0.5's segmentor has none
+        if method is not None and not method.__module__.startswith(OURS):
+            raise ValueError(
+                f"{type(model).__name__} has a {name} of its own, which would be left out: move "
+                "what it does into the backbone, the proposal generator or the heads"
+            )
 
 
 def _detect_in_two_stages(model, image):
@@ -139,6 +166,7 @@ def _normalized(model, image) -> ImageList:
 
 
 def _flat(found) -> tuple[Tensor, ...]:
-    found = found[found.pred_boxes.nonempty()]  # as detector_postprocess
+    found.pred_boxes.clip(found.image_size)  # this and what follows as detector_postprocess
+    found = found[found.pred_boxes.nonempty()]
     masks = [found.pred_masks[:, 0]] if found.has("pred_masks") else []
     return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..checkpoint.files import replacing
-from .network import check_image, inference_network, output_names
+from .network import checked_network, output_names
 from .onnx_operators import standard_operators
 
 OPSET = 19  # the first with DeformConv
@@ -51,8 +51,7 @@ def export_onnx(
         ImportError: onnx is not installed.
     """
     onnx = _import_onnx()
-    check_image(image)
-    network = inference_network(model).cpu()
+    network = checked_network(model, image).cpu()
     with replacing(path) as part:
         file = onnx.load_from_string(_traced(network, image.cpu(), output_names(model)))
         _check(onnx, file, type(model).__name__)

@@ -22,8 +22,7 @@ class _StandardOperators(TorchFunctionMode):
     """Gives calls of torch.ops.d2_deformable another body."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if isinstance(func, torch._ops.OpOverloadPacket):
-            func = REPLACED.get(func, func)
+        func = REPLACED.get(getattr(func, "overloadpacket", func), func)
         return func(*args, **(kwargs or {}))
 
 
@@ -59,7 +58,17 @@ class _DeformConv(torch.autograd.Function):
         )
 
 
-def deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask=None, border="zero"):
+def deform_conv2d(
+    input,
+    offset,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    mask=None,
+    border="zero",
+):
     taps = weight.shape[2] * weight.shape[3]
     groups = [input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)]
     if border == "legacy":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..checkpoint.files import replacing
-from .network import check_image, inference_network
+from .network import checked_network
 
 
 def export_program(model: nn.Module, image: Tensor, path) -> None:
@@ -35,8 +35,7 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
             network that torch.export cannot follow.
         FileNotFoundError: there is no folder for `path`.
     """
-    check_image(image)
-    network = inference_network(model)
+    network = checked_network(model, image)
     least = max(shape.stride for shape in model.backbone.output_shape().values()) + 4
     if min(image.shape[1:]) < least:
         raise ValueError(
@@ -48,7 +47,7 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
         warnings.filterwarnings(
             "ignore", message=".*create_unbacked_symint", category=FutureWarning
         )
-        program = _exported(network, image, sizes)
+        program = _exported(network, image.contiguous(), sizes)  # a view's strides are constants
         with open(part, "wb") as file:
             torch.export.save(program, file)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.files import replacing
-from .network import check_image, inference_network
+from .network import checked_network
 
 
 def export_torchscript(model: nn.Module, image: Tensor, path) -> None:
@@ -32,8 +32,7 @@ def export_torchscript(model: nn.Module, image: Tensor, path) -> None:
             network that TorchScript cannot save.
         FileNotFoundError: there is no folder for `path`.
     """
-    check_image(image)
-    network = inference_network(model)
+    network = checked_network(model, image)
     with replacing(path) as part, warnings.catch_warnings():
         # What does depend on values stands in traceable.py; shapes of weights are constant.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)

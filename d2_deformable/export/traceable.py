@@ -5,6 +5,7 @@ here gives what Detectron2's own functions give in evaluation mode, by masks and
 Detectron2 0.5 and main; `detectron2.export` does not import in 0.5, which wants caffe2.
 """
 
+import threading
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -16,11 +17,17 @@ from detectron2.structures import Boxes, Instances
 from torch.nn.modules.utils import _pair
 
 MODELING = "detectron2.modeling"
+# Two threads, each putting back what it found, would leave Detectron2 changed for good.
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def traceable():
-    """Within it, Detectron2's inference can be traced and exported; not safe among threads."""
+    """Within it, Detectron2's inference can be traced and exported.
+
+    One thread at a time is in it; what others run meanwhile sees the stand-ins too, but training
+    must not.
+    """
     replaced = {
         "torch.nn.functional.max_pool2d": _max_pool2d,
         f"{MODELING}.anchor_generator._create_grid_offsets": _grid_offsets,
@@ -39,7 +46,7 @@ def traceable():
         (Conv2d, "forward"): _conv2d,
         (Instances, "set"): _set,
     }
-    with ExitStack() as stack:
+    with _one_at_a_time, ExitStack() as stack:
         for name, function in replaced.items():
             stack.enter_context(mock.patch(name, function))
         for name in ("fast_rcnn", "mask_head"):

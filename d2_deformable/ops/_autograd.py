@@ -29,7 +29,7 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(keys & torch._C._after_autograd_keyset, *args, **keywords)
 
-    class Function(_SingleLevelFunction):
+    class Derivatives(_SingleLevelFunction):
         @staticmethod
         def forward(ctx, keys, keywords, *args):
             # Autograd has switched both off for this level, not for those below.
@@ -43,7 +43,8 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
         def backward(ctx, *grad_outputs):
             return None, None, *backward(ctx, *grad_outputs)[: ctx.given]
 
-    Function.__name__ = Function.__qualname__ = f"d2_deformable_{op}"
+    # A class made with that name: a grad_fn has the name that its class is born with.
+    Function = type(f"d2_deformable_{op}", (Derivatives,), {})
 
     def call(keys, *args, **keywords):
         tensors = [arg for arg in args if isinstance(arg, Tensor)]

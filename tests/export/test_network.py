@@ -1,11 +1,13 @@
 """A copy of the network as a function of one image: what eager gives, and nothing changed."""
 
+import threading
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
-from d2_deformable.export import inference_network, output_names
+from d2_deformable.export import export_torchscript, inference_network, output_names
 from d2_deformable.export.traceable import traceable
 from d2_deformable.export.verify import differences
 from export_networks import NETWORKS, noise, small_config, small_network
@@ -65,6 +67,18 @@ def test_detectron2_is_put_back_also_after_an_error():
     assert Boxes.clip is clip
 
 
+def test_detectron2_is_put_back_also_after_threads():
+    clip, network, image = Boxes.clip, inference_network(small_network("rfcn")), noise(64, 64)
+    threads = [
+        threading.Thread(target=lambda: [network(image) for _ in range(5)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Boxes.clip is clip
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -78,3 +92,66 @@ def test_what_cannot_be_exported_is_told(overrides, message):
     for function in (inference_network, output_names):
         with pytest.raises(ValueError, match=message):
             function(model)
+
+
+def with_methods(name, **methods):
+    """A small network of a subclass with these methods, each given what the parent's returns."""
+    model = small_network(name)
+    parent = type(model)
+
+    def overriding(method, change):
+        return lambda self, *args, **kwargs: change(getattr(parent, method)(self, *args, **kwargs))
+
+    methods = {method: overriding(method, change) for method, change in methods.items()}
+    model.__class__ = type("Own", (parent,), {"__module__": __name__, **methods})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("rfcn", "inference"),
+        ("rfcn", "preprocess_image"),
+        ("class_aware_rpn", "preprocess_image"),
+        ("deeplab", "preprocess_image"),
+    ],
+)
+def test_own_methods_that_would_be_left_out_are_refused(name, method):
+    with pytest.raises(ValueError, match=f"Own has a {method} of its own"):
+        inference_network(with_methods(name, **{method: lambda result: result}))
+
+
+def fewer(results):
+    return [{"instances": result["instances"][:2]} for result in results]
+
+
+@pytest.mark.parametrize("name", ["rfcn", "class_aware_rpn"])
+def test_an_own_forward_is_exported_where_it_gives_the_same(name, tmp_path):
+    export_torchscript(with_methods(name, forward=lambda x: x), noise(64, 96), tmp_path / "file")
+    with pytest.raises(ValueError, match="Own gives something else"):
+        export_torchscript(with_methods(name, forward=fewer), noise(64, 96), tmp_path / "other")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_own_inference_of_one_stage_is_exported():
+    model, image = (
+        with_methods("class_aware_rpn", inference=lambda x: [y[:2] for y in x]),
+        noise(64, 96),
+    )
+    assert len(inference_network(model)(image)[0]) == 2
+
+
+def test_boxes_are_clipped_to_the_image():
+    """Also where a predictor of another project does not."""
+    model, image = small_network("rfcn"), noise(64, 96)
+    predictor = model.roi_heads.box_predictor
+
+    def inference(predictions, proposals):
+        results = type(predictor).inference(predictor, predictions, proposals)
+        for found in results[0]:
+            found.pred_boxes.tensor += 20
+        return results
+
+    predictor.inference = inference
+    boxes = inference_network(model)(image)[0]
+    assert boxes[:, 2].max() == 96 and boxes[:, 3].max() == 64

@@ -66,6 +66,17 @@ def float32(tensors) -> dict:
 # ---- deform_conv2d ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("overload", [False, True])
+def test_the_dispatchers_operator_in_a_users_own_module(overload):
+    """With the schema's defaults left out."""
+    op = torch.ops.d2_deformable.deform_conv2d
+    sizes = {"input": (1, 2, 5, 6), "offset": (1, 18, 5, 6), "weight": (3, 2, 3, 3)}
+    inputs = {name: torch.randn(size) for name, size in sizes.items()}
+    run = exported(op.default if overload else op, inputs, {}, padding=[1, 1])
+    expected = op(**inputs, padding=[1, 1])
+    torch.testing.assert_close(run(**inputs), expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("border", ["zero", "legacy"])
 @pytest.mark.parametrize("case", conv.CASES)
 def test_deform_conv2d(case, border):

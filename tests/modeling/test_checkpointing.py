@@ -77,6 +77,21 @@ def test_equal_to_the_bit(cfg, settings, device):
             assert torch.equal(actual, expected)
 
 
+def test_blocks_are_computed_again_for_every_backward(cfg):
+    """retain_graph, then gradients' gradients: statistics are updated in the first pass only."""
+    nets = [net.train() for net in pair(cfg)]
+    x, results = torch.randn(2, 3, 64, 96), []
+    for net in nets:
+        weights = list(net.parameters())
+        loss = sum(feature.square().mean() for feature in net(x).values())
+        first = torch.autograd.grad(loss, weights, retain_graph=True)
+        second = torch.autograd.grad(loss, weights, create_graph=True)
+        sum(g.square().sum() for g in second).backward()
+        results.append((first, [w.grad for w in weights], list(net.buffers())))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_keeps_less(cfg, device):
     plain, checkpointed = (net.train().to(device) for net in pair(cfg, depth=50))
     x = torch.randn(2, 3, 64, 96, device=device)

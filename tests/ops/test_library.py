@@ -177,3 +177,10 @@ def test_sizes_beyond_64_bits_are_refused(op, arguments, keywords):
     x, rois = torch.zeros(1, 8, 4, 4), torch.zeros(1, 5)
     with pytest.raises(RuntimeError, match="below 2.24"):
         getattr(torch.ops.d2_deformable, op)(x, rois, *arguments, spatial_scale=1.0, **keywords)
+
+
+def test_graphs_name_the_operator():
+    """Anomaly mode and profilers print the name."""
+    input, rois = torch.randn(1, 4, 5, 5, requires_grad=True), torch.tensor([[0.0, 0, 0, 9, 9]])
+    output = ops.ps_roi_pool(input, rois, output_size=2, spatial_scale=0.5)
+    assert output.grad_fn.name() == "d2_deformable_ps_roi_poolBackward"

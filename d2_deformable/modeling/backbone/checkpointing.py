@@ -31,19 +31,26 @@ def _contexts(block: nn.Module) -> dict:
     # A compiled graph updates statistics once in any case, and takes no contexts of ours.
     if not norms or torch.compiler.is_compiling():
         return {}
-    return {"context_fn": lambda: (contextlib.nullcontext(), _without_statistics(norms))}
+    return {"context_fn": lambda: (contextlib.nullcontext(), _WithoutStatistics(norms))}
 
 
-@contextlib.contextmanager
-def _without_statistics(norms):
-    """Batch normalisation as ever, but for its running statistics, which stay where they are."""
-    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, settings, strict=True):
+class _WithoutStatistics:
+    """Batch normalisation as ever, but for its running statistics, which stay where they are.
+
+    Entered as often as the block is computed again: with retain_graph or create_graph more than
+    once, for which a generator would not do.
+    """
+
+    def __init__(self, norms):
+        self.norms = norms
+
+    def __enter__(self):
+        self.settings = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
+
+    def __exit__(self, *error):
+        for norm, (momentum, batches) in zip(self.norms, self.settings, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
