@@ -161,6 +161,13 @@ def test_caffe_style_is_read_from_the_config_in_the_file(image, converter):
     assert differ(heads(ours, cfg, image), theirs.heads(image, BOXES))
 
 
+@pytest.mark.parametrize("meta", [None, CAFFE], ids=["bare", "with config"])
+def test_a_file_without_its_config_is_warned_of(meta, image, converter, caplog):
+    theirs = network(image, style="caffe")
+    converter.convert(theirs.state_dict(), config("faster_rcnn_R_50_FPN_1x"), meta)
+    assert ("holds no config of mmdetection: taken is its style" in caplog.text) == (meta is None)
+
+
 def test_resnet_18(image, converter):
     theirs = network(image, depth=18)
     changes = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.NORM": "BN"}
