@@ -171,10 +171,10 @@ def programs(sign) -> dict[str, bytes]:
         + b"N\x86a\x85R.",
         "itself": b"\x80\x02]q\0h\0a.",
         "laughs": b"\x80\x02]" + b"".join(b"q%c](h%ch%ce" % (i, i, i) for i in range(120)) + b".",
-        "many_from_one": b"\x80\x02C\xff"
-        + b"a" * 255
-        + b"q\0](".replace(b"(", b"")
-        + (b"cbuiltins\nbytearray\nq\1" + b"h\0\x85Rah\1" * 20_000 + b"0."),
+        "many_from_one": b"\x80\x03B\0\0\1\0"
+        + b"a" * 2**16
+        + b"q\0]cbuiltins\nbytearray\nq\1"
+        + (b"h\0\x85Rah\1" * 10_000 + b"0."),
         "hashing": b"\x80\x02}]Ns.",
         "no_end": b"\x80\x02}q\0",
         "empty_stack": b".",

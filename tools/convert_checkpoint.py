@@ -51,6 +51,8 @@ def main(args):
     print(conversion.table())
     for key, value in conversion.settings.items():
         print(f"setting: {key} {value}")
+    for assumption in conversion.assumptions:
+        print(f"assumed: {assumption}")
     for file in conversion.written:
         print(f"wrote {file}")
 

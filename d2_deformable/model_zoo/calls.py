@@ -73,6 +73,8 @@ def _tree(value, calls, where, seen):
             raise ValueError(f"{where} is a module that stands elsewhere in the tree too")
         seen.add(id(value))
         given = dict(call.arguments)
+        if type(value) is nn.ModuleList and given:  # of an iterator that is spent by now
+            given = {"modules": list(value)}
         if POSITIONAL in given:
             raise ValueError(f"{where} takes positional arguments, which a LazyCall cannot express")
         if not given.get("use_fed_loss"):  # Detectron2 main has a lambda for it even then

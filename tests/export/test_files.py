@@ -88,13 +88,14 @@ def test_the_traced_image_does_not_tell_what_is_found(written, tmp_path):
         ("rfcn", ["MODEL.RPN.POST_NMS_TOPK_TEST", 1]),
         ("mask_rcnn", ["MODEL.RPN.POST_NMS_TOPK_TEST", 0]),
         ("class_aware_rpn", ["MODEL.RPN.PRE_NMS_TOPK_TEST", 2]),
+        ("class_aware_rpn", []),
     ],
 )
-def test_few_boxes(name, overrides, tmp_path):
+def test_few_boxes_or_many_after_few(name, overrides, tmp_path):
     model = small_network(name, *overrides)
-    export_torchscript(model, noise(96, 128), tmp_path / "file")
+    export_torchscript(model, noise(32, 32), tmp_path / "file")
     exported, image = load_exported(tmp_path / "file", "torchscript"), noise(*SIZES[0])
-    assert check(model, image, exported(image)) <= 30
+    check(model, image, exported(image))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ FULL = [
         "VOC-Detection/faster_rcnn_R_101": ("", "_dconv3_dpool"),
         "VOC-Detection/class_aware_rpn_R_101": ("", "_dconv3"),
         "VOC-SemanticSegmentation/deeplab_R_101": ("", "_dconv3"),
-        "COCO-Detection/faster_rcnn_R_50_FPN_1x": ("", "_dconv_c3-c5_dpool"),
+        "COCO-Detection/faster_rcnn_R_50_FPN_1x": ("", "_dconv_c3-c5_dpool", "_mdpool_mmdet"),
         "COCO-Detection/mask_rcnn_R_50_FPN_1x": ("", "_mdconv_c3-c5_dpool"),
         "COCO-Detection/cascade_rcnn_R_50_FPN_1x": ("", "_dconv_c3-c5"),
         "COCO-Detection/rfcn_AIR": ("", "_dconv3_dpool"),

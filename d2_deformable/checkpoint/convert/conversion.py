@@ -40,6 +40,7 @@ class Conversion:
     Attributes:
         weights: tensors of the model, converted so far.
         settings: {config key: value} that the model needs so as to compute what the source did.
+        assumptions: what the file does not tell and was taken for granted, in sentences.
         file: that `source` was read from, if it was.
         written: files that `convert_checkpoint` wrote.
     """
@@ -59,6 +60,7 @@ class Conversion:
         self.written: list[Path] = []
         self.weights: dict[str, Tensor] = {}
         self.settings: dict[str, object] = {}
+        self.assumptions: list[str] = []
         self._origins: dict[str, tuple[str, str]] = {}  # name in the model: (sources, note)
         self._taken: set[str] = set()
         self._unused: dict[str, str] = {}

@@ -47,8 +47,10 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
                 using=lambda _, x=values[found], halved=halved: x / 2 if halved else x,
                 note="halved: 2 * sigmoid(mask) here" if halved else "",
             )
-        elif offset or ".offset_fc." in name or "pooler.offset" in name:
+        elif offset:
             conversion.put(name, using=_zeros(value), note="zero: as without offsets")
+        elif ".offset_fc." in name:  # of whose layers only the last is zero
+            conversion.put(name, using=lambda x=value: x, note="initial: offsets start at zero")
         elif name.endswith(".running_mean") and _is_affine(name, values):
             conversion.put(name, using=_zeros(value), note="affine in the file")
         elif name.endswith(".running_var") and _is_affine(name, values):

@@ -12,7 +12,6 @@ What differs from Detectron2's networks, beside the names:
 Source: mmdetection 3.3.0 (configs/_base_/models, models/), mmcv 2.2.0 (ops/).
 """
 
-import logging
 import re
 
 import torch
@@ -57,8 +56,6 @@ NEEDED = (
 )
 LAST_OFFSET_LAYER = re.compile(r"roi_heads\.box_pooler\.roi_pool\.\d\.offset_fc\.4\.")
 EXAMPLE = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
-
-logger = logging.getLogger(__name__)
 
 
 def convert(conversion: Conversion, cfg) -> None:
@@ -214,10 +211,11 @@ PIXELS = {
 def _put_input(conversion: Conversion, settings) -> None:
     style = lookup(settings, "backbone.style", "pytorch")
     if not settings:
-        logger.warning(
-            "The file holds no config of mmdetection: taken is its style pytorch (RGB, the stride "
-            "in 3x3 convolutions), and the settings of its Faster and Mask R-CNN. Weights of style "
-            "caffe look the same and would detect something else"
+        conversion.assumptions.append(
+            "the file holds no config of mmdetection: taken for a network of style pytorch (RGB, "
+            "stride in the 3x3 convolutions) with its usual anchors and thresholds; for one of "
+            "style caffe set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and "
+            "MODEL.RESNETS.STRIDE_IN_1X1 True in the YAML"
         )
     mean, std = PIXELS.get(style, PIXELS["pytorch"])
     mean, std = lookup(settings, "pixels.mean", mean), lookup(settings, "pixels.std", std)

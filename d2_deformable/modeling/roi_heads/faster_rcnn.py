@@ -64,7 +64,7 @@ def _roi_pool(c, channels):
         gamma=c.DEFORM_GAMMA,
         sampling_ratio=c.POOLER_SAMPLING_RATIO,
     )
-    return nn.ModuleList(map(layer, channels))
+    return nn.ModuleList([layer(n) for n in channels])
 
 
 @ROI_HEADS_REGISTRY.register()
