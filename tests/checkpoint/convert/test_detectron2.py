@@ -299,3 +299,12 @@ def test_weights_that_do_not_fit_say_what(tmp_path):
     file = zoo_file(detector(their_config("dconv")).state_dict(), tmp_path / "model_final.pkl")
     with pytest.raises(ValueError, match=r"another network.*conv_offset.*\[18, .*\[27, "):
         loaded(our_config("dconv", MODULATED), file)
+
+
+def test_a_config_with_another_border(tmp_path):
+    theirs = detector(their_config("dconv"))
+    file = zoo_file(theirs.state_dict(), tmp_path / "model_final.pkl")
+    cfg = our_config("dconv", ["MODEL.RESNETS.DEFORM_BORDER", "legacy"])
+    convert_checkpoint("detectron2", file, tmp_path / "converted.pth", cfg)
+    cfg = read_config(tmp_path / "converted.yaml")
+    assert_same_objects(loaded(cfg, tmp_path / "converted.pth"), theirs)
