@@ -137,7 +137,9 @@ def write_weights(weights: Mapping[str, Tensor], path, metadata=None) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     with replacing(path) as part:
         if path.suffix == ".safetensors":
-            _safetensors().save_file(weights, part, metadata={"format": "pt", **(metadata or {})})
+            metadata = {"format": "pt", **(metadata or {})}
+            # save_file would make a file that nobody but its owner can read.
+            part.write_bytes(_safetensors().save(weights, metadata))
         else:
             with open(part, "wb") as file:  # of a path, torch.save writes the name into the file
                 torch.save({"model": weights, **(metadata or {})}, file)

@@ -53,4 +53,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             return super()._load_model(checkpoint)
         except (AssertionError, IndexError, RuntimeError, ValueError) as error:  # of matching names
-            raise FileFormatError(f"{self._file} is of no known layout of names") from error
+            raise FileFormatError(
+                f"{self._file} is of another network than the config's, or of no known layout of "
+                f"names: {' '.join(str(error).split()) or type(error).__name__}"
+            ) from error

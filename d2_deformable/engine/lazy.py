@@ -10,7 +10,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from omegaconf import OmegaConf
 
 from ..config import add_deformable_config
-from ..data import register_custom_datasets, without_difficult
+from ..data import register_custom_datasets, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from .optimizer import lr_factors, multiplied_groups
 
@@ -38,6 +38,11 @@ def load_records(
     """
     register_custom_datasets(CfgNode({"DATASETS": {"CUSTOM": _plain(custom or {})}}))
     names, proposal_files = _plain(names), _plain(proposal_files)
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = names
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = proposal_files or ()
+    cfg.MODEL.LOAD_PROPOSALS = bool(proposal_files)
+    screen_proposals(cfg, "TRAIN")
     if not drop_difficult:
         return get_detection_dataset_dicts(
             names,
@@ -45,10 +50,6 @@ def load_records(
             min_keypoints=min_keypoints,
             proposal_files=proposal_files,
         )
-    cfg = get_cfg()
-    cfg.DATASETS.TRAIN = names
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN = proposal_files or ()
-    cfg.MODEL.LOAD_PROPOSALS = bool(proposal_files)
     cfg.MODEL.KEYPOINT_ON = min_keypoints > 0
     cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = min_keypoints
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty

@@ -8,13 +8,12 @@ cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import StrictCheckpointer
+from ..checkpoint import SafeCheckpointer, StrictCheckpointer
 from ..engine.setup import fall_back_to_cpu, read_config
 from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url, yaml_of
 from .index import CONFIGS, fetch, is_packaged
@@ -92,5 +91,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         model = instantiate(lazy_config(cfg).model).to(cfg.MODEL.DEVICE)
     else:
         model = build_model(cfg)
-    (StrictCheckpointer if trained else DetectionCheckpointer)(model).load(cfg.MODEL.WEIGHTS)
+    (StrictCheckpointer if trained else SafeCheckpointer)(model).load(cfg.MODEL.WEIGHTS)
     return model

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 
 import detectron2
@@ -20,6 +21,7 @@ from torch import nn
 import d2_deformable.model_zoo.calls as calls_module
 from d2_deformable import model_zoo
 from d2_deformable.engine import build_optimizer
+from d2_deformable.engine.lazy import load_records
 from d2_deformable.layers import DeformConv2d
 from d2_deformable.model_zoo import lazy_config
 from d2_deformable.model_zoo.calls import lazy_tree
@@ -294,3 +296,18 @@ def test_trains_and_tests(tiny):
     loader = instantiate(cfg.dataloader.test)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     assert {"bbox", "voc"} <= results.keys() and len(loader.dataset) == 2
+
+
+@pytest.mark.parametrize("drop_difficult", [False, True])
+def test_proposals_do_not_run(drop_difficult, tmp_path):
+    sign = tmp_path / "sign"
+
+    class Hostile:
+        def __reduce__(self):
+            return sign.touch, ()
+
+    file = tmp_path / "proposals.pkl"
+    file.write_bytes(pickle.dumps({"ids": [], "boxes": Hostile()}))
+    with pytest.raises(ValueError, match=r"proposals.pkl .* it names pathlib\."):
+        load_records(["none"], proposal_files=[str(file)], drop_difficult=drop_difficult)
+    assert not sign.exists()

@@ -1,5 +1,6 @@
 """Configs and models by name, as `detectron2.model_zoo` has them; and what a wheel holds."""
 
+import pickle
 from distutils.core import run_setup
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_models():
     state = model.state_dict()
     assert weights and all(torch.equal(state[k], v.to(state[k])) for k, v in weights.items())
     assert model.training and model.device.type == "cpu"
+
+
+def test_untrained_weights_do_not_run(tmp_path, monkeypatch):
+    """MODEL.WEIGHTS of a YAML may be a .pkl, which Detectron2's own loader runs."""
+    sign, yaml = tmp_path / "sign", tmp_path / "net.yaml"
+
+    class Hostile:
+        def __reduce__(self):
+            return sign.touch, ()
+
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": {}, "__author__": Hostile()}))
+    yaml.write_text(
+        f"_BASE_: {model_zoo.get_config_file(UNTRAINED)}\n"
+        f"MODEL: {{WEIGHTS: {tmp_path / 'weights.pkl'}}}\n"
+    )
+    monkeypatch.setattr("d2_deformable.model_zoo.model_zoo.get_config_file", lambda _: str(yaml))
+    with pytest.raises(ValueError, match="weights.pkl .* it names"):
+        model_zoo.get("net.yaml", device="cpu")
+    assert not sign.exists()
 
 
 def test_not_trained():

@@ -29,7 +29,8 @@ def convert_checkpoint(
     """Convert the file `source` of another project and write it to `target`, whole or not at all.
 
     Where the model computes what the source did only with other values of some keys than those of
-    cfg, a YAML of these and of MODEL.WEIGHTS is written beside it, named as `target`.
+    cfg, a YAML of these and of MODEL.WEIGHTS is written beside it, named as `target`. So it is
+    where a YAML of that name lies there already, which would be of other weights.
 
     Args:
         kind: of CONVERTERS, the project that wrote the file.
@@ -45,13 +46,17 @@ def convert_checkpoint(
 
     Raises:
         FileFormatError: `source` is damaged or cannot be read safely.
-        ConversionError: it is of another network than cfg's, or no such kind or target.
+        ConversionError: it is of another network than cfg's, cfg builds no model, no such kind, or
+            `target` or its YAML is the source or `config_file`.
         OSError: no such file or folder.
     """
     target = Path(target)
     if kind not in CONVERTERS:
         raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
     check_target(target)
+    settings_file = target.with_suffix(".yaml")
+    _check_not_replaced(source, target)
+    _check_not_replaced(config_file, settings_file)
     content = read_content(source, trust_pickle=trust_pickle)
     weights = weights_in(source, content)
     metadata = content.get("meta")
@@ -64,9 +69,16 @@ def convert_checkpoint(
         raise ConversionError(f"{source}: {error}") from error
     write_weights(conversion.weights, target)
     conversion.written.append(target)
-    if any(value_of(cfg, key) != value for key, value in conversion.settings.items()):
+    differs = any(value_of(cfg, key) != value for key, value in conversion.settings.items())
+    if differs or settings_file.exists():
         conversion.written.append(write_yaml(conversion.settings, target, cfg, config_file))
     return conversion
+
+
+def _check_not_replaced(original, target: Path) -> None:
+    """Refuse to write over what was given; a config would then build on itself."""
+    if original is not None and target.exists() and target.samefile(original):
+        raise ConversionError(f"{target} was given and would be written over: name OUT otherwise")
 
 
 def _shapes(cfg: CfgNode) -> dict:
@@ -74,4 +86,9 @@ def _shapes(cfg: CfgNode) -> dict:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    return build_model(cfg).state_dict()
+    try:
+        return build_model(cfg).state_dict()
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
+        raise ConversionError(
+            f"the config builds no model ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error

@@ -54,7 +54,7 @@ class Conversion:
     ):
         self.source: Mapping[str, Tensor] = _Source(source)
         self.model = model
-        self.keep = tuple(keep)
+        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.metadata = metadata or {}
         self.file: Path | None = None
         self.written: list[Path] = []
@@ -165,12 +165,14 @@ class Conversion:
 
         Raises:
             ConversionError: tensors of either side that nothing was said of, or that are not
-                finite.
+                finite; or `keep` names none of the model.
         """
         left = [name for name in self.source if name not in self._taken | self._unused.keys()]
         empty = [name for name in self.model if name not in self.weights | self._initial]
         broken = [name for name, value in self.weights.items() if not torch.isfinite(value).all()]
+        astray = [begin for begin in self.keep if not any(n.startswith(begin) for n in self.model)]
         problems = {
+            "names to keep are the beginning of none in the model": astray,
             "tensors of the file have no place in the model of the config": left,
             "tensors of the model are not in the file": empty,
             "converted tensors are not finite": broken,

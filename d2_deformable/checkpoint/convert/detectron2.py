@@ -16,6 +16,8 @@ NOT_NEEDED = {
     r"^(fc1000|pred|linear)[._]": "classifier of ImageNet",
     r"^(stem\.)?conv1[._]b(ias)?$": "Detectron has no bias there",
 }
+# What Detectron2's own deformable layers do, whatever the config says.
+DEFORM = {"DEFORM_BORDER": "zero", "DEFORM_OFFSET_DILATION": 0, "DEFORM_OFFSET_CLAMP": 0.0}
 
 
 def convert(conversion: Conversion, cfg: CfgNode) -> None:
@@ -65,6 +67,9 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
             conversion.initial([name], "count of training steps")
         elif not whole and not _is_trunk(name):
             conversion.initial([name], "the file is of a backbone")
+    if any(name.endswith("conv2_offset.weight") for name in values):
+        for key, setting in DEFORM.items():
+            conversion.setting(f"MODEL.RESNETS.{key}", setting)
     for pattern, why in NOT_NEEDED.items():
         old = [name for name in conversion.source if re.search(pattern, name)]
         conversion.unused(old, why)

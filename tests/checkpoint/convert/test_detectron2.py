@@ -289,6 +289,22 @@ def test_a_pkl_does_not_run_when_training_loads_it(tmp_path):
             return sign.touch, ()
 
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": {}, "__author__": Hostile()}))
-    with pytest.raises(ValueError, match="model.pkl .* it names pathlib"):
+    with pytest.raises(ValueError, match=r"model.pkl .* it names pathlib\."):
         loaded(our_config("faster_FPN"), tmp_path / "model.pkl")
     assert not sign.exists()
+
+
+def test_weights_that_do_not_fit_say_what(tmp_path):
+    """As MODEL.WEIGHTS: the renamed offset layers are compared by torch, not by Detectron2."""
+    file = zoo_file(detector(their_config("dconv")).state_dict(), tmp_path / "model_final.pkl")
+    with pytest.raises(ValueError, match=r"another network.*conv_offset.*\[18, .*\[27, "):
+        loaded(our_config("dconv", MODULATED), file)
+
+
+def test_a_config_with_another_border(tmp_path):
+    theirs = detector(their_config("dconv"))
+    file = zoo_file(theirs.state_dict(), tmp_path / "model_final.pkl")
+    cfg = our_config("dconv", ["MODEL.RESNETS.DEFORM_BORDER", "legacy"])
+    convert_checkpoint("detectron2", file, tmp_path / "converted.pth", cfg)
+    cfg = read_config(tmp_path / "converted.yaml")
+    assert_same_objects(loaded(cfg, tmp_path / "converted.pth"), theirs)
