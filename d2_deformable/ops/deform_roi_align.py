@@ -151,7 +151,11 @@ class _GradientOfStart(torch.autograd.Function):
         return grad, None, None, _gradient_of_start(grad, *ctx.saved_tensors), None, None
 
 
-def _gradient_of_start(grad, input, image, start, size, count):
+# An operator, as the number of samples hangs on values: torch.compile does not look into it.
+@torch.library.custom_op("d2_deformable::deform_roi_align_start_gradient", mutates_args=())
+def _gradient_of_start(
+    grad: Tensor, input: Tensor, image: Tensor, start: Tensor, size: Tensor, count: Tensor
+) -> Tensor:
     """(B, 2): the mean over a bin's samples of their slopes in y and x, times grad (B, C)."""
     cells = input.permute(0, 2, 3, 1).contiguous()
     height, width = input.shape[2:]
@@ -177,6 +181,11 @@ def _gradient_of_start(grad, input, image, start, size, count):
         )
         gradient.index_add_(0, b, slopes)
     return gradient / samples.clamp(min=1)[:, None]
+
+
+@_gradient_of_start.register_fake
+def _(grad, input, image, start, size, count):
+    return start.new_empty(start.shape)
 
 
 def _corners(at, size: int):

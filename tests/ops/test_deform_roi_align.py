@@ -173,6 +173,18 @@ def test_traces_without_offset_gradients():
     torch.testing.assert_close(traced(image, *more), function(image, *more))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(dynamic, device):
+    inputs = make_inputs(device=device)
+
+    def gradients(function):
+        output = function(*inputs, output_size=3, spatial_scale=0.25)
+        return output, *torch.autograd.grad(output.square().sum(), (inputs[0], inputs[2]))
+
+    compiled = torch.compile(deform_roi_align, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    torch.testing.assert_close(gradients(compiled), gradients(deform_roi_align))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

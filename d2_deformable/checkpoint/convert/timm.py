@@ -38,6 +38,12 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
     architecture = settings.get("architecture")
     if architecture and not PLAIN.fullmatch(str(architecture).partition(".")[0]):
         raise ConversionError(_refusal(f"is a {architecture}, by its config.json"))
+    if not architecture:
+        conversion.assumptions.append(
+            "there is no config.json beside the file: taken for a plain ResNet trained on images "
+            "with ImageNet's mean and std; resnetblur and resnetaa have the same tensors and would "
+            "compute something else here"
+        )
     if conversion.file and POOLING.search(conversion.file.name):
         raise ConversionError(_refusal("has anti-aliased strides, by its name"))
     for name, value in conversion.source.items():
