@@ -149,8 +149,10 @@ def differences(model, theirs, net, image=None):
     objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
     box_scale = TOLERANCE / PIXELS
     result = model(inputs)[0]["instances"]
+    # A box may begin within the last pixel here, and there at its first edge only.
+    last = torch.tensor(image.shape[:0:-1] * 2) - 1
     boxes_and_more = [
-        (result.pred_boxes.tensor - TO_LAST_PIXEL) * box_scale,
+        (result.pred_boxes.tensor - TO_LAST_PIXEL).minimum(last) * box_scale,
         result.scores[:, None],
         result.pred_classes[:, None] + 1,
     ]
@@ -162,7 +164,8 @@ def differences(model, theirs, net, image=None):
         * distance(proposals.proposal_boxes.tensor - TO_LAST_PIXEL, theirs["proposals"]),
         # Background is the first class there.
         "probabilities": distance(probs.roll(1, dims=1), theirs["probs"]),
-        "boxes": distance(boxes - TO_LAST_PIXEL, theirs["boxes"][:, 1:]) * box_scale,
+        "boxes": box_scale
+        * distance((boxes - TO_LAST_PIXEL).minimum(last), theirs["boxes"][:, 1:]),
         "detections": set_distance(
             torch.cat(boxes_and_more, dim=1),
             source.detections(theirs, net) * theirs["rois"].new_tensor([box_scale] * 4 + [1, 1]),
