@@ -2,9 +2,9 @@
 
 import resource
 
-import hostile
 import pytest
 import torch
+from checkpoint import hostile
 
 from d2_deformable.checkpoint import FileFormatError, StrictCheckpointer, read_weights
 

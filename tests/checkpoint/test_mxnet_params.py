@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from mxnet_files import array_bytes, file_bytes
+from checkpoint.mxnet_files import array_bytes, file_bytes
 
 from d2_deformable.checkpoint.files import FileFormatError, read_weights
 from d2_deformable.checkpoint.mxnet_params import read_mxnet_params

@@ -3,10 +3,10 @@
 import random
 from functools import cache
 
-import mxnet_networks
 import pytest
 import torch
 import torchvision
+from checkpoint import mxnet_networks
 from converted import FPN
 from detectron2.modeling import build_model
 

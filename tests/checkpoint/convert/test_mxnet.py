@@ -7,12 +7,12 @@ before the border of the map.
 
 from functools import cache
 
-import mxnet_networks as source
 import pytest
 import torch
+from checkpoint import mxnet_networks as source
+from checkpoint.mxnet_files import file_bytes
+from checkpoint.mxnet_networks import Network
 from detectron2.modeling import build_model
-from mxnet_files import file_bytes
-from mxnet_networks import Network
 
 from d2_deformable.checkpoint.convert import Conversion, ConversionError, convert_checkpoint
 from d2_deformable.checkpoint.convert.mxnet import convert

@@ -7,9 +7,9 @@ import random
 import struct
 import zipfile
 
-import mxnet_files
 import numpy as np
 import torch
+from checkpoint import mxnet_files
 from safetensors.torch import save as save_safetensors
 
 WEIGHTS = {"conv1.weight": torch.arange(24.0).reshape(4, 6), "conv1.bias": torch.ones(4)}
