@@ -8,6 +8,7 @@ from ..analysis.evaluate import evaluate_checkpoint
 from ..analysis.origin import commit, versions
 from ..analysis.run import read_run
 from ..checkpoint import export_checkpoint
+from ..checkpoint.files import replacing
 from .catalog import sha256
 from .index import FOLDER, parse_index
 
@@ -70,9 +71,11 @@ def publish(
     }
     file = index.parent / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(exported, file)
+    with replacing(file) as part:
+        shutil.copyfile(exported, part)
     if namespace:
         file.with_suffix(".yaml").write_text(run.cfg.dump(), encoding="utf-8")
     text = json.dumps({**known, name: entry}, indent=2) + "\n"
-    index.write_text(text, encoding="utf-8")
+    with replacing(index) as part:
+        part.write_text(text, encoding="utf-8")
     return name, entry
