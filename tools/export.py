@@ -11,6 +11,7 @@ gives anything else.
 """
 
 import argparse
+import math
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -74,6 +75,11 @@ def compared(found, size) -> str:
         "masks": "masks by {:.2g} of the image",
         "class_scores": "class scores by {:.2g} of the highest",
     }
+    if math.isinf(found.get("boxes", 0.0)):
+        return (
+            f"on {size[0]} x {size[1]} pixels it gives other detections than the network; where "
+            "many scores are equal, as before any training, each runtime keeps others of them"
+        )
     parts = [unit.format(found[name]) for name, unit in units.items() if name in found]
     of = f", {found['detections']} detections" if "detections" in found else ""
     return f"against the network, on {size[0]} x {size[1]} pixels{of}: {', '.join(parts)} at most"

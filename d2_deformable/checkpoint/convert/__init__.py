@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
 from ..files import check_target, read_content, weights_in, write_weights
 from . import detectron2, mmdet, mxnet, timm, torchvision
@@ -34,6 +35,7 @@ def convert_checkpoint(
 
     Args:
         kind: of CONVERTERS, the project that wrote the file.
+        source: a path, or a URL that Detectron2's PathManager understands.
         target: a .pth or .safetensors.
         cfg: of the model that the weights are for; it is built on the CPU.
         trust_pickle: see `read_weights`.
@@ -51,6 +53,8 @@ def convert_checkpoint(
         OSError: no such file or folder.
     """
     target = Path(target)
+    if "://" in str(source):
+        source = PathManager.get_local_path(str(source))
     if kind not in CONVERTERS:
         raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
     check_target(target)

@@ -17,7 +17,8 @@ class _Source(dict):
 
     def __missing__(self, name):
         raise ConversionError(
-            f"the file has no {name!r}; it is a checkpoint of another network than the config's"
+            f"the file has no {name!r}; it is a checkpoint of another network than the config's, "
+            "or of another depth or width (MODEL.RESNETS)"
         )
 
 
@@ -132,7 +133,8 @@ class Conversion:
             raise ConversionError(
                 f"{name!r} would be {tuple(value.shape)}, from {' and '.join(sources)} "
                 f"{[tuple(tensor.shape) for tensor in tensors]}, but in the model of the config it "
-                f"is {tuple(expected.shape)}; take the config with the source's depth and classes"
+                f"is {tuple(expected.shape)}; take a config of the source's depth, width "
+                "(MODEL.RESNETS) and classes, or let it keep its initial values (keep, --keep)"
             )
         self.weights[name] = value.to(expected.dtype).contiguous()
         self._origins[name] = (", ".join(sources), note)
