@@ -39,7 +39,7 @@ def deform_conv2d_backward(
     dilation,
     border: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, offset, weight and mask, differentiable once more by all tensors."""
+    """Gradients of input, offset, weight and mask, differentiable in turn by all tensors."""
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)
     grad_output = taps.grad_matrix(grad_output.to(taps.table.dtype))
     grad_columns = taps.as_columns(grad_output @ taps.weight_matrix().transpose(1, 2))

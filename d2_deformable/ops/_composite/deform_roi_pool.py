@@ -47,7 +47,7 @@ def deform_roi_pool_backward(
     gamma: float,
     round_rois: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and offset, differentiable once more by grad_output, input and offset."""
+    """Gradients of input and offset, differentiable in turn by grad_output, input and offset."""
     bins = _Bins(
         input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
         round_rois,
