@@ -59,8 +59,9 @@ def add_deformable_config(cfg: CN) -> None:
     # operator_py/proposal.py, see modeling/proposal_generator.py.
 
     # POOLER_TYPE gains "DeformROIPool" and "LegacyROIPool", the max pooling of the released Faster
-    # R-CNN (DeformROIHeads), "PSROIPool" and "DeformPSROIPool" (RFCNHeads). The keys below shape
-    # the deformable ones.
+    # R-CNN (DeformROIHeads), "PSROIPool" and "DeformPSROIPool" (RFCNHeads). "ROIAveragePool" and
+    # "PSROIAveragePool" are the deformable ones without offsets: what their gain is measured
+    # against. The keys below shape these four.
     # Networks of mmdetection need its own sampling and offset layers, one set per level:
     # "DeformROIAlign" (its dpool) and "ModulatedDeformROIAlign" (mdpool), both DeformROIHeads. Of
     # the keys below they read DEFORM_GAMMA only, and Detectron2's POOLER_SAMPLING_RATIO.

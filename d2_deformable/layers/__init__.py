@@ -2,7 +2,7 @@
 
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
-from .deform_roi_pool import DeformRoIPool
+from .deform_roi_pool import DeformRoIPool, RoIAveragePool
 from .ps_roi_pool import PSRoIPredictor
 
-__all__ = ["DeformConv2d", "DeformRoIAlign", "DeformRoIPool", "PSRoIPredictor"]
+__all__ = ["DeformConv2d", "DeformRoIAlign", "DeformRoIPool", "PSRoIPredictor", "RoIAveragePool"]

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..ops import BORDERS, deform_conv2d
 from ..ops._autocast import without_autocast
+from .zero import ZeroConv2d
 
 
 class DeformConv2d(Conv2d):
@@ -84,7 +85,7 @@ class DeformConv2d(Conv2d):
                 f"offset_dilation={offset_dilation} gives another map size than kernel "
                 f"{self.kernel_size}, padding {self.padding}, dilation {self.dilation}; leave it 0"
             )
-        self.conv_offset = nn.Conv2d(
+        self.conv_offset = ZeroConv2d(
             in_channels,
             (3 if modulated else 2) * taps * offset_groups,
             self.kernel_size,
@@ -92,8 +93,6 @@ class DeformConv2d(Conv2d):
             padding=padding,
             dilation=dilation,
         )
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **kwargs) -> "DeformConv2d":
@@ -110,20 +109,22 @@ class DeformConv2d(Conv2d):
                 f"from_conv takes a plain torch.nn.Conv2d (Detectron2's Conv2d is one); got a "
                 f"{type(conv).__name__}"
             )
-        deform = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
-            bias=conv.bias is not None,
-            norm=getattr(conv, "norm", None),
-            activation=getattr(conv, "activation", None),
-            **kwargs,
-        )
+        # The weight drawn here gives way to that of `conv`.
+        with torch.random.fork_rng(devices=[]):
+            deform = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                padding_mode=conv.padding_mode,
+                bias=conv.bias is not None,
+                norm=getattr(conv, "norm", None),
+                activation=getattr(conv, "activation", None),
+                **kwargs,
+            )
         deform.weight, deform.bias = conv.weight, conv.bias
         deform.conv_offset.to(conv.weight)
         return deform.train(conv.training)

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..ops import deform_roi_align
 from ..ops._autocast import without_autocast
+from .zero import ZeroLinear
 
 
 class DeformRoIAlign(nn.Module):
@@ -92,11 +93,8 @@ class DeformRoIAlign(nn.Module):
 
 
 def _fully_connected(*sizes: int) -> nn.Sequential:
-    """Linear layers with ReLU between them; the last one is zero."""
+    """Linear layers with ReLU between them; the last one starts at zero."""
     layers = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    last = layers[-2]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers, ZeroLinear(*sizes[-2:]))

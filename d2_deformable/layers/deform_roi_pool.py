@@ -1,53 +1,29 @@
-"""Deformable RoI pooling that predicts its own offsets (paper sec. 2.2, figure 3)."""
+"""RoI pooling by the mean of bilinear samples, plain and deformable (paper sec. 2.2, figure 3)."""
 
 import torch
 from torch import nn
 
 from ..ops import deform_roi_pool
 from ..ops._autocast import without_autocast
+from .zero import ZeroLinear
 
 
-class DeformRoIPool(nn.Module):
-    """Pools each RoI, predicts a shift of every bin from the result, and pools again.
+class RoIAveragePool(nn.Module):
+    """Plain RoI pooling by the mean (paper eq. 5): deformable pooling without its offsets.
 
-    One fully connected layer `offset_fc`, zero at the start, turns the first pooling into
-    normalised shifts (dy, dx) of every bin: fractions of the RoI's height and width, times
-    `gamma`. Paper sec. 2.3 trains it at 0.01 of the learning rate (SOLVER.LR_MULTIPLIERS).
+    It samples as `DeformRoIPool` does, so that the two differ by the learned offsets alone.
 
     Args:
-        channels: channels of the feature map.
         output_size: bins per side k.
-        gamma: scale of the normalised shifts.
         samples_per_part: samples per bin and axis.
         round_rois: round box corners to whole pixels before scaling, as the released operator.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        output_size: int,
-        *,
-        gamma: float = 0.1,
-        samples_per_part: int = 4,
-        round_rois: bool = True,
-    ):
+    def __init__(self, output_size: int, *, samples_per_part: int = 4, round_rois: bool = True):
         super().__init__()
         self.output_size = output_size
-        self.gamma = gamma
         self.samples_per_part = samples_per_part
         self.round_rois = round_rois
-        bins = output_size * output_size
-        self.offset_fc = nn.Linear(channels * bins, 2 * bins)
-        nn.init.zeros_(self.offset_fc.weight)
-        nn.init.zeros_(self.offset_fc.bias)
-
-    def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
-        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
-        float32."""
-        pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
-        with without_autocast(x):
-            offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
-        return offset.view(-1, 2, self.output_size, self.output_size)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """
@@ -59,9 +35,9 @@ class DeformRoIPool(nn.Module):
         Returns:
             (R, C, k, k)
         """
-        return self._pool(x, rois, self.predict_offsets(x, rois, spatial_scale), spatial_scale)
+        return self._pool(x, rois, spatial_scale)
 
-    def _pool(self, x, rois, offset, spatial_scale):
+    def _pool(self, x, rois, spatial_scale, offset=None, gamma=0.0):
         return deform_roi_pool(
             x,
             rois,
@@ -69,12 +45,49 @@ class DeformRoIPool(nn.Module):
             output_size=self.output_size,
             spatial_scale=spatial_scale,
             samples_per_part=self.samples_per_part,
-            gamma=self.gamma,
+            gamma=gamma,
             round_rois=self.round_rois,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"output_size={self.output_size}, gamma={self.gamma}, "
-            f"samples_per_part={self.samples_per_part}, round_rois={self.round_rois}"
+            f"output_size={self.output_size}, samples_per_part={self.samples_per_part}, "
+            f"round_rois={self.round_rois}"
         )
+
+
+class DeformRoIPool(RoIAveragePool):
+    """Pools each RoI, predicts a shift of every bin from the result, and pools again.
+
+    One fully connected layer `offset_fc`, zero at the start, turns the first pooling into
+    normalised shifts (dy, dx) of every bin: fractions of the RoI's height and width, times
+    `gamma`. Paper sec. 2.3 trains it at 0.01 of the learning rate (SOLVER.LR_MULTIPLIERS).
+
+    Args:
+        channels: channels of the feature map.
+        output_size: bins per side k.
+        gamma: scale of the normalised shifts.
+        kwargs: of `RoIAveragePool`.
+    """
+
+    def __init__(self, channels: int, output_size: int, *, gamma: float = 0.1, **kwargs):
+        super().__init__(output_size, **kwargs)
+        self.gamma = gamma
+        bins = output_size * output_size
+        self.offset_fc = ZeroLinear(channels * bins, 2 * bins)
+
+    def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
+        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
+        float32."""
+        pooled = self._pool(x, rois, spatial_scale).flatten(1)
+        with without_autocast(x):
+            offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
+        return offset.view(-1, 2, self.output_size, self.output_size)
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
+        """Shapes are those of `RoIAveragePool`."""
+        offset = self.predict_offsets(x, rois, spatial_scale)
+        return self._pool(x, rois, spatial_scale, offset, self.gamma)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma}"

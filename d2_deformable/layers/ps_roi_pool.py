@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
+from .zero import ZeroConv2d
 
 
 class PSRoIPredictor(nn.Module):
@@ -26,6 +27,8 @@ class PSRoIPredictor(nn.Module):
         spatial_scale: feature-map pixels per input pixel, 1 / stride.
         offset_classes: 0 for plain pooling; n > 0 for deformable pooling with n sets of shifts,
             the outputs divided evenly among them (K + 1 for scores, 1 for boxes in the paper).
+        interpolate: plain pooling averages bilinear samples, as deformable pooling does with
+            offsets of zero; False averages whole cells, as released with R-FCN.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
     """
 
@@ -37,6 +40,7 @@ class PSRoIPredictor(nn.Module):
         *,
         spatial_scale: float,
         offset_classes: int = 0,
+        interpolate: bool = False,
         gamma: float = 0.1,
         samples_per_part: int = 4,
         round_rois: bool = True,
@@ -44,6 +48,7 @@ class PSRoIPredictor(nn.Module):
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
+        self.interpolate = interpolate or offset_classes > 0
         self.gamma = gamma
         self.samples_per_part = samples_per_part
         self.round_rois = round_rois
@@ -53,9 +58,7 @@ class PSRoIPredictor(nn.Module):
         nn.init.zeros_(self.score_maps.bias)
         self.offset_maps = None
         if offset_classes:
-            self.offset_maps = nn.Conv2d(in_channels, 2 * offset_classes * bins, 1)
-            nn.init.zeros_(self.offset_maps.weight)
-            nn.init.zeros_(self.offset_maps.bias)
+            self.offset_maps = ZeroConv2d(in_channels, 2 * offset_classes * bins, 1)
 
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx; under
@@ -74,7 +77,7 @@ class PSRoIPredictor(nn.Module):
             (R, num_outputs)
         """
         maps = self.score_maps(x)
-        if self.offset_maps is None:
+        if not self.interpolate:
             pooled = ps_roi_pool(
                 maps,
                 rois,
@@ -83,7 +86,8 @@ class PSRoIPredictor(nn.Module):
                 round_rois=self.round_rois,
             )
         else:
-            pooled = self._deform_pool(maps, rois, self.predict_offsets(x, rois))
+            offset = None if self.offset_maps is None else self.predict_offsets(x, rois)
+            pooled = self._deform_pool(maps, rois, offset)
         return pooled.mean(dim=(2, 3))
 
     def _deform_pool(self, maps, rois, offset):
@@ -102,6 +106,6 @@ class PSRoIPredictor(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"gamma={self.gamma}, samples_per_part={self.samples_per_part}, "
+            f"interpolate={self.interpolate}, gamma={self.gamma}, samples_per_part={self.samples_per_part}, "
             f"round_rois={self.round_rois}"
         )

@@ -12,7 +12,7 @@ from .backbone import (
     kernel_convs,
 )
 from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
-from .poolers import DeformROIPooler, LegacyROIPooler
+from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
 from .roi_heads import (
     DeformCascadeROIHeads,
@@ -41,6 +41,7 @@ __all__ = [
     "LegacyRPN",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "ROIAveragePooler",
     "RoundedAnchorGenerator",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling, and the released max pooling, as Detectron2's ROIPooler."""
+"""Average, deformable and the released max pooling of RoIs, as Detectron2's ROIPooler."""
 
 import torch
 from detectron2.layers import nonzero_tuple
@@ -10,23 +10,23 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import nn
 
-from ..layers import DeformRoIAlign, DeformRoIPool
+from ..layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 
 
-class DeformROIPooler(ROIPooler):
-    """`DeformRoIPool` or `DeformRoIAlign` over one feature map or the levels of a pyramid.
+class ROIAveragePooler(ROIPooler):
+    """A layer that pools RoIs, over one feature map or the levels of a pyramid.
 
     A RoI goes to the level that Detectron2 assigns it (FPN eq. 1).
 
     Args:
         roi_pool: the layer, shared by all levels as is the head behind it; or one for each level,
-            in an nn.ModuleList.
+            in an nn.ModuleList. Called as `RoIAveragePool`.
         scales: 1 / stride of each level, finest first.
     """
 
-    def __init__(self, roi_pool: DeformRoIPool | DeformRoIAlign | nn.ModuleList, scales):
+    def __init__(self, roi_pool: RoIAveragePool | DeformRoIAlign | nn.ModuleList, scales):
         # The base keeps the size and the level range; its own pooling layers have no weights and
-        # give way to the deformable ones.
+        # give way to these.
         first = roi_pool[0] if isinstance(roi_pool, nn.ModuleList) else roi_pool
         super().__init__(first.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
         self.level_poolers = nn.ModuleList()
@@ -60,6 +60,18 @@ class DeformROIPooler(ROIPooler):
             order.append(nonzero_tuple(levels == level)[0])
             pooled.append(roi_pool(feature, rois[order[-1]], scale))
         return torch.cat(pooled)[torch.cat(order).argsort()]
+
+
+class DeformROIPooler(ROIAveragePooler):
+    """`ROIAveragePooler` whose layers move the parts of a RoI by learned offsets.
+
+    Args:
+        roi_pool: `DeformRoIPool` or `DeformRoIAlign`, or one for each level.
+        scales: see `ROIAveragePooler`.
+    """
+
+    def __init__(self, roi_pool: DeformRoIPool | DeformRoIAlign | nn.ModuleList, scales):
+        super().__init__(roi_pool, scales)
 
 
 class LegacyROIPooler(ROIPooler):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2_deformable import ops
-from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor, RoIAveragePool
 
 ROIS = torch.tensor(
     [[0, 10.0, 20.0, 90.0, 120.0], [1, 0.0, 0.0, 40.0, 30.0], [0, 50.0, 5.0, 140.0, 70.0]]
@@ -18,6 +18,7 @@ def test_deform_roi_pool_starts_without_shifts():
     with torch.no_grad():
         layer.offset_fc.bias += 1.0
     assert not torch.allclose(layer(x, ROIS, 1 / 16), expected)
+    assert torch.equal(RoIAveragePool(3)(x, ROIS, 1 / 16), expected)
 
 
 def test_deform_roi_pool_offsets_are_dy_then_dx():
@@ -83,6 +84,10 @@ def test_ps_roi_predictor_averages_position_sensitive_pooling():
         maps, ROIS, output_size=3, spatial_scale=1 / 16, group_size=3
     ).mean((2, 3))
     torch.testing.assert_close(deform(x, ROIS), expected)
+    average = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, interpolate=True)
+    average.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(average(x, ROIS), expected)
+    assert not torch.allclose(expected, plain(x, ROIS))
     assert deform.predict_offsets(x, ROIS).shape == (3, 4, 3, 3)
 
 

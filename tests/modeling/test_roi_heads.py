@@ -64,7 +64,7 @@ def inputs(num_gt=(2, 1), num_proposals=(20, 15), seed=0):
 
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("sampling", ["random", "ohem"])
-@pytest.mark.parametrize("pooler", ["PSROIPool", "DeformPSROIPool"])
+@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
 def test_rfcn_trains_every_parameter_and_infers(heads_cfg, pooler, sampling, agnostic):
     heads = rfcn(heads_cfg, pooler, sampling, agnostic)
     features, proposals, targets = inputs()
@@ -81,7 +81,7 @@ def test_rfcn_trains_every_parameter_and_infers(heads_cfg, pooler, sampling, agn
     assert detections[0].pred_classes.max() < NUM_CLASSES
 
 
-@pytest.mark.parametrize("pooler", ["PSROIPool", "DeformPSROIPool"])
+@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
 @pytest.mark.parametrize("sampling", ["random", "ohem"])
 def test_rfcn_without_objects_or_proposals(heads_cfg, pooler, sampling):
     heads = rfcn(heads_cfg, pooler, sampling)

@@ -1,6 +1,6 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: four values of POOLER_TYPE exchange the box pooler.
+Everything but the pooling is Detectron2's: five values of POOLER_TYPE exchange the box pooler.
 """
 
 from functools import partial
@@ -9,17 +9,23 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
-from ...layers import DeformRoIAlign, DeformRoIPool
+from ...layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 from .._checks import check_config
-from ..poolers import DeformROIPooler, LegacyROIPooler
+from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 
-POOLER_TYPES = ("DeformROIPool", "LegacyROIPool", "DeformROIAlign", "ModulatedDeformROIAlign")
+POOLER_TYPES = (
+    "DeformROIPool",
+    "ROIAveragePool",
+    "LegacyROIPool",
+    "DeformROIAlign",
+    "ModulatedDeformROIAlign",
+)
 
 
 class DeformPoolerMixin:
     """Lets a Detectron2 ROIHeads class understand the POOLER_TYPE "DeformROIPool", the paper's,
-    "LegacyROIPool", the max pooling of the released plain network, and "DeformROIAlign" and
-    "ModulatedDeformROIAlign", mmdetection's.
+    "ROIAveragePool", the same without offsets, "LegacyROIPool", the max pooling of the released
+    plain network, and "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's.
 
     It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
     project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
@@ -41,6 +47,10 @@ class DeformPoolerMixin:
         if c.POOLER_TYPE == "LegacyROIPool":
             ret["box_pooler"] = LegacyROIPooler(c.POOLER_RESOLUTION, scales)
             return ret
+        if c.POOLER_TYPE == "ROIAveragePool":
+            layer = RoIAveragePool(c.POOLER_RESOLUTION, **_sampling(c))
+            ret["box_pooler"] = ROIAveragePooler(layer, scales)
+            return ret
         ret["box_pooler"] = DeformROIPooler(
             _roi_pool(c, channels=[shape.channels for shape in shapes]), scales=scales
         )
@@ -50,13 +60,7 @@ class DeformPoolerMixin:
 def _roi_pool(c, channels):
     """The layer of MODEL.ROI_BOX_HEAD: one, or in mmdetection's way one for each level."""
     if c.POOLER_TYPE == "DeformROIPool":
-        return DeformRoIPool(
-            channels[0],
-            c.POOLER_RESOLUTION,
-            gamma=c.DEFORM_GAMMA,
-            samples_per_part=c.DEFORM_SAMPLES_PER_PART,
-            round_rois=c.ROUND_ROIS,
-        )
+        return DeformRoIPool(channels[0], c.POOLER_RESOLUTION, gamma=c.DEFORM_GAMMA, **_sampling(c))
     layer = partial(
         DeformRoIAlign,
         output_size=c.POOLER_RESOLUTION,
@@ -65,6 +69,10 @@ def _roi_pool(c, channels):
         sampling_ratio=c.POOLER_SAMPLING_RATIO,
     )
     return nn.ModuleList([layer(n) for n in channels])
+
+
+def _sampling(c) -> dict:
+    return {"samples_per_part": c.DEFORM_SAMPLES_PER_PART, "round_rois": c.ROUND_ROIS}
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -16,7 +16,7 @@ from ...layers import PSRoIPredictor
 from .._checks import check_config
 from .ohem import check_losses, hardest, loss_per_roi
 
-POOLER_TYPES = ("PSROIPool", "DeformPSROIPool")
+POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool")
 
 
 class RFCNOutputLayers(FastRCNNOutputLayers):
@@ -29,6 +29,8 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         resolution: bins per side k.
         deformable: move the bins by learned offsets: K + 1 sets of them for the class scores and
             one for the boxes (paper sec. 2.3).
+        interpolate: without offsets, average bilinear samples, as deformable pooling does, instead
+            of whole cells.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
         kwargs: of `FastRCNNOutputLayers`.
 
@@ -43,6 +45,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         *,
         resolution: int = 7,
         deformable: bool = False,
+        interpolate: bool = False,
         gamma: float = 0.1,
         samples_per_part: int = 4,
         round_rois: bool = True,
@@ -61,6 +64,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
                 resolution,
                 spatial_scale=1.0 / input_shape.stride,
                 offset_classes=offset_classes if deformable else 0,
+                interpolate=interpolate,
                 gamma=gamma,
                 samples_per_part=samples_per_part,
                 round_rois=round_rois,
@@ -84,6 +88,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             **super().from_config(cfg, input_shape),
             "resolution": c.POOLER_RESOLUTION,
             "deformable": c.POOLER_TYPE == "DeformPSROIPool",
+            "interpolate": c.POOLER_TYPE == "PSROIAveragePool",
             "gamma": c.DEFORM_GAMMA,
             "samples_per_part": c.DEFORM_SAMPLES_PER_PART,
             "round_rois": c.ROUND_ROIS,
@@ -107,7 +112,8 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 class RFCNHeads(StandardROIHeads):
     """R-FCN: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
-    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool" or "DeformPSROIPool".
+    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "PSROIAveragePool" (bilinear samples without
+    offsets, the fair baseline of the last) or "DeformPSROIPool".
 
     Args:
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a

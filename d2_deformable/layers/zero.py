@@ -1,0 +1,23 @@
+"""Layers that start at zero and draw nothing from the global random state.
+
+So with the same seed a deformable network starts from the weights of its plain twin, and a layer
+built after a deformable one from the same random numbers.
+"""
+
+from torch import nn
+
+
+class ZeroConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` whose weight and bias start at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ZeroLinear(nn.Linear):
+    """`torch.nn.Linear` whose weight and bias start at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
