@@ -106,6 +106,6 @@ class PSRoIPredictor(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"interpolate={self.interpolate}, gamma={self.gamma}, samples_per_part={self.samples_per_part}, "
-            f"round_rois={self.round_rois}"
+            f"interpolate={self.interpolate}, gamma={self.gamma}, "
+            f"samples_per_part={self.samples_per_part}, round_rois={self.round_rois}"
         )

@@ -1,4 +1,4 @@
-"""A deformable network is its plain twin plus offsets: same start, and the same path without them."""
+"""A deformable network is its plain twin plus offsets: same start, same path without them."""
 
 import pytest
 import torch
