@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Train every run of the study that has no record yet; goes on where it was stopped or killed.
+
+    DETECTRON2_DATASETS=... python -m benchmarks.learning.queue --workers 1
+    python -m benchmarks.learning.queue --list
+
+Each run is a process of one thread and the lowest priority, so that other work goes on. A record
+is written when a run ends; nothing is committed.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import records
+from .run import sha256
+from .study import PLAN, Repetition, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKBONE = "output/learning/R-50-thin.pth"
+
+
+class Training:
+    """A process that trains one run."""
+
+    def __init__(self, root: Path, run: Run):
+        self.root, self.run = root, run
+        self.folder = root / run.output
+
+    def start(self) -> str:
+        """Start it, or say what keeps it from starting."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "another process trains it"
+        # What each process of this run took: it has several if it was interrupted.
+        self.log = self.folder / "processes.json"
+        self.processes = json.loads(self.log.read_text()) if self.log.is_file() else []
+        if any(process["command"] != self.run.command for process in self.processes):
+            return f"{self.run.output} holds a training of another command: remove it"
+        self.processes.append({"command": self.run.command, "cpu_seconds": 0.0})
+        with (self.folder / "stdout.txt").open("a") as stdout:
+            self.process = subprocess.Popen(
+                ["nice", "-n", "19", sys.executable, "-m", "benchmarks.learning.run"]
+                + [self.run.name],
+                cwd=self.root,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+                # Held as long as either process lives: a queue that is killed may leave a training.
+                pass_fds=[self.lock.fileno()],
+            )
+        return ""
+
+    def has_ended(self, wait=False) -> bool:
+        """Also writes down the CPU seconds so far: those of a queue that is killed count too."""
+        pid, status, usage = os.wait4(self.process.pid, 0 if wait else os.WNOHANG)
+        if pid:
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = usage.ru_utime + usage.ru_stime
+        else:
+            seconds = _cpu_seconds(self.process.pid)
+        self.processes[-1]["cpu_seconds"] = seconds
+        records.write_json(self.log, self.processes)
+        if pid:
+            self.lock.close()
+        return bool(pid)
+
+    def stop(self):
+        self.process.terminate()
+        self.has_ended(wait=True)
+
+    def record(self) -> str:
+        """Write the record of the run that ended, or say why there is none."""
+        if self.process.returncode:
+            lines = (self.folder / "stdout.txt").read_text().split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+            return f"exit status {self.process.returncode}: {last.strip()}"
+        result = json.loads((self.folder / "result.json").read_text())
+        result["cpu_seconds"] = round(sum(p["cpu_seconds"] for p in self.processes), 1)
+        result["processes"] = len(self.processes)
+        records.write_json(records.path_of(self.root, self.run), result)
+        return ""
+
+
+def missing(root: Path, repetition: Repetition) -> list[Run]:
+    """Runs to train, the trunk before its arms.
+
+    Arms compare only with arms of the very same trunk. So where some are missing and the trunk at
+    hand is another file than that of the recorded ones (its checkpoint was lost, and training it
+    again on another machine gave other bits), all of the repetition are trained again.
+    """
+    found = {run: records.read(root, run) for run in repetition.runs}
+    trunks = {record["trunk_sha256"] for record in found.values() if record}
+    if all(found.values()) and len(trunks) == 1:
+        return []
+    trunk = root / repetition.trunk.checkpoint
+    if not trunk.is_file() or records.read(root, repetition.trunk) is None:
+        return [repetition.trunk]  # and look again when it stands
+    at_hand = sha256(trunk)
+    return [run for run, record in found.items() if not record or record["trunk_sha256"] != at_hand]
+
+
+def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):
+    """Train what is missing, in the order of `plan`, `workers` at a time.
+
+    Yields:
+        (run, problem) of each training that ends; problem is "" where its record was written.
+        One with a problem is not tried again, nor is what waits for it.
+    """
+    root = Path(root)
+    running, failed = [], set()
+    try:
+        while True:
+            todo = [run for repetition in plan for run in missing(root, repetition)]
+            busy = {training.run for training in running} | failed
+            todo = [run for run in dict.fromkeys(todo) if run not in busy]
+            if not todo and not running:
+                return
+            for run in todo[: workers - len(running)]:
+                training = Training(root, run)
+                if problem := training.start():
+                    failed.add(run)
+                    yield run, problem
+                else:
+                    running.append(training)
+            time.sleep(seconds_between_looks)
+            for training in [t for t in running if t.has_ended()]:
+                running.remove(training)
+                if problem := training.record():
+                    failed.add(training.run)
+                yield training.run, problem
+    finally:
+        for training in running:
+            training.stop()
+
+
+def progress(root, plan=PLAN) -> str:
+    """A line for each run, and what the rest will take."""
+    lines, left, known = [], [], {}
+    for run in dict.fromkeys(r for p in plan for r in (p.trunk, *p.runs)):
+        record = records.read(root, run)
+        if record:
+            known.setdefault((run.task, bool(run.arm)), []).append(record["cpu_seconds"])
+        else:
+            left.append((run.task, bool(run.arm)))
+        lines.append(f"{'done' if record else '    '} {run.name}")
+    costs = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
+    hours = sum(costs.get(kind, 0.0) for kind in left) / 3600
+    unknown = sum(kind not in costs for kind in left)
+    note = f", and {unknown} of a kind that has no record yet" if unknown else ""
+    return "\n".join([*lines, f"{len(left)} runs left, about {hours:.1f} CPU hours{note}"])
+
+
+def _cpu_seconds(pid) -> float:
+    """User and system seconds of a running process; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, a core each")
+    parser.add_argument("--list", action="store_true", help="show what is done, and end")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(progress(ROOT))
+        return
+    if not (ROOT / BACKBONE).is_file():
+        sys.exit(f"queue: {BACKBONE} is missing: python -m benchmarks.learning.backbone {BACKBONE}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed = 0
+    for run, problem in run_queue(ROOT, workers=args.workers):
+        print(f"{run.name}: {problem or 'done'}", flush=True)
+        failed += bool(problem)
+    if failed:
+        sys.exit(f"queue: {failed} trainings failed; start again to try them again")
+
+
+if __name__ == "__main__":
+    main()

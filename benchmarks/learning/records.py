@@ -1,0 +1,40 @@
+"""The JSONs of finished runs, docs/results/<run>.json."""
+
+import json
+import math
+from pathlib import Path
+
+from d2_deformable.checkpoint import replacing
+
+from .study import Run
+
+RESULTS = Path("docs/results")
+
+
+def path_of(root, run: Run) -> Path:
+    return Path(root) / RESULTS / f"{run.name}.json"
+
+
+def read(root, run: Run) -> dict | None:
+    """The record of `run`; None where there is none, or one of another command."""
+    file = path_of(root, run)
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text())
+    return record if record["command"] == run.command else None
+
+
+def write_json(file, content) -> None:
+    """NaN, which JSON does not know, becomes null. A reader sees the old file or the new one."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(json.dumps(_finite(content), indent=None, separators=(",", ":")) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,79 @@
+"""Train one run of the study, measure it, and write OUTPUT_DIR/result.json.
+
+    python -m benchmarks.learning.run clothing_deeplab_trunk1_branch1_dconv3
+
+An interrupted training goes on from its last checkpoint. The queue adds what its processes took and
+moves the result to docs/results/.
+"""
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+import train_net
+from d2_deformable.analysis.origin import commit, machine, versions
+from d2_deformable.analysis.run import read_run
+
+from . import measure
+from .records import write_json
+from .study import TASKS, parse
+
+CURVE_POINTS = 25
+
+
+def train_and_measure(name: str) -> dict:
+    """Everything that the JSON of the run called `name` holds but what its processes took."""
+    run, task = parse(name), TASKS[parse(name).task]
+    train_net.main(train_net.parse_args([*run.arguments[:2], "--resume", *run.arguments[2:]]))
+    trained = read_run(run.output)
+    evaluator, metric = task.metric
+    result = {
+        "task": run.task,
+        "trunk": run.seed,
+        "branch": run.branch,
+        "arm": run.arm,
+        "command": run.command,
+        "iterations": trained.iterations,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "loss": _curve(trained.history, "total_loss", CURVE_POINTS),
+        "valid": _curve(trained.history, f"{evaluator}/{metric}", CURVE_POINTS),
+        "offsets": {
+            key: value
+            for line in trained.history
+            for key, value in line.items()
+            if key.startswith("offsets/")
+        },
+    }
+    if not run.arm:  # settings are chosen by `valid`; what is compared are the arms
+        return result | {"sha256": sha256(run.checkpoint)}
+    return (
+        result
+        | {"trunk_sha256": sha256(run.trunk.checkpoint)}
+        | measure.measure(trained.cfg, run.checkpoint, task.test)
+    )
+
+
+def sha256(file) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _curve(history, key: str, points: int) -> list[list[float]]:
+    """[[iteration, value], ...] where it was logged, at most `points`, the last included."""
+    found = [[line["iteration"], round(line[key], 4)] for line in history if key in line]
+    step = max(1, -(-len(found) // points))
+    return found[::-1][::step][::-1]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the run, see benchmarks/learning/study.py")
+    name = parser.parse_args(argv).name
+    write_json(Path(parse(name).output) / "result.json", train_and_measure(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The experiments by name: trunks, the arms that branch from them, and their commands.
+
+A *trunk* is a plain network, trained from the pretrained backbone until its curve is flat. An *arm*
+starts from the trunk's checkpoint with new modules at zero and trains on, with the same data order
+and schedule as the other arms of its *repetition*: what it gains over the arm `plain` is its
+module's doing. docs/results/protocol.md says which comparisons were fixed before the runs.
+"""
+
+import shlex
+from dataclasses import dataclass
+
+CONFIGS = "benchmarks/learning/configs"
+OUTPUTS = "output/learning"
+OFFSETS = "conv_offset|offset_fc|offset_maps"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network on a data set.
+
+    name: of its YAML in CONFIGS.
+    metric: (evaluator, metric) that the curve and the tables show.
+    valid, test: data sets; settings are chosen by the first, `test` is measured at the very end.
+    trunk, branch: (iterations, (steps of the learning rate)) of the two trainings.
+    rates: its LR_MULTIPLIERS; an arm adds to them.
+    arms: {name: KEY, VALUE, ... on top of the YAML}.
+    """
+
+    name: str
+    metric: tuple[str, str]
+    valid: str
+    test: str
+    trunk: tuple[int, tuple[int, ...]]
+    branch: tuple[int, tuple[int, ...]]
+    rates: tuple[tuple[str, float], ...]
+    arms: dict[str, tuple]
+
+
+def _rates(task_rates, offsets=1.0) -> tuple[str, str]:
+    entries = [*task_rates, (OFFSETS, offsets)] if offsets != 1.0 else task_rates
+    return "SOLVER.LR_MULTIPLIERS", str([list(entry) for entry in entries])
+
+
+DEEPLAB_RATES = (("sem_seg_head", 10.0),)
+DILATION = "MODEL.RESNETS.RES5_DILATION"
+DCONV = ("MODEL.RESNETS.DEFORM_NUM_LAYERS", "3")
+CLOTHING = Task(
+    name="clothing_deeplab",
+    metric=("sem_seg", "mIoU"),
+    valid="clothing_val",
+    test="clothing_test",
+    trunk=(1500, (1200, 1400)),
+    branch=(500, (350, 450)),
+    rates=DEEPLAB_RATES,
+    arms={
+        "plain": (),
+        "dilation4": (DILATION, "4"),
+        "dilation6": (DILATION, "6"),
+        "dconv3": DCONV,
+        "dconv3_rate01": (*DCONV, *_rates(DEEPLAB_RATES, 0.1)),
+        "dconv3_rate0": (*DCONV, *_rates(DEEPLAB_RATES, 0.0)),
+        "dconv6": ("MODEL.RESNETS.DEFORM_NUM_LAYERS", "6"),
+    },
+)
+TASKS = {task.name: task for task in (CLOTHING,)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a trunk, or where `arm` is given a branch of it.
+
+    seed: of the trunk; branch: of the branch, which arms of one repetition share.
+    """
+
+    task: str
+    seed: int
+    arm: str = ""
+    branch: int = 0
+
+    @property
+    def name(self) -> str:
+        trunk = f"{self.task}_trunk{self.seed}"
+        return f"{trunk}_branch{self.branch}_{self.arm}" if self.arm else trunk
+
+    @property
+    def trunk(self) -> "Run":
+        return Run(self.task, self.seed)
+
+    @property
+    def output(self) -> str:
+        """OUTPUT_DIR, relative to the checkout."""
+        return f"{OUTPUTS}/{self.name}"
+
+    @property
+    def checkpoint(self) -> str:
+        """The weights it ends with."""
+        return f"{self.output}/model_final.pth"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of train_net.py."""
+        task = TASKS[self.task]
+        iterations, steps = task.branch if self.arm else task.trunk
+        settings = [
+            *("SEED", str(self.branch if self.arm else self.seed)),
+            *("SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps)),
+            *_rates(task.rates),
+            *("OUTPUT_DIR", self.output),
+        ]
+        if self.arm:
+            settings += ["MODEL.WEIGHTS", self.trunk.checkpoint, *task.arms[self.arm]]
+        return ["--config-file", f"{CONFIGS}/{self.task}.yaml", *settings]
+
+    @property
+    def command(self) -> str:
+        return f"OMP_NUM_THREADS=1 python train_net.py {shlex.join(self.arguments)}"
+
+
+def parse(name: str) -> Run:
+    """The run of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for repetition in PLAN:
+        for run in (repetition.trunk, *repetition.runs):
+            if run.name == name:
+                return run
+    raise ValueError(f"{name}: no such run; `python -m benchmarks.learning.queue --list` shows all")
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Arms that are compared with each other: one trunk, one branch seed."""
+
+    task: str
+    seed: int
+    branch: int
+    arms: tuple[str, ...]
+
+    @property
+    def trunk(self) -> Run:
+        return Run(self.task, self.seed)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [Run(self.task, self.seed, arm, self.branch) for arm in self.arms]
+
+
+MAIN = ("plain", "dconv3", "dilation4")
+# In the order in which they are worth it: all arms once, on which settings are chosen; then the
+# main contrast five times, on three trunks; then the rest.
+PLAN = [
+    Repetition("clothing_deeplab", 1, 1, (*MAIN, "dconv3_rate01", "dilation6", "dconv3_rate0")),
+    Repetition("clothing_deeplab", 2, 2, MAIN),
+    Repetition("clothing_deeplab", 3, 3, MAIN),
+    Repetition("clothing_deeplab", 1, 4, MAIN),
+    Repetition("clothing_deeplab", 2, 5, MAIN),
+    Repetition("clothing_deeplab", 3, 6, ("plain", "dconv3", "dconv6")),
+]
