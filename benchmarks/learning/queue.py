@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """Train every run of the study that has no record yet; goes on where it was stopped or killed.
 
     DETECTRON2_DATASETS=... python -m benchmarks.learning.queue --workers 1
     python -m benchmarks.learning.queue --list
 
-Each run is a process of one thread and the lowest priority, so that other work goes on. A record
-is written when a run ends; nothing is committed.
+Each run is a process of one thread and the lowest priority, so that other work goes on. When one
+ends its record is written and docs/RESULTS.md is brought up to date; nothing is committed.
 """
 
 import argparse
@@ -18,12 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-from . import records
+from . import backbone, records
+from .page import write_page
 from .run import sha256
 from .study import PLAN, Repetition, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKBONE = "output/learning/R-50-thin.pth"
+BACKBONE = Path("output/learning/R-50-thin.pth")
 
 
 class Training:
@@ -47,6 +47,7 @@ class Training:
         if any(process["command"] != self.run.command for process in self.processes):
             return f"{self.run.output} holds a training of another command: remove it"
         self.processes.append({"command": self.run.command, "cpu_seconds": 0.0})
+        records.write_json(self.log, self.processes)
         with (self.folder / "stdout.txt").open("a") as stdout:
             self.process = subprocess.Popen(
                 ["nice", "-n", "19", sys.executable, "-m", "benchmarks.learning.run"]
@@ -170,20 +171,22 @@ def _cpu_seconds(pid) -> float:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time, a core each")
     parser.add_argument("--list", action="store_true", help="show what is done, and end")
     args = parser.parse_args(argv)
+    print(progress(ROOT), flush=True)
     if args.list:
-        print(progress(ROOT))
         return
     if not (ROOT / BACKBONE).is_file():
-        sys.exit(f"queue: {BACKBONE} is missing: python -m benchmarks.learning.backbone {BACKBONE}")
+        backbone.main([str(ROOT / BACKBONE)])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = 0
     for run, problem in run_queue(ROOT, workers=args.workers):
-        print(f"{run.name}: {problem or 'done'}", flush=True)
+        left = progress(ROOT).splitlines()[-1]
+        print(f"{run.name}: {problem or 'done'}; {left}", flush=True)
         failed += bool(problem)
+        write_page(ROOT)
     if failed:
         sys.exit(f"queue: {failed} trainings failed; start again to try them again")
 

@@ -25,6 +25,7 @@ CURVE_POINTS = 25
 def train_and_measure(name: str) -> dict:
     """Everything that the JSON of the run called `name` holds but what its processes took."""
     run, task = parse(name), TASKS[parse(name).task]
+    started_from = commit()  # the checkout may move on meanwhile
     train_net.main(train_net.parse_args([*run.arguments[:2], "--resume", *run.arguments[2:]]))
     trained = read_run(run.output)
     evaluator, metric = task.metric
@@ -37,7 +38,7 @@ def train_and_measure(name: str) -> dict:
         "iterations": trained.iterations,
         "machine": machine(),
         "versions": versions(),
-        "commit": commit(),
+        "commit": started_from,
         "date": time.strftime("%Y-%m-%d"),
         "loss": _curve(trained.history, "total_loss", CURVE_POINTS),
         "valid": _curve(trained.history, f"{evaluator}/{metric}", CURVE_POINTS),

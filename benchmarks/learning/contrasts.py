@@ -1,0 +1,97 @@
+"""Paired differences between arms: means, intervals and tests."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from .measure import mean_iou, unpack
+
+CONFIDENCE = 0.95
+MARGIN = 1.0  # points within which a difference counts as none
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How much arm `a` exceeds arm `b` of a task, in points of its metric.
+
+    differences: of each repetition. interval: of Student's t over repetitions, None of one alone.
+    bootstrap: percentiles over draws of repetitions and test images. p: of the two-sided paired t
+    test, after `holm` corrected; None of one repetition.
+    """
+
+    task: str
+    a: str
+    b: str
+    differences: tuple[float, ...]
+    interval: tuple[float, float] | None
+    bootstrap: tuple[float, float]
+    p: float | None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.differences))
+
+    @property
+    def verdict(self) -> str:
+        if self.interval is None:
+            return "one repetition"
+        low, high = self.interval
+        if max(-low, high) <= MARGIN:
+            return "no difference"
+        if self.p < 1 - CONFIDENCE:
+            return "gain" if self.mean > 0 else "loss"
+        return "undecided"
+
+
+def contrast(records, task: str, a: str, b: str) -> Contrast | None:
+    """Of all repetitions that have both arms, from the same trunk; None where there are none."""
+    by_repetition = {}
+    for record in records:
+        if record["task"] == task and record["arm"] in (a, b):
+            key = record["trunk_sha256"], record["branch"]
+            by_repetition.setdefault(key, {})[record["arm"]] = record
+    pairs = [(found[a], found[b]) for found in by_repetition.values() if len(found) == 2]
+    if not pairs:
+        return None
+    counts = [np.stack([unpack(record["counts"]) for record in arm]) for arm in zip(*pairs)]
+    differences = metrics(counts[0].sum(1)) - metrics(counts[1].sum(1))
+    interval = p = None
+    if len(pairs) > 1:
+        test = stats.ttest_1samp(differences, 0.0)
+        interval, p = tuple(map(float, test.confidence_interval(CONFIDENCE))), float(test.pvalue)
+    return Contrast(task, a, b, tuple(differences.tolist()), interval, bootstrapped(*counts), p)
+
+
+def metrics(counts: np.ndarray) -> np.ndarray:
+    """mIoU of each of (repetitions, classes, 3)."""
+    return np.array([mean_iou(one) for one in counts])
+
+
+def bootstrapped(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean difference, (repetitions, images, classes, 3) each.
+
+    Repetitions and images are drawn with replacement, independently; both arms see the same ones.
+    """
+    rng = np.random.default_rng(seed)
+    repetitions, images = a.shape[:2]
+    means = []
+    for _ in range(DRAWS):
+        weights = rng.multinomial(images, np.full(images, 1 / images))
+        drawn = rng.integers(repetitions, size=repetitions)
+        sums = [np.einsum("i,rikc->rkc", weights, arm) for arm in (a, b)]
+        means.append((metrics(sums[0]) - metrics(sums[1]))[drawn].mean())
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def holm(contrasts: list[Contrast]) -> list[Contrast]:
+    """The contrasts of one task, their p corrected for their number (Holm 1979)."""
+    tested = sorted((c for c in contrasts if c.p is not None), key=lambda c: c.p)
+    corrected, least = {}, 0.0
+    for rank, c in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - rank) * c.p))
+        corrected[c] = replace(c, p=least)
+    return [corrected.get(c, c) for c in contrasts]

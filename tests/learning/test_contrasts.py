@@ -1,0 +1,134 @@
+"""Paired differences, their intervals and the page, on counts made for the purpose."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.learning import page
+from benchmarks.learning.contrasts import Contrast, bootstrapped, contrast, holm, metrics
+from benchmarks.learning.measure import mean_iou, pack, unpack
+from benchmarks.learning.records import path_of, write_json
+from benchmarks.learning.study import Run
+
+TASK = "clothing_deeplab"
+
+
+def counts(share, images=20, seed=0):
+    """Two classes of 100 pixels an image, of which about `share` is right."""
+    right = np.random.default_rng(seed).binomial(100, share, (images, 2))
+    predicted = right + (100 - right)[:, ::-1]
+    return np.stack([right, predicted, np.full_like(right, 100)], axis=-1)
+
+
+def record(arm, branch, share, trunk="a", **more):
+    """As benchmarks/learning/run.py writes it."""
+    run = Run(TASK, 1, arm, branch)
+    some = counts(share, seed=branch)
+    dilation = {"res5.0.conv2": {size: [2.5, 0.1, 9] for size in page.SIZES}}
+    return {
+        "task": TASK,
+        "arm": arm,
+        "branch": branch,
+        "trunk_sha256": trunk,
+        "command": run.command,
+        "parameters": 6_100_000,
+        "test": {"mIoU": mean_iou(some.sum(0)), **more},
+        "counts": pack(some),
+        "dilation": dilation,
+    }
+
+
+def test_mean_iou():
+    assert mean_iou(np.array([[50, 100, 50], [0, 0, 50], [0, 0, 0]])) == 25  # the last is absent
+
+
+def test_counts_survive_packing():
+    some = counts(0.8)
+    assert np.array_equal(unpack(json.loads(json.dumps(pack(some)))), some)
+
+
+def test_a_contrast_pairs_arms_of_the_same_trunk_and_branch():
+    records = [record("plain", k, 0.6) for k in (1, 2, 3)]
+    records += [record("dconv3", k, 0.8) for k in (1, 2, 3)]
+    records += [record("dconv3", 4, 0.9), record("plain", 4, 0.1, trunk="b")]
+    found = contrast(records, TASK, "dconv3", "plain")
+    expected = [b["test"]["mIoU"] - a["test"]["mIoU"] for a, b in zip(records[:3], records[3:6])]
+    assert found.differences == pytest.approx(expected)
+    assert found.interval[0] < found.mean < found.interval[1]
+    assert found.bootstrap[0] < found.mean < found.bootstrap[1]
+    assert found.verdict == "gain" and found.p < 0.05
+    reverse = contrast(records, TASK, "plain", "dconv3")
+    assert reverse.verdict == "loss" and reverse.mean == pytest.approx(-found.mean)
+
+
+def test_one_repetition_proves_nothing():
+    found = contrast([record("plain", 1, 0.6), record("dconv3", 1, 0.9)], TASK, "dconv3", "plain")
+    assert found.interval is None and found.p is None and found.verdict == "one repetition"
+    assert contrast([record("plain", 1, 0.6)], TASK, "dconv3", "plain") is None
+
+
+def test_the_bootstrap_of_equal_arms_is_zero():
+    some = np.stack([counts(0.7, seed=k) for k in range(3)])
+    assert bootstrapped(some, some) == (0, 0)
+    assert metrics(some.sum(1)).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("differences", "interval", "p", "verdict"),
+    [
+        ((0.1, -0.1), (-0.9, 0.9), 0.8, "no difference"),
+        ((3.0, 0.0), (-2.0, 5.0), 0.3, "undecided"),
+        ((3.0, 2.8), (2.0, 3.6), 0.01, "gain"),
+    ],
+)
+def test_verdicts(differences, interval, p, verdict):
+    assert Contrast(TASK, "a", "b", differences, interval, interval, p).verdict == verdict
+
+
+def test_holm():
+    """Against the steps written out: 3 * .01, 2 * .02, then never less than that."""
+    given = [Contrast(TASK, str(p), "", (), None, (0, 0), p) for p in (0.02, 0.01, 0.035, None)]
+    assert [c.p for c in holm(given)] == pytest.approx([0.04, 0.03, 0.04, None])
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "docs/images").mkdir(parents=True)
+    names = ["contrasts", f"{TASK} arms", f"{TASK} dilation"]
+    blocks = [f"by hand: {n}\n<!-- begin {n} -->\nold\n<!-- end {n} -->\n" for n in names]
+    (tmp_path / "docs/RESULTS.md").write_text("".join(blocks) + "the end\n")
+    return tmp_path
+
+
+def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
+    page.write_page(root)
+    assert (root / "docs/RESULTS.md").read_text().count("Not measured yet.") == 3
+    assert not (root / page.FOREST).exists()
+    for arm, share, more in (("plain", 0.6, {}), ("dconv3", 0.8, {"zero_offsets": 41.26})):
+        write_json(path_of(root, Run(TASK, 1, arm, 1)), record(arm, 1, share, **more))
+    for _ in range(2):  # the second changes nothing
+        page.write_page(root)
+        text = (root / "docs/RESULTS.md").read_text()
+        assert text.startswith("by hand: contrasts\n") and text.endswith("the end\n")
+        assert "old" not in text and "Not measured yet." not in text
+        assert text.count("| one repetition |") == 1
+        assert "| 41.3 " in text and "| 6.10 M " in text
+        assert "| 3 deformable layers | res5.0.conv2 | 2.50 " in text
+    assert (root / page.FOREST).stat().st_size > 1000
+
+
+def test_records_of_another_command_are_left_out(root):
+    write_json(path_of(root, Run(TASK, 1, "plain", 1)), record("plain", 1, 0.6) | {"command": ""})
+    assert page.read_records(root) == []
+
+
+def test_a_page_without_a_block_is_an_error(root):
+    (root / "docs/RESULTS.md").write_text("<!-- begin contrasts -->")
+    with pytest.raises(ValueError, match="no block <!-- begin contrasts -->"):
+        page.write_page(root)
+
+
+def test_mean_and_spread():
+    assert page.mean_and_spread([41.26]) == "41.3"
+    assert page.mean_and_spread([40.0, 42.0]) == "41.0 ± 1.4"
