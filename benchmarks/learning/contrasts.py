@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from .measure import mean_iou, unpack
+from .endpoints import value
+from .records import unpack
 
 CONFIDENCE = 0.95
 MARGIN = 1.0  # points within which a difference counts as none
@@ -14,7 +15,7 @@ DRAWS = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much arm `a` exceeds arm `b` of a task, in points of its metric.
+    """How much arm `a` exceeds arm `b` of a task, in points of `metric`.
 
     differences: of each repetition. interval: of Student's t over repetitions, None of one alone.
     bootstrap: percentiles over draws of repetitions and test images. p: of the two-sided paired t
@@ -22,6 +23,7 @@ class Contrast:
     """
 
     task: str
+    metric: str
     a: str
     b: str
     differences: tuple[float, ...]
@@ -45,43 +47,46 @@ class Contrast:
         return "undecided"
 
 
-def contrast(records, task: str, a: str, b: str) -> Contrast | None:
+def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None:
     """Of all repetitions that have both arms, from the same trunk; None where there are none."""
     by_repetition = {}
     for record in records:
         if record["task"] == task and record["arm"] in (a, b):
             key = record["trunk_sha256"], record["branch"]
-            by_repetition.setdefault(key, {})[record["arm"]] = record
+            by_repetition.setdefault(key, {})[record["arm"]] = unpack(record["counts"])
     pairs = [(found[a], found[b]) for found in by_repetition.values() if len(found) == 2]
     if not pairs:
         return None
-    counts = [np.stack([unpack(record["counts"]) for record in arm]) for arm in zip(*pairs)]
-    differences = metrics(counts[0].sum(1)) - metrics(counts[1].sum(1))
+    differences = [_difference(metric, *pair) for pair in pairs]
     interval = p = None
     if len(pairs) > 1:
         test = stats.ttest_1samp(differences, 0.0)
         interval, p = tuple(map(float, test.confidence_interval(CONFIDENCE))), float(test.pvalue)
-    return Contrast(task, a, b, tuple(differences.tolist()), interval, bootstrapped(*counts), p)
+    bootstrap = bootstrapped(metric, pairs)
+    return Contrast(task, metric, a, b, tuple(differences), interval, bootstrap, p)
 
 
-def metrics(counts: np.ndarray) -> np.ndarray:
-    """mIoU of each of (repetitions, classes, 3)."""
-    return np.array([mean_iou(one) for one in counts])
+def _difference(metric, a, b, weights=None) -> float:
+    return value(metric, a, weights) - value(metric, b, weights)
 
 
-def bootstrapped(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean difference, (repetitions, images, classes, 3) each.
+def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean difference.
 
-    Repetitions and images are drawn with replacement, independently; both arms see the same ones.
+    Repetitions and images are drawn with replacement, independently; both arms of every repetition
+    see the same images.
+
+    Args:
+        pairs: counts of both arms, see `endpoints.value`, of each repetition.
     """
     rng = np.random.default_rng(seed)
-    repetitions, images = a.shape[:2]
+    images = len(next(iter(pairs[0][0].values())))
     means = []
-    for _ in range(DRAWS):
+    for _ in range(draws):
         weights = rng.multinomial(images, np.full(images, 1 / images))
-        drawn = rng.integers(repetitions, size=repetitions)
-        sums = [np.einsum("i,rikc->rkc", weights, arm) for arm in (a, b)]
-        means.append((metrics(sums[0]) - metrics(sums[1]))[drawn].mean())
+        drawn = rng.integers(len(pairs), size=len(pairs))
+        of_pair = {k: _difference(metric, *pairs[k], weights) for k in set(drawn.tolist())}
+        means.append(np.mean([of_pair[k] for k in drawn.tolist()]))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)

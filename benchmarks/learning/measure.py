@@ -4,8 +4,6 @@ For every image the numbers are kept of which the metric is a sum, so that contr
 bootstrapped over images without the network.
 """
 
-import base64
-import zlib
 from contextlib import contextmanager
 
 import cv2
@@ -14,23 +12,32 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from torch import nn
 
-from d2_deformable.analysis.effective_dilation import EffectiveDilation, Rules
+from d2_deformable.analysis.effective_dilation import (
+    EffectiveDilation,
+    Rules,
+    annotated_boxes,
+)
 from d2_deformable.checkpoint import StrictCheckpointer
 from d2_deformable.data import DatasetMapper, read_mask, register_custom_datasets
-from d2_deformable.layers import DeformConv2d
+
+from .detection import detection_counts
+from .endpoints import value
+from .records import pack
 
 # Sides of the squares between small, medium and large objects, in pixels of the photograph: COCO's.
 LIMITS = (32, 96)
 
 
-def measure(cfg, checkpoint, dataset: str) -> dict:
+def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
     """Parameters; metric with the learned offsets, without, and with those of another image;
     effective dilation by size; counts by image.
 
     Args:
         cfg: of the run, not frozen.
         dataset: registered by cfg.
+        metrics: names of endpoints.py.
     """
     register_custom_datasets(cfg)
     model = build_model(cfg)
@@ -38,25 +45,26 @@ def measure(cfg, checkpoint, dataset: str) -> dict:
     model.eval()
     records, mapper = DatasetCatalog.get(dataset), DatasetMapper(cfg, False)
     inputs = [mapper(record) for record in records]
-    counts = segmentation_counts(model, inputs, records)
+    count = segmentation_counts if hasattr(model, "sem_seg_head") else detection_counts
+    counts = count(model, inputs, records)
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "test": {"mIoU": mean_iou(counts.sum(0))},
+        "test": {metric: value(metric, counts) for metric in metrics},
         "counts": pack(counts),
     }
-    layers = [layer for layer in model.modules() if isinstance(layer, DeformConv2d)]
+    layers = offset_layers(model)
     if layers:
         for name, replace in (("zero_offsets", no_offset), ("other_offsets", PreviousOffset())):
             with replaced_offsets(layers, replace):
-                changed = segmentation_counts(model, inputs, records)
-            result["test"][name] = mean_iou(changed.sum(0))
+                changed = count(model, inputs, records)
+            result[name] = {metric: value(metric, changed) for metric in metrics}
     result["dilation"] = dilation_by_size(model, inputs, records)
     return result
 
 
 @torch.no_grad()
-def segmentation_counts(model, inputs, records) -> np.ndarray:
-    """Pixels (images, classes, 3) of each class: right, predicted, true; ignored ones left out."""
+def segmentation_counts(model, inputs, records) -> dict[str, np.ndarray]:
+    """The counts that mIoU is made of, see endpoints.py; ignored pixels are left out."""
     counts = []
     for one, record in zip(inputs, records, strict=True):
         logits = model([one])[0]["sem_seg"]
@@ -65,25 +73,7 @@ def segmentation_counts(model, inputs, records) -> np.ndarray:
         truth, predicted = truth[known], logits.argmax(0).cpu()[known]
         parts = (truth[truth == predicted], predicted, truth)
         counts.append(torch.stack([p.bincount(minlength=len(logits)) for p in parts], 1).numpy())
-    return np.stack(counts)
-
-
-def mean_iou(counts: np.ndarray) -> float:
-    """mIoU in percent of (..., classes, 3) pixels, over the classes that are there."""
-    right, predicted, true = np.moveaxis(counts.astype(float), -1, 0)
-    union = predicted + true - right
-    return float(100 * np.nanmean(np.divide(right, union, where=union > 0, out=union * np.nan)))
-
-
-def pack(counts: np.ndarray) -> dict:
-    """An array of integers as text: JSON of a few KB."""
-    data = zlib.compress(np.ascontiguousarray(counts, "<i4").tobytes(), 9)
-    return {"shape": list(counts.shape), "zlib_base64": base64.b64encode(data).decode()}
-
-
-def unpack(packed: dict) -> np.ndarray:
-    data = zlib.decompress(base64.b64decode(packed["zlib_base64"]))
-    return np.frombuffer(data, "<i4").reshape(packed["shape"])
+    return {"pixels": np.stack(counts)}
 
 
 def no_offset(_, offset):
@@ -91,7 +81,8 @@ def no_offset(_, offset):
 
 
 class PreviousOffset:
-    """The offsets that a layer had for the image before, resized to the map of this one."""
+    """The offsets that a layer had for the image before: its map resized to this one, or those of
+    its RoIs in their order, over and over."""
 
     def __init__(self):
         self.kept = {}
@@ -99,17 +90,27 @@ class PreviousOffset:
     def __call__(self, layer, offset):
         previous = self.kept.get(layer, offset)
         self.kept[layer] = offset
+        if not len(previous):
+            return offset
+        if offset.dim() == 2:  # (RoIs, 2 * bins)
+            return previous[torch.arange(len(offset)) % len(previous)]
         return F.interpolate(previous, offset.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def offset_layers(model) -> list[nn.Module]:
+    """The layers that predict offsets, in convolutions and in RoI pooling."""
+    ends = ("conv_offset", "offset_maps", "offset_fc")
+    return [layer for name, layer in model.named_modules() if name.endswith(ends)]
 
 
 @contextmanager
 def replaced_offsets(layers, replace):
-    """For the block, `layers` use `replace(layer, offset)` of what their `conv_offset` predicts."""
+    """For the block, `layers` of `offset_layers` give `replace(layer, offset)`."""
 
     def hook(layer, _, offset):
         return replace(layer, offset)
 
-    handles = [layer.conv_offset.register_forward_hook(hook) for layer in layers]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield
     finally:
@@ -119,10 +120,12 @@ def replaced_offsets(layers, replace):
 
 def dilation_by_size(model, inputs, records) -> dict:
     """{layer: {size: [mean, standard deviation, filters]}} of `EffectiveDilation`, by the size of
-    the connected region that a filter stands on."""
+    the object, or the connected region, that a filter stands on."""
     table = EffectiveDilation(model, Rules(limits=LIMITS))
     for one, record in zip(inputs, records, strict=True):
-        boxes = region_boxes(read_mask(record["sem_seg_file_name"]))
+        boxes = annotated_boxes(record)
+        if boxes is None:
+            boxes = region_boxes(read_mask(record["sem_seg_file_name"]))
         table.add({**one, "height": record["height"], "width": record["width"]}, boxes)
     columns = ("small", "medium", "large", "background", "all")
     return {

@@ -75,8 +75,9 @@ def read_records(root) -> list[dict]:
 def all_contrasts(records) -> list[Contrast]:
     found = []
     for task, pairs in CONTRASTS.items():
-        contrasts = [contrast(records, task, *pair) for pair in pairs]
-        found += holm([c for c in contrasts if c])
+        for metric in TASKS[task].metrics:
+            contrasts = [contrast(records, task, metric, *pair) for pair in pairs]
+            found += holm([c for c in contrasts if c])
     return found
 
 
@@ -85,7 +86,7 @@ def contrast_table(contrasts) -> str:
         [
             TITLES[c.task],
             f"{ARMS[c.a]} over {ARMS[c.b]}",
-            f"{c.mean:+.1f}",
+            f"{c.mean:+.1f} {c.metric}",
             _interval(c.interval),
             _interval(c.bootstrap),
             "" if c.p is None else f"{c.p:.3f}",
@@ -103,24 +104,16 @@ def _interval(interval) -> str:
 
 
 def arm_table(records, task) -> str:
-    lines = []
+    metrics, lines = TASKS[task].metrics, []
     for arm, some in by_arm(records, task).items():
-        changed = [
-            [record["test"][key] for record in some if key in record["test"]]
-            for key in ("zero_offsets", "other_offsets")
-        ]
-        lines.append(
-            [
-                ARMS[arm],
-                mean_and_spread([record["test"]["mIoU"] for record in some]),
-                *(mean_and_spread(values) if values else "" for values in changed),
-                f"{some[0]['parameters'] / 1e6:.2f} M",
-                len(some),
-            ]
-        )
-    metric = TASKS[task].metric[1]
-    headers = ["arm", metric, "offsets set to zero", "offsets of another image", "parameters"]
-    return _table(lines, [*headers, "repetitions"])
+        values = [[record["test"][metric] for record in some] for metric in metrics]
+        for changed in ("zero_offsets", "other_offsets"):
+            values.append([record[changed][metrics[0]] for record in some if changed in record])
+        numbers = [mean_and_spread(some) if some else "" for some in values]
+        size = f"{some[0]['parameters'] / 1e6:.2f} M"
+        lines.append([ARMS[arm], *numbers, size, len(some)])
+    changed = [f"{metrics[0]}, offsets {how}" for how in ("set to zero", "of another image")]
+    return _table(lines, ["arm", *metrics, *changed, "parameters", "repetitions"])
 
 
 def dilation_table(records, task) -> str:
@@ -172,7 +165,7 @@ def forest_plot(contrasts) -> Figure:
         axes.plot(c.differences, [y] * len(c.differences), "o", color=color, alpha=0.35, ms=5)
         axes.plot(c.interval or c.bootstrap, [y, y], color=color, linewidth=2)
         axes.plot(c.mean, y, "D", color=color, ms=7)
-    names = [f"{TITLES[c.task]}: {ARMS[c.a]}\nover {ARMS[c.b]}" for c in contrasts]
+    names = [f"{TITLES[c.task]}, {c.metric}:\n{ARMS[c.a]} over {ARMS[c.b]}" for c in contrasts]
     axes.set_yticks(range(len(contrasts)), names, fontsize=9)
     axes.set_ylim(len(contrasts) - 0.5, -0.5)
     axes.axvline(0, color=INK, linewidth=1)

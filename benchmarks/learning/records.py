@@ -1,8 +1,12 @@
 """The JSONs of finished runs, docs/results/<run>.json."""
 
+import base64
 import json
 import math
+import zlib
 from pathlib import Path
+
+import numpy as np
 
 from d2_deformable.checkpoint import replacing
 
@@ -38,3 +42,23 @@ def _finite(value):
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def pack(counts: dict[str, np.ndarray]) -> dict:
+    """Arrays of integers as text: JSON of a few KB."""
+    packed = {}
+    for name, array in counts.items():
+        data = zlib.compress(np.ascontiguousarray(array, "<i4").tobytes(), 9)
+        text = base64.b64encode(data).decode()
+        packed[name] = {"shape": list(array.shape), "zlib_base64": text}
+    return packed
+
+
+def unpack(packed: dict) -> dict[str, np.ndarray]:
+    """What `pack` was given."""
+    return {
+        name: np.frombuffer(zlib.decompress(base64.b64decode(one["zlib_base64"])), "<i4").reshape(
+            one["shape"]
+        )
+        for name, one in packed.items()
+    }

@@ -28,7 +28,6 @@ def train_and_measure(name: str) -> dict:
     started_from = commit()  # the checkout may move on meanwhile
     train_net.main(train_net.parse_args([*run.arguments[:2], "--resume", *run.arguments[2:]]))
     trained = read_run(run.output)
-    evaluator, metric = task.metric
     result = {
         "task": run.task,
         "trunk": run.seed,
@@ -41,7 +40,7 @@ def train_and_measure(name: str) -> dict:
         "commit": started_from,
         "date": time.strftime("%Y-%m-%d"),
         "loss": _curve(trained.history, "total_loss", CURVE_POINTS),
-        "valid": _curve(trained.history, f"{evaluator}/{metric}", CURVE_POINTS),
+        "valid": _curve(trained.history, task.curve, CURVE_POINTS),
         "offsets": {
             key: value
             for line in trained.history
@@ -54,7 +53,7 @@ def train_and_measure(name: str) -> dict:
     return (
         result
         | {"trunk_sha256": sha256(run.trunk.checkpoint)}
-        | measure.measure(trained.cfg, run.checkpoint, task.test)
+        | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
     )
 
 

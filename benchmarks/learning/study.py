@@ -19,7 +19,8 @@ class Task:
     """A network on a data set.
 
     name: of its YAML in CONFIGS.
-    metric: (evaluator, metric) that the curve and the tables show.
+    metrics: endpoints, the first one first; see endpoints.py.
+    curve: the scalar of validation that is recorded while training.
     valid, test: data sets; settings are chosen by the first, `test` is measured at the very end.
     trunk, branch: (iterations, (steps of the learning rate)) of the two trainings.
     rates: its LR_MULTIPLIERS; an arm adds to them.
@@ -27,7 +28,8 @@ class Task:
     """
 
     name: str
-    metric: tuple[str, str]
+    metrics: tuple[str, ...]
+    curve: str
     valid: str
     test: str
     trunk: tuple[int, tuple[int, ...]]
@@ -46,7 +48,8 @@ DILATION = "MODEL.RESNETS.RES5_DILATION"
 DCONV = ("MODEL.RESNETS.DEFORM_NUM_LAYERS", "3")
 CLOTHING = Task(
     name="clothing_deeplab",
-    metric=("sem_seg", "mIoU"),
+    metrics=("mIoU",),
+    curve="sem_seg/mIoU",
     valid="clothing_val",
     test="clothing_test",
     trunk=(1500, (1200, 1400)),

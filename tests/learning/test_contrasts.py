@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.learning import page
-from benchmarks.learning.contrasts import Contrast, bootstrapped, contrast, holm, metrics
-from benchmarks.learning.measure import mean_iou, pack, unpack
-from benchmarks.learning.records import path_of, write_json
+from benchmarks.learning.contrasts import Contrast, bootstrapped, contrast, holm
+from benchmarks.learning.endpoints import mean_iou, value
+from benchmarks.learning.records import pack, path_of, unpack, write_json
 from benchmarks.learning.study import Run
 
 TASK = "clothing_deeplab"
@@ -18,7 +18,7 @@ def counts(share, images=20, seed=0):
     """Two classes of 100 pixels an image, of which about `share` is right."""
     right = np.random.default_rng(seed).binomial(100, share, (images, 2))
     predicted = right + (100 - right)[:, ::-1]
-    return np.stack([right, predicted, np.full_like(right, 100)], axis=-1)
+    return {"pixels": np.stack([right, predicted, np.full_like(right, 100)], axis=-1)}
 
 
 def record(arm, branch, share, trunk="a", **more):
@@ -33,9 +33,10 @@ def record(arm, branch, share, trunk="a", **more):
         "trunk_sha256": trunk,
         "command": run.command,
         "parameters": 6_100_000,
-        "test": {"mIoU": mean_iou(some.sum(0)), **more},
+        "test": {"mIoU": value("mIoU", some)},
         "counts": pack(some),
         "dilation": dilation,
+        **more,
     }
 
 
@@ -45,33 +46,35 @@ def test_mean_iou():
 
 def test_counts_survive_packing():
     some = counts(0.8)
-    assert np.array_equal(unpack(json.loads(json.dumps(pack(some)))), some)
+    unpacked = unpack(json.loads(json.dumps(pack(some))))
+    assert np.array_equal(unpacked["pixels"], some["pixels"])
 
 
 def test_a_contrast_pairs_arms_of_the_same_trunk_and_branch():
     records = [record("plain", k, 0.6) for k in (1, 2, 3)]
     records += [record("dconv3", k, 0.8) for k in (1, 2, 3)]
     records += [record("dconv3", 4, 0.9), record("plain", 4, 0.1, trunk="b")]
-    found = contrast(records, TASK, "dconv3", "plain")
+    found = contrast(records, TASK, "mIoU", "dconv3", "plain")
     expected = [b["test"]["mIoU"] - a["test"]["mIoU"] for a, b in zip(records[:3], records[3:6])]
     assert found.differences == pytest.approx(expected)
     assert found.interval[0] < found.mean < found.interval[1]
     assert found.bootstrap[0] < found.mean < found.bootstrap[1]
     assert found.verdict == "gain" and found.p < 0.05
-    reverse = contrast(records, TASK, "plain", "dconv3")
+    reverse = contrast(records, TASK, "mIoU", "plain", "dconv3")
     assert reverse.verdict == "loss" and reverse.mean == pytest.approx(-found.mean)
 
 
 def test_one_repetition_proves_nothing():
-    found = contrast([record("plain", 1, 0.6), record("dconv3", 1, 0.9)], TASK, "dconv3", "plain")
+    found = contrast(
+        [record("plain", 1, 0.6), record("dconv3", 1, 0.9)], TASK, "mIoU", "dconv3", "plain"
+    )
     assert found.interval is None and found.p is None and found.verdict == "one repetition"
-    assert contrast([record("plain", 1, 0.6)], TASK, "dconv3", "plain") is None
+    assert contrast([record("plain", 1, 0.6)], TASK, "mIoU", "dconv3", "plain") is None
 
 
 def test_the_bootstrap_of_equal_arms_is_zero():
-    some = np.stack([counts(0.7, seed=k) for k in range(3)])
-    assert bootstrapped(some, some) == (0, 0)
-    assert metrics(some.sum(1)).shape == (3,)
+    some = [counts(0.7, seed=k) for k in range(3)]
+    assert bootstrapped("mIoU", [(one, one) for one in some], draws=20) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +86,14 @@ def test_the_bootstrap_of_equal_arms_is_zero():
     ],
 )
 def test_verdicts(differences, interval, p, verdict):
-    assert Contrast(TASK, "a", "b", differences, interval, interval, p).verdict == verdict
+    assert Contrast(TASK, "mIoU", "a", "b", differences, interval, interval, p).verdict == verdict
 
 
 def test_holm():
     """Against the steps written out: 3 * .01, 2 * .02, then never less than that."""
-    given = [Contrast(TASK, str(p), "", (), None, (0, 0), p) for p in (0.02, 0.01, 0.035, None)]
+    given = [
+        Contrast(TASK, "mIoU", str(p), "", (), None, (0, 0), p) for p in (0.02, 0.01, 0.035, None)
+    ]
     assert [c.p for c in holm(given)] == pytest.approx([0.04, 0.03, 0.04, None])
 
 
@@ -105,7 +110,10 @@ def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
     page.write_page(root)
     assert (root / "docs/RESULTS.md").read_text().count("Not measured yet.") == 3
     assert not (root / page.FOREST).exists()
-    for arm, share, more in (("plain", 0.6, {}), ("dconv3", 0.8, {"zero_offsets": 41.26})):
+    for arm, share, more in (
+        ("plain", 0.6, {}),
+        ("dconv3", 0.8, {"zero_offsets": {"mIoU": 41.26}}),
+    ):
         write_json(path_of(root, Run(TASK, 1, arm, 1)), record(arm, 1, share, **more))
     for _ in range(2):  # the second changes nothing
         page.write_page(root)

@@ -45,7 +45,7 @@ def images(tmp_path):
 
 def test_counts_are_those_of_the_pixels(model, images):
     inputs, records = images
-    counts = measure.segmentation_counts(model, inputs, records)
+    counts = measure.segmentation_counts(model, inputs, records)["pixels"]
     assert counts.shape == (2, 9, 3)
     with torch.no_grad():
         predicted = model([inputs[1]])[0]["sem_seg"].argmax(0).numpy()
@@ -58,7 +58,8 @@ def test_counts_are_those_of_the_pixels(model, images):
 
 def test_offsets_are_replaced_for_a_block_alone(model, images):
     inputs, records = images
-    layers = [layer for layer in model.modules() if isinstance(layer, DeformConv2d)]
+    layers = measure.offset_layers(model)
+    assert len(layers) == 3
 
     def scores():
         with torch.no_grad():
@@ -73,9 +74,18 @@ def test_offsets_are_replaced_for_a_block_alone(model, images):
     for changed in (zero[0], zero[1], other[1]):
         assert not any(torch.equal(changed, one) for one in learned if one.shape == changed.shape)
     for layer in layers:
-        torch.nn.init.zeros_(layer.conv_offset.weight)
+        torch.nn.init.zeros_(layer.weight)
     assert all(torch.equal(a, b) for a, b in zip(zero, scores(), strict=True))
-    assert len(layers[0].conv_offset._forward_hooks) == 0
+    assert len(layers[0]._forward_hooks) == 0
+
+
+def test_offsets_of_rois_are_replaced_too():
+    previous, layer = measure.PreviousOffset(), torch.nn.Linear(1, 1)
+    first, second = torch.arange(6.0).view(3, 2), torch.zeros(5, 2)
+    assert torch.equal(previous(layer, first), first)
+    assert torch.equal(previous(layer, second), first[[0, 1, 2, 0, 1]])
+    assert previous(layer, torch.zeros(0, 2)).shape == (0, 2)
+    assert torch.equal(previous(layer, first), first)  # the image before had no RoI
 
 
 def test_dilation_is_counted_by_the_size_of_regions(model, images):
