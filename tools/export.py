@@ -18,10 +18,10 @@ from detectron2.data.detection_utils import read_image
 
 from d2_deformable.analysis import command
 from d2_deformable.analysis.complexity import image_as_tested
-from d2_deformable.checkpoint.files import replacing
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from d2_deformable.export import export_onnx, export_program, export_torchscript
 from d2_deformable.export.verify import are_rounding, differences, load_exported
+from d2_deformable.utils.files import replacing
 
 FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from ..data import DatasetMapper, read_mask, register_custom_datasets
 from ..engine import fall_back_to_cpu
+from ..utils.provenance import commit, machine, versions
 from . import draw
 from .command import class_names, dataset_records, load_model
 from .evaluate import evaluate_checkpoint
-from .origin import commit, machine, versions
 from .run import read_run
 from .sampling import inspect_image
 from .segmentation import draw_segmentation

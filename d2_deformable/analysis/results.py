@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.files import replacing
-from .origin import commit, machine, versions
+from ..utils.files import replacing
+from ..utils.provenance import commit, machine, versions
 from .run import read_run
 
 RESULTS, OUTPUTS = Path("docs/results"), Path("output/results")

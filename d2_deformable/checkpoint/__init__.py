@@ -1,7 +1,8 @@
 """Checkpoint files: read safely, written to hand on, whole or not at all."""
 
+from ..utils.files import FileFormatError
 from .export import export_checkpoint
-from .files import FileFormatError, read_weights, replacing, write_weights
+from .files import read_weights, write_weights
 from .safe import SafeCheckpointer
 from .strict import StrictCheckpointer
 
@@ -11,6 +12,5 @@ __all__ = [
     "StrictCheckpointer",
     "export_checkpoint",
     "read_weights",
-    "replacing",
     "write_weights",
 ]

@@ -62,20 +62,6 @@ def register_custom_datasets(cfg) -> None:
         MetadataCatalog.get(name).set(**known, dirname=str(spec.root))
 
 
-def allow_custom_fields(cfg, overrides) -> None:
-    """Let KEY VALUE overrides name fields of DATASETS.CUSTOM that the YAML leaves out.
-
-    yacs takes new keys from files alone, and insists on the type of the value that is there.
-
-    Args:
-        overrides: KEY, VALUE, KEY, VALUE, ..., to be merged into `cfg` afterwards.
-    """
-    for key in overrides[::2]:
-        if key.startswith("DATASETS.CUSTOM.") and key.count(".") == 3:
-            name, field = key.split(".")[2:]
-            cfg.DATASETS.CUSTOM.setdefault(name, type(cfg)(new_allowed=True))[field] = None
-
-
 def check_datasets(cfg, names=None) -> None:
     """Load custom data sets once, and look for the files of Detectron2's, to fail before training.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from d2_deformable.analysis import origin, results_page
+from d2_deformable.analysis import results_page
 from d2_deformable.analysis.results import BUDGETS, ROWS, Row, run_queue
 from d2_deformable.analysis.results_page import mean_and_spread, write_page
+from d2_deformable.utils import provenance
 from yamls import CONFIGS, load
 
 PLAIN, DEFORM = Row("cards", "rfcn", ""), Row("cards", "rfcn", "dconv3_dpool")
@@ -95,7 +96,7 @@ def test_what_a_json_holds(root):
     assert (found["loss"][0], found["loss"][-1]) == ([1, 200.0], [200, 1.0])
     offsets = {"offsets/a/p99": 199, "offsets/a/mean": 1.0, "offsets/a/outside": 0.25}
     assert found["offsets"] == offsets
-    assert (found["machine"], found["versions"]) == (origin.machine(), origin.versions())
+    assert (found["machine"], found["versions"]) == (provenance.machine(), provenance.versions())
     assert 0.1 <= found["cpu_seconds"] < 1 and found["processes"] == 1
 
 
@@ -213,7 +214,7 @@ def test_the_page_shows_every_json_and_keeps_what_is_by_hand(root):
         ]
         assert page.startswith("by hand: cards\n") and page.endswith("the end\n")
         assert page.count("Not measured yet.") == 1 and "old" not in page
-        assert "- Iterations: 200\n" in page and origin.machine() in page
+        assert "- Iterations: 200\n" in page and provenance.machine() in page
     assert (root / "docs/results/cards.png").stat().st_size > 1000
     assert not (root / "docs/results/dubai_seg.png").exists()
 
@@ -245,15 +246,15 @@ def test_the_commit_is_dirty_by_code_not_by_results(tmp_path, monkeypatch):
         subprocess.run(["git", *settings, *args], cwd=tmp_path, check=True, capture_output=True)
 
     written = ("docs/RESULTS.md", "benchmarks/results/x.json")
-    for name in ("package/origin.py", *written):
+    for name in ("package/provenance.py", *written):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("old")
     git("init")
     git("add", "-A")
     git("commit", "-m", "first")
-    monkeypatch.setattr(origin, "__file__", str(tmp_path / "package/origin.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package/provenance.py"))
     for name in written:
         (tmp_path / name).write_text("new")
-    assert "dirty" not in origin.commit()
-    (tmp_path / "package/origin.py").write_text("new")
-    assert origin.commit().endswith("-dirty")
+    assert "dirty" not in provenance.commit()
+    (tmp_path / "package/provenance.py").write_text("new")
+    assert provenance.commit().endswith("-dirty")
