@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import StrictCheckpointer
 from ..data import DatasetMapper, register_custom_datasets
 from ..engine import fall_back_to_cpu, read_config
-from ..modeling.meta_arch.kinds import is_segmentor
+from ..modeling.meta_arch.predicates import is_segmentor
 from ..utils.provenance import commit, machine, versions
 
 # What a command ends with in one line, without a traceback: the user's input is wrong, or a package

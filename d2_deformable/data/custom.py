@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..modeling.meta_arch.kinds import is_detector, is_segmentor
+from ..modeling.meta_arch.predicates import is_detector, is_segmentor
 from .checks import datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
