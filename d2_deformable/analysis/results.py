@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, machine, versions
-from .run import read_run
 
 RESULTS, OUTPUTS = Path("docs/results"), Path("output/results")
 CURVE_POINTS = 50

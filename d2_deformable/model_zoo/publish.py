@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from ..analysis.evaluate import evaluate_checkpoint
-from ..analysis.run import read_run
 from ..checkpoint import export_checkpoint
+from ..engine.run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, versions
 from .catalog import sha256
