@@ -42,7 +42,7 @@ def part_of(name):
     top, *rest = name.split(".")
     if top == PACKAGE:
         return rest[0] if rest else "__init__"
-    return top if top in RANK else ""
+    return top if top in ROWS[-1] else ""
 
 
 def violations(source, module):
@@ -76,7 +76,7 @@ def graphs(sources):
                     modules.setdefault(module, set()).update(found)
                     break
                 name = name.rpartition(".")[0]
-    parts.pop("__init__", None)  # registers what stands above and below, and nothing imports it
+    parts.pop("__init__", None)  # registers parts of every row
     return parts, modules
 
 
