@@ -13,12 +13,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
 from d2_deformable.checkpoint import StrictCheckpointer
-from d2_deformable.data import check_datasets, check_proposals, register_custom_datasets
+from d2_deformable.data import register_custom_datasets
 from d2_deformable.engine import (
     Trainer,
-    check_settings,
-    check_weights,
     fall_back_to_cpu,
+    preflight,
     read_config,
     tests_with_TTA,
 )
@@ -37,17 +36,8 @@ def setup(args):
 
 def main(args):
     cfg = setup(args)
-    if not args.resume:
-        check_weights(cfg)
-    check_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
-    check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     if args.eval_only:
-        if not cfg.MODEL.WEIGHTS and not args.resume:
-            raise ValueError(
-                "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
-                "--resume to take the last one of OUTPUT_DIR"
-            )
-        check_settings(cfg)
+        preflight(cfg, eval_only=True, resume=args.resume)
         model = Trainer.build_model(cfg)
         StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
@@ -59,7 +49,7 @@ def main(args):
             verify_results(cfg, results)
         return results
 
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, resume=args.resume)  # makes the same checks
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

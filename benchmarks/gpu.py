@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from d2_deformable.analysis.origin import commit, machine, versions
+from d2_deformable.utils.provenance import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable

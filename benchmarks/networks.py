@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from d2_deformable.analysis.command import config_of
 from d2_deformable.analysis.complexity import image_as_tested, random_image, random_model
+from d2_deformable.cli.command import config_of
 from d2_deformable.layers import DeformConv2d, deform_conv2d
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from d2_deformable.analysis.origin import commit, machine, versions
+from d2_deformable.utils.provenance import commit, machine, versions
 
 KEY = ("case", "pass", "mode")
 # What rows of one file have in common.

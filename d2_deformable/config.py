@@ -6,6 +6,9 @@ RES5_DILATION}, MODEL.ROI_BOX_HEAD.{POOLER_TYPE, POOLER_RESOLUTION}.
 """
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from .utils.config_files import merge_from_file, merge_from_list
 
 
 def add_deformable_config(cfg: CN) -> None:
@@ -125,3 +128,35 @@ def add_deformable_config(cfg: CN) -> None:
     average.VOTE_IOU = 0.5
 
     cfg.merge_from_other_cfg(given)
+
+
+def read_config(config_file, overrides=()) -> CN:
+    """Detectron2's defaults and this package's, then the YAML, then the overrides; not frozen.
+
+    Args:
+        overrides: KEY, VALUE, KEY, VALUE, ...
+
+    Raises:
+        ValueError: one sentence on a key that does not exist or a value of another type, or on a
+            file that is no YAML.
+        FileNotFoundError: no such file, or one that it builds on.
+    """
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    merge_from_file(cfg, config_file)
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def merge_overrides(cfg: CN, overrides) -> None:
+    """Set KEY, VALUE, KEY, VALUE, ... in `cfg`, fields of DATASETS.CUSTOM that are new too.
+
+    Raises:
+        ValueError: one sentence on a key that does not exist or a value of another type.
+    """
+    # yacs takes new keys from files alone, and insists on the type of the value that is there.
+    for key in overrides[::2]:
+        if key.startswith("DATASETS.CUSTOM.") and key.count(".") == 3:
+            name, field = key.split(".")[2:]
+            cfg.DATASETS.CUSTOM.setdefault(name, CN(new_allowed=True))[field] = None
+    merge_from_list(cfg, overrides)

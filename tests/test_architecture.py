@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "d2_deformable"
 # From low to high; a part may import its own row and those above it in this list.
 ROWS = [
-    {"compat"},
+    {"utils", "compat"},
     {"ops"},
     {"layers"},
     {"modeling"},
-    {"config", "data", "evaluation", "engine", "checkpoint", "analysis", "model_zoo", "export"},
+    {"config"},
+    {"data", "evaluation"},
+    {"checkpoint"},
+    {"engine"},
+    {"export", "analysis", "model_zoo"},
+    {"cli"},
+    {"tools", "train_net"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 
@@ -30,17 +37,55 @@ def imported(source, module):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def part_of(name):
+    """The part that a module or a name in it belongs to; "" for what is not ours."""
+    top, *rest = name.split(".")
+    if top == PACKAGE:
+        return rest[0] if rest else "__init__"
+    return top if top in ROWS[-1] else ""
+
+
 def violations(source, module):
-    parts = module.split(".")
-    part = parts[1]
+    part = part_of(module)
     for name in imported(source, module):
-        top, *rest = name.split(".")
-        if top in {"tools", "train_net", "tests", "reference", "benchmarks"}:
-            yield f"{module} imports {name}: the package imports nothing that stands outside it"
-        elif part == "config" and name.split(".")[:2] != ["detectron2", "config"]:
-            yield f"{module} imports {name}: it may import detectron2.config only"
-        elif part != "__init__" and top == PACKAGE and RANK.get(rest[0], -1) > RANK[part]:
-            yield f"{module} imports {name}: {part} stands lower than {rest[0]}"
+        other = part_of(name)
+        if name.split(".")[0] in {"tools", "train_net", "tests", "reference", "benchmarks"}:
+            yield f"{module} imports {name}: nothing of ours imports a command, test or benchmark"
+        elif part == "config" and not name.startswith(("detectron2.config.", f"{PACKAGE}.utils.")):
+            yield f"{module} imports {name}: it may import detectron2.config and utils only"
+        elif part in ROWS[0] and other not in {part, ""}:
+            yield f"{module} imports {name}: it may import nothing of ours"
+        elif part != "__init__" and RANK.get(other, -1) > RANK[part]:
+            yield f"{module} imports {name}: {part} stands lower than {other}"
+
+
+def graphs(sources):
+    """What imports what, inside functions too: {part: parts}, {module: modules}.
+
+    Args:
+        sources: {module: source}, named as `imported` takes them.
+    """
+    parts, modules = {}, {}
+    for module, source in sources.items():
+        for name in imported(source, module):
+            if part_of(name) not in {"", part_of(module), "__init__"}:
+                parts.setdefault(part_of(module), set()).add(part_of(name))
+            while name:  # of a name in a module, the module
+                found = {name, f"{name}.__init__"} & sources.keys()
+                if found:
+                    modules.setdefault(module, set()).update(found)
+                    break
+                name = name.rpartition(".")[0]
+    parts.pop("__init__", None)  # registers parts of every row
+    return parts, modules
+
+
+def circle(graph):
+    """Nodes that import each other in a circle, or None."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
 
 
 def includes(path):
@@ -67,15 +112,54 @@ def test_kernels_know_nothing_of_aten():
     assert {"sampling.h", "simt.h", "simd.h", "roi_plan.h", "gemm.h", "bin_axis.h"} <= names
 
 
-SOURCES = sorted(ROOT.glob(f"{PACKAGE}/**/*.py"))
+PATHS = [*ROOT.glob(f"{PACKAGE}/**/*.py"), *ROOT.glob("tools/*.py"), ROOT / "train_net.py"]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text(encoding="utf-8")
+    for path in sorted(PATHS)
+}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_lower_imports_higher(path):
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    part = module.split(".")[1]
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_lower_imports_higher(module):
+    part = part_of(module)
     assert part == "__init__" or part in RANK, f"give {part} its place in ROWS above"
-    assert not list(violations(path.read_text(encoding="utf-8"), module))
+    assert not list(violations(SOURCES[module], module))
+
+
+def test_no_packages_and_no_files_import_each_other():
+    parts, modules = graphs(SOURCES)
+    assert {"data", "engine", "tools"} <= parts.keys() and len(modules) > 100
+    assert not circle(parts)
+    assert not circle(modules)
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("d2_deformable.data.voc", "from ..evaluation import VOCEvaluator"),
+        ("d2_deformable.data.voc", "def f():\n    from ..evaluation.voc import VOCEvaluator"),
+        ("d2_deformable.analysis.draw", "from d2_deformable import model_zoo"),
+        ("d2_deformable.checkpoint.files", "def f():\n    import d2_deformable.engine.trainer"),
+    ],
+)
+def test_a_circle_of_packages_is_found(module, planted):
+    parts, _ = graphs(SOURCES | {module: f"{SOURCES[module]}\n{planted}\n"})
+    assert part_of(module) in circle(parts)
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("d2_deformable.checkpoint.mxnet_params", "from .files import read_weights"),
+        ("d2_deformable.checkpoint.mxnet_params", "def f():\n    from . import files"),
+        ("d2_deformable.engine.trainer", "from . import read_config"),
+        ("d2_deformable.ops._library", "import d2_deformable.ops.deform_conv2d"),
+        ("d2_deformable.modeling.tta", "from .. import __version__"),
+    ],
+)
+def test_a_circle_of_files_is_found(module, planted):
+    _, modules = graphs(SOURCES | {module: f"{SOURCES[module]}\n{planted}\n"})
+    assert module in circle(modules)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +172,15 @@ def test_nothing_lower_imports_higher(path):
         ("d2_deformable.modeling.backbone.deform", "import d2_deformable.engine.trainer"),
         ("d2_deformable.modeling.backbone.__init__", "from ...config import x"),
         ("d2_deformable.config", "from . import ops"),
+        ("d2_deformable.utils.files", "from ..config import x"),
+        ("d2_deformable.utils.provenance", "from ..compat import x"),
+        ("d2_deformable.data.proposals", "from ..checkpoint import x"),
+        ("d2_deformable.evaluation.proposals", "from ..checkpoint.files import x"),
+        ("d2_deformable.checkpoint.convert.settings", "from ...engine import x"),
+        ("d2_deformable.engine.imagenet", "from ..analysis.run import x"),
+        ("d2_deformable.analysis.evaluate", "from ..cli.command import x"),
+        ("d2_deformable.cli.command", "import tools.export"),
+        ("tools.export", "from benchmarks import networks"),
         ("d2_deformable.config", "import torch"),
         ("d2_deformable.engine.trainer", "def f():\n    import train_net"),
         ("d2_deformable.analysis.plot", "from tests.reference import deform_conv2d"),
@@ -112,6 +205,11 @@ def test_a_wrong_import_is_found(module, source):
         ),
         ("d2_deformable.engine.trainer", "from ..evaluation import x\nfrom ..config import y"),
         ("d2_deformable.config", "from detectron2.config import CfgNode as CN"),
+        ("d2_deformable.config", "from .utils.config_files import x"),
+        ("d2_deformable.ops.deform_conv2d", "from ..utils import files"),
+        ("d2_deformable.cli.command", "from ..analysis import x\nfrom ..engine import y"),
+        ("tools.export", "from d2_deformable.cli import x"),
+        ("train_net", "from d2_deformable.engine import Trainer"),
         ("d2_deformable.__init__", "from . import modeling, ops\nfrom .config import x"),
     ],
 )

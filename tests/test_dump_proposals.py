@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 import train_net
-from d2_deformable.analysis import command
+from d2_deformable.cli import command
 from d2_deformable.engine import Trainer, dump_proposals
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from detectron2.data.detection_utils import read_image
 
-from d2_deformable.analysis import command, complexity
+from d2_deformable.analysis import complexity
 from d2_deformable.analysis.draw_complexity import draw_complexity
+from d2_deformable.checkpoint import load_model
+from d2_deformable.cli import command
 
 
 def parser():
@@ -50,9 +52,7 @@ def main(args):
         if args.image:
             image = read_image(args.image, cfg.INPUT.FORMAT)
         inputs.append([complexity.image_as_tested(cfg, image)])
-        models.append(
-            command.load_model(cfg, checkpoint) if checkpoint else complexity.random_model(cfg)
-        )
+        models.append(load_model(cfg, checkpoint) if checkpoint else complexity.random_model(cfg))
         networks.append(
             {"config_file": file, "weights": checkpoint or "random"}
             | complexity.count(models[-1], inputs[-1])

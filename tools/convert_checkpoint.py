@@ -12,9 +12,9 @@ beside the weights as a YAML, which is the config to go on with.
 
 import argparse
 
-from d2_deformable.analysis import command
 from d2_deformable.checkpoint.convert import CONVERTERS, convert_checkpoint
-from d2_deformable.engine import read_config
+from d2_deformable.cli import command
+from d2_deformable.config import read_config
 
 
 def parser():

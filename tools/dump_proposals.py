@@ -12,7 +12,8 @@ files.
 import argparse
 from pathlib import Path
 
-from d2_deformable.analysis import command
+from d2_deformable.checkpoint import load_model
+from d2_deformable.cli import command
 from d2_deformable.engine import dump_proposals
 
 
@@ -28,7 +29,7 @@ def parser():
 
 def main(args):
     cfg = command.config_of(args.config_file, args.opts)
-    model = command.load_model(cfg, args.weights)
+    model = load_model(cfg, args.weights)
     for file in dump_proposals(cfg, model, args.dataset, Path(args.output_dir)):
         print(f"wrote {file}")
 

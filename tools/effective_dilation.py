@@ -9,7 +9,6 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from d2_deformable.analysis import command
 from d2_deformable.analysis.draw_dilation import draw_bars, draw_maps, short_name
 from d2_deformable.analysis.effective_dilation import (
     COLUMNS,
@@ -17,6 +16,9 @@ from d2_deformable.analysis.effective_dilation import (
     Rules,
     annotated_boxes,
 )
+from d2_deformable.checkpoint import load_model
+from d2_deformable.cli import command
+from d2_deformable.data.records import dataset_records, read_inputs
 
 
 def parser():
@@ -37,13 +39,13 @@ def parser():
 def main(args):
     cfg = command.config_of(args.config_file, args.opts)
     names = args.dataset or cfg.DATASETS.TEST
-    records = command.dataset_records(names, args.max_images)
+    records = dataset_records(names, args.max_images)
     rules = Rules(tuple(args.limits), args.area, args.overlap, args.groups, args.border)
-    table = EffectiveDilation(command.load_model(cfg, args.weights), rules)
+    table = EffectiveDilation(load_model(cfg, args.weights), rules)
     folder = Path(args.output)
     (folder / "maps").mkdir(parents=True, exist_ok=True)
     for i, record in enumerate(records):
-        image, inputs = command.read_inputs(cfg, record)
+        image, inputs = read_inputs(cfg, record)
         boxes = annotated_boxes(record)
         maps = table.add(inputs, boxes)
         if i < args.pictures:

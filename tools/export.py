@@ -16,12 +16,14 @@ import math
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
-from d2_deformable.analysis import command
 from d2_deformable.analysis.complexity import image_as_tested
-from d2_deformable.checkpoint.files import replacing
+from d2_deformable.checkpoint import load_model
+from d2_deformable.cli import command
+from d2_deformable.data.records import class_names
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from d2_deformable.export import export_onnx, export_program, export_torchscript
 from d2_deformable.export.verify import are_rounding, differences, load_exported
+from d2_deformable.utils.files import replacing
 
 FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
 
@@ -37,9 +39,11 @@ def parser():
 
 def main(args):
     cfg = command.config_of(args.config_file, args.opts, needs_data=False)
-    photo = read_image(args.image, cfg.INPUT.FORMAT) if args.image else made_up(cfg.INPUT.FORMAT)
+    photo = (
+        read_image(args.image, cfg.INPUT.FORMAT) if args.image else drawn_shapes(cfg.INPUT.FORMAT)
+    )
     image = image_as_tested(cfg, photo)["image"].float()
-    model = command.load_model(cfg, args.weights)
+    model = load_model(cfg, args.weights)
     with replacing(args.output) as part:
         says = metadata(cfg) if args.format == "onnx" else {}
         # Traced on another size and content: what only its own image decides is seen to differ.
@@ -54,15 +58,15 @@ def main(args):
         print("nothing is found on this image: compare on a photograph with objects, --image PHOTO")
 
 
-def made_up(format) -> np.ndarray:
-    """A picture of drawn shapes, channels in `format`; always the same."""
+def drawn_shapes(channels) -> np.ndarray:
+    """A picture of drawn shapes, channels in the order `channels`; always the same."""
     pixels, _ = WarpedShapesFormat(image_size=400).draw(0)
-    return pixels[..., ::-1] if format == "BGR" else pixels
+    return pixels[..., ::-1] if channels == "BGR" else pixels
 
 
 def metadata(cfg) -> dict:
     """What an ONNX file says of the network beside what the network knows itself."""
-    names = command.class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
+    names = class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
     known = names[0] != "class 0"  # else they are made up
     return {"input_format": cfg.INPUT.FORMAT, "class_names": names if known else ()}
 

@@ -131,9 +131,9 @@ def installed_source():
     if importlib.util.find_spec("detectron2") is None:
         return None
     # By path: the package itself needs Detectron2 and the operators to import.
-    compat = runpy.run_path(str(ROOT / "d2_deformable" / "compat.py"))
+    provenance = runpy.run_path(str(ROOT / "d2_deformable" / "utils" / "provenance.py"))
     try:
-        return compat["detectron2_source"]()
+        return provenance["detectron2_source"]()
     except Exception as error:
         raise InstallError(
             f"the installed Detectron2 does not import ({type(error).__name__}: {error}): "

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import get_cfg
 
-from d2_deformable import add_deformable_config
-from d2_deformable.engine import merge_overrides
+from d2_deformable.config import add_deformable_config, merge_overrides
 from d2_deformable.engine.imagenet import Classifier, image_folders, save_backbone, train
 
 # What the YAMLs of each family have in common; of Detectron2's defaults PIXEL_MEAN is ImageNet's.

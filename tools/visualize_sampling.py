@@ -10,9 +10,11 @@ python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.
 import argparse
 from pathlib import Path
 
-from d2_deformable.analysis import command
 from d2_deformable.analysis.sampling import inspect_image
-from d2_deformable.analysis.visualize import Wanted, figures
+from d2_deformable.analysis.visualize import FigureOptions, figures
+from d2_deformable.checkpoint import load_model
+from d2_deformable.cli import command
+from d2_deformable.data.records import class_names, dataset_records, read_inputs
 
 UNIT = "pixels of the original image; points [x, y], boxes [x0, y0, x1, y1]"
 
@@ -45,24 +47,24 @@ def parser():
 
 
 def main(args):
-    wanted = Wanted(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
+    options = FigureOptions(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
     if args.num_images < 1:
         raise ValueError(f"{args.num_images} images are wanted; expected 1 or more")
     cfg = command.config_of(args.config_file, args.opts, needs_data=args.images is None)
     if args.images is None:
-        records = command.dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
+        records = dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
     else:
         records = command.file_records(args.images)
-    names = command.class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
-    model = command.load_model(cfg, args.weights)
+    names = class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
+    model = load_model(cfg, args.weights)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     for i, record in enumerate(records):
-        image, inputs = command.read_inputs(cfg, record)
+        image, inputs = read_inputs(cfg, record)
         height, width = image.shape[:2]
         result = {"file": record["file_name"], "width": width, "height": height}
-        for kind, figure, numbers in figures(image, inspect_image(model, inputs), names, wanted):
+        for kind, figure, numbers in figures(image, inspect_image(model, inputs), names, options):
             picture = folder / f"{i}_{Path(record['file_name']).stem}_{kind}.png"
             figure.savefig(picture)
             print(f"wrote {picture}")

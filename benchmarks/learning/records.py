@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_deformable.checkpoint import replacing
+from d2_deformable.utils.files import replacing
 
 from .study import Run
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import train_net
-from d2_deformable.analysis.origin import commit, machine, versions
-from d2_deformable.analysis.run import read_run
+from d2_deformable.engine.run import read_run
+from d2_deformable.utils.provenance import commit, machine, versions
 
 from . import measure
 from .records import write_json

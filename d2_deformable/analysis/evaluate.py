@@ -4,11 +4,11 @@ import tempfile
 
 from detectron2.evaluation.testing import flatten_results_dict
 
+from ..checkpoint import load_model
 from ..data import register_custom_datasets
 from ..engine import Trainer
+from ..engine.run import results_by_task
 from ..evaluation import build_evaluators
-from .command import load_model
-from .run import results_by_task
 
 
 def evaluate_checkpoint(cfg, checkpoint):

@@ -9,13 +9,14 @@ from pathlib import Path
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from ..checkpoint import load_model
 from ..data import DatasetMapper, read_mask, register_custom_datasets
+from ..data.records import class_names, dataset_records
 from ..engine import fall_back_to_cpu
+from ..engine.run import read_run
+from ..utils.provenance import commit, machine, versions
 from . import draw
-from .command import class_names, dataset_records, load_model
 from .evaluate import evaluate_checkpoint
-from .origin import commit, machine, versions
-from .run import read_run
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
 from .visualize import found_above, units_of_labels

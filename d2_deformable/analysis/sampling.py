@@ -21,7 +21,7 @@ from torch import nn
 from ..layers import DeformConv2d, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
 from ..ops.deform_conv2d import output_size
-from .stack import layers_below
+from .layer_order import layers_below
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .sampling import Inspection, conv_sampling_points, part_boxes
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FigureOptions:
     """What to show; the defaults are the network's own choice.
 
     points: (x, y) in image pixels; else the background and the smallest and largest object found,
@@ -39,7 +39,7 @@ class Wanted:
             )
 
 
-def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted()):  # noqa: B008
+def figures(image, inspection: Inspection, class_names, options: FigureOptions = FigureOptions()):  # noqa: B008
     """Yields ("sampling_points" or "parts", Figure, coordinates) of what the network has.
 
     Args:
@@ -52,15 +52,15 @@ def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted(
     convs, pools = inspection.record.convs, inspection.record.pools
     if not (convs or pools):
         raise ValueError("this network has no deformable layers: nothing moves its samples")
-    found = found_above(inspection, wanted.score_thresh)
-    rois = found[: wanted.num_boxes]
-    if wanted.boxes:
+    found = found_above(inspection, options.score_thresh)
+    rois = found[: options.num_boxes]
+    if options.boxes:
         if not pools:
             raise ValueError("this network has no deformable RoI pooling that boxes could show")
-        rois = given_boxes(wanted.boxes, inspection.image_size, class_names)
+        rois = given_boxes(options.boxes, inspection.image_size, class_names)
     if convs:
-        if wanted.points:
-            units = chosen_units(wanted.points, inspection.image_size)
+        if options.points:
+            units = chosen_units(options.points, inspection.image_size)
         elif inspection.labels is not None:
             units = units_of_labels(inspection.labels, class_names)
         else:
@@ -68,11 +68,11 @@ def figures(image, inspection: Inspection, class_names, wanted: Wanted = Wanted(
             ends = found[[*order[:1], *order[1:][-1:]]]
             units = units_on(ends, inspection.image_size, class_names)
         if units:
-            figure = draw_sampling_points(image, inspection, units, wanted.num_layers)
+            figure = draw_sampling_points(image, inspection, units, options.num_layers)
             yield (
                 "sampling_points",
                 figure,
-                sampling_coordinates(inspection, units, wanted.num_layers),
+                sampling_coordinates(inspection, units, options.num_layers),
             )
     if pools and len(rois):
         figure = draw_parts(image, inspection, rois, class_names)

@@ -1,16 +1,17 @@
 """Checkpoint files: read safely, written to hand on, whole or not at all."""
 
+from ..utils.files import FileFormatError
 from .export import export_checkpoint
-from .files import FileFormatError, read_weights, replacing, write_weights
+from .files import read_weights, write_weights
 from .safe import SafeCheckpointer
-from .strict import StrictCheckpointer
+from .strict import StrictCheckpointer, load_model
 
 __all__ = [
     "FileFormatError",
     "SafeCheckpointer",
     "StrictCheckpointer",
     "export_checkpoint",
+    "load_model",
     "read_weights",
-    "replacing",
     "write_weights",
 ]

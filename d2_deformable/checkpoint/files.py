@@ -5,30 +5,25 @@ of Detectron2's model zoo, and .params of MXNet.
 """
 
 import io
-import os
 import pickle
-import secrets
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import restricted_pickle
+from ..utils import restricted_pickle
+from ..utils.files import FileFormatError, check_folder, one_line, replacing
+from .mxnet_params import read_mxnet_params
 from .torch_files import LEGACY_MAGIC, load_torch
 
 # Where files keep their weights, if not at the top: Detectron2 and this package; mmdetection,
 # timm and Lightning; pycls; Detectron.
 SECTIONS = ("model", "state_dict", "model_state", "blobs")
 MXNET_MAGIC = (0x112).to_bytes(8, "little")
-
-
-class FileFormatError(ValueError):
-    """A file that is damaged, of another format, or holds what must not be run."""
 
 
 def read_weights(path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
@@ -113,8 +108,6 @@ def _read(path: Path, kind: str):
     if kind == "legacy":
         return load_torch(path, path.read_bytes())
     if kind == "mxnet":
-        from .mxnet_params import read_mxnet_params
-
         return read_mxnet_params(path)
     if kind == "safetensors":
         return _safetensors().load(path.read_bytes())
@@ -157,31 +150,7 @@ def check_target(path) -> None:
         raise FileFormatError(f"{path}: weights are written to a file, .pth or .safetensors")
     if path.suffix == ".safetensors":
         _safetensors()
-    _check_folder(path)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-
-
-@contextmanager
-def replacing(path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at a clean end.
-
-    Readers see the old file or the new one, whole; of a failure nothing is left.
-
-    Raises:
-        FileNotFoundError: the folder of `path` does not exist.
-    """
-    path = Path(path)
-    _check_folder(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    check_folder(path)
 
 
 def _read_trusted(path: Path, kind: str):
@@ -204,7 +173,7 @@ def _tensor(path: Path, name, value) -> Tensor:
         value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor) or not isinstance(name, str):
         raise FileFormatError(
-            f"{path} holds a {type(value).__name__} under {_short(name)}, where tensors by their "
+            f"{path} holds a {type(value).__name__} under {one_line(name)}, where tensors by their "
             "names were expected"
         )
     return value.detach()
@@ -227,11 +196,5 @@ def _error(path: Path, error: Exception) -> FileFormatError:
         else ""
     )
     return FileFormatError(
-        f"{path} is no file of weights that can be read safely: {_short(error)}{hint}"
+        f"{path} is no file of weights that can be read safely: {one_line(error)}{hint}"
     )
-
-
-def _short(value) -> str:
-    """What a file gave, on one line of bounded length."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:200])

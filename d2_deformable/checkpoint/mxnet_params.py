@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .files import FileFormatError
+from ..utils.files import FileFormatError
 
 LIST_MAGIC = 0x112
 # The first word of an array. Before there were any, it was the number of dimensions.

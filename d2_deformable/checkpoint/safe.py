@@ -5,7 +5,8 @@ from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from .files import FileFormatError, file_format, named_tensors, read_content
+from ..utils.files import FileFormatError
+from .files import file_format, named_tensors, read_content
 
 
 class SafeCheckpointer(DetectionCheckpointer):

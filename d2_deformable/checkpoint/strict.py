@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from detectron2.modeling import build_model
+
 from .safe import SafeCheckpointer
 
 ANCHORS = "anchor_generator.cell_anchors"
@@ -57,3 +59,18 @@ class StrictCheckpointer(SafeCheckpointer):
                 f"{', '.join(found)}. Take the config that it was trained with"
             )
         return incompatible
+
+
+def load_model(cfg, weights):
+    """The network of `cfg` with the weights of one file, in evaluation mode.
+
+    Args:
+        weights: a path, or any URL that MODEL.WEIGHTS may be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no checkpoint, or of another network.
+    """
+    model = build_model(cfg)
+    StrictCheckpointer(model).load(str(weights))
+    return model.eval()

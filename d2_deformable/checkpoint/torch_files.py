@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from . import restricted_pickle
-from .restricted_pickle import ClaimedStorage, Unpickler
+from ..utils import restricted_pickle
+from ..utils.restricted_pickle import ClaimedStorage, Unpickler
 
 # The first pickle of a file before torch 1.6: torch's magic number.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

@@ -1,7 +1,7 @@
 """A user's own data sets from YAML alone: registration, checks, and the mapper."""
 
 from .coco import COCOFormat
-from .custom import allow_custom_fields, check_datasets, register_custom_datasets
+from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
@@ -15,7 +15,6 @@ __all__ = [
     "MaskFormat",
     "VOCFormat",
     "WarpedShapesFormat",
-    "allow_custom_fields",
     "check_datasets",
     "check_proposals",
     "load_flagged",

@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..modeling.meta_arch.kinds import is_detector, is_segmentor
+from ..modeling.meta_arch.predicates import is_detector, is_segmentor
 from .checks import datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
@@ -60,20 +60,6 @@ def register_custom_datasets(cfg) -> None:
         # load.
         known = {"evaluator_type": "coco", **spec.metadata()}
         MetadataCatalog.get(name).set(**known, dirname=str(spec.root))
-
-
-def allow_custom_fields(cfg, overrides) -> None:
-    """Let KEY VALUE overrides name fields of DATASETS.CUSTOM that the YAML leaves out.
-
-    yacs takes new keys from files alone, and insists on the type of the value that is there.
-
-    Args:
-        overrides: KEY, VALUE, KEY, VALUE, ..., to be merged into `cfg` afterwards.
-    """
-    for key in overrides[::2]:
-        if key.startswith("DATASETS.CUSTOM.") and key.count(".") == 3:
-            name, field = key.split(".")[2:]
-            cfg.DATASETS.CUSTOM.setdefault(name, type(cfg)(new_allowed=True))[field] = None
 
 
 def check_datasets(cfg, names=None) -> None:

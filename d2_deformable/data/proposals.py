@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.files import read_content
+from ..utils.files import read_pickle
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
@@ -57,7 +57,7 @@ def screen_proposals(cfg, split: str, name: str | None = None) -> None:
         cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"], strict=False
     ):
         if name in (None, dataset):
-            read_content(PathManager.get_local_path(file))
+            read_pickle(PathManager.get_local_path(file))
 
 
 def _check_file(file: Path, name: str, key: str) -> None:
@@ -66,7 +66,7 @@ def _check_file(file: Path, name: str, key: str) -> None:
             f"{file}: no such file, from {key}. tools/dump_proposals.py writes it for {name}"
         )
     try:
-        content = read_content(file)
+        content = read_pickle(file)
         ids = content["ids"] if "ids" in content else content["indexes"]  # as Detectron 1 has it
         boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
     except (KeyError, TypeError, ValueError) as error:

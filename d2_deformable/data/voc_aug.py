@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..checkpoint.files import replacing
+from ..utils.files import replacing
 from .checks import read_split
 from .masks import read_mask
 

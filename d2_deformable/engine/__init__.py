@@ -1,10 +1,11 @@
 """Training: the trainer, and its parts for a trainer of another project."""
 
+from ..config import merge_overrides, read_config
+from .device import fall_back_to_cpu, why_not_cuda
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
+from .preflight import check_settings, check_weights, preflight
 from .proposals import dump_proposals
-from .settings import check_settings, check_weights
-from .setup import fall_back_to_cpu, merge_overrides, read_config, why_not_cuda
 from .trainer import Trainer, tests_with_TTA
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fall_back_to_cpu",
     "merge_overrides",
     "multiply_learning_rates",
+    "preflight",
     "read_config",
     "tests_with_TTA",
     "why_not_cuda",

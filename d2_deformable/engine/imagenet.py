@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from ..checkpoint.files import read_content, replacing
+from ..checkpoint.files import read_content
+from ..utils.files import replacing
 
 LAYOUT = "expected train/<class>/<image> and val/<class>/<image> with the same classes"
 

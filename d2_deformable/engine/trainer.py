@@ -15,15 +15,22 @@ from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
-from .settings import check_settings
+from .preflight import preflight
 
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` that checks cfg first, multiplies learning rates, watches offsets and
-    evaluates VOC AP."""
+    evaluates VOC AP.
 
-    def __init__(self, cfg):
-        check_settings(cfg)
+    Args:
+        resume: `resume_or_load(resume=True)` follows, for which MODEL.WEIGHTS need not exist.
+
+    Raises:
+        ValueError, FileNotFoundError: see `preflight`.
+    """
+
+    def __init__(self, cfg, *, resume: bool = False):
+        preflight(cfg, resume=resume)
         super().__init__(cfg)
 
     def build_hooks(self):

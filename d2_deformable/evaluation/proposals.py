@@ -8,7 +8,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..checkpoint.files import replacing
+from ..utils.files import replacing
 
 
 class BoxRecallEvaluator(COCOEvaluator):

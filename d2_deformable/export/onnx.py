@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..checkpoint.files import replacing
+from ..utils.files import replacing
 from .network import checked_network, output_names
 from .onnx_operators import standard_operators
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..checkpoint.files import replacing
+from ..utils.files import replacing
 from .network import checked_network
 
 

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.files import replacing
+from ..utils.files import replacing
 from .network import checked_network
 
 

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 TOLERANCES = {"boxes": 1e-3, "scores": 1e-4, "masks": 1e-3, "class_scores": 1e-4}
 
 
-def load_exported(path, format: str):
+def load_exported(path, kind: str):
     """The function of one image that a written file holds, see `InferenceNetwork.forward`.
 
     Args:
-        format: "torchscript", "torch_export" or "onnx", which runs in ONNX Runtime on the CPU.
+        kind: "torchscript", "torch_export" or "onnx", which runs in ONNX Runtime on the CPU.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
     """
-    if format == "torchscript":
+    if kind == "torchscript":
         return torch.jit.load(str(path))
-    if format == "torch_export":
+    if kind == "torch_export":
         with open(path, "rb") as file:  # of a path, torch asks for the suffix .pt2
             return torch.export.load(file).module()
     try:

@@ -10,9 +10,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler
 from omegaconf import DictConfig
 
+from ..config import read_config
 from ..data import DatasetMapper
 from ..engine import lazy as engine
-from ..engine.setup import read_config
 from .calls import lazy_tree
 
 

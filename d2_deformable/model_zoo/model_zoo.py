@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, StrictCheckpointer
-from ..engine.setup import fall_back_to_cpu, read_config
+from ..config import read_config
+from ..engine.device import fall_back_to_cpu
 from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url, yaml_of
 from .index import CONFIGS, fetch, is_packaged
 from .lazy import lazy_config

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from ..analysis.evaluate import evaluate_checkpoint
-from ..analysis.origin import commit, versions
-from ..analysis.run import read_run
 from ..checkpoint import export_checkpoint
-from ..checkpoint.files import replacing
+from ..engine.run import read_run
+from ..utils.files import replacing
+from ..utils.provenance import commit, versions
 from .catalog import sha256
 from .index import FOLDER, parse_index
 

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from d2_deformable.analysis import command
+from d2_deformable.cli import command
 from yamls import CONFIGS, load
 
 ROOT = CONFIGS.parent

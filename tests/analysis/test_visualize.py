@@ -3,7 +3,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from d2_deformable.analysis.sampling import ConvOffsets, Inspection, OffsetRecord, PartOffsets
-from d2_deformable.analysis.visualize import Wanted, figures
+from d2_deformable.analysis.visualize import FigureOptions, figures
 
 CLASSES = ["cat", "7"]
 IMAGE = torch.zeros(64, 96, 3, dtype=torch.uint8).numpy()
@@ -38,7 +38,8 @@ def inspection(convs=1, pools=1, boxes=(), scores=(), labels=None):
 
 def shown(inspection, **wanted):
     return {
-        kind: numbers for kind, _, numbers in figures(IMAGE, inspection, CLASSES, Wanted(**wanted))
+        kind: numbers
+        for kind, _, numbers in figures(IMAGE, inspection, CLASSES, FigureOptions(**wanted))
     }
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2_deformable.checkpoint import FileFormatError, files, read_weights, replacing, write_weights
+from d2_deformable.checkpoint import FileFormatError, files, read_weights, write_weights
+from d2_deformable.utils.files import replacing
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_a_failing_write_leaves_the_old_file(weights, suffix, tmp_path, monkeypa
     def full(source, target):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space left"):
         write_weights({"a": torch.zeros(9)}, file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint.mxnet_files import array_bytes, file_bytes
 
-from d2_deformable.checkpoint.files import FileFormatError, read_weights
+from d2_deformable.checkpoint import FileFormatError, read_weights
 from d2_deformable.checkpoint.mxnet_params import read_mxnet_params
 
 # What MXNet 1.9.1 wrote of mx.nd.save(file, {"arg:w": [[0, 1, 2], [3, 4, 5]] in float32,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2_deformable.analysis import command
+from d2_deformable.cli import command
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from yamls import CONFIGS
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from d2_deformable.layers import DeformRoIAlign, DeformRoIPool
 from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
-from d2_deformable.modeling.roi_heads.ohem import hardest, loss_per_roi
+from d2_deformable.modeling.roi_heads.ohem import loss_per_roi, select_hard_examples
 
 SHAPES = {"f": ShapeSpec(channels=6, stride=16)}
 NUM_CLASSES = 3
@@ -121,7 +121,7 @@ def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
     per_roi = loss_per_roi(heads.box_predictor, predictions, labelled)
     torch.testing.assert_close(per_roi.mean(), losses["loss_cls"] + losses["loss_box_reg"])
 
-    kept = hardest(labelled, per_roi, 8)
+    kept = select_hard_examples(labelled, per_roi, 8)
     assert [len(p) for p in kept] == [8, 8]
     with EventStorage():
         predictions = heads._predict(features["f"], kept)

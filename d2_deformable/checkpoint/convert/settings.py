@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
-from ...engine import read_config
-from ..files import replacing
+from ...config import read_config
+from ...utils.files import replacing
 
 
 def value_of(cfg: CfgNode, key: str):

@@ -55,7 +55,7 @@ def check_losses(predictor) -> None:
         )
 
 
-def hardest(proposals, losses: torch.Tensor, num_per_image: int):
+def select_hard_examples(proposals, losses: torch.Tensor, num_per_image: int):
     """The `num_per_image` proposals of each image with the highest loss.
 
     Args:

@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from ...layers import PSRoIPredictor
 from .._checks import check_config
-from .ohem import check_losses, hardest, loss_per_roi
+from .ohem import check_losses, loss_per_roi, select_hard_examples
 
 POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool")
 
@@ -128,7 +128,7 @@ class RFCNHeads(StandardROIHeads):
 
     @configurable
     def __init__(self, *, box_in_features: list[str], ohem: bool = False, **kwargs):
-        _only(box_in_features)
+        _one_feature_map(box_in_features)
         super().__init__(box_in_features=box_in_features, box_pooler=None, box_head=None, **kwargs)
         self.ohem = ohem
         if ohem:
@@ -147,7 +147,7 @@ class RFCNHeads(StandardROIHeads):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         return {
             "box_in_features": in_features,
-            "box_predictor": RFCNOutputLayers(cfg, input_shape[_only(in_features)]),
+            "box_predictor": RFCNOutputLayers(cfg, input_shape[_one_feature_map(in_features)]),
         }
 
     def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
@@ -167,7 +167,7 @@ class RFCNHeads(StandardROIHeads):
                 predictions = self._predict(x, proposals)
                 losses = loss_per_roi(self.box_predictor, predictions, proposals)
             # The few that are kept pass again, with gradients: cheaper than keeping them for all.
-            proposals = hardest(proposals, losses, self.batch_size_per_image)
+            proposals = select_hard_examples(proposals, losses, self.batch_size_per_image)
 
         predictions = self._predict(x, proposals)
         if not self.training:
@@ -184,7 +184,7 @@ class RFCNHeads(StandardROIHeads):
         return self.box_predictor(x, [p.proposal_boxes for p in proposals])
 
 
-def _only(in_features) -> str:
+def _one_feature_map(in_features) -> str:
     if len(in_features) != 1:
         raise ValueError(
             "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "

@@ -1,10 +1,6 @@
-import logging
-
 import pytest
-import torch
 
-from d2_deformable.engine import fall_back_to_cpu, read_config
-from d2_deformable.engine import setup as engine_setup
+from d2_deformable.engine import read_config
 
 
 @pytest.fixture
@@ -59,18 +55,3 @@ def test_a_missing_file_is_named():
 def test_a_missing_base_is_named(read):
     with pytest.raises(FileNotFoundError, match="net.yaml builds on .*gone.yaml .* no such file"):
         read("_BASE_: gone.yaml")
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_without_a_gpu_the_cpu_is_taken(read, device, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
-    caplog.set_level(logging.INFO)
-    cfg = read("VERSION: 2", "MODEL.DEVICE", device)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(engine_setup, "has_cuda", lambda: True)
-    fall_back_to_cpu(cfg)
-    assert device == cfg.MODEL.DEVICE and not caplog.messages
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fall_back_to_cpu(cfg)
-    assert cfg.MODEL.DEVICE == "cpu"
-    assert "Running on the CPU: no GPU is visible" in caplog.messages

@@ -1,18 +1,21 @@
-"""What a measurement was made with: machine, versions and commit."""
+"""What a measurement was made with: machine, versions and commit.
 
+Imports nothing but the standard library at its top: `tools/install_detectron2.py` runs this file
+before Detectron2 or the operators are there.
+"""
+
+import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 from pathlib import Path
 
-import torch
-import torchvision
-
-from ..compat import detectron2_source
-
 
 def machine() -> str:
     """Processors and GPU of this machine, e.g. "2 x AMD EPYC"."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -25,10 +28,34 @@ def machine() -> str:
 
 def versions() -> str:
     """Python, torch, torchvision and Detectron2 of this process."""
+    import torch
+    import torchvision
+
     return (
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
         f"{torchvision.__version__}, {detectron2_source()}"
     )
+
+
+def detectron2_source() -> str:
+    """Which Detectron2 this Python imports, and where it came from, in words.
+
+    Raises:
+        ImportError: there is none.
+    """
+    import detectron2
+
+    name = f"Detectron2 {detectron2.__version__}"
+    try:
+        distribution = importlib.metadata.distribution("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name}, not installed by pip"
+    if "+d2deformable" in distribution.version:
+        return distribution.metadata["Summary"]
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if "vcs_info" in origin:
+        return f"{name} from {origin['url']} at {origin['vcs_info']['commit_id'][:8]}"
+    return f"{name} of unknown origin"
 
 
 def commit() -> str:

@@ -9,7 +9,7 @@ from detectron2.modeling import (
 )
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine import check_settings, check_weights
+from d2_deformable.engine import Trainer, check_settings, check_weights, preflight
 from d2_deformable.modeling import RFCNHeads, build_deform_resnet_backbone
 
 
@@ -255,9 +255,40 @@ def test_fixed_proposals_take_two_keys(cfg):
 
 
 def test_weights_that_are_not_there(cfg, tmp_path):
-    for weights in ("", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", __file__):
+    zoo = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    for weights in ("", zoo, __file__, f"{__file__}?matching_heuristics=True"):
         cfg.MODEL.WEIGHTS = weights
         check_weights(cfg)
     cfg.MODEL.WEIGHTS = str(tmp_path / "backbone.pth")
     with pytest.raises(FileNotFoundError, match="backbone.pth: no such file, from MODEL.WEIGHTS"):
         check_weights(cfg)
+
+
+def test_preflight_checks_what_the_run_needs(cfg, tmp_path):
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        preflight(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.TRAIN = ("a",)
+    with pytest.raises(ValueError, match="PROPOSAL_FILES_TRAIN holds 0 files"):
+        preflight(cfg)
+    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+        preflight(cfg, eval_only=True)
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty, so what"):
+        preflight(cfg, eval_only=True, resume=True)
+
+
+def test_the_trainer_checks_before_it_builds(cfg, tmp_path, monkeypatch):
+    class Built(Exception):
+        pass
+
+    def build_model(cfg):
+        raise Built
+
+    monkeypatch.setattr(Trainer, "build_model", staticmethod(build_model))
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        Trainer(cfg)
+    with pytest.raises(Built):
+        Trainer(cfg, resume=True)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_deformable_config
-from ..engine import merge_overrides
+from ..config import add_deformable_config, merge_overrides
 
 
 @dataclass(frozen=True)

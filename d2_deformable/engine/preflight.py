@@ -1,4 +1,4 @@
-"""Settings that contradict each other, found before anything is trained."""
+"""Every check of a run that is made before anything is built."""
 
 from functools import reduce
 from pathlib import Path
@@ -7,15 +7,40 @@ from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..config import add_deformable_config
+from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
 from ..modeling import DeformPoolerMixin, RFCNHeads
-from ..modeling.meta_arch.kinds import has_predict_raw, is_class_aware_rpn, is_detector
+from ..modeling.meta_arch.predicates import has_predict_raw, is_class_aware_rpn, is_detector
 from ..modeling.roi_heads import faster_rcnn, rfcn
 
 # The pooling that this package adds, and the heads that know it.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
 POOLER_READERS |= dict.fromkeys(rfcn.POOLER_TYPES, RFCNHeads)
+
+
+def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Refuse a run that would fail later, or do something else than its settings seem to say.
+
+    Args:
+        cfg: its DATASETS.CUSTOM are registered.
+        eval_only: nothing is trained, and DATASETS.TRAIN is not needed.
+        resume: weights come from OUTPUT_DIR, and MODEL.WEIGHTS is not needed.
+
+    Raises:
+        ValueError, FileNotFoundError: see `check_weights`, `check_datasets`, `check_proposals` and
+            `check_settings`; or random weights would be evaluated.
+    """
+    if not resume:
+        check_weights(cfg)
+    check_datasets(cfg, cfg.DATASETS.TEST if eval_only else None)
+    check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
+    if eval_only and not resume and not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
+            "--resume to take the last one of OUTPUT_DIR"
+        )
+    check_settings(cfg)
 
 
 def check_settings(cfg) -> None:
@@ -78,7 +103,8 @@ def check_weights(cfg) -> None:
         FileNotFoundError: no such file.
     """
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not Path(weights).is_file():
+    # What follows the "?" is no part of the name (Detectron2 main).
+    if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
         raise FileNotFoundError(
             f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint, or make this one: "
             "tools/train_imagenet.py writes the backbone.pth of networks whose ImageNet weights "

@@ -1,33 +1,20 @@
-"""A config from a YAML and overrides, and its device, as every command of this package has them."""
+"""YAMLs and KEY VALUE overrides merged into a config, with errors that say what to do."""
 
-import logging
 import re
 from difflib import get_close_matches
 
-import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
-
-from ..config import add_deformable_config
-from ..data import allow_custom_fields
-from ..ops import has_cuda
-
-logger = logging.getLogger(__name__)
+from detectron2.config import CfgNode
 
 
-def read_config(config_file: str, overrides=()) -> CfgNode:
-    """Detectron2's defaults and this package's, then the YAML, then the overrides; not frozen.
-
-    Args:
-        overrides: KEY, VALUE, KEY, VALUE, ...
+def merge_from_file(cfg: CfgNode, config_file) -> None:
+    """Set in `cfg` what a YAML, and those it builds on, say.
 
     Raises:
         ValueError: one sentence on a key that does not exist or a value of another type, or on a
             file that is no YAML.
         FileNotFoundError: no such file, or one that it builds on.
     """
-    cfg = get_cfg()
-    add_deformable_config(cfg)
     # What yacs raises names the key, but neither the file nor what to do.
     try:
         cfg.merge_from_file(str(config_file))
@@ -44,37 +31,18 @@ def read_config(config_file: str, overrides=()) -> CfgNode:
             f"{config_file}, or what it builds on, is no YAML of keys and values: "
             f"{' '.join(str(error).split())}"
         ) from error
-    merge_overrides(cfg, overrides)
-    return cfg
 
 
-def merge_overrides(cfg: CfgNode, overrides) -> None:
+def merge_from_list(cfg: CfgNode, overrides) -> None:
     """Set KEY, VALUE, KEY, VALUE, ... in `cfg`.
 
     Raises:
         ValueError: one sentence on a key that does not exist or a value of another type.
     """
     try:
-        allow_custom_fields(cfg, overrides)
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"on the command line: {_explain(error, cfg)}") from error
-
-
-def fall_back_to_cpu(cfg: CfgNode) -> None:
-    """Take the CPU for a MODEL.DEVICE of "cuda" or "cuda:N" where no GPU can be used; log why."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and (reason := why_not_cuda()):
-        logger.info("Running on the CPU: %s", reason)
-        cfg.MODEL.DEVICE = "cpu"
-
-
-def why_not_cuda() -> str:
-    """What keeps this process from running on a GPU, in words; empty if nothing does."""
-    if not torch.cuda.is_available():
-        return "no GPU is visible"
-    if not has_cuda():
-        return "the operators were built without a CUDA toolkit (see README, GPUs)"
-    return ""
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:

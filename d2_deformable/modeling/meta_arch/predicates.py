@@ -5,24 +5,24 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSeg
 from .class_aware_rpn import ClassAwareRPN
 
 
-def _is(cfg, kinds) -> bool:
+def _is_subclass(cfg, classes) -> bool:
     name = cfg.MODEL.META_ARCHITECTURE
     # An unknown name is left to Detectron2's own error.
     known = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    return isinstance(known, type) and issubclass(known, kinds)
+    return isinstance(known, type) and issubclass(known, classes)
 
 
 def is_detector(cfg) -> bool:
     """Whether it reads MODEL.ROI_HEADS.NUM_CLASSES, which a ProposalNetwork, say, does not."""
-    return _is(cfg, (GeneralizedRCNN, ClassAwareRPN))
+    return _is_subclass(cfg, (GeneralizedRCNN, ClassAwareRPN))
 
 
 def is_class_aware_rpn(cfg) -> bool:
-    return _is(cfg, ClassAwareRPN)
+    return _is_subclass(cfg, ClassAwareRPN)
 
 
 def is_segmentor(cfg) -> bool:
-    return _is(cfg, SemanticSegmentor)
+    return _is_subclass(cfg, SemanticSegmentor)
 
 
 def has_predict_raw(cfg) -> bool:

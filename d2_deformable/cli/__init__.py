@@ -1,0 +1,1 @@
+"""The command line: what the commands of tools/ have in common."""
