@@ -1,7 +1,7 @@
-#include "kernels/deform_roi_pool.h"
+#include "kernels/deform_roi_pool_cuda_kernel.h"
 
-#include "kernels/deform_roi_pool_input_gradient.h"
-#include "kernels/deform_roi_pool_offset_gradient.h"
+#include "kernels/deform_roi_pool_input_gradient_cuda_kernel.h"
+#include "kernels/deform_roi_pool_offset_gradient_cuda_kernel.h"
 #include "launch.cuh"
 
 namespace d2_deformable {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "../geometry/sampling.h"
 
 namespace d2_deformable {
 

@@ -1,4 +1,4 @@
-#include "kernels/ps_roi_pool.h"
+#include "kernels/ps_roi_pool_cuda_kernel.h"
 
 #include "launch.cuh"
 

@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "sampling.h"
 
 namespace d2_deformable {
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../sampling.h"
+#include "sampling.h"
 
 namespace d2_deformable {
 

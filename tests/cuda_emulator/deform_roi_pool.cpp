@@ -1,7 +1,7 @@
-#include "cuda/kernels/deform_roi_pool.h"
+#include "cuda/kernels/deform_roi_pool_cuda_kernel.h"
 
-#include "cuda/kernels/deform_roi_pool_input_gradient.h"
-#include "cuda/kernels/deform_roi_pool_offset_gradient.h"
+#include "cuda/kernels/deform_roi_pool_input_gradient_cuda_kernel.h"
+#include "cuda/kernels/deform_roi_pool_offset_gradient_cuda_kernel.h"
 #include "roi_driver.h"
 
 namespace cuda_emulator {

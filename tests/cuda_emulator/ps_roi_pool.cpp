@@ -1,4 +1,4 @@
-#include "cuda/kernels/ps_roi_pool.h"
+#include "cuda/kernels/ps_roi_pool_cuda_kernel.h"
 
 #include "roi_driver.h"
 

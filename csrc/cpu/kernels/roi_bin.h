@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../../geometry/bin_axis.h"
-#include "../roi_pool.h"
+#include "../roi_pool_call.h"
 #include "simd.h"
 
 namespace d2_deformable {

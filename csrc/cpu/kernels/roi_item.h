@@ -1,5 +1,5 @@
-// A RoI pooling of one item (cpu/roi_pool.h), whatever its bins are: RoI by RoI, all the bins of
-// the item's group.
+// A RoI pooling of one item (cpu/roi_pool_call.h), whatever its bins are: RoI by RoI, all the bins
+// of the item's group.
 #pragma once
 
 #include "roi_bin.h"

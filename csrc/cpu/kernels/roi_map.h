@@ -1,7 +1,7 @@
-// One item's channels of its image (cpu/roi_pool.h), channels-last.
+// One item's channels of its image (cpu/roi_pool_call.h), channels-last.
 #pragma once
 
-#include "../roi_pool.h"
+#include "../roi_pool_call.h"
 #include "transpose.h"
 
 namespace d2_deformable {

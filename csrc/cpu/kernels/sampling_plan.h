@@ -3,7 +3,7 @@
 // vectors. One plan serves all channels of an offset group.
 #pragma once
 
-#include "../../geometry/deform_conv2d.h"
+#include "../../geometry/deform_conv2d_geometry.h"
 #include "simd.h"
 
 namespace d2_deformable {

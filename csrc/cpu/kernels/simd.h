@@ -3,7 +3,7 @@
 // product in a sum becomes a fused multiply-add where there is one.
 //
 // Everything under csrc/cpu/kernels/ is compiled once per instruction set (setup.py), in a
-// namespace of its name. What these files share with other code (sampling.h, geometry/) is always
+// namespace of its name. What these files share with other code (geometry/) is always
 // inlined, and the standard library's functions are not used: the linker keeps one copy of a
 // function, which must not be the one with instructions that the machine lacks.
 #pragma once
@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../../sampling.h"
+#include "../../geometry/sampling.h"
 
 #ifndef D2_CPU_TARGET
 #error "D2_CPU_TARGET names the instruction set: baseline, avx2 or avx512"

@@ -8,7 +8,7 @@
 // those of four samples at a time, at indices known to the compiler.
 #pragma once
 
-#include "../../sampling.h"
+#include "../../geometry/sampling.h"
 #include "../simt.h"
 
 namespace d2_deformable {

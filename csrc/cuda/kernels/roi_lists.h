@@ -6,7 +6,7 @@
 
 namespace d2_deformable {
 
-// Grid: where the bins of a RoI are (geometry/<operator>.h), the same for all channels.
+// Grid: where the bins of a RoI are (geometry/<operator>_geometry.h), the same for all channels.
 template <typename Grid>
 struct ListedRoi {
   int64_t index;

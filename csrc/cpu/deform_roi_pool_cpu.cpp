@@ -1,5 +1,5 @@
-// deform_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool.h).
-#include "../deform_roi_pool.h"
+// deform_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool_call.h).
+#include "../deform_roi_pool_sizes.h"
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -8,8 +8,8 @@
 #include <optional>
 #include <tuple>
 
-#include "deform_roi_planes.h"
-#include "roi_host.h"
+#include "deform_roi_planes_cpu.h"
+#include "roi_pool_cpu.h"
 
 namespace d2_deformable {
 namespace {

@@ -11,7 +11,7 @@
 
 #include <type_traits>
 
-#include "../../geometry/deform_conv2d.h"
+#include "../../geometry/deform_conv2d_geometry.h"
 #include "../divisor.h"
 #include "../plan.h"
 #include "../simt.h"

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../geometry/deform_conv2d.h"
+#include "../geometry/deform_conv2d_geometry.h"
 
 namespace d2_deformable {
 

@@ -1,4 +1,5 @@
-// Host side of deform_roi_pool with a class for each channel (cpu/kernels/deform_roi_planes.h).
+// Host side of deform_roi_pool with a class for each channel
+// (cpu/kernels/deform_roi_planes_cpu_kernel.h).
 #pragma once
 
 #include <ATen/ops/from_blob.h>
@@ -6,7 +7,7 @@
 
 #include <tuple>
 
-#include "roi_host.h"
+#include "roi_pool_cpu.h"
 
 namespace d2_deformable {
 

@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "cpu_kernels.h"
 
 #include <ATen/Version.h>
 
@@ -6,7 +6,7 @@
 
 namespace d2_deformable {
 
-// kernels/table.cpp, compiled for each of them
+// kernels/cpu_kernel_table.cpp, compiled for each of them
 namespace baseline {
 extern const CpuKernels<float> float_kernels;
 extern const CpuKernels<double> double_kernels;

@@ -2,7 +2,7 @@
 // take bins. scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
 #pragma once
 
-#include "../../geometry/deform_roi_pool.h"
+#include "../../geometry/deform_roi_pool_geometry.h"
 #include "merged_samples.h"
 #include "roi_planes.h"
 

@@ -1,7 +1,7 @@
 // Deformable convolution, backward: all gradients of one slice of the channels.
 #pragma once
 
-#include "../kernels.h"
+#include "../cpu_kernels.h"
 #include "gemm.h"
 #include "sampling_plan.h"
 #include "transpose.h"

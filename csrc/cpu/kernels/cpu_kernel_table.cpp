@@ -1,11 +1,11 @@
 // The table of CPU kernels for one instruction set.
-#include "../kernels.h"
+#include "../cpu_kernels.h"
 
-#include "deform_conv2d_backward.h"
-#include "deform_conv2d_forward.h"
-#include "deform_roi_planes.h"
-#include "deform_roi_pool.h"
-#include "ps_roi_pool.h"
+#include "deform_conv2d_backward_cpu_kernel.h"
+#include "deform_conv2d_forward_cpu_kernel.h"
+#include "deform_roi_planes_cpu_kernel.h"
+#include "deform_roi_pool_cpu_kernel.h"
+#include "ps_roi_pool_cpu_kernel.h"
 #include "transpose.h"
 
 namespace d2_deformable {

@@ -1,9 +1,9 @@
-// ps_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool.h).
-#include "../ps_roi_pool.h"
+// ps_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool_call.h).
+#include "../ps_roi_pool_sizes.h"
 
 #include <torch/library.h>
 
-#include "roi_host.h"
+#include "roi_pool_cpu.h"
 
 namespace d2_deformable {
 namespace {

@@ -9,7 +9,7 @@
 // weight in float32, where these are half precision. A copy of what is given in another layout:
 // input and grad_output not channels-last, weight not channels-last, offset and mask in half
 // precision, a result that shall not be channels-last.
-#include "../deform_conv2d.h"
+#include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -23,10 +23,10 @@
 #include <tuple>
 
 #include "../layout.h"
-#include "kernels/deform_conv2d.h"
+#include "gemm_cublas.h"
+#include "kernels/deform_conv2d_cuda_kernel.h"
 #include "launch.h"
 #include "plan.h"
-#include "products.h"
 
 namespace d2_deformable {
 namespace {

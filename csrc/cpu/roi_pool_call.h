@@ -1,5 +1,5 @@
 // What the host says to the kernels of the RoI poolings
-// (cpu/kernels/{deform_roi_pool,deform_roi_planes,ps_roi_pool}.h). Free of ATen.
+// (cpu/kernels/*_cpu_kernel.h). Free of ATen.
 //
 // Work is cut into items, one for each image, group (of bins that read the same channels) and block
 // of the group's channels. An item owns its channels of its image: it reads them once, into a
@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "../geometry/deform_roi_pool.h"
-#include "../geometry/ps_roi_pool.h"
+#include "../geometry/deform_roi_pool_geometry.h"
+#include "../geometry/ps_roi_pool_geometry.h"
 
 namespace d2_deformable {
 

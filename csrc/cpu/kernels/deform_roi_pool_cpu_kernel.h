@@ -1,4 +1,5 @@
-// Deformable RoI pooling of one item (cpu/roi_pool.h): channels that share their sampling points.
+// Deformable RoI pooling of one item (cpu/roi_pool_call.h): channels that share their sampling
+// points.
 #pragma once
 
 #include "roi_item.h"

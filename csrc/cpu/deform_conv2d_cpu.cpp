@@ -7,7 +7,7 @@
 //   padding), twice the slice's weights and, for kTile positions, twice a column of one tap and
 //   grad_output, the last three filled up to whole vectors; and partial sums: grad_offset and
 //   grad_mask once per slice of an offset group, grad_weight at most kItems times.
-#include "../deform_conv2d.h"
+#include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -21,7 +21,7 @@
 #include <tuple>
 #include <vector>
 
-#include "layout.h"
+#include "layout_cpu.h"
 
 namespace d2_deformable {
 namespace {

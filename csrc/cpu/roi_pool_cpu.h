@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "layout.h"
+#include "layout_cpu.h"
 
 namespace d2_deformable {
 

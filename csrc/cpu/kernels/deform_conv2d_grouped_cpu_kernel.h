@@ -3,7 +3,7 @@
 // vector, of sampled channels and of outputs alike.
 #pragma once
 
-#include "../kernels.h"
+#include "../cpu_kernels.h"
 #include "sampling_plan.h"
 
 namespace d2_deformable {

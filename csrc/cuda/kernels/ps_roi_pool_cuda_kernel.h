@@ -2,7 +2,7 @@
 // reads. scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
 #pragma once
 
-#include "../../geometry/ps_roi_pool.h"
+#include "../../geometry/ps_roi_pool_geometry.h"
 #include "roi_planes.h"
 
 namespace d2_deformable {

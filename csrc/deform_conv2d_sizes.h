@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "check.h"
-#include "geometry/deform_conv2d.h"
+#include "geometry/deform_conv2d_geometry.h"
 
 namespace d2_deformable {
 

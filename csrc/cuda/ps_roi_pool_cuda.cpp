@@ -1,14 +1,14 @@
 // ps_roi_pool on CUDA. The RoIs are listed by image; then every channel's plane, contiguous in
 // memory, has a block of threads.
-#include "../ps_roi_pool.h"
+#include "../ps_roi_pool_sizes.h"
 
 #include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include "../layout.h"
-#include "kernels/ps_roi_pool.h"
-#include "roi_host.h"
+#include "kernels/ps_roi_pool_cuda_kernel.h"
+#include "roi_pool_cuda.h"
 
 namespace d2_deformable {
 namespace {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../../geometry/bin_axis.h"
-#include "deform_roi_pool.h"
+#include "deform_roi_pool_cuda_kernel.h"
 
 namespace d2_deformable {
 

@@ -1,4 +1,4 @@
-// Position-sensitive RoI pooling of one item (cpu/roi_pool.h): the channels of one bin.
+// Position-sensitive RoI pooling of one item (cpu/roi_pool_call.h): the channels of one bin.
 #pragma once
 
 #include "roi_item.h"

@@ -4,7 +4,7 @@
 // stays in the first level cache.
 #pragma once
 
-#include "../roi_pool.h"
+#include "../roi_pool_call.h"
 #include "plane_axis.h"
 #include "roi_bin.h"
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "deform_conv2d.h"
-#include "roi_pool.h"
+#include "deform_conv2d_call.h"
+#include "roi_pool_call.h"
 
 namespace d2_deformable {
 
@@ -14,18 +14,19 @@ struct CpuKernels {
   // kernels/transpose.h
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
-  // kernels/deform_conv2d_forward.h
+  // kernels/deform_conv2d_forward_cpu_kernel.h
   int64_t (*weight_parts)(const DeformConv2dSizes& sizes);
   int64_t (*weight_part)(const DeformConv2dSizes& sizes);
   void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t part, T* packed);
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
-  // kernels/deform_conv2d_backward.h
+  // kernels/deform_conv2d_backward_cpu_kernel.h
   int64_t (*deform_conv2d_backward_scratch)(const DeformConv2dBackward<T>& op, int64_t slice);
   void (*deform_conv2d_backward_slice)(const DeformConv2dBackward<T>& op, int64_t slice,
                                        int64_t image_part, T* scratch);
 
-  // kernels/deform_roi_pool.h, deform_roi_planes.h, ps_roi_pool.h: one item
+  // kernels/deform_roi_pool_cpu_kernel.h, deform_roi_planes_cpu_kernel.h and
+  // ps_roi_pool_cpu_kernel.h: one item
   void (*deform_roi_pool)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
   void (*deform_roi_pool_backward)(const DeformRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
   void (*deform_roi_planes)(const DeformRoiPlanesCall<T>&, int64_t item, const RoiScratch<T>&);

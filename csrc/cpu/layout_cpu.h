@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "../layout.h"
-#include "kernels.h"
+#include "cpu_kernels.h"
 
 namespace d2_deformable {
 

@@ -1,8 +1,8 @@
 // Deformable convolution, forward: columns of sampled pixels, tile by tile, times the weight.
 #pragma once
 
-#include "../kernels.h"
-#include "deform_conv2d_grouped.h"
+#include "../cpu_kernels.h"
+#include "deform_conv2d_grouped_cpu_kernel.h"
 #include "gemm.h"
 #include "sampling_plan.h"
 #include "transpose.h"

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "check.h"
-#include "geometry/deform_roi_pool.h"
+#include "geometry/deform_roi_pool_geometry.h"
 
 namespace d2_deformable {
 

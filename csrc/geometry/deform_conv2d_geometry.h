@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "sampling.h"
 
 namespace d2_deformable {
 

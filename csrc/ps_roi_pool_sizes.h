@@ -4,7 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "check.h"
-#include "geometry/ps_roi_pool.h"
+#include "geometry/ps_roi_pool_geometry.h"
 
 namespace d2_deformable {
 

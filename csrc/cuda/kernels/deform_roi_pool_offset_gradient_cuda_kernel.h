@@ -3,7 +3,7 @@
 // what each bin of each channel adds, and another adds it up: one owner per number, in one order.
 #pragma once
 
-#include "deform_roi_pool.h"
+#include "deform_roi_pool_cuda_kernel.h"
 
 namespace d2_deformable {
 

@@ -1,7 +1,7 @@
 // deform_roi_pool on CUDA. The RoIs are listed by image; then every channel's plane, contiguous in
 // memory, has a block of threads. The gradient of the offset takes two numbers of the type of sums
 // per element of the output.
-#include "../deform_roi_pool.h"
+#include "../deform_roi_pool_sizes.h"
 
 #include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
@@ -10,10 +10,10 @@
 #include <tuple>
 
 #include "../layout.h"
-#include "kernels/deform_roi_pool.h"
-#include "kernels/deform_roi_pool_input_gradient.h"
-#include "kernels/deform_roi_pool_offset_gradient.h"
-#include "roi_host.h"
+#include "kernels/deform_roi_pool_cuda_kernel.h"
+#include "kernels/deform_roi_pool_input_gradient_cuda_kernel.h"
+#include "kernels/deform_roi_pool_offset_gradient_cuda_kernel.h"
+#include "roi_pool_cuda.h"
 
 namespace d2_deformable {
 namespace {
