@@ -1,4 +1,4 @@
-// The sizes of a call of deform_conv2d, checked once for any caller and back end.
+// Checks the arguments of deform_conv2d and returns its sizes, for every caller and back end.
 #pragma once
 
 #include <ATen/core/Tensor.h>

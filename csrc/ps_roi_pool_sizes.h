@@ -1,4 +1,4 @@
-// The sizes of a call of ps_roi_pool, checked once for any caller and back end.
+// Checks the arguments of ps_roi_pool and returns its sizes, for every caller and back end.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -6,7 +6,7 @@
 
 namespace d2_deformable {
 
-// kernels/cpu_kernel_table.cpp, compiled for each of them
+// Defined by kernels/cpu_kernel_table.cpp, which is compiled once per instruction set.
 namespace baseline {
 extern const CpuKernels<float> float_kernels;
 extern const CpuKernels<double> double_kernels;

@@ -1,4 +1,4 @@
-// What the CPU operators call of kernels/: a table of functions for each instruction set. Free of
+// The functions of kernels/ that the CPU operators call, one table per instruction set. Free of
 // ATen, as the kernels are.
 #pragma once
 
@@ -15,15 +15,16 @@ struct CpuKernels {
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
   // kernels/deform_conv2d_forward_cpu_kernel.h
-  int64_t (*weight_parts)(const DeformConv2dSizes& sizes);
-  int64_t (*weight_part)(const DeformConv2dSizes& sizes);
-  void (*pack_weight)(const DeformConv2dSizes& sizes, const T* weight, int64_t part, T* packed);
+  int64_t (*weight_panels)(const DeformConv2dSizes& sizes);
+  int64_t (*weight_panel_size)(const DeformConv2dSizes& sizes);
+  void (*write_weight_panel)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel,
+                             T* panels);
   void (*deform_conv2d_tile)(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                              T* scratch);
   // kernels/deform_conv2d_backward_cpu_kernel.h
   int64_t (*deform_conv2d_backward_scratch)(const DeformConv2dBackward<T>& op, int64_t slice);
   void (*deform_conv2d_backward_slice)(const DeformConv2dBackward<T>& op, int64_t slice,
-                                       int64_t image_part, T* scratch);
+                                       int64_t image_range, T* scratch);
 
   // kernels/deform_roi_pool_cpu_kernel.h, deform_roi_planes_cpu_kernel.h and
   // ps_roi_pool_cpu_kernel.h: one item
@@ -36,8 +37,8 @@ struct CpuKernels {
   void (*ps_roi_pool_backward)(const PsRoiPoolCall<T>&, int64_t item, const RoiScratch<T>&);
 };
 
-// For the best instruction set that the machine has, and that ATEN_CPU_CAPABILITY (default, avx2
-// or avx512) allows, as everywhere in PyTorch. T is float or double.
+// The table for the best instruction set that the machine has and ATEN_CPU_CAPABILITY (default,
+// avx2 or avx512) allows, as everywhere in PyTorch. T is float or double.
 template <typename T>
 const CpuKernels<T>& cpu_kernels();
 

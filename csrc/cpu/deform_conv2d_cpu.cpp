@@ -1,12 +1,14 @@
-// deform_conv2d on the CPU: what is converted and allocated, and how threads share the work.
+// deform_conv2d on the CPU: converts layouts, allocates, and shares the work among threads.
 //
-// Columns as a whole, K times the input, are never in memory. Beside its results a call allocates
-// - forward: the packed weight, a channels-last copy of the input unless it is so already, and for
-//   each thread about kChunkBytes and a tile of the result;
-// - backward: for each thread twice a slice of one image (at most kSliceChannels channels, without
-//   padding), twice the slice's weights and, for kTile positions, twice a column of one tap and
-//   grad_output, the last three filled up to whole vectors; and partial sums: grad_offset and
-//   grad_mask once per slice of an offset group, grad_weight at most kItems times.
+// The columns of a whole map, K times the size of the input, are never in memory at once. Besides
+// its results, a call allocates:
+// - forward: the weight in panels, a channels-last copy of the input unless it has that layout
+//   already, and per thread about kColumnBytes and one tile of the result;
+// - backward, per thread: two copies of a slice of one image (at most kSliceChannels channels, not
+//   padded) and two of the slice's weights; for kTile positions, two copies of the columns of one
+//   tap, and grad_output. Weights, columns and grad_output are padded to whole vectors;
+// - backward, partial sums: grad_offset and grad_mask once per slice of an offset group, and
+//   grad_weight at most kItems times.
 #include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
@@ -26,9 +28,9 @@
 namespace d2_deformable {
 namespace {
 
-// Columns of one chunk of taps; with the rows of the result they fit into an L2 cache.
-constexpr int64_t kChunkBytes = 460 << 10;
-// A multiple of the rows that micro-kernels compute, and of vectors.
+// Of the columns in memory at once; with the rows of the result they fit into an L2 cache.
+constexpr int64_t kColumnBytes = 460 << 10;
+// Output positions; a multiple of kMicroRows (kernels/gemm.h) and of the lanes of a vector.
 constexpr int64_t kTile = 112;
 
 template <typename T>
@@ -46,28 +48,28 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t parts = kernels.weight_parts(s), part = kernels.weight_part(s);
-  const Scratch<T> packed(parts * part);
-  at::parallel_for(0, parts, 1 + 32768 / part, [&](int64_t begin, int64_t end) {
+  const int64_t panels = kernels.weight_panels(s), panel_size = kernels.weight_panel_size(s);
+  const Scratch<T> weight_panels(panels * panel_size);
+  at::parallel_for(0, panels, 1 + 32768 / panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      kernels.pack_weight(s, weight.template const_data_ptr<T>(), i, packed.data());
+      kernels.write_weight_panel(s, weight.template const_data_ptr<T>(), i, weight_panels.data());
     }
   });
 
   DeformConv2dForward<T> op;
   op.sizes = s;
-  // All taps of a tile or of half a tile at once, or else a few at a time.
+  // All taps of a tile at once, else all taps of half a tile, else a few taps at a time.
   const int64_t pixel = s.channels * sizeof(T), column = s.taps() * pixel;
-  op.tile = std::clamp<int64_t>(kChunkBytes / pixel, 1, kTile);
-  if (kTile * column > kChunkBytes && kTile / 2 * column <= kChunkBytes) op.tile = kTile / 2;
-  const int64_t most = std::clamp<int64_t>(kChunkBytes / (op.tile * pixel), 1, s.taps());
-  const int64_t chunks = (s.taps() + most - 1) / most;
-  op.chunk = (s.taps() + chunks - 1) / chunks;
+  op.tile = std::clamp<int64_t>(kColumnBytes / pixel, 1, kTile);
+  if (kTile * column > kColumnBytes && kTile / 2 * column <= kColumnBytes) op.tile = kTile / 2;
+  const int64_t most = std::clamp<int64_t>(kColumnBytes / (op.tile * pixel), 1, s.taps());
+  const int64_t passes = (s.taps() + most - 1) / most;
+  op.taps_at_once = (s.taps() + passes - 1) / passes;
   op.input = input.template const_data_ptr<T>();
   op.zeros = zeros.template const_data_ptr<T>();
   op.offset = offset.template const_data_ptr<T>();
   op.mask = data_or_null<T>(mask);
-  op.weight = packed.data();
+  op.weight = weight_panels.data();
   op.bias = data_or_null<T>(bias);
   op.output = output.template mutable_data_ptr<T>();
   op.channels_last = format == at::MemoryFormat::ChannelsLast;
@@ -99,44 +101,45 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
   return output;
 }
 
-// Channels of a slice, which owns its gradients: many, since positions are sampled once per slice,
-// unless too few slices would be left for threads to share.
+// Channels of a slice: many, because positions are sampled once per slice, but few where the map
+// has so few channels that threads would be left without a slice.
 constexpr int64_t kSliceChannels = 64, kNarrowSlice = 32, kFewChannels = 128;
-// Slices times parts of the images: work for so many threads, if there are so many images.
+// Items of work, slices times ranges of images: enough for so many threads, if there are so many
+// images.
 constexpr int64_t kItems = 8;
 
 ChannelSlices channel_slices(const DeformConv2dSizes& s) {
   const int64_t channels = s.channels / s.offset_groups;
-  const auto up = [](int64_t count, int64_t unit) { return (count + unit - 1) / unit; };
+  const auto ceil_div = [](int64_t count, int64_t by) { return (count + by - 1) / by; };
   const int64_t most = s.channels * s.images <= kFewChannels ? kNarrowSlice : kSliceChannels;
   ChannelSlices slices;
   slices.group_channels = channels;
-  slices.per_group = up(channels, most);
+  slices.per_group = ceil_div(channels, most);
   slices.groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
-  slices.width = std::min(channels, up(up(channels, slices.per_group), 16) * 16);
-  slices.per_group = up(channels, slices.width);
-  slices.count = up(s.offset_groups, slices.groups) * slices.per_group;
+  slices.width = std::min(channels, ceil_div(ceil_div(channels, slices.per_group), 16) * 16);
+  slices.per_group = ceil_div(channels, slices.width);
+  slices.count = ceil_div(s.offset_groups, slices.groups) * slices.per_group;
   return slices;
 }
 
-// Sums [parts][...] over the parts, always in the same order.
+// Sums [partials][...] over the first dimension, always in the same order.
 template <typename T>
-at::Tensor add_parts(const at::Tensor& parts) {
-  if (parts.size(0) == 1) return parts.squeeze(0);
-  const at::Tensor total = at::empty(parts.sizes().slice(1), parts.options());
-  const T* from = parts.const_data_ptr<T>();
+at::Tensor sum_partials(const at::Tensor& partials) {
+  if (partials.size(0) == 1) return partials.squeeze(0);
+  const at::Tensor total = at::empty(partials.sizes().slice(1), partials.options());
+  const T* from = partials.const_data_ptr<T>();
   T* to = total.mutable_data_ptr<T>();
   const int64_t count = total.numel();
   at::parallel_for(0, count, 32768, [&](int64_t begin, int64_t end) {
     std::copy(from + begin, from + end, to + begin);
-    for (int64_t part = 1; part < parts.size(0); ++part) {
-      for (int64_t i = begin; i < end; ++i) to[i] += from[part * count + i];
+    for (int64_t partial = 1; partial < partials.size(0); ++partial) {
+      for (int64_t i = begin; i < end; ++i) to[i] += from[partial * count + i];
     }
   });
   return total;
 }
 
-// A map as the kernels read it, (N, C, H, W) or channels-last.
+// A map as the kernels of backward read it, (N, C, H, W) or channels-last.
 at::Tensor dense(const at::Tensor& map, at::ScalarType type) {
   return map.to(type).contiguous(memory_format(map));
 }
@@ -156,17 +159,18 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
   DeformConv2dBackward<T> op;
   op.sizes = s;
   op.slices = channel_slices(s);
-  op.image_parts = std::clamp<int64_t>(kItems / op.slices.count, 1, std::max<int64_t>(s.images, 1));
+  op.image_ranges =
+      std::clamp<int64_t>(kItems / op.slices.count, 1, std::max<int64_t>(s.images, 1));
   op.tile = kTile;
-  const auto parts = [&](int64_t count, const at::Tensor& tensor) {
+  const auto partials = [&](int64_t count, const at::Tensor& tensor) {
     std::vector<int64_t> sizes = tensor.sizes().vec();
     sizes.insert(sizes.begin(), count);
     return at::empty(sizes, weight.options());
   };
   const auto grad_input = at::empty_like(input);
-  const auto grad_offset = parts(op.slices.per_group, offset);
-  const auto grad_mask = mask.defined() ? parts(op.slices.per_group, mask) : at::Tensor();
-  const auto grad_weight = parts(op.image_parts, weight);
+  const auto grad_offset = partials(op.slices.per_group, offset);
+  const auto grad_mask = mask.defined() ? partials(op.slices.per_group, mask) : at::Tensor();
+  const auto grad_weight = partials(op.image_ranges, weight);
   op.input = input.template const_data_ptr<T>();
   op.channels_last = memory_format(input) == at::MemoryFormat::ChannelsLast;
   op.offset = offset.template const_data_ptr<T>();
@@ -183,17 +187,17 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
   for (int64_t i = 0; i < op.slices.count; ++i) {
     size = std::max(size, kernels.deform_conv2d_backward_scratch(op, i));
   }
-  at::parallel_for(0, op.slices.count * op.image_parts, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, op.slices.count * op.image_ranges, 1, [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(size);
     for (int64_t i = begin; i < end; ++i) {
-      kernels.deform_conv2d_backward_slice(op, i / op.image_parts, i % op.image_parts,
+      kernels.deform_conv2d_backward_slice(op, i / op.image_ranges, i % op.image_ranges,
                                            scratch.data());
     }
   });
   return {grad_input.to(input_map.scalar_type()),
-          add_parts<T>(grad_offset).to(offset_map.scalar_type()),
-          add_parts<T>(grad_weight).to(weight_map.scalar_type()),
-          mask_map ? add_parts<T>(grad_mask).to(mask_map->scalar_type())
+          sum_partials<T>(grad_offset).to(offset_map.scalar_type()),
+          sum_partials<T>(grad_weight).to(weight_map.scalar_type()),
+          mask_map ? sum_partials<T>(grad_mask).to(mask_map->scalar_type())
                    : at::empty({0}, input_map.options())};
 }
 

@@ -1,5 +1,5 @@
-// Host side of deform_roi_pool with a class for each channel
-// (cpu/kernels/deform_roi_planes_cpu_kernel.h).
+// Host code of deform_roi_pool where every channel is a class
+// (kernels/deform_roi_planes_cpu_kernel.h).
 #pragma once
 
 #include <ATen/ops/from_blob.h>
@@ -27,7 +27,7 @@ class DeformRoiPlanes {
  public:
   DeformRoiPlanes(const DeformRoiPoolSizes& s, const at::Tensor& boxes, const at::Tensor& offset,
                   const RoiOrder& rois)
-      : stride_(RoiChannelBlocks::ceil_div(s.rois, kRoiLanes<T>) * kRoiLanes<T> + kRoiLanes<T>) {
+      : stride_(RoiChannelSlices::ceil_div(s.rois, kRoiLanes<T>) * kRoiLanes<T> + kRoiLanes<T>) {
     const at::TensorOptions options = boxes.options();
     if (s.images > 1) {
       order_ = at::from_blob(const_cast<int64_t*>(rois.order.data()), {s.rois}, at::kLong).clone();
@@ -35,9 +35,9 @@ class DeformRoiPlanes {
     boxes_ = at::zeros({8, stride_}, options);
     T* columns = boxes_.mutable_data_ptr<T>();
     for (int64_t k = 0; k < s.rois; ++k) {
-      const DeformRoiGrid<T> grid(s, boxes.const_data_ptr<T>(), rois.order[k]);
-      const T numbers[8] = {grid.box.y,      grid.box.x,     grid.box.height, grid.box.width,
-                            grid.bin_height, grid.bin_width, grid.step_y,     grid.step_x};
+      const DeformRoiBins<T> bins(s, boxes.const_data_ptr<T>(), rois.order[k]);
+      const T numbers[8] = {bins.box.y,      bins.box.x,     bins.box.height, bins.box.width,
+                            bins.bin_height, bins.bin_width, bins.step_y,     bins.step_x};
       for (int64_t i = 0; i < 8; ++i) columns[i * stride_ + k] = numbers[i];
     }
     offset_ = by_columns(offset);
@@ -51,7 +51,7 @@ class DeformRoiPlanes {
     call.offset = offset_.template const_data_ptr<T>();
   }
 
-  // (R, ...) -> [...][stride], in the order of images
+  // (R, ...) -> [...][stride], with the RoIs in the order of images
   at::Tensor by_columns(const at::Tensor& rows) const {
     const at::Tensor ordered = order_.defined() ? rows.index_select(0, order_) : rows.contiguous();
     const int64_t count = rows.size(0), size = count ? rows.numel() / count : 0;
@@ -63,7 +63,7 @@ class DeformRoiPlanes {
   at::Tensor empty_columns(int64_t rows) const {
     return at::empty({rows, stride_}, offset_.options());
   }
-  // The other way round: -> (R, ...) of the shape asked for.
+  // The reverse: -> (R, ...) of the given shape.
   at::Tensor by_rois(const at::Tensor& columns, at::IntArrayRef shape) const {
     at::Tensor rows = at::empty(shape, columns.options());
     transpose_parallel(columns.const_data_ptr<T>(), stride_, rows.mutable_data_ptr<T>(),
@@ -75,31 +75,31 @@ class DeformRoiPlanes {
   void run(void (*kernel)(const DeformRoiPlanesCall<T>&, int64_t, const RoiScratch<T>&)) const {
     const DeformRoiPoolSizes& s = call.sizes;
     const int64_t items = s.images * s.classes * s.groups(), plane = s.height * s.width;
-    const int64_t taps = std::min(2 * s.samples, std::max(s.height, s.width)) + kRoiLanes<T>;
+    const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width)) + kRoiLanes<T>;
     const int64_t cost = plane + s.rois * s.bins() * 64 / s.groups();
     at::parallel_for(0, items, 1 + 32768 / cost, [&](int64_t begin, int64_t end) {
       const Scratch<T> maps(2 * (plane + kRoiLanes<T>));
-      const std::unique_ptr<RoiTap<T>[]> lists(new RoiTap<T>[2 * taps]);
+      const std::unique_ptr<AxisPixel<T>[]> lists(new AxisPixel<T>[2 * pixels]);
       const RoiScratch<T> scratch{maps.data(),
                                   maps.data() + plane + kRoiLanes<T>,
                                   nullptr,
                                   lists.get(),
-                                  lists.get() + taps,
+                                  lists.get() + pixels,
                                   nullptr,
                                   nullptr};
       for (int64_t item = begin; item < end; ++item) kernel(call, item, scratch);
     });
   }
 
-  // call points to its members.
+  // `call` points into the members.
   DeformRoiPlanes(const DeformRoiPlanes&) = delete;
   DeformRoiPlanes& operator=(const DeformRoiPlanes&) = delete;
 
   DeformRoiPlanesCall<T> call{};
 
  private:
-  int64_t stride_;    // of columns; a vector may begin at the last RoI
-  at::Tensor order_;  // undefined: RoIs are in order
+  int64_t stride_;    // of a row; has room for a vector that begins at the last RoI
+  at::Tensor order_;  // undefined if the RoIs are in order
   at::Tensor boxes_, offset_;
 };
 

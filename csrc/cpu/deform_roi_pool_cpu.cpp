@@ -1,4 +1,5 @@
-// deform_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool_call.h).
+// deform_roi_pool on the CPU: converts layouts, allocates, and runs the items of work
+// (roi_pool_call.h).
 #include "../deform_roi_pool_sizes.h"
 
 #include <ATen/ops/zeros.h>
@@ -14,12 +15,12 @@
 namespace d2_deformable {
 namespace {
 
-// What both passes need to know of a call, in the type T of its sums.
+// The kernels' arguments that forward and backward share. T is the type of sums.
 template <typename T>
 struct Call : DeformRoiPoolCall<T> {
   at::Tensor boxes, shifts;
   RoiOrder rois;
-  std::vector<DeformRoiGrid<T>> all_grids;
+  std::vector<DeformRoiBins<T>> all_roi_bins;
 
   Call(const char* op, const DeformRoiPoolSizes& s, const at::Tensor& roi_boxes,
        const std::optional<at::Tensor>& offset, bool channels_last, int64_t maps)
@@ -27,13 +28,13 @@ struct Call : DeformRoiPoolCall<T> {
         boxes(to_coordinates(roi_boxes, c10::CppTypeToScalarType<T>::value)),
         shifts(to_coordinates(offset, c10::CppTypeToScalarType<T>::value)),
         rois(op, boxes.const_data_ptr<T>(), s.rois, s.images) {
-    const int64_t taps = std::min(2 * s.samples, std::max(s.height, s.width));
+    const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width));
     static_cast<RoiPoolCall<T>&>(*this) =
-        roi_pool_call<T>(s, s.groups(), s.class_channels(), taps, channels_last, maps, rois);
-    all_grids.reserve(s.rois);
-    for (int64_t r = 0; r < s.rois; ++r) all_grids.emplace_back(s, boxes.const_data_ptr<T>(), r);
+        roi_pool_call<T>(s, s.groups(), s.class_channels(), pixels, channels_last, maps, rois);
+    all_roi_bins.reserve(s.rois);
+    for (int64_t r = 0; r < s.rois; ++r) all_roi_bins.emplace_back(s, boxes.const_data_ptr<T>(), r);
     this->sizes = s;
-    this->grids = all_grids.data();
+    this->roi_bins = all_roi_bins.data();
     this->offset = data_or_null<T>(shifts);
   }
   at::Tensor map(const at::Tensor& input) const {
@@ -48,7 +49,7 @@ struct Call : DeformRoiPoolCall<T> {
   }
 };
 
-// Whether channels share no offsets: planes, one by one.
+// Whether no two channels share offsets: planes are then pooled one by one.
 bool by_planes(const DeformRoiPoolSizes& s, const std::optional<at::Tensor>& offset) {
   return offset && s.class_channels() == 1;
 }
@@ -68,7 +69,7 @@ at::Tensor planes_forward(const char* op, const DeformRoiPoolSizes& s, const at:
   return planes.by_rois(output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
 }
 
-// Gradients of the input and of the bins' shifts.
+// Gradients with respect to the input and to the offset of each bin.
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> planes_backward(const char* op, const DeformRoiPoolSizes& s,
                                                    const at::Tensor& grad_output,
@@ -119,20 +120,20 @@ at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
   return result;
 }
 
-// Sums what the blocks of a class and the bins of a part give to the gradient of the offset, in a
-// fixed order: (R, classes, blocks, 2, bins_h, bins_w) -> (R, 2*classes, part_h, part_w).
+// Sums the gradient of the offset over the slices of a class and the bins of a part, in a fixed
+// order: (R, classes, slices, 2, bins_h, bins_w) -> (R, 2*classes, part_h, part_w).
 template <typename T>
 at::Tensor sum_shifts(const DeformRoiPoolSizes& s, const at::Tensor& shifts) {
-  const int64_t blocks = shifts.size(2), bins = s.bins(), parts = s.parts_h * s.parts_w;
+  const int64_t slices = shifts.size(2), bins = s.bins(), parts = s.parts_h * s.parts_w;
   const std::array<int64_t, 4> shape = {s.rois, 2 * s.classes, s.parts_h, s.parts_w};
-  if (blocks == 1 && s.parts_h == s.bins_h && s.parts_w == s.bins_w) return shifts.view(shape);
+  if (slices == 1 && s.parts_h == s.bins_h && s.parts_w == s.bins_w) return shifts.view(shape);
   const at::Tensor sums = at::zeros(shape, shifts.options());
   const T* from = shifts.const_data_ptr<T>();
   T* to = sums.mutable_data_ptr<T>();
-  const int64_t grain = std::max<int64_t>(1, 32768 / (2 * blocks * (bins + parts)));
+  const int64_t grain = std::max<int64_t>(1, 32768 / (2 * slices * (bins + parts)));
   at::parallel_for(0, s.rois * s.classes, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * 2 * blocks; i < end * 2 * blocks; ++i) {
-      T* part = to + (i / 2 / blocks * 2 + i % 2) * parts;
+    for (int64_t i = begin * 2 * slices; i < end * 2 * slices; ++i) {
+      T* part = to + (i / 2 / slices * 2 + i % 2) * parts;
       for (int64_t y = 0; y < s.bins_h; ++y) {
         T* row = part + y * s.parts_h / s.bins_h * s.parts_w;
         for (int64_t x = 0; x < s.bins_w; ++x) {
@@ -144,8 +145,8 @@ at::Tensor sum_shifts(const DeformRoiPoolSizes& s, const at::Tensor& shifts) {
   return sums;
 }
 
-// Gradients of the input and, with an offset, of the bins' shifts: by blocks of channels that share
-// offsets.
+// Gradients with respect to the input and, with an offset, to the offset of each bin. Works on
+// slices of channels that share offsets.
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> channels_backward(const char* op, const DeformRoiPoolSizes& s,
                                                      const at::Tensor& grad_output,
@@ -164,7 +165,7 @@ std::tuple<at::Tensor, at::Tensor> channels_backward(const char* op, const Defor
   if (offset) {
     map = call.map(input);
     grad_shift =
-        at::empty({s.rois, s.classes, call.blocks.per_unit, 2, s.bins_h, s.bins_w}, options);
+        at::empty({s.rois, s.classes, call.slices.per_class, 2, s.bins_h, s.bins_w}, options);
     call.input = map.const_data_ptr<T>();
     call.grad_shift = grad_shift.mutable_data_ptr<T>();
   }

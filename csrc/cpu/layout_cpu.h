@@ -1,4 +1,4 @@
-// Between the layouts of tensors and those of the CPU kernels, and their scratch memory.
+// Conversions between tensors and the layouts of the CPU kernels, and scratch memory for these.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,10 +13,10 @@
 
 namespace d2_deformable {
 
-// (N, C, H, W) -> [N][H][W][C] of type T; the tensor's own memory where it is so already.
+// (N, C, H, W) -> [N][H][W][C] of type T. No copy if the tensor has that layout and type already.
 template <typename T>
 at::Tensor to_channels_last(const at::Tensor& map) {
-  constexpr int64_t kPixels = 256;  // per task: long runs of the map's rows are read at a time
+  constexpr int64_t kPixels = 256;  // per task, so that long runs of each channel are read at once
   const at::Tensor numbers = map.to(c10::CppTypeToScalarType<T>::value);
   if (numbers.is_contiguous(at::MemoryFormat::ChannelsLast)) return numbers.permute({0, 2, 3, 1});
   const at::Tensor from = numbers.contiguous();
@@ -25,11 +25,11 @@ at::Tensor to_channels_last(const at::Tensor& map) {
   const T* source = from.const_data_ptr<T>();
   T* target = to.mutable_data_ptr<T>();
   const auto transpose = cpu_kernels<T>().transpose;
-  const int64_t blocks = (pixels + kPixels - 1) / kPixels;
-  at::parallel_for(0, map.size(0) * blocks, 1 + 65536 / (channels * kPixels),
+  const int64_t tasks = (pixels + kPixels - 1) / kPixels;
+  at::parallel_for(0, map.size(0) * tasks, 1 + 65536 / (channels * kPixels),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
-                       const int64_t image = i / blocks, first = i % blocks * kPixels;
+                       const int64_t image = i / tasks, first = i % tasks * kPixels;
                        transpose(source + image * channels * pixels + first, pixels,
                                  target + (image * pixels + first) * channels, channels, channels,
                                  std::min(kPixels, pixels - first));

@@ -1,4 +1,5 @@
-// ps_roi_pool on the CPU: tensors, and items of work for the kernels (cpu/roi_pool_call.h).
+// ps_roi_pool on the CPU: converts layouts, allocates, and runs the items of work
+// (roi_pool_call.h).
 #include "../ps_roi_pool_sizes.h"
 
 #include <torch/library.h>
@@ -8,7 +9,7 @@
 namespace d2_deformable {
 namespace {
 
-// What both passes need to know of a call, in the type T of its sums.
+// The kernels' arguments that forward and backward share. T is the type of sums.
 template <typename T>
 struct Call : PsRoiPoolCall<T> {
   at::Tensor boxes;

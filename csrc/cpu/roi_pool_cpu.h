@@ -1,4 +1,4 @@
-// What the host does alike for both RoI poolings: layouts, the order of RoIs, threads.
+// What both RoI operators have in common on the CPU: layouts, the order of RoIs, threads.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -14,18 +14,19 @@
 
 namespace d2_deformable {
 
-// Channels-last copies stay in the second level cache: at least one vector of channels wide.
+// Channels-last copies of a slice stay in the L2 cache, but are at least one vector of channels
+// wide.
 constexpr int64_t kRoiMapBytes = 384 << 10;
-constexpr int64_t kRoiVectorBytes = 64;  // the longest of all instruction sets
+constexpr int64_t kRoiVectorBytes = 64;  // the longest vector of all instruction sets
 
 template <typename T>
 constexpr int64_t kRoiLanes = kRoiVectorBytes / int64_t(sizeof(T));
 
-// The RoIs image by image, each image's in their order.
+// The RoIs image by image, those of one image in the given order.
 struct RoiOrder {
   std::vector<int64_t> order, image_begin;
 
-  // Every image index must be one of 0 .. images - 1; NaN and fractions are not.
+  // Checks that every image index is one of 0 .. images - 1, which NaN and fractions are not.
   template <typename T>
   RoiOrder(const char* op, const T* rois, int64_t count, int64_t images)
       : order(count), image_begin(images + 1, 0) {
@@ -42,55 +43,59 @@ struct RoiOrder {
 };
 
 template <typename T>
-RoiChannelBlocks roi_channel_blocks(int64_t channels, int64_t unit, int64_t pixels, int64_t maps) {
+RoiChannelSlices roi_channel_slices(int64_t channels, int64_t class_channels, int64_t pixels,
+                                    int64_t maps) {
   const int64_t fit = kRoiMapBytes / (maps * pixels * int64_t(sizeof(T)));
   const int64_t most = std::max<int64_t>(fit / kRoiLanes<T>, 1) * kRoiLanes<T>;
-  return RoiChannelBlocks(channels, unit, most, kRoiLanes<T>);
+  return RoiChannelSlices(channels, class_channels, most, kRoiLanes<T>);
 }
 
-// Whether items can work on a channels-last map itself. They read and add in whole vectors.
+// Whether items can work on a channels-last map itself. They read and add whole vectors, which must
+// not reach into another item's channels.
 template <typename T>
-bool in_place(bool channels_last, int64_t groups, int64_t unit) {
-  return channels_last && groups == 1 && unit % kRoiLanes<T> == 0;
+bool in_place(bool channels_last, int64_t groups, int64_t class_channels) {
+  return channels_last && groups == 1 && class_channels % kRoiLanes<T> == 0;
 }
 
-// Sizes that both operators have, and what follows from them.
+// The arguments that both operators have in common.
 template <typename T, typename Sizes>
-RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t unit, int64_t most_taps,
-                             bool channels_last, int64_t maps, const RoiOrder& rois) {
-  RoiPoolCall<T> call{s.images,
-                      groups,
-                      s.top_channels,
-                      s.height,
-                      s.width,
-                      s.bins(),
-                      roi_channel_blocks<T>(s.top_channels, unit, s.height * s.width, maps),
-                      rois.order.data(),
-                      rois.image_begin.data()};
-  call.in_place = in_place<T>(channels_last, groups, unit);
+RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_channels,
+                             int64_t most_pixels, bool channels_last, int64_t maps,
+                             const RoiOrder& rois) {
+  RoiPoolCall<T> call{
+      s.images,
+      groups,
+      s.top_channels,
+      s.height,
+      s.width,
+      s.bins(),
+      roi_channel_slices<T>(s.top_channels, class_channels, s.height * s.width, maps),
+      rois.order.data(),
+      rois.image_begin.data()};
+  call.in_place = in_place<T>(channels_last, groups, class_channels);
   // A bin reads about 16 pixels.
-  call.by_tiles = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
+  call.by_pages = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
   // One item has all the bins of a RoI, and can transpose them in the cache, if there is one group.
   call.as_rows = channels_last || groups > 1;
-  call.block_stride = RoiChannelBlocks::ceil_div(call.blocks.size, kRoiLanes<T>) * kRoiLanes<T>;
-  call.most_taps = most_taps + kRoiLanes<T>;
+  call.slice_stride = RoiChannelSlices::ceil_div(call.slices.size, kRoiLanes<T>) * kRoiLanes<T>;
+  call.most_pixels = most_pixels + kRoiLanes<T>;
   return call;
 }
 
 template <typename T>
 class RoiScratchMemory {
  public:
-  // Vectors may reach beyond the last channel of a block: one more at the end of each array.
+  // Vectors may reach beyond the last channel of a slice, hence one more vector after each array.
   RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t columns)
       : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
-        taps_(new RoiTap<T>[call.most_taps * (1 + columns)]),
-        columns_(new RoiTaps<T>[columns]),
-        copied_(new bool[call.pixels() / kRoiTile + 1]) {
+        pixels_(new AxisPixel<T>[call.most_pixels * (1 + columns)]),
+        columns_(new AxisPixels<T>[columns]),
+        copied_(new bool[call.pixels() / kRoiPage + 1]) {
     scratch.map = numbers_.get();
     scratch.grad_map = scratch.map + map * map_size(call);
     scratch.rows = scratch.grad_map + grad_map * map_size(call);
-    scratch.y = taps_.get();
-    scratch.x = scratch.y + call.most_taps;
+    scratch.y = pixels_.get();
+    scratch.x = scratch.y + call.most_pixels;
     scratch.columns = columns_.get();
     scratch.copied = copied_.get();
   }
@@ -98,18 +103,18 @@ class RoiScratchMemory {
 
  private:
   static int64_t map_size(const RoiPoolCall<T>& call) {
-    return call.in_place ? 0 : call.pixels() * call.block_stride + kRoiLanes<T>;
+    return call.in_place ? 0 : call.pixels() * call.slice_stride + kRoiLanes<T>;
   }
   static int64_t rows_size(const RoiPoolCall<T>& call) {
-    return call.as_rows ? 0 : call.bins * call.block_stride + kRoiLanes<T>;
+    return call.as_rows ? 0 : call.bins * call.slice_stride + kRoiLanes<T>;
   }
   std::unique_ptr<T[]> numbers_;
-  std::unique_ptr<RoiTap<T>[]> taps_;
-  std::unique_ptr<RoiTaps<T>[]> columns_;
+  std::unique_ptr<AxisPixel<T>[]> pixels_;
+  std::unique_ptr<AxisPixels<T>[]> columns_;
   std::unique_ptr<bool[]> copied_;
 };
 
-// Calls kernel(call, item, scratch) for all items. `cost` is that of a call, in multiply-adds.
+// Calls kernel(call, item, scratch) for all items. `cost` counts multiply-adds of the whole call.
 template <typename T, typename Call, typename Kernel>
 void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t columns,
                int64_t cost) {
@@ -135,7 +140,7 @@ void transpose_rois(const T* from, T* to, int64_t rois, int64_t rows, int64_t co
                    });
 }
 
-// Results of the kernels, rows or not, in the type and the memory format asked for.
+// Converts results of the kernels, as rows or not, to the given type and memory format.
 template <typename T>
 at::Tensor finish_output(const at::Tensor& output, bool as_rows, at::ScalarType type,
                          at::MemoryFormat format) {
@@ -146,7 +151,7 @@ at::Tensor finish_output(const at::Tensor& output, bool as_rows, at::ScalarType 
   return to.to(type);
 }
 
-// The gradient of the results as the kernels want it.
+// Converts the gradient of the results to the layout and type of the kernels.
 template <typename T>
 at::Tensor start_gradient(const at::Tensor& grad_output, bool as_rows) {
   const at::Tensor grad = grad_output.to(c10::CppTypeToScalarType<T>::value);

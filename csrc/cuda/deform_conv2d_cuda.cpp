@@ -1,14 +1,16 @@
-// deform_conv2d on CUDA. Forward: sample the columns of a chunk of rows (output positions of all
-// images), multiply them with the weight into the rows of the output, go on with the next chunk.
-// Backward, chunk by chunk: the gradients of the columns are a product of those of the output with
-// the weight; one kernel makes of them the gradients of input, offset and mask, and puts the
-// columns in their place; these, multiplied with the gradients of the output, add up to that of the
-// weight.
+// deform_conv2d on CUDA. Works on chunks of rows (output positions of all images), one after
+// another. Forward samples the columns of a chunk and multiplies them by the weight into rows of
+// the output. Backward has three steps per chunk:
+// 1. A matrix multiply of grad_output and weight gives the gradients of the columns.
+// 2. One kernel computes the gradients of input, offset and mask from them, and overwrites them
+// with
+//    the columns.
+// 3. A matrix multiply of grad_output and columns adds to the gradient of the weight.
 //
-// Memory, beside results: kColumnBytes of columns at most; in backward the gradients of input and
-// weight in float32, where these are half precision. A copy of what is given in another layout:
-// input and grad_output not channels-last, weight not channels-last, offset and mask in half
-// precision, a result that shall not be channels-last.
+// Memory besides results: at most kColumnBytes of columns and, in backward, float32 gradients of
+// input and weight where these are half precision. What has another layout or type than the
+// kernels' is copied: input, grad_output and weight that are not channels-last, offset and mask in
+// half precision, and results that must not be channels-last.
 #include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
@@ -36,7 +38,7 @@ at::Tensor to_channels_last(const at::Tensor& map) {
   return map.permute({0, 2, 3, 1}).contiguous();
 }
 
-// What a call reads, in the kernels' layouts and types, and the buffer for its columns.
+// What a call reads, in the layouts and types of the kernels, and the buffer for its columns.
 class Operands {
  public:
   Operands(const DeformConv2dSizes& s, const at::Tensor& input, const at::Tensor& offset,
@@ -55,11 +57,11 @@ class Operands {
   const at::Tensor& weight() const { return weight_; }  // (groups, O / groups, K * Cg)
   at::TensorOptions sum_options() const { return input_.options().dtype(sum_type_); }
 
-  // (groups, rows, K * Cg): the chunk's part of the buffer.
+  // (groups, rows, K * Cg): the rows of the buffer that the chunk uses.
   at::Tensor columns(int64_t chunk) const {
     return columns_.narrow(0, 0, chunks_.length(chunk)).transpose(0, 1);
   }
-  // (groups, rows, O / groups): the chunk's part of [N][Ho][Wo][O].
+  // (groups, rows, O / groups): the chunk's rows of [N][Ho][Wo][O].
   at::Tensor output_rows(const at::Tensor& output, int64_t chunk) const {
     return output.view({sizes_.rows(), sizes_.groups, -1})
         .narrow(0, chunks_.first(chunk), chunks_.length(chunk))
@@ -76,8 +78,8 @@ class Operands {
     });
   }
 
-  // The buffer holds the gradients of the columns, then the columns. Adds to grad_input, if it is
-  // defined; sets the chunk's places in grad_offset and grad_mask.
+  // The buffer holds the gradients of the columns before and the columns after. Adds to grad_input
+  // if it is defined, and writes the chunk's elements of grad_offset and grad_mask.
   void exchange_columns(int64_t chunk, const at::Tensor& grad_input, const at::Tensor& grad_offset,
                         const at::Tensor& grad_mask) const {
     dispatch([&](auto type, auto packed) {
@@ -92,8 +94,8 @@ class Operands {
     });
   }
 
-  // Adds the gradients of the columns, in the buffer, to grad_input, in an order that is always the
-  // same.
+  // Adds what the gradients of the columns, in the buffer, give to grad_input, always in the same
+  // order.
   void add_in_order(int64_t chunk, const at::Tensor& grad_input) const {
     dispatch([&](auto type, auto) {
       using scalar_t = decltype(type);
@@ -106,7 +108,8 @@ class Operands {
   }
 
  private:
-  // Calls run(scalar_t(), whether 16 bytes of channels at a time divide what they have to).
+  // Calls run(scalar_t(), packed). packed: whether packs of 16 bytes divide the channels of each
+  // group and the input is 16-byte aligned.
   template <typename Run>
   void dispatch(const Run& run) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type_, "deform_conv2d on CUDA", [&] {
@@ -129,7 +132,7 @@ class Operands {
         ceil_div(sizes_.channels / sizes_.offset_groups, Channels<scalar_t, kPacked>::kSize));
   }
 
-  // The kernels count some things in 32 bits.
+  // Some indices of the kernels have 32 bits.
   static Chunks checked_chunks(const DeformConv2dSizes& s, int64_t element_size) {
     const Chunks chunks = plan_chunks(s.rows(), s.taps() * s.channels * element_size);
     const auto check = [](const char* what, int64_t count) {
@@ -163,7 +166,8 @@ class Operands {
   const at::Tensor columns_;  // [rows of a chunk][groups][K * Cg]
 };
 
-// One copy at most, of map [N][H][W][C] or of weight [O][K][Cg].
+// From [N][H][W][C], a map or weight [O][kernel_h][kernel_w][Cg], to (N, C, H, W) of the given type
+// and format, with one copy at most.
 at::Tensor from_channels_last(const at::Tensor& map, at::ScalarType type, at::MemoryFormat format) {
   return map.permute({0, 3, 1, 2})
       .to(type, /*non_blocking=*/false, /*copy=*/false, format)
@@ -185,11 +189,11 @@ at::Tensor deform_conv2d_cuda(const at::Tensor& input, const at::Tensor& offset,
   const Operands op(s, input, offset, weight, mask);
   const auto output =
       at::empty({s.images, s.out_height, s.out_width, s.out_channels}, input.options());
-  if (bias) output.copy_(*bias);  // not in the epilogue of cuBLAS, which only cublasLt has
+  if (bias) output.copy_(*bias);  // only cublasLt has an epilogue that adds it
   for (int64_t chunk = 0; chunk < op.chunks().count(); ++chunk) {
     op.fill_columns(chunk);
-    product_out(op.output_rows(output, chunk), op.columns(chunk), op.weight().transpose(1, 2),
-                /*add=*/bias.has_value());
+    gemm_out(op.output_rows(output, chunk), op.columns(chunk), op.weight().transpose(1, 2),
+             /*add=*/bias.has_value());
   }
   return from_channels_last(output, input.scalar_type(), memory_format(input));
 }
@@ -216,10 +220,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
   if (s.rows() == 0) grad_weight.zero_();
   for (int64_t chunk = 0; chunk < op.chunks().count(); ++chunk) {
     const auto columns = op.columns(chunk), grad_out = op.output_rows(grad_rows, chunk);
-    product_out(columns, grad_out, op.weight());
+    gemm_out(columns, grad_out, op.weight());
     if (in_order) op.add_in_order(chunk, grad_input);
     op.exchange_columns(chunk, in_order ? at::Tensor() : grad_input, grad_offset, grad_mask);
-    product_out(grad_weight, grad_out.transpose(1, 2), columns, /*add=*/chunk > 0);
+    gemm_out(grad_weight, grad_out.transpose(1, 2), columns, /*add=*/chunk > 0);
   }
   return {from_channels_last(grad_input, input.scalar_type(), memory_format(input)),
           grad_offset.to(offset.scalar_type()),

@@ -1,6 +1,6 @@
-// deform_roi_pool on CUDA. The RoIs are listed by image; then every channel's plane, contiguous in
-// memory, has a block of threads. The gradient of the offset takes two numbers of the type of sums
-// per element of the output.
+// deform_roi_pool on CUDA. Lists the RoIs by image; then a block of threads works on each plane,
+// whose pixels are contiguous. The gradient of the offset takes a buffer of two numbers, of the
+// type of sums, per element of the output.
 #include "../deform_roi_pool_sizes.h"
 
 #include <ATen/Context.h>
@@ -30,7 +30,7 @@ RoiWork deform_roi_work(const DeformRoiPoolSizes& s) {
                 std::max(s.bins_h * s.parts_h, s.bins_w * s.parts_w));
   check_32_bits(kOp, "offsets per RoI", s.classes * 2 * s.parts_h * s.parts_w);
   const int64_t bins = ceil_div(s.bins_h, s.group_size) * ceil_div(s.bins_w, s.group_size);
-  // Samples a little less than a pixel apart.
+  // For samples a little less than a pixel apart.
   const int64_t reads_per_bin = (s.samples + 1) * (s.samples + 1);
   return {planes, s.height * s.width, ceil_div(s.rois, std::max<int64_t>(s.images, 1)), bins,
           reads_per_bin};
@@ -54,7 +54,7 @@ at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
   dispatch_map(input.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using acc_t = at::opmath_type<scalar_t>;
-    const RoiListTensors<acc_t, DeformRoiGrid<acc_t>> listed(kOp, s, boxes);
+    const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
     launch_plan(DeformRoiPoolKernel<scalar_t, acc_t>{
         s, DeformRoiPoolDivisors(s), plan, listed.lists(), map.const_data_ptr<scalar_t>(),
         data_or_null<acc_t>(shifts), output.mutable_data_ptr<scalar_t>()});
@@ -87,7 +87,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
   dispatch_map(type, [&](auto zero) {
     using scalar_t = decltype(zero);
     using acc_t = at::opmath_type<scalar_t>;
-    const RoiListTensors<acc_t, DeformRoiGrid<acc_t>> listed(kOp, s, boxes);
+    const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
     const DeformRoiPoolDivisors by(s);
     dispatch_order(in_order, [&](auto ordered) {
       launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, ordered.value>{

@@ -6,8 +6,8 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, DeformRoiGrid<double>, DeformRoiPoolSizes>)
-D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, DeformRoiGrid<float>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, DeformRoiBins<double>, DeformRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, DeformRoiBins<float>, DeformRoiPoolSizes>)
 D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel)
 D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, false)
 D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, true)

@@ -1,5 +1,5 @@
-// ps_roi_pool on CUDA. The RoIs are listed by image; then every channel's plane, contiguous in
-// memory, has a block of threads.
+// ps_roi_pool on CUDA. Lists the RoIs by image; then a block of threads works on each plane, whose
+// pixels are contiguous.
 #include "../ps_roi_pool_sizes.h"
 
 #include <ATen/Context.h>
@@ -16,7 +16,7 @@ namespace {
 constexpr const char* kOp = "ps_roi_pool";
 
 RoiWork ps_roi_work(const PsRoiPoolSizes& s) {
-  constexpr int64_t kPixelsPerBin = 9;  // more or less, of RoIs of a detector
+  constexpr int64_t kPixelsPerBin = 9;  // roughly, for the RoIs of a detector
   const int64_t planes = s.images * s.top_channels * s.bins();
   check_32_bits(kOp, "channels of all images", planes);
   return {planes, s.height * s.width, ceil_div(s.rois, std::max<int64_t>(s.images, 1)), 1,
@@ -36,7 +36,7 @@ at::Tensor ps_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
   dispatch_map(input.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using acc_t = at::opmath_type<scalar_t>;
-    const RoiListTensors<acc_t, PsRoiGrid<acc_t>> listed(kOp, s, boxes);
+    const RoiListTensors<acc_t, PsRoiBins<acc_t>> listed(kOp, s, boxes);
     launch_plan(PsRoiPoolKernel<scalar_t, acc_t>{s, PsRoiPoolDivisors(s), plan, listed.lists(),
                                                  map.const_data_ptr<scalar_t>(),
                                                  output.mutable_data_ptr<scalar_t>()});
@@ -62,7 +62,7 @@ at::Tensor ps_roi_pool_backward_cuda(const at::Tensor& grad_output, const at::Te
   dispatch_map(type, [&](auto zero) {
     using scalar_t = decltype(zero);
     using acc_t = at::opmath_type<scalar_t>;
-    const RoiListTensors<acc_t, PsRoiGrid<acc_t>> listed(kOp, s, boxes);
+    const RoiListTensors<acc_t, PsRoiBins<acc_t>> listed(kOp, s, boxes);
     dispatch_order(in_order, [&](auto ordered) {
       launch_plan(PsRoiPoolInputGradientKernel<scalar_t, acc_t, ordered.value>{
           s, PsRoiPoolDivisors(s), plan, listed.lists(), grad.const_data_ptr<scalar_t>(),

@@ -4,8 +4,8 @@
 
 namespace d2_deformable {
 
-D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, PsRoiGrid<double>, PsRoiPoolSizes>)
-D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, PsRoiGrid<float>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, PsRoiBins<double>, PsRoiPoolSizes>)
+D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, PsRoiBins<float>, PsRoiPoolSizes>)
 D2_INSTANTIATE_LAUNCH(PsRoiPoolKernel)
 D2_INSTANTIATE_LAUNCH(PsRoiPoolInputGradientKernel, false)
 D2_INSTANTIATE_LAUNCH(PsRoiPoolInputGradientKernel, true)

@@ -1,4 +1,4 @@
-// What the host code of both RoI operators does alike.
+// What both RoI operators have in common in host code.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -24,7 +24,7 @@ inline RoiGpu current_gpu() {
   return {properties->multiProcessorCount, int64_t(properties->sharedMemPerBlockOptin)};
 }
 
-// The kernels divide numbers of 32 bits; those of elements have 64.
+// The kernels divide 32-bit numbers. Indices of elements have 64 bits.
 inline void check_32_bits(const char* op, const char* what, int64_t count) {
   TORCH_CHECK(count < (int64_t(1) << 31), op, " on CUDA: ", count, " ", what,
               ", must be less than 2^31");
@@ -46,14 +46,14 @@ void dispatch_map(at::ScalarType type, const Run& run) {
                                   [&] { run(scalar_t()); });
 }
 
-// Calls run(whether to add in one order).
+// Calls run(in_order), with in_order as a compile-time constant.
 template <typename Run>
 void dispatch_order(bool in_order, const Run& run) {
   in_order ? run(std::true_type()) : run(std::false_type());
 }
 
-// The gradient of input: planes that fit into shared memory are written; to others the kernel adds,
-// in the type of sums.
+// The gradient of input. Kernels write planes that fit into shared memory. To planes that do not
+// they add in global memory, in the type of sums.
 class PlaneGradient {
  public:
   PlaneGradient(const RoiPlan& plan, at::IntArrayRef input_size, const at::TensorOptions& options,
@@ -79,26 +79,26 @@ class PlaneGradient {
   const at::Tensor grad_;  // contiguous
 };
 
-// The RoIs of each image, in memory of the GPU.
-template <typename acc_t, typename Grid>
+// The RoIs of each image, listed on the GPU.
+template <typename acc_t, typename Bins>
 class RoiListTensors {
  public:
   // rois: (R, 5) of acc_t, contiguous
   template <typename Sizes>
   RoiListTensors(const char* op, const Sizes& s, const at::Tensor& rois)
       : first_(at::empty({s.images + 1}, rois.options().dtype(at::kLong))),
-        lists_(at::empty({s.rois * int64_t(sizeof(ListedRoi<Grid>))},
+        lists_(at::empty({s.rois * int64_t(sizeof(ListedRoi<Bins>))},
                          rois.options().dtype(at::kByte))) {
     TORCH_CHECK(s.images > 0 || s.rois == 0, op, ": ", s.rois, " RoIs of no images");
-    const RoiListsKernel<acc_t, Grid, Sizes> kernel{s, rois.const_data_ptr<acc_t>(),
+    const RoiListsKernel<acc_t, Bins, Sizes> kernel{s, rois.const_data_ptr<acc_t>(),
                                                     first_.mutable_data_ptr<int64_t>(), data()};
     launch_blocks(kernel, {s.images + 1, kLaunchThreads, kernel.shared_bytes(kLaunchThreads)});
   }
 
-  RoiLists<Grid> lists() const { return {first_.const_data_ptr<int64_t>(), data()}; }
+  RoiLists<Bins> lists() const { return {first_.const_data_ptr<int64_t>(), data()}; }
 
  private:
-  ListedRoi<Grid>* data() const { return static_cast<ListedRoi<Grid>*>(lists_.mutable_data_ptr()); }
+  ListedRoi<Bins>* data() const { return static_cast<ListedRoi<Bins>*>(lists_.mutable_data_ptr()); }
 
   at::Tensor first_, lists_;
 };

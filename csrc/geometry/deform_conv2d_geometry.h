@@ -1,4 +1,4 @@
-// Sizes of a deformable convolution, and where its taps read: for host and device, free of ATen.
+// Sizes of a deformable convolution, and where its taps read. For host and device; free of ATen.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct DeformConv2dSizes {
 };
 
 // Equation (2) of the paper: tap (tap_y, tap_x) of output position (out_y, out_x) reads at
-// p0 + p_n + offset. False: that lies outside, and the tap reads 0.
+// p0 + p_n + offset. Returns false if that lies outside: the tap reads 0.
 template <typename T>
 D2_HOST_DEVICE bool sample_tap(const DeformConv2dSizes& s, int64_t out_y, int64_t out_x,
                                int64_t tap_y, int64_t tap_x, T offset_y, T offset_x,

@@ -1,4 +1,4 @@
-// Sizes of a deformable RoI pooling, and where its bins are: for host and device, free of ATen.
+// Sizes of a deformable RoI pooling, and where its bins lie. For host and device; free of ATen.
 // Ctop = C / group_size^2.
 #pragma once
 
@@ -22,15 +22,15 @@ struct DeformRoiPoolSizes {
   D2_HOST_DEVICE int64_t class_channels() const { return top_channels / classes; }
 };
 
-// The bins of one RoI in place, and what an offset of 1 moves them by: equation (6) of the paper
-// shifts a bin by the offset of its part, times gamma, times the RoI's size.
+// Where the bins of one RoI lie, and how far an offset moves them. Equation (6) of the paper shifts
+// a bin by the offset of its part, times gamma, times the RoI's size.
 template <typename acc_t>
-struct DeformRoiGrid {
+struct DeformRoiBins {
   RoiBox<acc_t> box;
   acc_t gamma, bin_height, bin_width;
   acc_t step_y, step_x;  // from sample to sample
 
-  D2_HOST_DEVICE DeformRoiGrid(const DeformRoiPoolSizes& s, const acc_t* rois, int64_t roi)
+  D2_HOST_DEVICE DeformRoiBins(const DeformRoiPoolSizes& s, const acc_t* rois, int64_t roi)
       : box(rois + roi * 5, s.images, acc_t(s.spatial_scale), acc_t(-0.5), s.round_rois),
         gamma(s.gamma),
         bin_height(box.height / acc_t(s.bins_h)),

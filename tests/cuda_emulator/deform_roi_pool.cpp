@@ -25,7 +25,7 @@ struct DeformRoiPool {
     const int64_t output_size = sizes.rois * sizes.bins() * sizes.top_channels;
     const RoiWork work{sizes.images * sizes.top_channels * sizes.groups(), pixels, sizes.rois,
                        ceil_div(sizes.bins(), sizes.groups()), 16};
-    const ListedRois<acc_t, DeformRoiGrid<acc_t>> listed(sizes, rois);
+    const ListedRois<acc_t, DeformRoiBins<acc_t>> listed(sizes, rois);
     const RoiPlan reading = plan_reading(work, sizeof(scalar_t), gpu);
     const auto add = [&](auto in_order) {
       const RoiPlan plan = plan_adding(work, sizeof(acc_t), in_order.value, gpu);

@@ -51,8 +51,8 @@ QUICK = {
         WRONG,
         "deform_roi_pool",
         "cuda/kernels/deform_roi_pool_offset_gradient_cuda_kernel.h",
-        "grid.shift_x(grad_x)",
-        "grid.shift_y(grad_x)",
+        "bins.shift_x(grad_x)",
+        "bins.shift_y(grad_x)",
     ),
     "bin beyond the map": Mutant(
         OUT_OF_BOUNDS,

@@ -1,4 +1,4 @@
-// The table of CPU kernels for one instruction set.
+// The table of CPU kernels of one instruction set, D2_CPU_TARGET.
 #include "../cpu_kernels.h"
 
 #include "deform_conv2d_backward_cpu_kernel.h"
@@ -15,9 +15,9 @@ template <typename T>
 constexpr CpuKernels<T> all_kernels() {
   CpuKernels<T> kernels{};
   kernels.transpose = transpose<T>;
-  kernels.weight_parts = weight_parts<T>;
-  kernels.weight_part = weight_part<T>;
-  kernels.pack_weight = pack_weight<T>;
+  kernels.weight_panels = weight_panels<T>;
+  kernels.weight_panel_size = weight_panel_size<T>;
+  kernels.write_weight_panel = write_weight_panel<T>;
   kernels.deform_conv2d_tile = deform_conv2d_tile<T>;
   kernels.deform_conv2d_backward_scratch = deform_conv2d_backward_scratch<T>;
   kernels.deform_conv2d_backward_slice = deform_conv2d_backward_slice<T>;

@@ -1,16 +1,16 @@
-// Deformable convolution, backward: all gradients of one slice of the channels.
+// Deformable convolution, backward: all gradients of one slice of channels.
 #pragma once
 
 #include "../cpu_kernels.h"
 #include "gemm.h"
-#include "sampling_plan.h"
+#include "sampling_points.h"
 #include "transpose.h"
 
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Between channels first_channel .. + count at pixels first .. + pixels of one image's map and rows
-// of a matrix, one per pixel.
+// One image's map, of which take() copies channels first_channel .. + count of pixels first .. +
+// taken to rows of a matrix, one row per pixel. put() copies rows back, for all pixels.
 template <typename T>
 struct ChannelMap {
   T* data;  // [C][pixels], or [pixels][C]
@@ -41,42 +41,43 @@ struct ChannelMap {
   }
 };
 
-// Channels of a slice that share a weight group, and their place in the slice.
+// Consecutive channels of a slice that share a weight group.
 struct SliceRun {
-  int64_t place, channels, first_channel, group;
-  int64_t packed_weight, grad_weight;  // places in scratch memory
+  int64_t place, channels, first_channel, group;  // place: of the first channel in the slice
+  int64_t weight_panels, grad_weight;             // places in scratch memory
 
-  // Of the first of its channels in weight [O][C/groups][K], for output `o` of its group.
+  // Index of its first channel in weight [O][C/groups][K], for output `o` of its group.
   int64_t weight_index(const DeformConv2dSizes& s, int64_t o) const {
     const int64_t output = group * (s.out_channels / s.groups) + o;
     return (output * (s.channels / s.groups) + first_channel % (s.channels / s.groups)) * s.taps();
   }
 };
 
-// A slice, all of whose channels stand next to each other, and its scratch memory.
+// A slice, whose channels are consecutive, and the layout of its scratch memory.
 template <typename T>
 struct Slice {
-  static constexpr int kRuns = 64;  // slices have no more channels
+  static constexpr int kRuns = 64;  // a slice has at most so many channels
 
-  int64_t first_group, groups, group_channels;  // offset groups
+  int64_t first_group, groups, group_channels;  // of offset groups
   int64_t first_channel, channels;
-  int64_t outputs, panels;  // of a weight group, and their panels
+  int64_t outputs, panels;  // of a weight group
   int64_t first_weight_group, weight_groups;
-  int64_t row;  // of columns and their gradients
+  int64_t row;  // stride of columns and of their gradients
   int64_t grad_weight_row;
   int runs = 0;
   SliceRun run[kRuns];
-  int64_t grad_weight, map, grad_map, columns, grad_columns, grad_output, scratch;  // places; size
+  int64_t grad_weight, map, grad_map, columns, grad_columns, grad_output;  // places
+  int64_t scratch;                                                         // size of all
 
   Slice(const DeformConv2dBackward<T>& op, int64_t index) {
     const DeformConv2dSizes& s = op.sizes;
     const ChannelSlices& slices = op.slices;
-    const int64_t part = index % slices.per_group,
-                  rest = slices.group_channels - part * slices.width;
+    const int64_t in_group = index % slices.per_group,
+                  rest = slices.group_channels - in_group * slices.width;
     first_group = index / slices.per_group * slices.groups;
     groups = s.offset_groups - first_group < slices.groups ? s.offset_groups - first_group
                                                            : slices.groups;
-    first_channel = first_group * slices.group_channels + part * slices.width;
+    first_channel = first_group * slices.group_channels + in_group * slices.width;
     group_channels = rest < slices.width ? rest : slices.width;
     channels = groups * group_channels;
     row = round_up(channels, kLanes<T>) + kLanes<T>;
@@ -93,7 +94,7 @@ struct Slice {
       next = end < last ? end : last;
       SliceRun& r = run[runs++];
       r = {c - first_channel, next - c, c, group, 0, 0};
-      r.packed_weight = take(s.taps() * outputs * round_up(r.channels, kPanel<T>));
+      r.weight_panels = take(s.taps() * outputs * round_up(r.channels, kPanel<T>));
     }
     weight_groups = runs;
     grad_weight = scratch;
@@ -114,33 +115,33 @@ struct Slice {
   }
 };
 
-// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the run's channels, the last
-// one filled up with zeros.
+// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the run's channels. The last
+// one is padded with zeros.
 template <typename T>
-void pack_run(const DeformConv2dSizes& s, const T* weight, const Slice<T>& slice,
-              const SliceRun& run, T* packed) {
+void write_run_panels(const DeformConv2dSizes& s, const T* weight, const Slice<T>& slice,
+                      const SliceRun& run, T* panels) {
   const int64_t taps = s.taps();
   for (int64_t tap = 0; tap < taps; ++tap) {
     for (int64_t panel = 0; panel < run.channels; panel += kPanel<T>) {
       const int64_t rest = run.channels - panel;
       const int64_t filled = rest < kPanel<T> ? rest : int64_t(kPanel<T>);
-      for (int64_t o = 0; o < slice.outputs; ++o, packed += kPanel<T>) {
+      for (int64_t o = 0; o < slice.outputs; ++o, panels += kPanel<T>) {
         const T* from = weight + run.weight_index(s, o) + panel * taps + tap;
-        for (int64_t c = 0; c < filled; ++c) packed[c] = from[c * taps];
-        for (int64_t c = filled; c < kPanel<T>; ++c) packed[c] = 0;
+        for (int64_t c = 0; c < filled; ++c) panels[c] = from[c * taps];
+        for (int64_t c = filled; c < kPanel<T>; ++c) panels[c] = 0;
       }
     }
   }
 }
 
-// [K][channels][outputs] -> grad_weight [O][C/groups][K], the run's own part of it.
+// [K][channels][outputs] -> grad_weight [O][C/groups][K], for the channels of the run.
 template <typename T>
-void unpack_run(const DeformConv2dSizes& s, const T* packed, const Slice<T>& slice,
-                const SliceRun& run, T* grad_weight) {
+void write_run_gradient(const DeformConv2dSizes& s, const T* by_taps, const Slice<T>& slice,
+                        const SliceRun& run, T* grad_weight) {
   constexpr int lanes = kLanes<T>;
   const int64_t taps = s.taps(), size = run.channels * taps;
   const auto row = [&](int64_t k) {
-    return packed + (k % taps * run.channels + k / taps) * slice.grad_weight_row;
+    return by_taps + (k % taps * run.channels + k / taps) * slice.grad_weight_row;
   };
   for (int64_t o0 = 0; o0 < slice.outputs; o0 += lanes) {
     const int64_t rest = slice.outputs - o0, rows = rest < lanes ? rest : lanes;
@@ -161,52 +162,53 @@ void unpack_run(const DeformConv2dSizes& s, const T* packed, const Slice<T>& sli
   }
 }
 
-// A vector of `width` numbers; one alone is a plain number.
+// A vector of `width` numbers; a plain number if width is 1.
 template <typename T, int width>
-struct PartOf {
+struct SubVectorOf {
   typedef T type __attribute__((vector_size(width * sizeof(T))));
 };
 template <typename T>
-struct PartOf<T, 1> {
+struct SubVectorOf<T, 1> {
   using type = T;
 };
 template <typename T, int width>
-using Part = typename PartOf<T, width>::type;
+using SubVector = typename SubVectorOf<T, width>::type;
 
 template <typename T, int width>
-D2_INLINE T sum_lanes(Part<T, width> vector) {
+D2_INLINE T sum_lanes(SubVector<T, width> vector) {
   if constexpr (width == 1) {
     return vector;
   } else {
-    Part<T, width / 2> half[2];
+    SubVector<T, width / 2> half[2];
     __builtin_memcpy(half, &vector, sizeof(vector));
     return sum_lanes<T, width / 2>(half[0] + half[1]);
   }
 }
 
-// A planned position: its pixels and their gradients, its column and the gradient of that.
+// One sampling point: its pixels and their gradients, its column and the column's gradient.
 template <typename T>
-struct PlannedPosition {
+struct BackwardPoint {
   const T* pixel[4];
   T* grad_pixel[4];
   T weight[4];
   const T* grad_column;
   T* column;
 
-  // Its next `width` channels, from number `c` on. dots[k] += pixel k * gradient.
+  // `width` channels from channel `c` on: writes the column, adds to the gradients of the pixels,
+  // and dots[k] += pixel k * gradient of the column.
   template <int width>
-  D2_INLINE void sample_and_scatter(int64_t c, Part<T, width> (&dots)[4]) const {
-    Part<T, width> grad, value[4], to[4];
+  D2_INLINE void sample_and_scatter(int64_t c, SubVector<T, width> (&dots)[4]) const {
+    SubVector<T, width> grad, value[4], to[4];
     __builtin_memcpy(&grad, grad_column + c, sizeof(grad));
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       __builtin_memcpy(&value[k], pixel[k] + c, sizeof(grad));
       dots[k] += grad * value[k];
     }
-    const Part<T, width> sampled =
+    const SubVector<T, width> sampled =
         weight[0] * value[0] + weight[1] * value[1] + weight[2] * value[2] + weight[3] * value[3];
     __builtin_memcpy(column + c, &sampled, sizeof(grad));
-    // One after the other: pixels may be the same.
+    // One after another, because pixels may coincide.
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       __builtin_memcpy(&to[k], grad_pixel[k] + c, sizeof(grad));
@@ -215,37 +217,39 @@ struct PlannedPosition {
     }
   }
 
-  // The last channels of an offset group, which do not fill a vector: half a vector, a quarter, ...
+  // The last channels of an offset group, which do not fill a vector: by half a vector, a quarter,
+  // ...
   template <int width>
   D2_INLINE void rest(int64_t c, int64_t channels, T* dots) const {
     if (channels & width) {
-      Part<T, width> parts[4]{};
-      sample_and_scatter<width>(c, parts);
+      SubVector<T, width> partial[4]{};
+      sample_and_scatter<width>(c, partial);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) dots[k] += sum_lanes<T, width>(parts[k]);
+      for (int k = 0; k < 4; ++k) dots[k] += sum_lanes<T, width>(partial[k]);
       c += width;
     }
     if constexpr (width > 1) rest<width / 2>(c, channels, dots);
   }
 };
 
-// For each planned position: its column from the pixels, and from the gradient of the column that
-// of the pixels, added at to_gradient from them, and dots[k] = pixel k . gradient. Exactly the
-// offset group's channels are touched, since those of the next one follow at once.
+// For each sampling point: computes its column from the pixels, adds the column's gradient to those
+// of the pixels, which lie to_gradient numbers after the pixels, and sets
+// dots[k] = pixel k . gradient of the column. Touches exactly the channels of the offset group,
+// since those of the next group follow directly.
 template <typename T>
-void sample_and_scatter(const SamplingPlan<T>& plan, int count, int64_t channels,
+void sample_and_scatter(const SamplingPoints<T>& points, int count, int64_t channels,
                         const T* grad_columns, T* columns, int64_t row, int64_t to_gradient,
                         T (*dots)[4]) {
   constexpr int lanes = kLanes<T>;
   const int64_t whole = channels / lanes * lanes;
   for (int p = 0; p < count; ++p, grad_columns += row, columns += row) {
-    PlannedPosition<T> at;
+    BackwardPoint<T> at;
     at.grad_column = grad_columns, at.column = columns;
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      at.pixel[k] = plan.pixel[k][p];
+      at.pixel[k] = points.pixel[k][p];
       at.grad_pixel[k] = const_cast<T*>(at.pixel[k]) + to_gradient;
-      at.weight[k] = plan.weight[k][p];
+      at.weight[k] = points.weight[k][p];
     }
     T sums[4]{};
     if (whole) {
@@ -258,56 +262,59 @@ void sample_and_scatter(const SamplingPlan<T>& plan, int count, int64_t channels
   }
 }
 
-// The columns of one tap at output positions first .. first + count of an image, from the gradients
-// of these columns the slice's shares of grad_offset and grad_mask, and what they add to grad_map.
+// One tap of output positions first .. first + count of an image. From the gradients of the columns
+// it computes the columns, the slice's partial sums of grad_offset and grad_mask, and what to add
+// to grad_map.
 template <typename T>
-void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slice, int64_t part,
+void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slice, int64_t in_group,
                          int64_t image, int64_t tap, int64_t first, int64_t count, T* scratch) {
   const DeformConv2dSizes& s = op.sizes;
-  const int64_t positions = s.image_rows(), pixels = s.height * s.width;
+  const int64_t plane_size = s.image_rows(), pixels = s.height * s.width;
   const int64_t planes = s.images * s.offset_groups * s.taps();
-  SamplingPlan<T> plan;
+  SamplingPoints<T> points;
   SamplingSlopes<T> slopes;
-  T dots[kPlanned][4];
-  for (int64_t done = 0; done < count; done += kPlanned) {
+  T dots[kPositions][4];
+  for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
-    const Positions block(s, first + done, left < kPlanned ? left : kPlanned);
+    const Positions positions(s, first + done, left < kPositions ? left : kPositions);
     for (int64_t group = 0; group < slice.groups; ++group) {
       const int64_t channel = group * slice.group_channels;
       const int64_t plane = (image * s.offset_groups + slice.first_group + group) * s.taps() + tap;
       const T* pixel = scratch + slice.map + channel;
       const PixelMap<T> map{pixel, pixel + pixels * slice.channels, slice.channels};
-      plan_samples(s, block, tap, op.offset + 2 * plane * positions,
-                   op.mask ? op.mask + plane * positions : nullptr, map, plan, slopes);
-      sample_and_scatter(plan, block.count, slice.group_channels,
+      find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
+                  op.mask ? op.mask + plane * plane_size : nullptr, map, points, slopes);
+      sample_and_scatter(points, positions.count, slice.group_channels,
                          scratch + slice.grad_columns + done * slice.row + channel,
                          scratch + slice.columns + done * slice.row + channel, slice.row,
                          slice.grad_map - slice.map, dots);
-      T* grad_y = op.grad_offset + 2 * (part * planes + plane) * positions + block.first;
-      T* grad_x = grad_y + positions;
-      const auto weighted = [&](const T(&by)[4][kPlanned], int p) {
+      T* grad_y = op.grad_offset + 2 * (in_group * planes + plane) * plane_size + positions.first;
+      T* grad_x = grad_y + plane_size;
+      const auto weighted = [&](const T(&by)[4][kPositions], int p) {
         return by[0][p] * dots[p][0] + by[1][p] * dots[p][1] + by[2][p] * dots[p][2] +
                by[3][p] * dots[p][3];
       };
-      for (int p = 0; p < block.count; ++p) {
+      for (int p = 0; p < positions.count; ++p) {
         grad_y[p] = weighted(slopes.y, p);
         grad_x[p] = weighted(slopes.x, p);
       }
       if (!op.grad_mask) continue;
-      T* grad_mask = op.grad_mask + (part * planes + plane) * positions + block.first;
-      for (int p = 0; p < block.count; ++p) grad_mask[p] = weighted(slopes.mask, p);
+      T* grad_mask = op.grad_mask + (in_group * planes + plane) * plane_size + positions.first;
+      for (int p = 0; p < positions.count; ++p) grad_mask[p] = weighted(slopes.mask, p);
     }
   }
 }
 
-// One call computes all gradients of one slice of the channels over one part of the images: those
-// of the columns, grad_output x weight, tile by tile and tap by tap; from them its channels of
-// grad_input and its shares of grad_offset and grad_mask; and columns x grad_output, its part of
-// grad_weight. It samples from, and adds to, copies of its channels alone. No two calls write the
-// same place, hence no atomics, and each adds in the order of positions.
+// One call computes all gradients of one slice of channels over one range of images. Tile by tile
+// and tap by tap it computes
+// - the gradients of the columns, grad_output x weight;
+// - from these its channels of grad_input and its partial sums of grad_offset and grad_mask;
+// - columns x grad_output, its partial sum of grad_weight.
+// It samples from copies of its own channels, and adds to such copies. No two calls write the same
+// place, so there are no atomics, and each call adds in the order of positions.
 template <typename T>
 void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t index,
-                                  int64_t image_part, T* scratch) {
+                                  int64_t image_range, T* scratch) {
   const DeformConv2dSizes& s = op.sizes;
   const Slice<T> slice(op, index);
   const int64_t positions = s.image_rows(), pixels = s.height * s.width, taps = s.taps();
@@ -317,15 +324,15 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
   };
   const int64_t zero_pixel = slice.map + pixels * slice.channels;
   clear(zero_pixel, zero_pixel + slice.channels);
-  // grad_output too, whose last panels need not be full.
+  // Includes grad_output, whose last panels need not be full.
   clear(slice.grad_weight, slice.map);
   for (int r = 0; r < slice.runs; ++r) {
-    pack_run(s, op.weight, slice, slice.run[r], scratch + slice.run[r].packed_weight);
+    write_run_panels(s, op.weight, slice, slice.run[r], scratch + slice.run[r].weight_panels);
   }
   T* grad_output = scratch + slice.grad_output;
   T* grad_columns = scratch + slice.grad_columns;
-  const int64_t last = s.images * (image_part + 1) / op.image_parts;
-  for (int64_t image = s.images * image_part / op.image_parts; image < last; ++image) {
+  const int64_t last = s.images * (image_range + 1) / op.image_ranges;
+  for (int64_t image = s.images * image_range / op.image_ranges; image < last; ++image) {
     const int64_t image_size = s.channels * pixels;
     const ChannelMap<const T> input{op.input + image * image_size, op.channels_last, s.channels,
                                     pixels};
@@ -353,7 +360,7 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
           const int64_t run_panel = slice.outputs * kPanel<T>;
           gemm(
               count, run.channels, slice.outputs, a,
-              scratch + run.packed_weight + tap * slice.outputs * round_up(run.channels, kPanel<T>),
+              scratch + run.weight_panels + tap * slice.outputs * round_up(run.channels, kPanel<T>),
               run_panel, grad_columns + run.place, slice.row, false);
         }
         sample_tap_backward(op, slice, index % op.slices.per_group, image, tap, first, count,
@@ -370,13 +377,13 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
     }
     grad_input.put(slice.first_channel, slice.channels, scratch + slice.grad_map, slice.channels);
   }
-  T* grad_weight = op.grad_weight + image_part * s.out_channels * (s.channels / s.groups) * taps;
+  T* grad_weight = op.grad_weight + image_range * s.out_channels * (s.channels / s.groups) * taps;
   for (int r = 0; r < slice.runs; ++r) {
-    unpack_run(s, scratch + slice.run[r].grad_weight, slice, slice.run[r], grad_weight);
+    write_run_gradient(s, scratch + slice.run[r].grad_weight, slice, slice.run[r], grad_weight);
   }
 }
 
-// How many numbers of scratch memory such a call needs.
+// Size of the scratch memory that such a call needs, in numbers.
 template <typename T>
 int64_t deform_conv2d_backward_scratch(const DeformConv2dBackward<T>& op, int64_t slice) {
   return Slice<T>(op, slice).scratch;

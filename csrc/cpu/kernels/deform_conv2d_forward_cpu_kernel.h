@@ -1,37 +1,37 @@
-// Deformable convolution, forward: columns of sampled pixels, tile by tile, times the weight.
+// Deformable convolution, forward: samples columns tile by tile and multiplies them by the weight.
 #pragma once
 
 #include "../cpu_kernels.h"
 #include "deform_conv2d_grouped_cpu_kernel.h"
 #include "gemm.h"
-#include "sampling_plan.h"
+#include "sampling_points.h"
 #include "transpose.h"
 
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Parts of the packed weight, and numbers of each.
+// Number of panels of the weight, and the size of each in numbers.
 template <typename T>
-int64_t weight_parts(const DeformConv2dSizes& s) {
-  if (is_grouped<T>(s)) return s.offset_groups * GroupedUnits(s, kLanes<T>).count;
-  return s.groups * weight_panels(s, kPanel<T>);
+int64_t weight_panels(const DeformConv2dSizes& s) {
+  if (is_grouped<T>(s)) return s.offset_groups * GroupedBundles(s, kLanes<T>).count;
+  return s.groups * panels_per_group(s, kPanel<T>);
 }
 template <typename T>
-int64_t weight_part(const DeformConv2dSizes& s) {
+int64_t weight_panel_size(const DeformConv2dSizes& s) {
   return s.taps() * (s.channels / s.groups) * (is_grouped<T>(s) ? kLanes<T> : kPanel<T>);
 }
 
-// weight [O][C/groups][K] -> [groups][panels][K][C/groups][kPanel], panels of a group's outputs,
-// the last one filled up with zeros. One call packs one panel.
+// weight [O][C/groups][K] -> [groups][panels][K][C/groups][kPanel], panels of a group's outputs.
+// The last one is padded with zeros. One call writes one panel.
 template <typename T>
-void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* packed) {
-  if (is_grouped<T>(s)) return pack_grouped_weight(s, weight, panel, packed);
+void write_weight_panel(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* panels) {
+  if (is_grouped<T>(s)) return write_grouped_weight_panel(s, weight, panel, panels);
   constexpr int lanes = kLanes<T>;
   const int64_t outputs = s.out_channels / s.groups, channels = s.channels / s.groups;
-  const int64_t taps = s.taps(), depth = channels * taps, panels = weight_panels(s, kPanel<T>);
-  const int64_t first = panel % panels * kPanel<T>;
-  const T* from = weight + (panel / panels * outputs + first) * depth;
-  T* to = packed + panel * depth * kPanel<T>;
+  const int64_t taps = s.taps(), depth = channels * taps, count = panels_per_group(s, kPanel<T>);
+  const int64_t first = panel % count * kPanel<T>;
+  const T* from = weight + (panel / count * outputs + first) * depth;
+  T* to = panels + panel * depth * kPanel<T>;
   for (int64_t half = 0; half < kPanel<T>; half += lanes) {
     const int64_t rows = outputs - first - half;
     for (int64_t k = 0; k < depth; k += lanes) {
@@ -58,15 +58,15 @@ void pack_weight(const DeformConv2dSizes& s, const T* weight, int64_t panel, T* 
   }
 }
 
-// columns[channel] = the pixel's value there, for `channels` of them.
+// Samples `channels` channels from `first` on, at position p of `points`.
 template <typename T>
-D2_INLINE void sample_pixel(const SamplingPlan<T>& plan, int p, int64_t first, int64_t channels,
+D2_INLINE void sample_pixel(const SamplingPoints<T>& points, int p, int64_t first, int64_t channels,
                             T* columns) {
   constexpr int lanes = kLanes<T>;
-  const T *p0 = plan.pixel[0][p] + first, *p1 = plan.pixel[1][p] + first;
-  const T *p2 = plan.pixel[2][p] + first, *p3 = plan.pixel[3][p] + first;
-  const T w0 = plan.weight[0][p], w1 = plan.weight[1][p];
-  const T w2 = plan.weight[2][p], w3 = plan.weight[3][p];
+  const T *p0 = points.pixel[0][p] + first, *p1 = points.pixel[1][p] + first;
+  const T *p2 = points.pixel[2][p] + first, *p3 = points.pixel[3][p] + first;
+  const T w0 = points.weight[0][p], w1 = points.weight[1][p];
+  const T w2 = points.weight[2][p], w3 = points.weight[3][p];
   const auto sample = [&](int64_t c) {
     store(columns + c,
           w0 * load(p0 + c) + w1 * load(p1 + c) + w2 * load(p2 + c) + w3 * load(p3 + c));
@@ -75,59 +75,60 @@ D2_INLINE void sample_pixel(const SamplingPlan<T>& plan, int p, int64_t first, i
   for (; c + lanes <= channels; c += lanes) sample(c);
   if (c == channels) return;
   if (channels > lanes) {
-    sample(channels - lanes);  // some of them once more
+    sample(channels - lanes);  // repeats some of them
   } else {
     for (; c < channels; ++c) columns[c] = w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c];
   }
 }
 
-// Samples taps first_tap .. first_tap + taps of output positions first .. first + count of an
-// image: columns [count][taps][C], rows `row` apart.
+// Samples taps first_tap .. first_tap + taps of output positions first .. first + count of an image
+// to columns [count][taps][C], whose rows are `row` numbers apart.
 template <typename T>
 void sample_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
                     int64_t first_tap, int64_t taps, T* columns, int64_t row) {
   const DeformConv2dSizes& s = op.sizes;
-  const int64_t group_channels = s.channels / s.offset_groups, positions = s.image_rows();
+  const int64_t group_channels = s.channels / s.offset_groups, plane_size = s.image_rows();
   const PixelMap<T> map{op.input + image * s.height * s.width * s.channels, op.zeros, s.channels};
-  SamplingPlan<T> plan;
-  for (int64_t done = 0; done < count; done += kPlanned) {
+  SamplingPoints<T> points;
+  for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
-    const Positions block(s, first + done, left < kPlanned ? left : kPlanned);
+    const Positions positions(s, first + done, left < kPositions ? left : kPositions);
     for (int64_t tap = first_tap; tap < first_tap + taps; ++tap) {
       for (int64_t group = 0; group < s.offset_groups; ++group) {
         const int64_t plane = (image * s.offset_groups + group) * s.taps() + tap;
-        plan_samples(s, block, tap, op.offset + 2 * plane * positions,
-                     op.mask ? op.mask + plane * positions : nullptr, map, plan);
+        find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
+                    op.mask ? op.mask + plane * plane_size : nullptr, map, points);
         const int64_t channel = group * group_channels;
         T* to = columns + done * row + (tap - first_tap) * s.channels + channel;
-        for (int p = 0; p < block.count; ++p, to += row) {
-          sample_pixel(plan, p, channel, group_channels, to);
+        for (int p = 0; p < positions.count; ++p, to += row) {
+          sample_pixel(points, p, channel, group_channels, to);
         }
       }
     }
   }
 }
 
-// Output positions first .. first + count of an image, in all channels: result [count][O], rows
-// result_row apart. Samples as many taps as op.chunk at a time into columns, which stay in the L2
-// cache while they are multiplied with the weight.
+// Computes output positions first .. first + count of an image in all channels: result [count][O],
+// whose rows are result_row numbers apart. Samples op.taps_at_once taps at a time into columns,
+// which stay in the L2 cache while they are multiplied by the weight.
 template <typename T>
 void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
                       T* columns, T* result, int64_t result_row) {
   const DeformConv2dSizes& s = op.sizes;
   const int64_t taps = s.taps(), column_row = op.column_row();
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
-  const int64_t panel = taps * channels * kPanel<T>, panels = weight_panels(s, kPanel<T>);
-  // Small groups share cache lines of the columns: neighbouring ones take turns at a few rows.
+  const int64_t panel = taps * channels * kPanel<T>, panels = panels_per_group(s, kPanel<T>);
+  // Small groups share cache lines of the columns, so all groups process a few rows before the next
+  // rows.
   const bool small = s.groups > 1 && outputs <= kPanel<T> && taps * channels <= kDepth<T>;
-  const int64_t rows = small ? int64_t(kTileRows) : count;
+  const int64_t rows = small ? int64_t(kMicroRows) : count;
   if (op.bias) {
     for (int64_t p = 0; p < count; ++p) {
       __builtin_memcpy(result + p * result_row, op.bias, s.out_channels * sizeof(T));
     }
   }
-  for (int64_t tap = 0; tap < taps; tap += op.chunk) {
-    const int64_t sampled = taps - tap < op.chunk ? taps - tap : op.chunk;
+  for (int64_t tap = 0; tap < taps; tap += op.taps_at_once) {
+    const int64_t sampled = taps - tap < op.taps_at_once ? taps - tap : op.taps_at_once;
     sample_columns(op, image, first, count, tap, sampled, columns, column_row);
     const int64_t run = s.groups == 1 ? sampled * channels : channels;
     for (int64_t p = 0; p < count; p += rows) {
@@ -142,16 +143,16 @@ void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t f
   }
 }
 
-// One call computes the outputs of one tile: op.tile positions of an image (or what is left of it)
-// from `first` on, in all channels. No two calls write the same place; every output is summed in
-// the same order whatever the tiles are.
+// One call computes the outputs of one tile: op.tile positions of an image (or the rest of it) from
+// `first` on, in all channels. No two calls write the same place, and every output is summed in the
+// same order, whatever the tiles are.
 template <typename T>
 void deform_conv2d_tile(const DeformConv2dForward<T>& op, int64_t image, int64_t first,
                         T* scratch) {
   const DeformConv2dSizes& s = op.sizes;
   const int64_t positions = s.image_rows();
   const int64_t count = positions - first < op.tile ? positions - first : op.tile;
-  // [count][O]: in place where the output is channels-last.
+  // [count][O]; in the output itself if that is channels-last.
   T* result = op.channels_last ? op.output + (image * positions + first) * s.out_channels
                                : scratch + op.tile * op.column_row();
   const int64_t result_row = op.channels_last ? s.out_channels : op.result_row();

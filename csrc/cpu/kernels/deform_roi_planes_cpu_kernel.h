@@ -1,7 +1,7 @@
-// Deformable RoI pooling where each channel is a class with offsets of its own (the scores of a
-// deformable R-FCN): nothing is shared between channels, and the bins' axes are most of the work.
-// Here lanes are RoIs while axes are sampled, then neighbouring pixels of a row of one plane, which
-// stays in the first level cache.
+// Deformable RoI pooling where each channel is a class with its own offsets (the scores of a
+// deformable R-FCN). Channels share nothing, and sampling the bins' axes is most of the work. While
+// axes are sampled, the lanes of a vector are RoIs. After that they are neighbouring pixels in a
+// row of one plane, which stays in the L1 cache.
 #pragma once
 
 #include "../roi_pool_call.h"
@@ -11,7 +11,7 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Bin `bin` for kLanes<T> RoIs from number `roi` on, of one class.
+// Bin `bin` of kLanes<T> RoIs from `roi` on, for one class.
 template <bool slopes, typename T>
 struct PlaneBins {
   static constexpr int lanes = kLanes<T>;
@@ -49,18 +49,18 @@ struct PlaneBins {
       if (weight != T(0)) visit(row, weight, slopes ? y.slope[slopes ? j : 0][lane] : T(0));
     }
   }
-  // A bin that does not fit its window, pixel by pixel: visit(offset, y, x).
+  // For a bin that does not fit into its window: calls visit(offset, y, x) for each pixel.
   template <typename Visit>
   D2_INLINE void for_each_pixel(const DeformRoiPlanesCall<T>& call, const RoiScratch<T>& scratch,
                                 int lane, const Visit& visit) const {
     const DeformRoiPoolSizes& s = call.sizes;
-    const RoiTaps<T> rows = list_taps<slopes>(
+    const AxisPixels<T> rows = list_axis_pixels<slopes>(
         BinAxis<T>(start_y[lane], step_y[lane], s.samples, s.height), s.width, scratch.y);
-    const RoiTaps<T> columns = list_taps<slopes>(
+    const AxisPixels<T> columns = list_axis_pixels<slopes>(
         BinAxis<T>(start_x[lane], step_x[lane], s.samples, s.width), 1, scratch.x);
     for (int64_t i = 0; i < rows.size; ++i) {
       for (int64_t j = 0; j < columns.size; ++j) {
-        visit(rows.taps[i].offset + columns.taps[j].offset, rows.taps[i], columns.taps[j]);
+        visit(rows.pixels[i].offset + columns.pixels[j].offset, rows.pixels[i], columns.pixels[j]);
       }
     }
   }
@@ -88,15 +88,15 @@ D2_INLINE Vector<T> sum_each(Vector<T> (&vectors)[kLanes<T>]) {
   return sums;
 }
 
-// A plane with room behind it for the window of its last pixel.
+// Copies a plane and adds zeros, so that the window of the last pixel may be read.
 template <typename T>
 D2_INLINE void copy_plane(const T* from, int64_t pixels, T* to) {
   for (int64_t k = 0; k < pixels; ++k) to[k] = from[k];
   for (int64_t k = 0; k < kLanes<T>; ++k) to[pixels + k] = T(0);
 }
 
-// Calls visit(class, bin, first roi, number of RoIs) for the item's plane: item = (image, class,
-// group), and RoIs are in the order of images.
+// Calls visit(class, bin, first RoI, number of RoIs) for all bins of the item's plane. An item is
+// an (image, class, group), and RoIs are in the order of images.
 template <typename T, typename Visit>
 D2_INLINE void for_each_plane_bin(const DeformRoiPlanesCall<T>& call, int64_t item,
                                   const Visit& visit) {
@@ -137,7 +137,7 @@ void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
       } else {
         T sum = 0;
         bins.for_each_pixel(call, scratch, lane,
-                            [&](int64_t at, const RoiTap<T>& y, const RoiTap<T>& x) {
+                            [&](int64_t at, const AxisPixel<T>& y, const AxisPixel<T>& x) {
                               sum += y.weight * x.weight * scratch.map[at];
                             });
         sums[lane][0] = sum;
@@ -149,8 +149,9 @@ void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
   });
 }
 
-// Gradients of an item's plane and of the shifts of its bins, grad_shift[class][y, x][bin][roi], in
-// units of the offset. The item alone adds to its plane, in the order of bins and RoIs.
+// Gradients with respect to an item's plane and to the offset of each of its bins,
+// grad_shift[class][y, x][bin][roi]. The item alone adds to its plane, in the order of bins and
+// RoIs.
 template <typename T>
 void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item,
                                 const RoiScratch<T>& scratch) {
@@ -181,7 +182,7 @@ void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item
       } else {
         T sum_y = 0, sum_x = 0;
         bins.for_each_pixel(call, scratch, lane,
-                            [&](int64_t at, const RoiTap<T>& y, const RoiTap<T>& x) {
+                            [&](int64_t at, const AxisPixel<T>& y, const AxisPixel<T>& x) {
                               scratch.grad_map[at] += g * y.weight * x.weight;
                               sum_y += y.slope * x.weight * scratch.map[at];
                               sum_x += y.weight * x.slope * scratch.map[at];

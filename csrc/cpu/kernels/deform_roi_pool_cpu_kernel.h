@@ -1,5 +1,5 @@
-// Deformable RoI pooling of one item (cpu/roi_pool_call.h): channels that share their sampling
-// points.
+// Deformable RoI pooling of one item (../roi_pool_call.h), for classes whose channels share their
+// sampling points.
 #pragma once
 
 #include "roi_item.h"
@@ -7,31 +7,32 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Calls visit(bin, class, y, x), with the taps of both axes, for all bins of a RoI that belong to
-// the group, and all classes from class_begin to class_end - 1. Bins that no offset moves share
-// their axes by rows and columns.
+// Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the group
+// and all classes from class_begin to class_end - 1. Without an offset, the bins of a row share
+// their y axis and the bins of a column their x axis.
 template <bool slopes, typename T, typename Visit>
 D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t group, int64_t roi,
                                    int64_t class_begin, int64_t class_end,
                                    const RoiScratch<T>& scratch, const Visit& visit) {
   const DeformRoiPoolSizes& s = call.sizes;
-  const DeformRoiGrid<T>& grid = call.grids[roi];
+  const DeformRoiBins<T>& bins = call.roi_bins[roi];
   const BinRange bins_y(group / s.group_size, s.group_size, s.bins_h);
   const BinRange bins_x(group % s.group_size, s.group_size, s.bins_w);
   const int64_t pixel = pixel_stride(call), row = s.width * pixel;
   const auto y_axis = [&](T start) {
-    return list_taps<slopes>(BinAxis<T>(start, grid.step_y, s.samples, s.height), row, scratch.y);
+    return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_y, s.samples, s.height), row,
+                                    scratch.y);
   };
   const auto x_axis = [&](T start, int64_t column) {
-    return list_taps<slopes>(BinAxis<T>(start, grid.step_x, s.samples, s.width), pixel,
-                             scratch.x + column * call.most_taps);
+    return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_x, s.samples, s.width), pixel,
+                                    scratch.x + column * call.most_pixels);
   };
   if (!call.offset) {
     for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
-      const RoiTaps<T> y = y_axis(grid.bin_start_y(bin_y));
+      const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y));
       for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
-        RoiTaps<T>& x = scratch.columns[bin_x - bins_x.begin];
-        if (bin_y == bins_y.begin) x = x_axis(grid.bin_start_x(bin_x), bin_x - bins_x.begin);
+        AxisPixels<T>& x = scratch.columns[bin_x - bins_x.begin];
+        if (bin_y == bins_y.begin) x = x_axis(bins.bin_start_x(bin_x), bin_x - bins_x.begin);
         visit(bin_y * s.bins_w + bin_x, 0, y, x);
       }
     }
@@ -44,29 +45,29 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t gro
       const int64_t part = part_y * s.parts_w + bin_x * s.parts_w / s.bins_w;
       for (int64_t k = class_begin; k < class_end; ++k) {
         const T* shift = call.offset + (roi * s.classes + k) * 2 * parts + part;
-        const RoiTaps<T> y = y_axis(grid.bin_start_y(bin_y) + grid.shift_y(shift[0]));
-        const RoiTaps<T> x = x_axis(grid.bin_start_x(bin_x) + grid.shift_x(shift[parts]), 0);
+        const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y) + bins.shift_y(shift[0]));
+        const AxisPixels<T> x = x_axis(bins.bin_start_x(bin_x) + bins.shift_x(shift[parts]), 0);
         visit(bin_y * s.bins_w + bin_x, k, y, x);
       }
     }
   }
 }
 
-// The item's classes; of a class that several items share, its part.
+// The classes of the item's channels. Several items may share a class.
 template <typename T>
 struct DeformRoiClasses {
-  int64_t unit, begin, end;
+  int64_t class_channels, begin, end;
 
   D2_INLINE DeformRoiClasses(const DeformRoiPoolCall<T>& call, const RoiItem<T>& item)
-      : unit(call.blocks.unit),
-        begin(item.channel / unit),
-        end((item.channel + item.channels + unit - 1) / unit) {}
-  // Channels of class k, counted from the item's first one.
+      : class_channels(call.slices.class_channels),
+        begin(item.channel / class_channels),
+        end((item.channel + item.channels + class_channels - 1) / class_channels) {}
+  // The item's channels of class k, counted from the item's first channel.
   D2_INLINE int64_t first(const RoiItem<T>& item, int64_t k) const {
-    return k * unit > item.channel ? k * unit - item.channel : 0;
+    return k * class_channels > item.channel ? k * class_channels - item.channel : 0;
   }
   D2_INLINE int64_t last(const RoiItem<T>& item, int64_t k) const {
-    const int64_t last = (k + 1) * unit - item.channel;
+    const int64_t last = (k + 1) * class_channels - item.channel;
     return last < item.channels ? last : item.channels;
   }
 };
@@ -80,7 +81,7 @@ void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
   pool_item(call, item, scratch, [&](int64_t roi, const auto& pool) {
     for_each_deform_bin<false>(
         call, item.group, roi, classes.begin, classes.end, scratch,
-        [&](int64_t bin, int64_t k, const RoiTaps<T>& y, const RoiTaps<T>& x) {
+        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           pool(bin, classes.first(item, k), classes.last(item, k), y, x);
         });
   });
@@ -90,25 +91,25 @@ template <bool with_shift, typename T>
 D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
                                              const RoiItem<T>& item, const RoiScratch<T>& scratch) {
   const DeformRoiClasses<T> classes(call, item);
-  const int64_t parts = call.blocks.per_unit, part = item.block % parts;
+  const int64_t slices = call.slices.per_class, slice = item.slice % slices;
   spread_item<with_shift>(call, item, scratch, [&](int64_t roi, const auto& spread) {
     for_each_deform_bin<with_shift>(
         call, item.group, roi, classes.begin, classes.end, scratch,
-        [&](int64_t bin, int64_t k, const RoiTaps<T>& y, const RoiTaps<T>& x) {
+        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           const RoiShift<T> shift =
               spread(bin, classes.first(item, k), classes.last(item, k), y, x);
           if (!with_shift) return;
-          const int64_t owner = (roi * call.sizes.classes + k) * parts + part;
+          const int64_t owner = (roi * call.sizes.classes + k) * slices + slice;
           T* to = call.grad_shift + owner * 2 * call.bins + bin;
-          const bool empty = y.size == 0 || x.size == 0;  // beside a RoI of infinite size
-          to[0] = empty ? T(0) : call.grids[roi].shift_y(shift.y);
-          to[call.bins] = empty ? T(0) : call.grids[roi].shift_x(shift.x);
+          const bool empty =
+              y.size == 0 || x.size == 0;  // no 0 * infinity for a RoI of infinite size
+          to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(shift.y);
+          to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(shift.x);
         });
   });
 }
 
-// Gradients of the input and of the bins' shifts. The offset has one that is wanted if there is
-// one.
+// Gradients with respect to the input and, if call.grad_shift is set, to the offset of each bin.
 template <typename T>
 void deform_roi_pool_backward(const DeformRoiPoolCall<T>& call, int64_t index,
                               const RoiScratch<T>& scratch) {

@@ -1,4 +1,5 @@
-// Position-sensitive RoI pooling of one item (cpu/roi_pool_call.h): the channels of one bin.
+// Position-sensitive RoI pooling of one item (../roi_pool_call.h), whose channels belong to one
+// bin.
 #pragma once
 
 #include "roi_item.h"
@@ -7,10 +8,11 @@ namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
 template <typename T>
-D2_INLINE RoiTaps<T> list_pixels(int64_t begin, int64_t end, int64_t stride, RoiTap<T>* taps) {
-  for (int64_t k = begin; k < end; ++k) taps[k - begin] = {k * stride, T(1), T(0)};
+D2_INLINE AxisPixels<T> list_pixels(int64_t begin, int64_t end, int64_t stride,
+                                    AxisPixel<T>* pixels) {
+  for (int64_t k = begin; k < end; ++k) pixels[k - begin] = {k * stride, T(1), T(0)};
   const int64_t size = end > begin ? end - begin : 0;
-  return {taps, size, size};
+  return {pixels, size, size};
 }
 
 // Calls visit(bin, first channel, last channel + 1, y, x) for the item's bin.
@@ -30,7 +32,7 @@ void ps_roi_pool(const PsRoiPoolCall<T>& call, int64_t index, const RoiScratch<T
             [&](int64_t roi, const auto& pool) { visit_ps_bin(call, item, roi, scratch, pool); });
 }
 
-// Gradient of the input.
+// Gradient with respect to the input.
 template <typename T>
 void ps_roi_pool_backward(const PsRoiPoolCall<T>& call, int64_t index,
                           const RoiScratch<T>& scratch) {

@@ -1,12 +1,13 @@
-// Kernels of deform_conv2d, free of ATen. Maps are channels-last throughout.
+// CUDA kernels of deform_conv2d, free of ATen. Maps are channels-last throughout.
 // Letters in layouts: N images, C channels, K taps, G offset groups, Cg = C / weight groups.
 // A row is one output position (n, ho, wo). scalar_t is the type of maps, acc_t that of coordinates
 // and sums: at least float32.
 //
 // A unit of work is one sampling point: one tap of one row, for the channels of one offset group.
-// A few neighbouring lanes of a warp (plan.h) share it. Each computes where the point lies, keeps
-// that in registers, and goes over every `lanes`-th pack of the channels: 16 bytes of them, or one
-// where channels or addresses do not divide (kPacked is false).
+// `lanes` neighbouring lanes of a warp share a unit (plan_lanes in plan.h). Each lane computes
+// where the point lies, keeps that in registers, and works on every `lanes`-th pack of the
+// channels. A pack is 16 bytes, or one channel where channels or addresses are not multiples of 16
+// bytes (kPacked is false).
 #pragma once
 
 #include <type_traits>
@@ -18,13 +19,13 @@
 
 namespace d2_deformable {
 
-// kPacked ? 16 bytes : one value, of neighbouring channels.
+// A pack of consecutive channels: 16 bytes if kPacked, else one value.
 template <typename T, bool kPacked>
 struct Channels {
   static constexpr int kSize = kPacked ? Pack<T>::kSize : 1;
   T values[kSize];
 
-  // Of memory that nobody writes while the kernel runs.
+  // Nobody may write this memory while the kernel runs.
   static D2_DEVICE Channels load_constant(const T* address) {
     if constexpr (kPacked) {
       return from(Pack<T>::load_constant(address));
@@ -57,7 +58,7 @@ struct Channels {
   }
 };
 
-// Adds weight * gradient to neighbouring channels that other threads add to, too.
+// Adds weight * gradient to consecutive channels, to which other threads add as well.
 template <typename acc_t, typename T, bool kPacked>
 D2_DEVICE void atomic_add_scaled(acc_t* address, acc_t weight, const Channels<T, kPacked>& grad) {
   constexpr int kSize = Channels<T, kPacked>::kSize;
@@ -72,20 +73,21 @@ D2_DEVICE void atomic_add_scaled(acc_t* address, acc_t weight, const Channels<T,
   }
 }
 
-// The four pixels of a bilinear sample, order (y0 x0), (y0 x1), (y1 x0), (y1 x1), with their
-// weights and the slopes of these; all 0 where the point lies outside.
+// The four pixels of a bilinear sample, in the order (y0, x0), (y0, x1), (y1, x0), (y1, x1), with
+// their weights and slopes. These are all 0 if the point lies outside.
 template <typename acc_t>
 struct SamplingPoint {
   AxisSample<acc_t> y, x;
-  int32_t pixel[4];  // in the image
+  int32_t pixel[4];  // index in the image
 
   D2_DEVICE acc_t weight(int k) const { return y.weight[k >> 1] * x.weight[k & 1]; }
   D2_DEVICE acc_t slope_y(int k) const { return y.slope[k >> 1] * x.weight[k & 1]; }
   D2_DEVICE acc_t slope_x(int k) const { return y.weight[k >> 1] * x.slope[k & 1]; }
 };
 
-// The rows whose columns are in memory, and where they sample. Units, channels, pixels of a map and
-// positions of an output number less than 2^30 each (checked by the host); values may be more.
+// The rows whose columns are in memory, and where they sample. The host checks that units,
+// channels, pixels of a map and positions of an output are fewer than 2^30 each. Elements of a
+// tensor may be more.
 template <typename acc_t>
 struct DeformConv2dChunk {
   DeformConv2dSizes sizes;
@@ -115,7 +117,7 @@ struct DeformConv2dChunk {
 
   D2_HOST_DEVICE int64_t units() const { return rows * sizes.taps() * sizes.offset_groups; }
 
-  // In columns[rows][weight group][K][Cg]; the channels of a pack stay in one weight group.
+  // Index in columns[rows][weight group][K][Cg]. The channels of a pack are in one weight group.
   D2_DEVICE int64_t column(int64_t row, int64_t tap, int64_t channel) const {
     if (sizes.groups == 1) return (row * sizes.taps() + tap) * sizes.channels + channel;
     uint32_t in_group = uint32_t(channel);
@@ -123,19 +125,19 @@ struct DeformConv2dChunk {
     return ((row * sizes.groups + group) * sizes.taps() + tap) * group_channels.divisor() +
            in_group;
   }
-  // In input[N][H][W][C].
+  // Index in input[N][H][W][C].
   D2_DEVICE int64_t image_index(int64_t image) const {
     return image * sizes.height * sizes.width * sizes.channels;
   }
 };
 
-// One sampling point of a chunk. The offset group is the fastest index of units, then the tap: so
-// neighbouring units write neighbouring columns.
+// One sampling point of a chunk. Offset groups are the fastest dimension of units, then taps, so
+// consecutive units write consecutive columns.
 template <typename acc_t>
 struct DeformConv2dUnit {
-  uint32_t row, tap, offset_group;  // the row counts from the chunk's first
+  uint32_t row, tap, offset_group;  // the row counts from the chunk's first row
   int64_t image;
-  uint32_t position;  // row in the image
+  uint32_t position;  // of the row in its image
 
   static D2_DEVICE DeformConv2dUnit of(const DeformConv2dChunk<acc_t>& chunk, int64_t index) {
     DeformConv2dUnit unit;
@@ -147,7 +149,8 @@ struct DeformConv2dUnit {
     return unit;
   }
 
-  // In mask[N][G][K][Ho][Wo], and of y in offset[N][G][K][y, x][Ho][Wo]; x stands image_rows later.
+  // Index in mask[N][G][K][Ho][Wo], and of y in offset[N][G][K][y, x][Ho][Wo]. x is image_rows
+  // further.
   D2_DEVICE int64_t mask_index(const DeformConv2dSizes& s) const {
     return tap_index(s) * s.image_rows() + position;
   }
@@ -158,7 +161,7 @@ struct DeformConv2dUnit {
     return (image * s.offset_groups + offset_group) * s.taps() + tap;
   }
 
-  // False: the point lies outside, the tap reads 0.
+  // Returns false if the point lies outside: the tap reads 0.
   D2_DEVICE bool sample(const DeformConv2dChunk<acc_t>& chunk, AxisSample<acc_t>& y,
                         AxisSample<acc_t>& x) const {
     const acc_t* offset = chunk.offset + offset_index(chunk.sizes);
@@ -185,8 +188,8 @@ struct DeformConv2dUnit {
   }
 };
 
-// Calls work(unit, lane) in each thread, a whole grid at a time. Units may lie beyond the last: all
-// lanes of a warp take part in its sums.
+// Calls work(unit, lane) in each thread until all units are done. `unit` may be beyond the last
+// one, because all lanes of a warp must take part in its sums.
 template <typename Work>
 D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
   const int64_t block_units = blockDim.x / lanes;
@@ -195,9 +198,9 @@ D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
   }
 }
 
-// Columns: what the convolution multiplies its weights with. One thread samples every lanes-th pack
-// of one unit's channels. No two threads write the same place. Pixels without a weight are not
-// read: where offsets are integers, that is three of four.
+// Computes the columns, which the convolution multiplies by its weight. One thread samples every
+// lanes-th pack of one unit's channels. No two threads write the same place. Pixels of weight 0 are
+// not read; at integer offsets these are three of four.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dColumnsKernel {
   DeformConv2dChunk<acc_t> chunk;
@@ -235,13 +238,15 @@ struct DeformConv2dColumnsKernel {
   }
 };
 
-// Everything that backward has to do between its two products, in one pass over the gradients of
-// the columns. One thread works on every lanes-th pack of one unit's channels: it
-// - sums the products of the gradients with the four pixels. The lanes' sums, added up, give the
-//   unit's gradients of offset and mask, which nobody else writes;
-// - scatters the gradients to the four pixels of grad_input, which other units reach too: hence
-//   atomic adds, of four floats at a time;
-// - writes the columns once more, for the gradient of the weight: to where it read their gradients.
+// Everything that backward does between its two matrix multiplies, in one pass over the gradients
+// of the columns. One thread works on every lanes-th pack of one unit's channels. It
+// - multiplies the gradients by the four pixels and sums over channels. The sums of all lanes give
+// the
+//   unit's gradients of offset and mask, which no other unit writes;
+// - scatters the gradients to the four pixels of grad_input. Other units add there too, hence
+// atomic
+//   adds, four floats at a time;
+// - computes the columns again, for the gradient of the weight, and overwrites their gradients.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dGradientsKernel {
   static constexpr int kMaxThreads = kLaunchThreads;
@@ -250,10 +255,10 @@ struct DeformConv2dGradientsKernel {
   int lanes;
   const scalar_t* input;         // [N][H][W][C]
   const scalar_t* grad_columns;  // [rows][weight group][K][Cg]
-  scalar_t* columns;             // the same, in the same memory
+  scalar_t* columns;             // same layout, same memory
   acc_t* grad_offset;            // [N][G][K][y, x][Ho][Wo]
   acc_t* grad_mask;              // [N][G][K][Ho][Wo], or null
-  acc_t* grad_input;             // [N][H][W][C], or null: another kernel adds to it
+  acc_t* grad_input;             // [N][H][W][C], or null if another kernel adds to it
 
   D2_DEVICE void operator()() const {
     using Values = Channels<scalar_t, kPacked>;
@@ -316,10 +321,10 @@ struct DeformConv2dGradientsKernel {
   }
 };
 
-// The input's gradient where the order of its sums must not change from run to run
-// (torch.use_deterministic_algorithms). One thread owns one channel of one line of one image, goes
-// over all rows and taps of the chunk in their order, and adds what falls on its line: no atomics.
-// That is many times the work of scattering.
+// The gradient of the input, summed in the same order in every run
+// (torch.use_deterministic_algorithms). One thread owns one channel of one line (row of the map) of
+// one image. It loops over all rows and taps of the chunk in order and adds what falls on its line,
+// so there are no atomics. This is many times the work of scattering.
 template <typename scalar_t, typename acc_t>
 struct DeformConv2dOwnedInputGradientKernel {
   static constexpr int kMaxThreads = kLaunchThreads;
@@ -328,7 +333,7 @@ struct DeformConv2dOwnedInputGradientKernel {
   const scalar_t* grad_columns;  // [rows][weight group][K][Cg]
   acc_t* grad_input;             // [N][H][W][C]
 
-  // For the images of which the chunk has rows.
+  // Threads with work: one per channel and line of the images of which the chunk has rows.
   D2_HOST_DEVICE int64_t owners() const {
     const int64_t last = chunk.first_position + chunk.rows - 1;
     return (last / chunk.sizes.image_rows() + 1) * chunk.sizes.height * chunk.sizes.channels;
@@ -341,7 +346,7 @@ struct DeformConv2dOwnedInputGradientKernel {
       if (index >= count) return;
       const uint32_t channel = uint32_t(index % s.channels);
       const int64_t line = index / s.channels;
-      const int64_t image = line / s.height;  // counts from the chunk's first
+      const int64_t image = line / s.height;  // counts from the chunk's first image
       const int64_t first = image * s.image_rows() - chunk.first_position;
       const int64_t last = first + s.image_rows();
       const int32_t y = int32_t(line % s.height);
@@ -364,7 +369,7 @@ struct DeformConv2dOwnedInputGradientKernel {
                          acc_t* to) const {
     AxisSample<acc_t> y, x;
     if (!unit.sample(chunk, y, x)) return;
-    acc_t weight = 0;  // the neighbours may be one line, of which one counts
+    acc_t weight = 0;  // both neighbours may be the same line; one of them has weight 0
     for (int a = 0; a < 2; ++a) weight += y.index[a] == line ? y.weight[a] : acc_t(0);
     if (weight == acc_t(0)) return;
     const acc_t grad = weight * unit.modulation(chunk) *

@@ -1,5 +1,6 @@
-// Kernels of deform_roi_pool that read planes: blocks that own planes (roi_planes.h), threads that
-// take bins. scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
+// Forward kernel of deform_roi_pool, and what its gradients share with it. Blocks own planes
+// (roi_planes.h), threads take bins. scalar_t is the type of maps, acc_t that of coordinates and
+// sums: at least float32.
 #pragma once
 
 #include "../../geometry/deform_roi_pool_geometry.h"
@@ -8,7 +9,7 @@
 
 namespace d2_deformable {
 
-// What the kernels divide by, and need no division for.
+// What the kernels divide by, for fast division.
 struct DeformRoiPoolDivisors {
   Divisor groups, group_size, top_channels, class_channels, bins_h, bins_w;
 
@@ -22,7 +23,7 @@ struct DeformRoiPoolDivisors {
         bins_w(s.bins_w) {}
 };
 
-// Which plane of input [N][Ctop][group][H][W] a block has.
+// Image, channel and group of a plane of input [N][Ctop][group][H][W].
 struct DeformRoiPoolPlane {
   uint32_t image, top_channel, group_y, group_x;
 
@@ -51,8 +52,8 @@ struct DeformRoiPoolPlane {
 template <typename acc_t>
 struct DeformRoiPoolBin {
   acc_t bin_y, bin_x;
-  uint32_t element;  // of output [R][Ctop][bins_h][bins_w], of RoI 0
-  uint32_t shift;    // dy in offset [R][classes][y, x][parts_h][parts_w], of RoI 0
+  uint32_t element;  // in output [R][Ctop][bins_h][bins_w], for RoI 0
+  uint32_t shift;    // y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
 
   D2_DEVICE DeformRoiPoolBin(const DeformRoiPoolSizes& s, const DeformRoiPoolDivisors& by,
                              uint32_t top_channel, uint32_t y, uint32_t x)
@@ -69,31 +70,31 @@ struct DeformRoiPoolBin {
     return roi * s.top_channels * s.bins() + element;
   }
 
-  // offset: null for no shift
+  // offset: null if bins are not shifted
   D2_DEVICE BinSamples<acc_t> samples(const DeformRoiPoolSizes& s, const acc_t* offset,
-                                      const ListedRoi<DeformRoiGrid<acc_t>>& roi) const {
+                                      const ListedRoi<DeformRoiBins<acc_t>>& roi) const {
     BinSamples<acc_t> bin{
-        roi.grid.bin_start_y(bin_y), roi.grid.bin_start_x(bin_x), roi.grid.step_y, roi.grid.step_x,
+        roi.bins.bin_start_y(bin_y), roi.bins.bin_start_x(bin_x), roi.bins.step_y, roi.bins.step_x,
         int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
       const acc_t* own = offset + roi.index * s.classes * 2 * parts + shift;
-      bin.start_y += roi.grid.shift_y(own[0]);
-      bin.start_x += roi.grid.shift_x(own[parts]);
+      bin.start_y += roi.bins.shift_y(own[0]);
+      bin.start_x += roi.bins.shift_x(own[parts]);
     }
     return bin;
   }
 };
 
-// Equation (5) of the paper. A block has one channel's plane, a thread averages one bin after
-// another: the different pixels of its samples, each times what they give it. Every bin of every
-// channel has one thread.
+// Equation (5) of the paper. A block has one plane. A thread averages one bin after another: it
+// reads each different pixel of the bin's samples once, times its merged weight. Every bin of every
+// channel belongs to one thread.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolKernel {
   DeformRoiPoolSizes sizes;
   DeformRoiPoolDivisors by;
   RoiPlan plan;
-  RoiLists<DeformRoiGrid<acc_t>> lists;
+  RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* input;  // [N][Ctop][group][H][W]
   const acc_t* offset;    // [R][classes][y, x][parts_h][parts_w], or null: no shift
   scalar_t* output;       // [R][Ctop][bins_h][bins_w]

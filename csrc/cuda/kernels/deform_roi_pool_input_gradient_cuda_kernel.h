@@ -1,5 +1,5 @@
-// Gradient of the input of deform_roi_pool: every plane has a block that owns it, adds to it in
-// shared memory and writes it once. Only a plane that does not fit is added to in place.
+// Gradient of the input of deform_roi_pool. One block owns a plane, adds to it in shared memory and
+// writes it once. Only planes that do not fit are added to in place.
 #pragma once
 
 #include "../../geometry/bin_axis.h"
@@ -7,22 +7,22 @@
 
 namespace d2_deformable {
 
-// Threads take bins as in DeformRoiPoolKernel. Bins overlap, so their adds to the block's plane are
-// atomic; no other block adds there.
+// Threads take bins as in DeformRoiPoolKernel. Bins overlap, so adds to the block's plane are
+// atomic; no other block adds to it.
 //
-// kInOrder: for sums that are the same each time, warps take RoIs, in one order, each for a copy of
-// the plane of its own; the copies are added up in one order too. A lane owns every 32nd column of
-// its warp's copy, so nothing is atomic and nobody waits. A plane in place has one warp.
+// kInOrder: sums are the same in every run. Each warp takes RoIs in a fixed order and adds to its
+// own copy of the plane; the copies are summed in a fixed order too. A lane owns every 32nd column
+// of its warp's copy, so there are no atomics and no waiting. A plane in place has one warp.
 template <typename scalar_t, typename acc_t, bool kInOrder>
 struct DeformRoiPoolInputGradientKernel {
   DeformRoiPoolSizes sizes;
   DeformRoiPoolDivisors by;
   RoiPlan plan;
-  RoiLists<DeformRoiGrid<acc_t>> lists;
+  RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
   const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w], or null: no shift
-  scalar_t* grad_input;         // [N][Ctop][group][H][W], of planes in shared memory
-  acc_t* sums;                  // the same of planes in place, zeros at first
+  scalar_t* grad_input;         // [N][Ctop][group][H][W], written for planes in shared memory
+  acc_t* sums;                  // same layout, added to for planes in place; zeros at first
 
   D2_DEVICE void operator()() const {
     const auto add = [&](uint32_t index, acc_t* map) {

@@ -1,23 +1,24 @@
-// Gradient of the offset of deform_roi_pool. A part's bins and a class's channels all meet in one
-// number, where atomic adds would wait for each other. So one kernel, which has the planes, leaves
-// what each bin of each channel adds, and another adds it up: one owner per number, in one order.
+// Gradient of the offset of deform_roi_pool. All bins of a part and all channels of a class add to
+// the same number, where atomic adds would wait for each other. So one kernel, which reads the
+// planes, stores the summand of each bin of each channel. Another kernel sums them, in a fixed
+// order and with one owner per number.
 #pragma once
 
 #include "deform_roi_pool_cuda_kernel.h"
 
 namespace d2_deformable {
 
-// The derivatives of one bin by its place, in map pixels, times the output's gradient. Blocks,
-// threads and the pixels they read are those of DeformRoiPoolKernel; every place of grad_shift has
-// one thread.
+// The derivatives of each bin with respect to its position, in map pixels, times the gradient of
+// the output. Blocks, threads and the pixels they read are as in DeformRoiPoolKernel. One thread
+// writes each element of grad_shift.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolShiftGradientKernel {
-  static constexpr int kMaxThreads = sizeof(acc_t) == 8 ? 256 : 512;  // as roi_plan.h has it
+  static constexpr int kMaxThreads = sizeof(acc_t) == 8 ? 256 : 512;  // as in roi_plan.h
 
   DeformRoiPoolSizes sizes;
   DeformRoiPoolDivisors by;
   RoiPlan plan;
-  RoiLists<DeformRoiGrid<acc_t>> lists;
+  RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
   const scalar_t* input;        // [N][Ctop][group][H][W]
   const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w]
@@ -64,8 +65,8 @@ struct DeformRoiPoolShiftGradientKernel {
   }
 };
 
-// Adds them up. A group of `lanes` neighbouring lanes owns dy and dx of one part of one RoI for one
-// class; its lanes share the class's channels, and each takes all bins of the part.
+// Sums grad_shift. `lanes` neighbouring lanes own dy and dx of one part of one RoI for one class.
+// They share the channels of the class, and each lane takes all bins of the part.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolOffsetGradientKernel {
   DeformRoiPoolSizes sizes;
@@ -88,11 +89,11 @@ struct DeformRoiPoolOffsetGradientKernel {
       if (owner < owners()) add_bins(roi_class, part, threadIdx.x % lanes, grad_y, grad_x);
       grad_y = warp_sum(grad_y, lanes), grad_x = warp_sum(grad_x, lanes);
       if (owner >= owners() || threadIdx.x % lanes != 0) continue;
-      const DeformRoiGrid<acc_t> grid(sizes, rois, roi_class / sizes.classes);
+      const DeformRoiBins<acc_t> bins(sizes, rois, roi_class / sizes.classes);
       acc_t* to = grad_offset + roi_class * 2 * parts + part;
       // A RoI of infinite size has no sample that counts: no 0 * infinity.
-      to[0] = grad_y == acc_t(0) ? acc_t(0) : grid.shift_y(grad_y);
-      to[parts] = grad_x == acc_t(0) ? acc_t(0) : grid.shift_x(grad_x);
+      to[0] = grad_y == acc_t(0) ? acc_t(0) : bins.shift_y(grad_y);
+      to[parts] = grad_x == acc_t(0) ? acc_t(0) : bins.shift_x(grad_x);
     }
   }
 

@@ -1,5 +1,5 @@
-// Kernels of ps_roi_pool: blocks that own planes (roi_planes.h), each of which one bin of every RoI
-// reads. scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
+// CUDA kernels of ps_roi_pool. Blocks own planes (roi_planes.h); one bin of every RoI reads a
+// plane. scalar_t is the type of maps, acc_t that of coordinates and sums: at least float32.
 #pragma once
 
 #include "../../geometry/ps_roi_pool_geometry.h"
@@ -7,7 +7,7 @@
 
 namespace d2_deformable {
 
-// What the kernels divide by, and need no division for.
+// What the kernels divide by, for fast division.
 struct PsRoiPoolDivisors {
   Divisor top_channels, bins, bins_w;
 
@@ -16,7 +16,7 @@ struct PsRoiPoolDivisors {
       : top_channels(s.top_channels), bins(s.bins()), bins_w(s.bins_w) {}
 };
 
-// Which plane of input [N][Ctop][bin][H][W] a block has.
+// Image, channel and bin of a plane of input [N][Ctop][bin][H][W].
 struct PsRoiPoolPlane {
   uint32_t image, top_channel, bin_y, bin_x;
 
@@ -29,20 +29,20 @@ struct PsRoiPoolPlane {
 
   D2_DEVICE GroupBins bins() const { return {bin_y, bin_y + 1, bin_x, bin_x + 1}; }
 
-  // Of its bin in [R][Ctop][bins_h][bins_w].
+  // Index of its bin in [R][Ctop][bins_h][bins_w].
   D2_DEVICE int64_t element_of(const PsRoiPoolSizes& s, int64_t roi) const {
     return (roi * s.top_channels + top_channel) * s.bins() + bin_y * s.bins_w + bin_x;
   }
 };
 
-// Position-sensitive average pooling. A block has one channel's plane, a thread averages the
-// channel's bin of one RoI after another. Every bin of every channel has one thread.
+// Position-sensitive average pooling. A block has one plane. A thread averages the plane's bin of
+// one RoI after another. Every bin of every channel belongs to one thread.
 template <typename scalar_t, typename acc_t>
 struct PsRoiPoolKernel {
   PsRoiPoolSizes sizes;
   PsRoiPoolDivisors by;
   RoiPlan plan;
-  RoiLists<PsRoiGrid<acc_t>> lists;
+  RoiLists<PsRoiBins<acc_t>> lists;
   const scalar_t* input;  // [N][Ctop][bin][H][W]
   scalar_t* output;       // [R][Ctop][bins_h][bins_w]
 
@@ -51,7 +51,7 @@ struct PsRoiPoolKernel {
       const PsRoiPoolPlane plane(by, index);
       const auto read_bin = [&](uint32_t bin_y, uint32_t bin_x, const auto& for_each_roi) {
         for_each_roi([&](const auto& roi) {
-          const PsRoiBin<acc_t> bin(sizes, roi.grid, bin_y, bin_x);
+          const PsRoiBin<acc_t> bin(sizes, roi.bins, bin_y, bin_x);
           output[plane.element_of(sizes, roi.index)] = scalar_t(mean(map, bin));
         });
       };
@@ -70,22 +70,22 @@ struct PsRoiPoolKernel {
   }
 };
 
-// Gradient of the input: a block owns a plane, adds to it in shared memory and writes it once. A
+// Gradient of the input. One block owns a plane, adds to it in shared memory and writes it once. A
 // thread spreads the gradient of the bin of one RoI after another. RoIs overlap, so adds are
-// atomic; no other block adds there. Only a plane that does not fit is added to in place.
+// atomic; no other block adds to the plane. Only planes that do not fit are added to in place.
 //
-// kInOrder: for sums that are the same each time, warps take RoIs, in one order, each for a copy of
-// the plane of its own; the copies are added up in one order too. A lane owns every 32nd column of
-// its warp's copy, so nothing is atomic and nobody waits. A plane in place has one warp.
+// kInOrder: sums are the same in every run. Each warp takes RoIs in a fixed order and adds to its
+// own copy of the plane; the copies are summed in a fixed order too. A lane owns every 32nd column
+// of its warp's copy, so there are no atomics and no waiting. A plane in place has one warp.
 template <typename scalar_t, typename acc_t, bool kInOrder>
 struct PsRoiPoolInputGradientKernel {
   PsRoiPoolSizes sizes;
   PsRoiPoolDivisors by;
   RoiPlan plan;
-  RoiLists<PsRoiGrid<acc_t>> lists;
+  RoiLists<PsRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
-  scalar_t* grad_input;         // [N][Ctop][bin][H][W], of planes in shared memory
-  acc_t* sums;                  // the same of planes in place, zeros at first
+  scalar_t* grad_input;         // [N][Ctop][bin][H][W], written for planes in shared memory
+  acc_t* sums;                  // same layout, added to for planes in place; zeros at first
 
   D2_DEVICE void operator()() const {
     const auto add = [&](uint32_t index, acc_t* map) {
@@ -93,7 +93,7 @@ struct PsRoiPoolInputGradientKernel {
       const auto add_bin = [&](uint32_t bin_y, uint32_t bin_x, const auto& for_each_roi) {
         for_each_roi([&](const auto& roi) {
           const acc_t grad = acc_t(grad_output[plane.element_of(sizes, roi.index)]);
-          const PsRoiBin<acc_t> bin(sizes, roi.grid, bin_y, bin_x);
+          const PsRoiBin<acc_t> bin(sizes, roi.bins, bin_y, bin_x);
           if (grad == acc_t(0) || bin.area() == 0) return;
           add_pixels(map, bin, grad / acc_t(bin.area()));
         });
