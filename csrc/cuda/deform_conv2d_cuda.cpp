@@ -2,9 +2,8 @@
 // another. Forward samples the columns of a chunk and multiplies them by the weight into rows of
 // the output. Backward has three steps per chunk:
 // 1. A matrix multiply of grad_output and weight gives the gradients of the columns.
-// 2. One kernel computes the gradients of input, offset and mask from them, and overwrites them
-// with
-//    the columns.
+// 2. One kernel computes the gradients of input, offset and mask from them, and overwrites
+//    them with the columns.
 // 3. A matrix multiply of grad_output and columns adds to the gradient of the weight.
 //
 // Memory besides results: at most kColumnBytes of columns and, in backward, float32 gradients of

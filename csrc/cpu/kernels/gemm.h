@@ -13,7 +13,7 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Rows of C per micro-kernel: beside their accumulators, a row of B and a number of A fit into
+// Rows of C per micro-kernel: besides their accumulators, a row of B and a number of A fit into
 // registers.
 constexpr int kMicroRows = kRegisters == 32 ? 14 : 6;
 

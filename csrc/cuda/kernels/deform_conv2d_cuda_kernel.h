@@ -240,12 +240,10 @@ struct DeformConv2dColumnsKernel {
 
 // Everything that backward does between its two matrix multiplies, in one pass over the gradients
 // of the columns. One thread works on every lanes-th pack of one unit's channels. It
-// - multiplies the gradients by the four pixels and sums over channels. The sums of all lanes give
-// the
-//   unit's gradients of offset and mask, which no other unit writes;
-// - scatters the gradients to the four pixels of grad_input. Other units add there too, hence
-// atomic
-//   adds, four floats at a time;
+// - multiplies the gradients by the four pixels and sums over channels. The sums of all lanes
+//   give the unit's gradients of offset and mask, which no other unit writes;
+// - scatters the gradients to the four pixels of grad_input. Other units add there too,
+//   hence atomic adds, four floats at a time;
 // - computes the columns again, for the gradient of the weight, and overwrites their gradients.
 template <typename scalar_t, typename acc_t, bool kPacked>
 struct DeformConv2dGradientsKernel {
