@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # compiled for where no GPU is visible
-# Instruction sets that csrc/cpu/kernels/ is compiled for; csrc/cpu/kernels.cpp chooses among them.
+# Instruction sets that csrc/cpu/kernels/ is compiled for; csrc/cpu/cpu_kernels.cpp chooses one.
 CPU_TARGETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
@@ -172,7 +172,7 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
     def build_extension(self, extension):
         for target, flags in CPU_TARGETS.items():
             extension.extra_objects += self.compiler.compile(
-                ["csrc/cpu/kernels/table.cpp"],
+                ["csrc/cpu/kernels/cpu_kernel_table.cpp"],
                 output_dir=os.path.join(self.build_temp, target),
                 extra_postargs={
                     "cxx": ["-O3", "-g0", *CPU_FLAGS, f"-DD2_CPU_TARGET={target}", *flags]

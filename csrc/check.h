@@ -1,5 +1,5 @@
-// Checks that every operator makes, whoever calls it, to protect memory. (For users,
-// d2_deformable/ops/ checks the same beforehand and explains more.)
+// Argument checks of every operator. They protect memory, whoever the caller is. d2_deformable/ops/
+// makes the same checks first, with longer messages for users.
 #pragma once
 
 #include <ATen/OpMathType.h>
@@ -32,8 +32,8 @@ inline void check_like(const char* op, const char* name, const at::Tensor& tenso
               tensor.scalar_type(), " but input ", input.scalar_type());
 }
 
-// Coordinates and factors (RoIs, offsets, masks) beside a half-precision input may be, and better
-// are, float32: bfloat16 tells only every fourth pixel of an image 1,000 pixels wide from the next.
+// With a half-precision input, coordinates and factors (RoIs, offsets, masks) may be float32, and
+// should be: in an image 1,000 pixels wide, bfloat16 represents only every fourth pixel.
 inline void check_coordinates(const char* op, const char* name, const at::Tensor& tensor,
                               const at::Tensor& input) {
   check_device(op, name, tensor, input);
@@ -42,7 +42,7 @@ inline void check_coordinates(const char* op, const char* name, const at::Tensor
               op, ": ", name, " is ", tensor.scalar_type(), " but input ", input.scalar_type());
 }
 
-// sampling.h needs maps that are not empty, with sides that float32 holds exactly.
+// geometry/sampling.h requires maps that are not empty and whose sides float32 represents exactly.
 inline void check_map_sizes(const char* op, at::IntArrayRef sizes) {
   TORCH_CHECK(sizes.size() == 4, op, ": input must be (N, C, H, W), got shape ", sizes);
   TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0, op, ": input ", sizes,
@@ -51,7 +51,7 @@ inline void check_map_sizes(const char* op, at::IntArrayRef sizes) {
               " has a side of 2^24 or more");
 }
 
-// Two numbers from `least` on; their upper bound keeps products of them within 64 bits.
+// Two numbers, each at least `least`. The upper bound keeps their products within 64 bits.
 inline void check_numbers(const char* op, const char* name, at::IntArrayRef values, int64_t least) {
   TORCH_CHECK(values.size() == 2, op, ": ", name, " takes two numbers, got ", values);
   for (const int64_t value : values) {

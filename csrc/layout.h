@@ -1,4 +1,4 @@
-// Between the layouts of tensors and those of kernels, which are channels-last throughout.
+// Conversions between tensors and the layouts that kernels use, for every back end.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 
 namespace d2_deformable {
 
-// Results come in the memory format of the input.
+// Results have the memory format of the input.
 inline at::MemoryFormat memory_format(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
@@ -16,7 +16,7 @@ inline at::MemoryFormat memory_format(const at::Tensor& input) {
                        !input.is_contiguous());
 }
 
-// Coordinates and factors, contiguous.
+// Coordinates or factors, contiguous and of the given type; undefined where there are none.
 inline at::Tensor to_coordinates(const std::optional<at::Tensor>& tensor, at::ScalarType type) {
   return tensor ? tensor->to(type).contiguous() : at::Tensor();
 }

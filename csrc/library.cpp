@@ -1,10 +1,10 @@
-// Every operator of torch.ops.d2_deformable. Each back end registers its kernels in its own files,
-// cpu/ and cuda/; fake kernels and autograd formulas stand beside the public functions, in
-// d2_deformable/ops/<op>.py.
+// Schemas of all operators of torch.ops.d2_deformable. Each back end registers its kernels in its
+// own files, cpu/ and cuda/. Fake kernels and autograd formulas are next to the public functions,
+// in d2_deformable/ops/<op>.py.
 //
 // Shapes: N images, C channels, H W map size, R RoIs, K = kernel_h * kernel_w taps, G offset
 // groups. Order: height before width and y before x; RoIs (image index, x0, y0, x1, y1) in input
-// pixels. Types: float64, float32, float16 or bfloat16; beside a half-precision input, offset, mask
+// pixels. Types: float64, float32, float16 or bfloat16; with a half-precision input, offset, mask
 // and rois may be float32. Results and the input's gradient have the memory format of the input.
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-#include "kernels/deform_conv2d.h"
+#include "kernels/deform_conv2d_cuda_kernel.h"
 
 #include "launch.cuh"
 

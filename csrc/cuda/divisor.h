@@ -1,17 +1,17 @@
-// Division by a number that the host knows: a GPU has no instruction for it, and every thread
-// divides its index several times.
+// Division by a number that is known on the host. A GPU has no instruction for integer division,
+// and every thread divides its index several times.
 #pragma once
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "../geometry/sampling.h"
 
 namespace d2_deformable {
 
-// Dividends and divisors from 0 and 1 to 2^31 - 1. With 2^(shift - 1) < divisor <= 2^shift and
-// factor = 1 + floor(2^32 * (2^shift - divisor) / divisor), the quotient is
-// (dividend * (2^32 + factor)) / 2^(32 + shift): Granlund and Montgomery, "Division by invariant
-// integers using multiplication", 1994, section 4.
+// Dividends from 0 and divisors from 1, both up to 2^31 - 1. With 2^(shift - 1) < divisor <=
+// 2^shift and factor = 1 + floor(2^32 * (2^shift - divisor) / divisor), the quotient is (dividend *
+// (2^32 + factor)) / 2^(32 + shift): Granlund and Montgomery, "Division by invariant integers using
+// multiplication", 1994, section 4.
 class Divisor {
  public:
   Divisor() = default;
@@ -22,7 +22,7 @@ class Divisor {
 
   D2_HOST_DEVICE uint32_t divisor() const { return divisor_; }
 
-  // dividend becomes the remainder.
+  // Returns the quotient; dividend becomes the remainder.
   D2_HOST_DEVICE uint32_t divide(uint32_t& dividend) const {
     const uint32_t high = uint32_t((uint64_t(dividend) * factor_) >> 32);
     const uint32_t quotient = (high + dividend) >> shift_;

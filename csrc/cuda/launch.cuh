@@ -1,5 +1,5 @@
-// Launches of kernels; included by the *.cu files alone. Free of ATen, so that compiling
-// for one more architecture takes seconds.
+// Launches kernels. Only the *.cu files include this file. Free of ATen, so that one more
+// architecture costs seconds of compile time.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 #include "launch.h"
 
-// Instantiates the launch of Kernel<scalar_t, acc_t, more...> for every type of map.
+// Instantiates launch() of Kernel<scalar_t, acc_t, more...> for every type of map.
 #define D2_INSTANTIATE_LAUNCH(Kernel, ...)                                      \
   D2_INSTANTIATE_LAUNCH_OF(Kernel<double, double __VA_OPT__(, ) __VA_ARGS__>)   \
   D2_INSTANTIATE_LAUNCH_OF(Kernel<float, float __VA_OPT__(, ) __VA_ARGS__>)     \
@@ -22,7 +22,7 @@
 
 namespace d2_deformable {
 
-// One block per processor is enough: so that the compiler does not spill registers to make room for
+// Asks for one block per processor, so that the compiler does not spill registers to make room for
 // more.
 template <typename Kernel>
 __global__ void __launch_bounds__(kMaxThreads<Kernel>, 1) run_block(const Kernel kernel) {
@@ -34,7 +34,7 @@ cudaError_t launch(const Kernel& kernel, const Grid& grid, cudaStream_t stream) 
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.threads > kMaxThreads<Kernel>) return cudaErrorInvalidConfiguration;
   const int64_t blocks = std::min<int64_t>(grid.blocks, std::numeric_limits<int32_t>::max());
-  if (grid.shared_bytes > (48 << 10)) {  // CUDA wants to be asked for more
+  if (grid.shared_bytes > (48 << 10)) {  // more than this has to be requested
     const cudaError_t error = cudaFuncSetAttribute(
         run_block<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
     if (error != cudaSuccess) return error;

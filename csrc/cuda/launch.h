@@ -1,4 +1,4 @@
-// What host code knows of the launches, which the *.cu files instantiate (launch.cuh).
+// Declares launch() for host code. The *.cu files instantiate it (launch.cuh).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,24 +8,24 @@
 
 namespace d2_deformable {
 
-// Blocks for which there is work, threads of each (a multiple of 32), and the dynamic shared memory
-// of each.
+// Number of blocks that have work, and per block its threads (a multiple of 32) and its dynamic
+// shared memory.
 struct Grid {
   int64_t blocks;
   int threads;
   int64_t shared_bytes;
 };
 
-// The most threads a block of the kernel may have: 512, and 128 registers for each, unless the
-// kernel has a kMaxThreads of its own. The compiler chooses the number of registers by it.
+// The most threads that a block of the kernel may have: 512, which leaves 128 registers per thread,
+// unless the kernel has its own kMaxThreads. It limits the registers that the compiler uses.
 template <typename Kernel, typename = void>
 constexpr int kMaxThreads = 512;
 template <typename Kernel>
 constexpr int kMaxThreads<Kernel, std::void_t<decltype(Kernel::kMaxThreads)>> = Kernel::kMaxThreads;
 
-// Calls kernel() in each thread of the blocks (simt.h). Any number of blocks is right for a kernel,
-// which goes from one piece of work to the next with a stride of gridDim.x: so there may be more
-// pieces than a grid can have blocks.
+// Calls kernel() in each thread of each block (simt.h). A kernel is correct for any number of
+// blocks: its blocks loop over the work with a stride of gridDim.x. So there may be more work than
+// a grid can have blocks.
 template <typename Kernel>
 cudaError_t launch(const Kernel& kernel, const Grid& grid, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// How a call is cut into chunks of rows and into launches: pure functions of sizes, free of ATen
-// and CUDA, so that tests/cuda_emulator/test_plan.py can ask them about any sizes.
+// Plans how a call is cut into chunks of rows and into launches. Pure functions of sizes, free of
+// ATen and CUDA, so that tests/cuda_emulator/test_plan.py can test them with any sizes.
 #pragma once
 
 #include <algorithm>
@@ -7,23 +7,23 @@
 
 namespace d2_deformable {
 
-// Of the columns that are in memory at one time, whatever the batch (but at least one row): small
-// enough to stay in the L2 cache between the kernel that writes them and the product that reads
-// them.
+// Limit of the columns that are in memory at once (but at least one row), whatever the batch size:
+// small enough to stay in the L2 cache between the kernel that writes them and the matrix multiply
+// that reads them.
 constexpr int64_t kColumnBytes = 32 << 20;
-// Rows of a tile of cuBLAS: chunks are multiples of it, as far as their bytes allow.
-constexpr int64_t kTileRows = 128;
+// Rows that a block of cuBLAS computes. Chunks are multiples of it if the limit above allows.
+constexpr int64_t kGemmRows = 128;
 constexpr int kLaunchThreads = 256;
-// Packs of channels per lane, before one more lane is taken: a lane computes the sampling point
-// once for all of its packs.
+// Packs of channels that a lane takes before more lanes are used: a lane computes the sampling
+// point once for all of its packs.
 constexpr int kPacksPerLane = 4;
-// Four packs of 16 bytes are two whole sectors of the cache.
+// Up to so many lanes, each takes one pack: four packs of 16 bytes are two whole cache sectors.
 constexpr int kFewLanes = 4;
 constexpr int kWarp = 32;
 
 constexpr int64_t ceil_div(int64_t value, int64_t by) { return value / by + (value % by != 0); }
 
-// All rows (output positions of all images together), in chunks of `size` but for the last.
+// All rows (output positions of all images), cut into chunks of `size`. The last may be smaller.
 struct Chunks {
   int64_t rows, size;
 
@@ -32,16 +32,16 @@ struct Chunks {
   int64_t length(int64_t chunk) const { return std::min(size, rows - first(chunk)); }
 };
 
-// Chunks of about the same size, as few as the bytes allow.
+// Chunks of about equal size, as few as `bytes` allow.
 inline Chunks plan_chunks(int64_t rows, int64_t row_bytes, int64_t bytes = kColumnBytes) {
   const int64_t most = std::max<int64_t>(bytes / row_bytes, 1);
   if (rows <= most) return {rows, std::max<int64_t>(rows, 1)};
-  const int64_t unit = most < kTileRows ? 1 : kTileRows;
-  const int64_t largest = most / unit * unit;
-  return {rows, ceil_div(ceil_div(rows, ceil_div(rows, largest)), unit) * unit};
+  const int64_t multiple = most < kGemmRows ? 1 : kGemmRows;
+  const int64_t largest = most / multiple * multiple;
+  return {rows, ceil_div(ceil_div(rows, ceil_div(rows, largest)), multiple) * multiple};
 }
 
-// The channels of a unit (a sampling point) are shared by `lanes` neighbouring lanes of a warp, a
+// Number of neighbouring lanes of a warp that share the channels of a unit (a sampling point); a
 // power of two.
 inline int plan_lanes(int64_t packs) {
   int lanes = 1;
@@ -51,7 +51,7 @@ inline int plan_lanes(int64_t packs) {
   return lanes;
 }
 
-// Blocks of kLaunchThreads for `units` pieces of work of `lanes` threads each.
+// Blocks of kLaunchThreads threads for `units` units, each of which `lanes` threads share.
 inline int64_t plan_blocks(int64_t units, int lanes) {
   return ceil_div(units, kLaunchThreads / lanes);
 }

@@ -1,9 +1,10 @@
-// How the kernels of the RoI operators share out their work: a pure function of sizes, free of ATen
-// and of CUDA, so that tests/cuda_emulator/test_roi_plan.py can ask it about any sizes.
+// Plans how the kernels of the RoI operators share out their work. Pure functions of sizes, free of
+// ATen and CUDA, so that tests/cuda_emulator/test_roi_plan.py can test them with any sizes.
 //
-// A plane is the map of one channel of one image: H x W neighbours in memory. A block has a plane
-// (and, if it only reads, maybe one of several splits of the RoIs) in shared memory, if it fits.
-// Its threads are a table of roi_lanes columns: a row takes a bin, a column a RoI.
+// A plane is the map of one channel of one image: H x W pixels, contiguous in memory. A block works
+// on one piece at a time: a plane, held in shared memory if it fits. Where blocks only read,
+// several may work on one plane, each for a split of the RoIs. The threads of a block are rows of
+// roi_lanes threads: a row takes a bin, and each of its threads a RoI.
 #pragma once
 
 #include <algorithm>
@@ -19,40 +20,41 @@ struct RoiWork {
   int64_t pixels;         // of a plane
   int64_t rois;           // of an image, on average
   int64_t bins;           // that read one plane
-  int64_t reads_per_bin;  // pixels, roughly
+  int64_t reads_per_bin;  // in pixels, roughly
 };
 
 struct RoiGpu {
   int64_t processors;
-  int64_t shared_bytes;  // at most, for one block
+  int64_t shared_bytes;  // the most that one block may have
 };
 
 struct RoiPlan {
   int64_t planes;
-  Divisor splits;     // pieces of work per plane: blocks go from piece to piece
+  Divisor splits;     // of the RoIs: pieces per plane
   int threads;        // of a block, a multiple of roi_lanes
-  Divisor roi_lanes;  // a multiple of a warp: what depends on the bin alone is alike in a warp
-  bool shared;        // the plane is in shared memory, else it stays where it is
+  Divisor roi_lanes;  // a multiple of a warp, so that a warp has one bin at a time
+  bool shared;        // the plane is in shared memory, else in place
   int copies;         // of the plane in shared memory
   int64_t shared_bytes;
 
   D2_HOST_DEVICE int64_t pieces() const { return planes * splits.divisor(); }
 };
 
-// Pieces per round if they are shared out evenly among as few rounds of at most `most` as possible.
-inline int64_t even_round(int64_t pieces, int64_t most) {
-  return std::max<int64_t>(ceil_div(pieces, std::max<int64_t>(ceil_div(pieces, most), 1)), 1);
+// Size of a round if `count` is spread evenly over the fewest possible rounds of at most `most`.
+inline int64_t even_round(int64_t count, int64_t most) {
+  return std::max<int64_t>(ceil_div(count, std::max<int64_t>(ceil_div(count, most), 1)), 1);
 }
 
-// As many threads as keep a processor busy together with the blocks beside this one: few planes, or
-// large ones, must have larger blocks.
+// Enough threads that a processor is busy with all the blocks it can hold. Blocks must be larger if
+// there are few planes, or if planes are so large that only few fit into shared memory.
 inline int plan_most_threads(const RoiWork& work, const RoiGpu& gpu, int64_t shared_bytes) {
-  constexpr int64_t kBlocks = 8;  // of 256 threads fill a processor
+  constexpr int64_t kBlocks = 8;  // so many blocks of 256 threads fill a processor
   const bool few = work.planes < gpu.processors * kBlocks;
   return few || shared_bytes * kBlocks > gpu.shared_bytes ? 512 : 256;
 }
 
-// Bins first, so that a thread computes what the RoIs have in common once for several of them.
+// Spreads bins over threads first: a thread then takes several RoIs and computes once what these
+// have in common.
 inline void plan_threads(const RoiWork& work, int most_threads, RoiPlan& plan) {
   const int64_t bin_lanes = even_round(work.bins, most_threads / kWarp);
   const int64_t most_warps = most_threads / kWarp / bin_lanes;
@@ -61,8 +63,9 @@ inline void plan_threads(const RoiWork& work, int most_threads, RoiPlan& plan) {
   plan.threads = int(bin_lanes * warps * kWarp);
 }
 
-// For kernels that read planes of pixel_bytes per pixel. Shared memory has to be filled, which pays
-// if the bins read as many pixels. It is filled at a 16-byte boundary like that of the plane.
+// For kernels that read planes of pixel_bytes per pixel. Copying a plane to shared memory pays only
+// if the bins read as many pixels as it has. The 16 extra bytes let the copy have the same
+// alignment to 16 bytes as the plane.
 inline RoiPlan plan_reading(const RoiWork& work, int64_t pixel_bytes, const RoiGpu& gpu) {
   RoiPlan plan{};
   const int64_t bytes = work.pixels * pixel_bytes + 16;
@@ -81,8 +84,8 @@ inline RoiPlan plan_reading(const RoiWork& work, int64_t pixel_bytes, const RoiG
   return plan;
 }
 
-// For kernels that add to planes of sum_bytes per pixel, each of which has one owner. In a fixed
-// order: each warp adds to a copy of its own.
+// For kernels that add to planes of sum_bytes per pixel, each of which one block owns. If in_order,
+// each warp adds to its own copy of the plane, in a fixed order.
 inline RoiPlan plan_adding(const RoiWork& work, int64_t sum_bytes, bool in_order,
                            const RoiGpu& gpu) {
   constexpr int64_t kMostCopies = 8;
@@ -92,7 +95,7 @@ inline RoiPlan plan_adding(const RoiWork& work, int64_t sum_bytes, bool in_order
   plan.shared = bytes <= gpu.shared_bytes;
   plan.copies = plan.shared ? 1 : 0;
   if (in_order) {
-    // More copies than a quarter of the memory holds would leave processors without blocks.
+    // Copies take at most a quarter of the memory; more would leave processors with too few blocks.
     const int64_t fit = std::min(kMostCopies, gpu.shared_bytes / 4 / bytes);
     if (plan.shared) plan.copies = int(std::max<int64_t>(std::min(fit, work.rois), 1));
     plan.roi_lanes = Divisor(kWarp);

@@ -1,7 +1,6 @@
-// What the threads of a block share and do together: the vocabulary of the block kernels
-// (launch.h). Free of ATen. nvcc makes a GPU's instructions of it, g++ with tests/cuda_emulator a
-// test; the host's own compiler reads the kernels too, to fill in their data, and calls nothing of
-// it.
+// What the threads of a block share and do together; kernels (launch.h) use CUDA through these
+// functions. Free of ATen. nvcc compiles it for GPUs, and g++ for tests/cuda_emulator. The compiler
+// of the host code reads the kernels too, to fill in their data, and calls none of these functions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,8 +13,8 @@
 #define D2_DEVICE inline
 #endif
 
-// T* name: the block's dynamic shared memory, of Grid::shared_bytes, 16-byte aligned. Every use
-// names the same memory.
+// Declares T* name, the block's dynamic shared memory: Grid::shared_bytes, 16-byte aligned. Every
+// use refers to the same memory.
 #if defined(D2_CUDA_EMULATOR)
 #define D2_SHARED(T, name) T* const name = static_cast<T*>(cuda_emulator::shared_memory())
 #else
@@ -39,8 +38,8 @@ T atomicAdd(T* address, T value);
 
 namespace d2_deformable {
 
-// Sum of the values of a group of neighbouring lanes, the same for each of them. `lanes` is a power
-// of two up to 32. All threads of the warp take part: blocks have a multiple of 32 threads.
+// Sum over `lanes` neighbouring lanes, returned to each of them. `lanes` is a power of two up
+// to 32. All threads of the warp must take part; blocks have a multiple of 32 threads.
 template <typename T>
 D2_DEVICE T warp_sum(T value, int lanes = 32) {
   for (int step = lanes / 2; step > 0; step /= 2) {
@@ -49,14 +48,14 @@ D2_DEVICE T warp_sum(T value, int lanes = 32) {
   return value;
 }
 
-// Adds to memory that several threads reach.
+// Adds to memory that several threads add to.
 template <typename T>
 D2_DEVICE void atomic_add(T* address, T value) {
   atomicAdd(address, value);
 }
 
-// Adds to four neighbours, 16-byte aligned: one instruction from sm_90 on. Each of them is atomic,
-// the four together are not.
+// Adds to four consecutive floats, 16-byte aligned; one instruction from sm_90 on. Each add is
+// atomic, the four together are not.
 D2_DEVICE void atomic_add4(float* address, float x, float y, float z, float w) {
 #if defined(D2_CUDA_EMULATOR) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
   atomicAdd(reinterpret_cast<float4*>(address), make_float4(x, y, z, w));
@@ -66,7 +65,7 @@ D2_DEVICE void atomic_add4(float* address, float x, float y, float z, float w) {
 #endif
 }
 
-// 16 bytes of neighbouring values, moved by one instruction. Addresses are 16-byte aligned.
+// 16 bytes of consecutive values, moved by one instruction. Addresses are 16-byte aligned.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(T);
@@ -76,7 +75,7 @@ struct alignas(16) Pack {
   D2_DEVICE const T& operator[](int k) const { return values[k]; }
 
   static D2_DEVICE Pack load(const T* address) { return *reinterpret_cast<const Pack*>(address); }
-  // Through the read-only cache: of memory that nobody writes while the kernel runs.
+  // Reads through the read-only cache. Nobody may write this memory while the kernel runs.
   static D2_DEVICE Pack load_constant(const T* address) {
     const uint4 bits = __ldg(reinterpret_cast<const uint4*>(address));
     Pack pack;
@@ -86,7 +85,8 @@ struct alignas(16) Pack {
   D2_DEVICE void store(T* address) const {
     uint4 bits;
     std::memcpy(&bits, this, sizeof(bits));
-    __stwb(reinterpret_cast<uint4*>(address), bits);  // of an assignment nvcc makes several stores
+    // nvcc would split an assignment into several stores.
+    __stwb(reinterpret_cast<uint4*>(address), bits);
   }
 };
 

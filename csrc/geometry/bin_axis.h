@@ -1,27 +1,27 @@
 // One axis of a RoI bin's sampling grid as weights of the map's pixels, host and device.
 //
-// The samples of a bin stand on a product grid and their validity is separable, so
+// The samples of a bin form a product grid, and whether one counts is separable too. So
 //
 //   mean of the bin = sum over pixels y, x of  Y.weight(y) * X.weight(x) * map[y][x] / count
-//   d/dy            = the same with Y.slope(y) in the place of Y.weight(y);  d/dx = with X.slope(x)
+//   d/dy            = the same with Y.slope(y) instead of Y.weight(y);  d/dx = with X.slope(x)
 //   count           = Y.count() * X.count()
 //
-// where a pixel's weight is the sum of what the samples near it give it: 4 x 4 samples, 64 reads
-// one by one, are about 16 reads in a bin of three pixels. Sample k stands at start + k * step; the
-// rules about borders and integer coordinates are those of sample_axis_clamped (sampling.h).
+// where a pixel's weight is the sum of the weights that the samples near it give it. In a bin three
+// pixels wide, 4 x 4 samples then take about 16 reads instead of 64. Sample k lies at
+// start + k * step. Borders and integer coordinates follow sample_axis_clamped (sampling.h).
 #pragma once
 
 #include <cstdint>
 
-#include "../sampling.h"
+#include "sampling.h"
 
 namespace d2_deformable {
 
 template <typename T>
 struct BinAxis {
   T start, step, last;               // last: size - 1
-  int32_t sample_begin, sample_end;  // the samples that count: neighbours, as step > 0
-  int32_t pixel_begin, pixel_end;    // what these can reach; there may be gaps if step > 1
+  int32_t sample_begin, sample_end;  // the samples that count; consecutive, as step > 0
+  int32_t pixel_begin, pixel_end;    // the pixels they can reach; with gaps if step > 1
 
   // samples and size are below 2^24.
   D2_HOST_DEVICE BinAxis(T start, T step, int32_t samples, int32_t size)
@@ -42,7 +42,7 @@ struct BinAxis {
 
   D2_HOST_DEVICE int32_t count() const { return sample_end - sample_begin; }
 
-  // Where sample k reads.
+  // The coordinate at which sample k reads.
   D2_HOST_DEVICE T at(int32_t k) const {
     const T point = start + T(k) * step;
     return point < T(0) ? T(0) : (point > last ? last : point);
@@ -59,7 +59,7 @@ struct BinAxis {
     }
     return sum;
   }
-  // Derivative of weight(pixel) by start.
+  // Derivative of weight(pixel) with respect to start.
   template <typename P>
   D2_HOST_DEVICE P slope(P pixel) const {
     P sum{};

@@ -1,29 +1,30 @@
-// What the RoI operators share: the box of a RoI on the map, and how bins fall into parts.
+// What the RoI operators share: the box of a RoI on the map, and the bins of a part.
 #pragma once
 
 #include <cassert>
 #include <cmath>
 #include <cstdint>
 
-#include "../sampling.h"
+#include "sampling.h"
 
 namespace d2_deformable {
 
-// The bins of one part of several: bin b belongs to part b * parts / bins, in integers.
+// Along one axis, the bins of one part: bin b belongs to part b * parts / bins, rounded down.
+// Groups of bins (deform_roi_pool's group_size) are found in the same way.
 struct BinRange {
   int64_t begin, end;
   D2_HOST_DEVICE BinRange(int64_t part, int64_t parts, int64_t bins)
       : begin((part * bins + parts - 1) / parts), end(((part + 1) * bins + parts - 1) / parts) {}
 };
 
-// NaN and fractions are no indices.
+// False for NaN and for fractions.
 template <typename T>
 D2_HOST_DEVICE bool is_image_index(T index, int64_t images) {
   return index >= T(0) && index < T(images) && index == T(int64_t(index));
 }
 
-// Of the image that a RoI names. The CPU checks all indices before it runs a kernel. On a GPU that
-// would wait for the GPU, so there the kernel stops itself, as PyTorch's own do for indices.
+// Index of the image that a RoI names. The CPU checks all indices before it runs a kernel. On a GPU
+// such a check would synchronise, so there the kernel asserts, as PyTorch's own do for indices.
 template <typename T>
 D2_HOST_DEVICE int64_t image_of(const T* roi, int64_t images) {
   const bool holds = is_image_index(roi[0], images);
@@ -34,7 +35,7 @@ D2_HOST_DEVICE int64_t image_of(const T* roi, int64_t images) {
 // A RoI in map pixels, from rois[R][5] = (image index, x0, y0, x1, y1) in continuous input pixels.
 //
 // The released operators take the inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here
-// that is round(x1) * scale, halves away from zero. The two differ for x2 = -0.5 alone, a box that
+// that is round(x1) * scale, halves away from zero. The two differ only for x2 = -0.5, a box that
 // ends at the left border.
 template <typename T>
 struct RoiBox {

@@ -1,4 +1,4 @@
-#include "cuda/kernels/deform_conv2d.h"
+#include "cuda/kernels/deform_conv2d_cuda_kernel.h"
 
 #include "cuda/plan.h"
 #include "driver.h"

@@ -1,7 +1,7 @@
-#include "cuda/kernels/deform_roi_pool.h"
+#include "cuda/kernels/deform_roi_pool_cuda_kernel.h"
 
-#include "cuda/kernels/deform_roi_pool_input_gradient.h"
-#include "cuda/kernels/deform_roi_pool_offset_gradient.h"
+#include "cuda/kernels/deform_roi_pool_input_gradient_cuda_kernel.h"
+#include "cuda/kernels/deform_roi_pool_offset_gradient_cuda_kernel.h"
 #include "roi_driver.h"
 
 namespace cuda_emulator {
@@ -25,7 +25,7 @@ struct DeformRoiPool {
     const int64_t output_size = sizes.rois * sizes.bins() * sizes.top_channels;
     const RoiWork work{sizes.images * sizes.top_channels * sizes.groups(), pixels, sizes.rois,
                        ceil_div(sizes.bins(), sizes.groups()), 16};
-    const ListedRois<acc_t, DeformRoiGrid<acc_t>> listed(sizes, rois);
+    const ListedRois<acc_t, DeformRoiBins<acc_t>> listed(sizes, rois);
     const RoiPlan reading = plan_reading(work, sizeof(scalar_t), gpu);
     const auto add = [&](auto in_order) {
       const RoiPlan plan = plan_adding(work, sizeof(acc_t), in_order.value, gpu);

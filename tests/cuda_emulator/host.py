@@ -25,7 +25,7 @@ def build(operator: str, folder: Path, csrc: Path) -> Path:
     """-> the library, in `folder`"""
     library = folder / f"{operator}_host.so"
     sources = [
-        csrc / "cuda" / f"{operator}.cpp",
+        csrc / "cuda" / f"{operator}_cuda.cpp",
         csrc / "cuda" / f"{operator}_kernels.cu",
         emulator.HERE / "blocks.cpp",
         emulator.HERE / "cublas.cpp",

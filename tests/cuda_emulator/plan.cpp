@@ -7,9 +7,9 @@ using namespace d2_deformable;
 
 extern "C" {
 
-// bytes per chunk, rows per tile, threads per block, packs per lane
+// bytes per chunk, rows of cuBLAS, threads per block, packs per lane
 void constants(int64_t* out) {
-  out[0] = kColumnBytes, out[1] = kTileRows, out[2] = kLaunchThreads, out[3] = kPacksPerLane;
+  out[0] = kColumnBytes, out[1] = kGemmRows, out[2] = kLaunchThreads, out[3] = kPacksPerLane;
 }
 
 // number and size of the chunks

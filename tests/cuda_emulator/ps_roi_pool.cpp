@@ -1,4 +1,4 @@
-#include "cuda/kernels/ps_roi_pool.h"
+#include "cuda/kernels/ps_roi_pool_cuda_kernel.h"
 
 #include "roi_driver.h"
 
@@ -19,7 +19,7 @@ struct PsRoiPool {
     const PsRoiPoolDivisors by(sizes);
     const int64_t pixels = sizes.height * sizes.width;
     const RoiWork work{sizes.images * sizes.top_channels * sizes.bins(), pixels, sizes.rois, 1, 9};
-    const ListedRois<acc_t, PsRoiGrid<acc_t>> listed(sizes, rois);
+    const ListedRois<acc_t, PsRoiBins<acc_t>> listed(sizes, rois);
     const auto add = [&](auto in_order) {
       const RoiPlan plan = plan_adding(work, sizeof(acc_t), in_order.value, gpu);
       write_gradient<scalar_t, acc_t>(plan, pixels, out, [&](scalar_t* written, acc_t* sums) {

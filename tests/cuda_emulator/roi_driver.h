@@ -8,19 +8,19 @@
 namespace cuda_emulator {
 
 // The RoIs of each image, as a launch before that of the kernel leaves them.
-template <typename acc_t, typename Grid>
+template <typename acc_t, typename Bins>
 struct ListedRois {
   template <typename Sizes>
   ListedRois(const Sizes& sizes, const Array<acc_t>& rois)
-      : first(sizes.images + 1), lists(sizes.rois * sizeof(d2_deformable::ListedRoi<Grid>)) {
-    const d2_deformable::RoiListsKernel<acc_t, Grid, Sizes> kernel{sizes, rois.data(), first.data(),
+      : first(sizes.images + 1), lists(sizes.rois * sizeof(d2_deformable::ListedRoi<Bins>)) {
+    const d2_deformable::RoiListsKernel<acc_t, Bins, Sizes> kernel{sizes, rois.data(), first.data(),
                                                                    data()};
     constexpr int threads = 32;
     launch_grid(kernel, {sizes.images + 1, threads, kernel.shared_bytes(threads)});
   }
-  d2_deformable::RoiLists<Grid> get() const { return {first.data(), data()}; }
-  d2_deformable::ListedRoi<Grid>* data() const {
-    return reinterpret_cast<d2_deformable::ListedRoi<Grid>*>(lists.data());
+  d2_deformable::RoiLists<Bins> get() const { return {first.data(), data()}; }
+  d2_deformable::ListedRoi<Bins>* data() const {
+    return reinterpret_cast<d2_deformable::ListedRoi<Bins>*>(lists.data());
   }
 
   Array<int64_t> first;

@@ -27,7 +27,7 @@ def plan(compiler, tmp_path_factory):
 
 
 def test_chunks(plan):
-    max_bytes, tile, _, _ = plan("constants", size=4)
+    max_bytes, gemm_rows, _, _ = plan("constants", size=4)
     all_rows = [0, *SMALL, *LARGE, *sizes(40, 2**40)]
     rows_bytes = [1, 8, max_bytes - 1, max_bytes, max_bytes + 1, *sizes(40, 2**50)]
     rows_that_fit = [(max_bytes // n + more, n) for n in (1, 100, 10**5, 10**7) for more in (0, 1)]
@@ -39,14 +39,14 @@ def test_chunks(plan):
             first, length = plan("chunk", rows, row_bytes, k)
             assert first == k * size and length == min(size, rows - first) > 0
         assert size == 1 or size * row_bytes <= max_bytes
-        # Whole tiles where there is more than one chunk and bytes allow.
+        # Multiples of gemm_rows where there is more than one chunk and bytes allow.
         largest = max(max_bytes // row_bytes, 1)
-        if count > 1 and largest >= tile:
-            assert size % tile == 0
-            largest -= largest % tile
+        if count > 1 and largest >= gemm_rows:
+            assert size % gemm_rows == 0
+            largest -= largest % gemm_rows
         # As few as possible, and so that the last is no remainder.
         assert count == (-(-rows // largest) if rows > max_bytes // row_bytes else min(rows, 1))
-        assert size <= -(-rows // max(count, 1)) + tile
+        assert size <= -(-rows // max(count, 1)) + gemm_rows
 
 
 def test_units(plan):

@@ -113,7 +113,7 @@ CALLS = {
 @pytest.fixture(scope="module")
 def operators(compiler, tmp_path_factory):
     folder = tmp_path_factory.mktemp("roi_pool_host")
-    csrc = host.copy_with([("cuda/roi_host.h", SHARED, FROM_ENVIRONMENT)], folder)
+    csrc = host.copy_with([("cuda/roi_pool_cuda.h", SHARED, FROM_ENVIRONMENT)], folder)
     names = ("deform_roi_pool", "ps_roi_pool")
     return {name: host.Operator(name, host.build(name, folder, csrc)) for name in names}
 

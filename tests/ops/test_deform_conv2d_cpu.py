@@ -216,7 +216,7 @@ def test_narrow_offset_groups_are_not_padded(channels):
 def test_kernels_share_no_function_with_other_code(target, flags, tmp_path):
     """A function that two object files define is kept once, whichever instructions it has: all that
     the kernels define stands in the namespace of their instruction set."""
-    source = Path(__file__).parents[2] / "csrc/cpu/kernels/table.cpp"
+    source = Path(__file__).parents[2] / "csrc/cpu/kernels/cpu_kernel_table.cpp"
     built = tmp_path / "table.o"
     command = ["g++", "-std=c++20", "-O0", "-fno-exceptions", "-c", source, "-o", built]
     subprocess.run([*command, f"-DD2_CPU_TARGET={target}", *flags], check=True)

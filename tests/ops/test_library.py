@@ -45,8 +45,8 @@ def test_library_does_not_know_python():
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there is one instruction set")
 def test_instruction_sets_are_called_as_in_pytorch():
-    """csrc/cpu/kernels.cpp goes by the name; one that it does not know would mean the slowest."""
-    source = (ROOT / "csrc" / "cpu" / "kernels.cpp").read_text()
+    """cpu_kernels.cpp goes by the name; one that it does not know would mean the slowest."""
+    source = (ROOT / "csrc" / "cpu" / "cpu_kernels.cpp").read_text()
     known = re.findall(r'capability == "(\w+)"', source)
     assert known == ["AVX512", "AVX2"]
     assert torch.backends.cpu.get_cpu_capability() in {*known, "DEFAULT"}

@@ -1,5 +1,5 @@
-// One axis of as many RoI bins as a vector has lanes: geometry/bin_axis.h for bins that share
-// nothing.
+// One axis of as many RoI bins as a vector has lanes. It computes what geometry/bin_axis.h does,
+// for bins that share nothing.
 #pragma once
 
 #include "../../geometry/bin_axis.h"
@@ -8,15 +8,15 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Lane i holds bin i. A window of kLanes<T> pixels from `begin` on has room for most bins; if
-// `size` is more, the weights are not all there.
+// Lane i holds bin i. A window of kLanes<T> pixels from `begin` on holds the weights of most bins.
+// If `size` is larger, weights are missing.
 template <bool slopes, typename T>
 struct PlaneAxis {
   static constexpr int lanes = kLanes<T>;
   Vector<LaneIndex<T>> begin, size;
-  Vector<T> count;  // of samples
+  Vector<T> count;  // of samples that count
   Vector<T> weight[lanes] = {}, slope[slopes ? lanes : 1] = {};
-  int most;  // pixels of any bin, within the window
+  int most;  // pixels of the largest bin, within the window
 
   D2_INLINE PlaneAxis(Vector<T> start, Vector<T> step, int32_t samples, int32_t pixels)
       : count{}, start_(start), step_(step), last_(T(pixels - 1)) {
@@ -62,7 +62,7 @@ struct PlaneAxis {
       at = above > zero + axis.last_ ? zero + axis.last_ : above;
     }
   };
-  // Of numbers from 0 on.
+  // For numbers that are not negative.
   D2_INLINE static Vector<T> floor(Vector<T> value) {
     return __builtin_convertvector(__builtin_convertvector(value, Vector<LaneIndex<T>>), Vector<T>);
   }

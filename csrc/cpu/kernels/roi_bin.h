@@ -1,10 +1,9 @@
-// The arithmetic of one RoI bin for neighbouring channels of a channels-last map. A bin is a grid
-// of pixels, rows times columns, whose weights are products: taps of both axes say where and how
-// much.
+// The arithmetic of one RoI bin, for neighbouring channels of a channels-last map. A bin is a grid
+// of pixels, and the weight of each is the product of a weight along y and one along x.
 #pragma once
 
 #include "../../geometry/bin_axis.h"
-#include "../roi_pool.h"
+#include "../roi_pool_call.h"
 #include "simd.h"
 
 namespace d2_deformable {
@@ -12,7 +11,8 @@ namespace D2_CPU_TARGET {
 
 // Lists the pixels that a bin reads along an axis, `stride` numbers apart.
 template <bool slopes, typename T>
-D2_INLINE RoiTaps<T> list_taps(const BinAxis<T>& axis, int64_t stride, RoiTap<T>* taps) {
+D2_INLINE AxisPixels<T> list_axis_pixels(const BinAxis<T>& axis, int64_t stride,
+                                         AxisPixel<T>* pixels) {
   constexpr int lanes = kLanes<T>;
   Vector<T> pixel;
   for (int lane = 0; lane < lanes; ++lane) pixel[lane] = T(axis.pixel_begin + lane);
@@ -23,15 +23,15 @@ D2_INLINE RoiTaps<T> list_taps(const BinAxis<T>& axis, int64_t stride, RoiTap<T>
     if (slopes) store(slope, axis.slope(pixel));
     const int count = axis.pixel_end - first < lanes ? axis.pixel_end - first : lanes;
     for (int lane = 0; lane < count; ++lane) {
-      taps[size] = {(first + lane) * stride, weight[lane], slopes ? slope[lane] : T(0)};
+      pixels[size] = {(first + lane) * stride, weight[lane], slopes ? slope[lane] : T(0)};
       size += weight[lane] != T(0) ? 1 : 0;
     }
     pixel += T(lanes);
   }
-  return {taps, size, axis.count()};
+  return {pixels, size, axis.count()};
 }
 
-// The first `count` lanes alone: what follows in memory may belong to others.
+// Touches the first `count` lanes only: what follows in memory may belong to other threads.
 template <typename T>
 D2_INLINE Vector<T> load_first(const T* from, int64_t count) {
   if (count >= kLanes<T>) return load(from);
@@ -46,7 +46,7 @@ D2_INLINE void store_first(T* to, Vector<T> vector, int64_t count) {
   store(lanes, vector);
   for (int64_t k = 0; k < count; ++k) to[k] = lanes[k];
 }
-// Calls run(first channel, number of vectors as a constant) until `channels` are done.
+// Calls run(first channel, number of vectors as a compile-time constant) until `channels` are done.
 template <typename T, typename Run>
 D2_INLINE void for_vectors(int64_t channels, const Run& run) {
   constexpr int64_t lanes = kLanes<T>;
@@ -59,25 +59,25 @@ D2_INLINE void for_vectors(int64_t channels, const Run& run) {
   if (first < channels) return run(first, std::integral_constant<int, 1>());
 }
 
-// to[c] = the mean of the bin's samples. Lanes beyond the last channel read what stands there.
+// to[c] = the mean of the bin's samples. Lanes beyond the last channel read whatever is there.
 template <typename T>
-D2_INLINE void pool_bin(const T* map, const RoiTaps<T>& y, const RoiTaps<T>& x, int64_t channels,
-                        T* to) {
+D2_INLINE void pool_bin(const T* map, const AxisPixels<T>& y, const AxisPixels<T>& x,
+                        int64_t channels, T* to) {
   constexpr int64_t lanes = kLanes<T>;
   const T count = T(y.samples * x.samples > 0 ? y.samples * x.samples : 1);
   for_vectors<T>(channels, [&](int64_t first, auto vectors) {
     constexpr int n = decltype(vectors)::value;
     Vector<T> sums[n] = {};
     for (int64_t i = 0; i < y.size; ++i) {
-      const T* row = map + first + y.taps[i].offset;
+      const T* row = map + first + y.pixels[i].offset;
       Vector<T> row_sums[n] = {};
       for (int64_t j = 0; j < x.size; ++j) {
-        const T* pixel = row + x.taps[j].offset;
+        const T* pixel = row + x.pixels[j].offset;
 #pragma GCC unroll 4
-        for (int v = 0; v < n; ++v) row_sums[v] += x.taps[j].weight * load(pixel + v * lanes);
+        for (int v = 0; v < n; ++v) row_sums[v] += x.pixels[j].weight * load(pixel + v * lanes);
       }
 #pragma GCC unroll 4
-      for (int v = 0; v < n; ++v) sums[v] += y.taps[i].weight * row_sums[v];
+      for (int v = 0; v < n; ++v) sums[v] += y.pixels[i].weight * row_sums[v];
     }
 #pragma GCC unroll 4
     for (int v = 0; v < n; ++v) {
@@ -92,11 +92,11 @@ struct RoiShift {
   T y, x;
 };
 
-// Adds the bin's gradient to the pixels that it has read. With a map, returns the gradient of the
-// bin's place, y and x. Lanes beyond the last channel add 0.
+// Adds the bin's gradient to the gradients of the pixels that it reads. With a map, returns the
+// gradient with respect to the bin's position, y and x. Lanes beyond the last channel add 0.
 template <bool with_map, typename T>
-D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const RoiTaps<T>& y,
-                                 const RoiTaps<T>& x, int64_t channels, T* grad_map) {
+D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const AxisPixels<T>& y,
+                                 const AxisPixels<T>& x, int64_t channels, T* grad_map) {
   constexpr int64_t lanes = kLanes<T>;
   RoiShift<T> shift{0, 0};
   if (y.size == 0 || x.size == 0) return shift;
@@ -114,26 +114,26 @@ D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const RoiTaps<T>& 
     }
     if (zero) return;
     for (int64_t i = 0; i < y.size; ++i) {
-      const int64_t row = first + y.taps[i].offset;
+      const int64_t row = first + y.pixels[i].offset;
       Vector<T> value[n] = {}, slope[n] = {};
       for (int64_t j = 0; j < x.size; ++j) {
-        const int64_t pixel = row + x.taps[j].offset;
-        const T weight = y.taps[i].weight * x.taps[j].weight;
+        const int64_t pixel = row + x.pixels[j].offset;
+        const T weight = y.pixels[i].weight * x.pixels[j].weight;
 #pragma GCC unroll 4
         for (int v = 0; v < n; ++v) {
           const int64_t at = pixel + v * lanes;
           store(grad_map + at, load(grad_map + at) + weight * g[v]);
           if (!with_map) continue;
           const Vector<T> read = load(map + at);
-          value[v] += x.taps[j].weight * read;
-          slope[v] += x.taps[j].slope * read;
+          value[v] += x.pixels[j].weight * read;
+          slope[v] += x.pixels[j].slope * read;
         }
       }
       if (!with_map) continue;
 #pragma GCC unroll 4
       for (int v = 0; v < n; ++v) {
-        by_y[v] += y.taps[i].slope * value[v];
-        by_x[v] += y.taps[i].weight * slope[v];
+        by_y[v] += y.pixels[i].slope * value[v];
+        by_x[v] += y.pixels[i].weight * slope[v];
       }
     }
     if (!with_map) return;

@@ -1,7 +1,7 @@
-// One item's channels of its image (cpu/roi_pool.h), channels-last.
+// One item (../roi_pool_call.h) and its slice of the map, channels-last.
 #pragma once
 
-#include "../roi_pool.h"
+#include "../roi_pool_call.h"
 #include "transpose.h"
 
 namespace d2_deformable {
@@ -9,17 +9,17 @@ namespace D2_CPU_TARGET {
 
 template <typename T>
 struct RoiItem {
-  int64_t image, group, block, channel, channels;
+  int64_t image, group, slice, channel, channels;
 
   D2_INLINE RoiItem(const RoiPoolCall<T>& call, int64_t item) {
-    const int64_t blocks = call.blocks.count();
-    block = item % blocks;
-    group = item / blocks % call.groups;
-    image = item / blocks / call.groups;
-    channel = call.blocks.begin(block);
-    channels = call.blocks.end(block) - channel;
+    const int64_t slices = call.slices.count();
+    slice = item % slices;
+    group = item / slices % call.groups;
+    image = item / slices / call.groups;
+    channel = call.slices.begin(slice);
+    channels = call.slices.end(slice) - channel;
   }
-  // The item's first number in a map, and in the results of a RoI.
+  // Index of the item's first number in a map, and in the results of a RoI.
   D2_INLINE int64_t map(const RoiPoolCall<T>& call) const {
     if (call.in_place) return image * call.pixels() * call.top_channels + channel;
     return ((image * call.top_channels + channel) * call.groups + group) * call.pixels();
@@ -31,11 +31,12 @@ struct RoiItem {
 
 template <typename T>
 D2_INLINE int64_t pixel_stride(const RoiPoolCall<T>& call) {
-  return call.in_place ? call.top_channels : call.block_stride;
+  return call.in_place ? call.top_channels : call.slice_stride;
 }
 
-// The item's part of the input: in place, or copied to scratch, at once or, where few RoIs read
-// little of a large map, tile by tile when a bin first reads there.
+// The item's slice of the input: the input itself (in place), or a copy in scratch memory. The copy
+// is made at once or, where few RoIs read little of a large map, page by page: a page is copied
+// when a bin first reads from it.
 template <typename T>
 class ItemMap {
  public:
@@ -46,34 +47,34 @@ class ItemMap {
         item_(item),
         scratch_(scratch) {
     if (call.in_place) return;
-    if (!call.by_tiles) {
+    if (!call.by_pages) {
       copy(0, call.pixels());
       return;
     }
-    for (int64_t tile = 0; tile * kRoiTile < call.pixels(); ++tile) scratch.copied[tile] = false;
+    for (int64_t page = 0; page * kRoiPage < call.pixels(); ++page) scratch.copied[page] = false;
   }
   const T* const data;
 
-  // Before a bin is read.
-  D2_INLINE void want(const RoiTaps<T>& y, const RoiTaps<T>& x) const {
-    if (call_.in_place || !call_.by_tiles || x.size == 0) return;
-    for (int64_t i = 0; i < y.size; ++i) want_row(y.taps[i].offset, x);
+  // Copies the pages that a bin reads. To be called before the bin is read.
+  D2_INLINE void want(const AxisPixels<T>& y, const AxisPixels<T>& x) const {
+    if (call_.in_place || !call_.by_pages || x.size == 0) return;
+    for (int64_t i = 0; i < y.size; ++i) want_row(y.pixels[i].offset, x);
   }
 
  private:
-  void want_row(int64_t row, const RoiTaps<T>& x) const {
-    const int64_t tile = kRoiTile * call_.block_stride;
-    const int64_t end = (row + x.taps[x.size - 1].offset) / tile;
-    for (int64_t k = (row + x.taps[0].offset) / tile; k <= end; ++k) {
+  void want_row(int64_t row, const AxisPixels<T>& x) const {
+    const int64_t page = kRoiPage * call_.slice_stride;
+    const int64_t end = (row + x.pixels[x.size - 1].offset) / page;
+    for (int64_t k = (row + x.pixels[0].offset) / page; k <= end; ++k) {
       if (scratch_.copied[k]) continue;
       scratch_.copied[k] = true;
-      const int64_t rest = call_.pixels() - k * kRoiTile;
-      copy(k * kRoiTile, rest < kRoiTile ? rest : kRoiTile);
+      const int64_t rest = call_.pixels() - k * kRoiPage;
+      copy(k * kRoiPage, rest < kRoiPage ? rest : kRoiPage);
     }
   }
   D2_INLINE void copy(int64_t pixel, int64_t pixels) const {
     transpose(call_.input + item_.map(call_) + pixel, call_.groups * call_.pixels(),
-              scratch_.map + pixel * call_.block_stride, call_.block_stride, item_.channels,
+              scratch_.map + pixel * call_.slice_stride, call_.slice_stride, item_.channels,
               pixels);
   }
   const RoiPoolCall<T>& call_;
@@ -81,7 +82,7 @@ class ItemMap {
   const RoiScratch<T>& scratch_;
 };
 
-// Also that of an image without RoIs.
+// Clears the item's gradient. For an image without RoIs that is all.
 template <typename T>
 void write_zero_gradient(const RoiPoolCall<T>& call, const RoiItem<T>& item) {
   T* to = call.grad_input + item.map(call);
@@ -93,21 +94,21 @@ void write_zero_gradient(const RoiPoolCall<T>& call, const RoiItem<T>& item) {
   }
 }
 
-// Where the item sums up its part of the input's gradient, filled with zeros.
+// Returns where the item sums up the gradient of its slice, filled with zeros.
 template <typename T>
 T* zero_gradient_map(const RoiPoolCall<T>& call, const RoiItem<T>& item, T* scratch) {
   if (call.in_place) {
     write_zero_gradient(call, item);
     return call.grad_input + item.map(call);
   }
-  for (int64_t k = 0; k < call.pixels() * call.block_stride; ++k) scratch[k] = T(0);
+  for (int64_t k = 0; k < call.pixels() * call.slice_stride; ++k) scratch[k] = T(0);
   return scratch;
 }
 
 template <typename T>
 void write_gradient_map(const RoiPoolCall<T>& call, const RoiItem<T>& item, const T* gradient) {
   if (call.in_place) return;
-  transpose(gradient, call.block_stride, call.grad_input + item.map(call),
+  transpose(gradient, call.slice_stride, call.grad_input + item.map(call),
             call.groups * call.pixels(), call.pixels(), item.channels);
 }
 

@@ -1,18 +1,18 @@
-// Vectors as wide as a register of the instruction set that this is compiled for, through the
-// vector extensions of GCC and Clang: arithmetic and comparisons are written as with numbers, and a
-// product in a sum becomes a fused multiply-add where there is one.
+// Vectors as wide as a register of the target instruction set, by the vector extensions of GCC and
+// Clang. Arithmetic and comparisons are written as for numbers, and a product in a sum becomes a
+// fused multiply-add where the instruction set has one.
 //
 // Everything under csrc/cpu/kernels/ is compiled once per instruction set (setup.py), in a
-// namespace of its name. What these files share with other code (sampling.h, geometry/) is always
-// inlined, and the standard library's functions are not used: the linker keeps one copy of a
-// function, which must not be the one with instructions that the machine lacks.
+// namespace named after it. Code shared with other files (geometry/, cpu/*_call.h) is always
+// inlined, and functions of the standard library are not used. Otherwise the linker would keep one
+// copy of a function, perhaps the one with instructions that the machine lacks.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
-#include "../../sampling.h"
+#include "../../geometry/sampling.h"
 
 #ifndef D2_CPU_TARGET
 #error "D2_CPU_TARGET names the instruction set: baseline, avx2 or avx512"
@@ -43,11 +43,11 @@ struct VectorOf {
 template <typename T>
 using Vector = typename VectorOf<T>::type;
 
-// As many of them to a vector as of T.
+// An integer of the size of T: a vector has as many lanes of either.
 template <typename T>
 using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// Numbers need not be aligned.
+// The address needs no alignment.
 template <typename T>
 D2_INLINE Vector<T> load(const T* from) {
   Vector<T> vector;
@@ -68,7 +68,7 @@ D2_INLINE bool any(Mask mask) {
   return found != 0;
 }
 
-// Lanes of a and b in turn, beginning with those number `first`: a0 b0 a1 b1 ...
+// Alternates lanes of a and b, from lane `first` on: a0 b0 a1 b1 ...
 template <typename T, int first, int... lane>
 D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
 #if defined(__clang__)
@@ -79,7 +79,7 @@ D2_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<i
 #endif
 }
 
-// Moves lane number `by` + k to lane k.
+// Moves lane `by` + k to lane k.
 template <typename T, int by, int... lane>
 D2_INLINE Vector<T> rotate(Vector<T> a, std::integer_sequence<int, lane...>) {
 #if defined(__clang__)
@@ -89,7 +89,7 @@ D2_INLINE Vector<T> rotate(Vector<T> a, std::integer_sequence<int, lane...>) {
 #endif
 }
 
-// The sums over the lanes of four vectors, at once: two shuffles each.
+// Stores the sums over the lanes of four vectors, with two shuffles for each.
 template <typename T>
 D2_INLINE void store_sums(T* to, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>();
@@ -107,8 +107,8 @@ D2_INLINE void store_sums(T* to, Vector<T> a, Vector<T> b, Vector<T> c, Vector<T
   }
 }
 
-// Transposes a square of lanes x lanes: interleaving the first half of the rows with the second one
-// doubles the runs of numbers that stand as they shall, log2(lanes) times.
+// Transposes a square of lanes x lanes numbers. Interleaving the first half of the rows with the
+// second doubles the runs of numbers that are in place. This is done log2(lanes) times.
 template <typename T>
 D2_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>();

@@ -1,4 +1,4 @@
-// Transposition of matrices, between (C, H, W) and channels-last.
+// Transposes matrices, to convert between (C, H, W) and channels-last.
 #pragma once
 
 #include "simd.h"

@@ -1,19 +1,19 @@
-// The merged weights of geometry/bin_axis.h, one axis walked from sample to sample: each different
-// pixel of a bin is read once, 9 to 36 of them in the bins of detectors instead of the 64 of 4 x 4
-// bilinear samples. That pays here, where each thread has its own bin, as random reads of shared
-// memory wait for each other at its banks, and additions to it even more so.
+// The merged weights of geometry/bin_axis.h, computed by walking along one axis from sample to
+// sample. Each different pixel of a bin is read once: 9 to 36 pixels in the bins of detectors,
+// instead of 64 reads of 4 x 4 bilinear samples. That pays because each thread has its own bin:
+// random reads of shared memory cause bank conflicts, and adds to it even more of them.
 //
-// A list of the different pixels would be an array indexed by each thread, and so in local memory,
-// in no register. Hence rows come one after another out of a loop, and columns stand in registers:
-// those of four samples at a time, at indices known to the compiler.
+// A list of the different pixels would be an array with run-time indices, which the compiler puts
+// in local memory, not in registers. So rows come out of a loop, one after another. Columns are in
+// registers, for four samples at a time, at indices known at compile time.
 #pragma once
 
-#include "../../sampling.h"
+#include "../../geometry/sampling.h"
 #include "../simt.h"
 
 namespace d2_deformable {
 
-// The samples of one bin.
+// The sampling grid of one bin.
 template <typename T>
 struct BinSamples {
   T start_y, start_x, step_y, step_x;
@@ -30,7 +30,8 @@ struct BinSamples {
     return rows * columns;
   }
 
-  // Calls visit(columns, y, weight, slope) for each window of columns and each different row of it.
+  // Calls visit(columns, y, weight, slope) for each window of columns and, in it, each different
+  // row.
   template <typename Visit>
   D2_DEVICE void for_each_row(const Visit& visit) const;
 };
@@ -39,14 +40,14 @@ struct BinSamples {
 template <typename T, typename Visit>
 D2_DEVICE void for_each_pixel(T start, T step, int32_t samples, int32_t size, const Visit& visit) {
   int32_t pixel = 0;
-  T weight[2] = {T(0), T(0)}, slope[2] = {T(0), T(0)};  // so far, of pixel and of its neighbour
+  T weight[2] = {T(0), T(0)}, slope[2] = {T(0), T(0)};  // so far, of pixel and pixel + 1
 #pragma unroll 1
   for (int32_t k = 0; k <= samples; ++k) {
     AxisSample<T> sample;
-    sample.index[0] = size;  // after the last sample, none waits for more
+    sample.index[0] = size;  // after the last sample, so that all are visited
     const bool last = k == samples;
     if (!last && !sample_axis_clamped(start + T(k) * step, size, sample)) continue;
-    // A pixel that a sample reaches has a weight; the third one on has none.
+    // Visits `pixel` and `pixel + 1` at most: pixels that no sample reaches have weight 0.
 #pragma unroll 1
     for (; pixel < sample.index[0] && weight[0] != T(0); ++pixel) {
       visit(pixel, weight[0], slope[0]);
@@ -59,8 +60,9 @@ D2_DEVICE void for_each_pixel(T start, T step, int32_t samples, int32_t size, co
   }
 }
 
-// The columns of up to four neighbouring samples: low[k] and low[k] + 1 with their weights and
-// slopes. What two samples have in common stands with the later one; the earlier one's weight is 0.
+// A window: the columns of up to four consecutive samples, low[k] and low[k] + 1, with their
+// weights and slopes. Where two samples share a column, the later one has its weight and the
+// earlier one 0.
 template <typename T>
 struct ColumnWindow {
   static constexpr int kSamples = 4;

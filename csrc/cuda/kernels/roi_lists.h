@@ -1,4 +1,4 @@
-// The RoIs of each image, listed: a block that owns a plane then visits those of its image alone.
+// Lists the RoIs of each image, so that a block that owns a plane visits only those of its image.
 #pragma once
 
 #include "../../geometry/roi.h"
@@ -6,28 +6,29 @@
 
 namespace d2_deformable {
 
-// Grid: where the bins of a RoI are (geometry/<operator>.h), the same for all channels.
-template <typename Grid>
+// Bins: where the bins of a RoI lie (geometry/<op>_geometry.h), the same for all channels.
+template <typename Bins>
 struct ListedRoi {
   int64_t index;
-  Grid grid;
+  Bins bins;
 };
 
-template <typename Grid>
+template <typename Bins>
 struct RoiLists {
-  const int64_t* first;         // [N + 1], of an image's RoIs
-  const ListedRoi<Grid>* rois;  // [R], image after image
+  const int64_t* first;         // [N + 1], index of an image's first RoI in `rois`
+  const ListedRoi<Bins>* rois;  // [R], image after image
 };
 
-// One block lists the RoIs of one image in their order; block 0 also closes the table `first`. Each
-// thread reads a range of all RoIs twice: it counts, then it writes where the counts of the threads
-// before it lead. Every place of the lists has one writer. A RoI of no image stops the kernel.
-template <typename acc_t, typename Grid, typename Sizes>
+// One block lists the RoIs of one image in the given order; block 0 also writes the end of `first`.
+// Each thread reads a range of all RoIs twice. First it counts; then it writes, starting after what
+// the threads before it have counted. One thread writes each element of the lists. A RoI that names
+// no image stops the kernel.
+template <typename acc_t, typename Bins, typename Sizes>
 struct RoiListsKernel {
   Sizes sizes;
   const acc_t* rois;       // [R][5]
   int64_t* first;          // [N + 1]
-  ListedRoi<Grid>* lists;  // [R]
+  ListedRoi<Bins>* lists;  // [R]
 
   static constexpr int64_t shared_bytes(int threads) {
     return 2 * threads * int64_t(sizeof(int64_t));
@@ -58,7 +59,7 @@ struct RoiListsKernel {
       if (threadIdx.x == 0) first[image] = list;
       for (int64_t roi = begin; roi < end; ++roi) {
         if (image_of(rois + roi * 5, sizes.images) != image) continue;
-        lists[place++] = {roi, Grid(sizes, rois, roi)};
+        lists[place++] = {roi, Bins(sizes, rois, roi)};
       }
       __syncthreads();  // before the next image's counts
     }

@@ -1,5 +1,5 @@
-// What the kernels of both RoI operators do alike: blocks that own planes (roi_plan.h), with their
-// plane in shared memory or in place, and threads that share out a plane's RoIs and bins.
+// What the kernels of both RoI operators have in common. A block works on planes (roi_plan.h), in
+// shared memory or in place, and its threads share the RoIs and bins of a plane.
 #pragma once
 
 #include "../roi_plan.h"
@@ -8,14 +8,14 @@
 
 namespace d2_deformable {
 
-// The bins that read the channels of one group: a rectangle.
+// The bins that read the channels of one group. They form a rectangle.
 struct GroupBins {
   uint32_t y_begin, y_end, x_begin, x_end;
 
   D2_DEVICE uint32_t count() const { return (y_end - y_begin) * (x_end - x_begin); }
 };
 
-// This thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
+// A thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
 struct RoiShare {
   uint32_t bin, bin_stride, roi, roi_stride;
 
@@ -25,11 +25,11 @@ struct RoiShare {
     const uint32_t bin = plan.roi_lanes.divide(lane), bins = plan.roi_lanes.divide(threads);
     return {bin, bins, split * lanes + lane, plan.splits.divisor() * lanes};
   }
-  // That of its warp: all lanes see the same.
+  // The share of a thread's warp, the same for all its lanes.
   static D2_DEVICE RoiShare of_warp() { return {0, 1, threadIdx.x / kWarp, blockDim.x / kWarp}; }
 
-  // Calls visit(bin_y, bin_x, for_each_roi), which calls for_each_roi(visit_roi): what a bin has in
-  // common for all RoIs is computed in between, once.
+  // Calls visit(bin_y, bin_x, for_each_roi) for each bin. visit computes once what the bin has in
+  // common for all RoIs, then calls for_each_roi(visit_roi).
   template <typename Lists, typename Visit>
   D2_DEVICE void for_each_bin(const GroupBins& bins, const Lists& lists, int64_t image,
                               const Visit& visit) const {
@@ -48,8 +48,8 @@ struct RoiShare {
   }
 };
 
-// Copies a plane, its inner part by 16 bytes: to `shared` or a few bytes beyond, where it has the
-// same place between 16-byte boundaries. Returns where it starts.
+// Copies a plane to shared memory, except for its ends in packs of 16 bytes. The copy starts up to
+// 15 bytes after `shared`, where it has the same alignment as the plane. Returns its start.
 template <typename scalar_t>
 D2_DEVICE const scalar_t* copy_plane(const scalar_t* plane, int64_t pixels, scalar_t* shared) {
   constexpr int kSize = Pack<scalar_t>::kSize;
@@ -67,8 +67,8 @@ D2_DEVICE const scalar_t* copy_plane(const scalar_t* plane, int64_t pixels, scal
   return copy;
 }
 
-// For all pieces of work of this block: visit(plane, split, where the plane can be read). visit is
-// compiled twice, so that reads of shared memory are known for such.
+// Calls visit(plane, split, pixels of the plane) for all pieces of this block. visit is compiled
+// twice, so that the compiler knows which reads are of shared memory.
 template <typename scalar_t, typename Visit>
 D2_DEVICE void read_planes(const RoiPlan& plan, int64_t pixels, const scalar_t* input,
                            const Visit& visit) {
@@ -88,9 +88,9 @@ D2_DEVICE void read_planes(const RoiPlan& plan, int64_t pixels, const scalar_t* 
   }
 }
 
-// For all planes of this block: add(plane, where to add the plane's gradient). In shared memory
-// that starts at zero, and the sum over the copies (one per warp, or one) becomes the plane of
-// `output`; else it is the plane of `sums`, which the host has filled with zeros.
+// Calls add(plane, where to add the plane's gradient) for all planes of this block. A plane in
+// shared memory starts at zero, and the sum over its copies (one per warp, or one) is written to
+// `output`. For a plane in place, add adds to `sums`, which the host has filled with zeros.
 template <typename scalar_t, typename acc_t, typename Add>
 D2_DEVICE void add_planes(const RoiPlan& plan, int64_t pixels, scalar_t* output, acc_t* sums,
                           const Add& add) {

@@ -1,4 +1,4 @@
-// As much of cuBLAS as csrc/cuda/products.h uses; ../cublas.cpp computes it.
+// As much of cuBLAS as csrc/cuda/gemm_cublas.h uses; ../cublas.cpp computes it.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,120 @@
+// deform_roi_pool on CUDA. Lists the RoIs by image; then a block of threads works on each plane,
+// whose pixels are contiguous. The gradient of the offset takes a buffer of two numbers, of the
+// type of sums, per element of the output.
+#include "../deform_roi_pool_sizes.h"
+
+#include <ATen/Context.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../layout.h"
+#include "kernels/deform_roi_pool_cuda_kernel.h"
+#include "kernels/deform_roi_pool_input_gradient_cuda_kernel.h"
+#include "kernels/deform_roi_pool_offset_gradient_cuda_kernel.h"
+#include "roi_pool_cuda.h"
+
+namespace d2_deformable {
+namespace {
+
+constexpr const char* kOp = "deform_roi_pool";
+
+RoiWork deform_roi_work(const DeformRoiPoolSizes& s) {
+  const int64_t planes = s.images * s.top_channels * s.groups();
+  check_32_bits(kOp, "channels of all images", planes);
+  check_32_bits(kOp, "elements of the output per RoI", s.top_channels * s.bins());
+  check_32_bits(kOp, "bins times groups per side",
+                (s.group_size + 1) * (std::max(s.bins_h, s.bins_w) + 1));
+  check_32_bits(kOp, "bins times parts per side",
+                std::max(s.bins_h * s.parts_h, s.bins_w * s.parts_w));
+  check_32_bits(kOp, "offsets per RoI", s.classes * 2 * s.parts_h * s.parts_w);
+  const int64_t bins = ceil_div(s.bins_h, s.group_size) * ceil_div(s.bins_w, s.group_size);
+  // For samples a little less than a pixel apart.
+  const int64_t reads_per_bin = (s.samples + 1) * (s.samples + 1);
+  return {planes, s.height * s.width, ceil_div(s.rois, std::max<int64_t>(s.images, 1)), bins,
+          reads_per_bin};
+}
+
+at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
+                                const std::optional<at::Tensor>& offset,
+                                at::IntArrayRef output_size, double spatial_scale,
+                                int64_t group_size, int64_t samples_per_part, double gamma,
+                                bool round_rois) {
+  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
+                                       samples_per_part, gamma, round_rois);
+  const c10::DeviceGuard guard(input.device());
+  const at::ScalarType sum_type = at::toOpMathType(input.scalar_type());
+  const RoiPlan plan = plan_reading(deform_roi_work(s), input.element_size(), current_gpu());
+  const at::Tensor map = input.contiguous();
+  const at::Tensor boxes = to_coordinates(rois, sum_type);
+  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const at::Tensor output =
+      at::empty({s.rois, s.top_channels, s.bins_h, s.bins_w}, input.options());
+  dispatch_map(input.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    using acc_t = at::opmath_type<scalar_t>;
+    const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
+    launch_plan(DeformRoiPoolKernel<scalar_t, acc_t>{
+        s, DeformRoiPoolDivisors(s), plan, listed.lists(), map.const_data_ptr<scalar_t>(),
+        data_or_null<acc_t>(shifts), output.mutable_data_ptr<scalar_t>()});
+  });
+  return output.contiguous(memory_format(input));
+}
+
+std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
+    int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
+  constexpr const char* name = "deform_roi_pool_backward";
+  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
+                                       samples_per_part, gamma, round_rois);
+  check_like(name, "grad_output", grad_output, input);
+  check_shape(name, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+
+  const c10::DeviceGuard guard(input.device());
+  const at::ScalarType type = input.scalar_type(), sum_type = at::toOpMathType(type);
+  const bool in_order = at::globalContext().deterministicAlgorithms();
+  const RoiWork work = deform_roi_work(s);
+  const RoiGpu gpu = current_gpu();
+  const RoiPlan plan = plan_adding(work, c10::elementSize(sum_type), in_order, gpu);
+  const at::Tensor grad = grad_output.contiguous();
+  const at::Tensor boxes = to_coordinates(rois, sum_type);
+  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const PlaneGradient grad_input(plan, input.sizes(), input.options(), sum_type);
+  const at::Tensor grad_offset =
+      at::empty(offset ? offset->sizes() : at::IntArrayRef({0}), grad.options().dtype(sum_type));
+  dispatch_map(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    using acc_t = at::opmath_type<scalar_t>;
+    const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
+    const DeformRoiPoolDivisors by(s);
+    dispatch_order(in_order, [&](auto ordered) {
+      launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, ordered.value>{
+          s, by, plan, listed.lists(), grad.const_data_ptr<scalar_t>(), data_or_null<acc_t>(shifts),
+          grad_input.template written<scalar_t>(), grad_input.template added_to<acc_t>()});
+    });
+    if (!offset) return;
+    const at::Tensor map = input.contiguous();
+    const at::Tensor grad_shift = at::empty({2, grad.numel()}, grad_offset.options());
+    launch_plan(DeformRoiPoolShiftGradientKernel<scalar_t, acc_t>{
+        s, by, plan_reading(work, input.element_size(), gpu), listed.lists(),
+        grad.const_data_ptr<scalar_t>(), map.const_data_ptr<scalar_t>(),
+        shifts.const_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()});
+    const DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t> add_up{
+        s, plan_lanes(s.class_channels()), grad_shift.const_data_ptr<acc_t>(),
+        boxes.const_data_ptr<acc_t>(), grad_offset.mutable_data_ptr<acc_t>()};
+    launch_blocks(add_up, {plan_blocks(add_up.owners(), add_up.lanes), kLaunchThreads, 0});
+  });
+  return {grad_input.result(type, memory_format(input)),
+          grad_offset.to(offset ? offset->scalar_type() : type)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(d2_deformable, CUDA, m) {
+  m.impl("deform_roi_pool", TORCH_FN(deform_roi_pool_cuda));
+  m.impl("deform_roi_pool_backward", TORCH_FN(deform_roi_pool_backward_cuda));
+}
+
+}  // namespace d2_deformable

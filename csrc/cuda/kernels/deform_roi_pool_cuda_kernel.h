@@ -1,0 +1,131 @@
+// Forward kernel of deform_roi_pool, and what its gradients share with it. Blocks own planes
+// (roi_planes.h), threads take bins. scalar_t is the type of maps, acc_t that of coordinates and
+// sums: at least float32.
+#pragma once
+
+#include "../../geometry/deform_roi_pool_geometry.h"
+#include "merged_samples.h"
+#include "roi_planes.h"
+
+namespace d2_deformable {
+
+// What the kernels divide by, for fast division.
+struct DeformRoiPoolDivisors {
+  Divisor groups, group_size, top_channels, class_channels, bins_h, bins_w;
+
+  DeformRoiPoolDivisors() = default;
+  explicit DeformRoiPoolDivisors(const DeformRoiPoolSizes& s)
+      : groups(s.groups()),
+        group_size(s.group_size),
+        top_channels(s.top_channels),
+        class_channels(s.class_channels()),
+        bins_h(s.bins_h),
+        bins_w(s.bins_w) {}
+};
+
+// Image, channel and group of a plane of input [N][Ctop][group][H][W].
+struct DeformRoiPoolPlane {
+  uint32_t image, top_channel, group_y, group_x;
+
+  D2_DEVICE DeformRoiPoolPlane(const DeformRoiPoolDivisors& by, uint32_t plane) {
+    group_x = plane;
+    top_channel = by.groups.divide(group_x);
+    image = by.top_channels.divide(top_channel);
+    group_y = by.group_size.divide(group_x);
+  }
+
+  D2_DEVICE GroupBins bins(const DeformRoiPoolDivisors& by) const {
+    return {first_bin(by, group_y, by.bins_h), first_bin(by, group_y + 1, by.bins_h),
+            first_bin(by, group_x, by.bins_w), first_bin(by, group_x + 1, by.bins_w)};
+  }
+
+ private:
+  // Bin b reads group b * group_size / bins.
+  static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t group,
+                                      const Divisor& bins) {
+    uint32_t product = group * bins.divisor() + by.group_size.divisor() - 1;
+    return by.group_size.divide(product);
+  }
+};
+
+// One bin of one channel, for any RoI.
+template <typename acc_t>
+struct DeformRoiPoolBin {
+  acc_t bin_y, bin_x;
+  uint32_t element;  // in output [R][Ctop][bins_h][bins_w], for RoI 0
+  uint32_t shift;    // y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
+
+  D2_DEVICE DeformRoiPoolBin(const DeformRoiPoolSizes& s, const DeformRoiPoolDivisors& by,
+                             uint32_t top_channel, uint32_t y, uint32_t x)
+      : bin_y(y),
+        bin_x(x),
+        element((top_channel * by.bins_h.divisor() + y) * by.bins_w.divisor() + x) {
+    uint32_t part_y = y * uint32_t(s.parts_h), part_x = x * uint32_t(s.parts_w);
+    part_y = by.bins_h.divide(part_y), part_x = by.bins_w.divide(part_x);
+    const uint32_t class_index = by.class_channels.divide(top_channel);
+    shift = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
+  }
+
+  D2_DEVICE int64_t element_of(const DeformRoiPoolSizes& s, int64_t roi) const {
+    return roi * s.top_channels * s.bins() + element;
+  }
+
+  // offset: null if bins are not shifted
+  D2_DEVICE BinSamples<acc_t> samples(const DeformRoiPoolSizes& s, const acc_t* offset,
+                                      const ListedRoi<DeformRoiBins<acc_t>>& roi) const {
+    BinSamples<acc_t> bin{
+        roi.bins.bin_start_y(bin_y), roi.bins.bin_start_x(bin_x), roi.bins.step_y, roi.bins.step_x,
+        int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
+    if (offset) {
+      const int64_t parts = s.parts_h * s.parts_w;
+      const acc_t* own = offset + roi.index * s.classes * 2 * parts + shift;
+      bin.start_y += roi.bins.shift_y(own[0]);
+      bin.start_x += roi.bins.shift_x(own[parts]);
+    }
+    return bin;
+  }
+};
+
+// Equation (5) of the paper. A block has one plane. A thread averages one bin after another: it
+// reads each different pixel of the bin's samples once, times its merged weight. Every bin of every
+// channel belongs to one thread.
+template <typename scalar_t, typename acc_t>
+struct DeformRoiPoolKernel {
+  DeformRoiPoolSizes sizes;
+  DeformRoiPoolDivisors by;
+  RoiPlan plan;
+  RoiLists<DeformRoiBins<acc_t>> lists;
+  const scalar_t* input;  // [N][Ctop][group][H][W]
+  const acc_t* offset;    // [R][classes][y, x][parts_h][parts_w], or null: no shift
+  scalar_t* output;       // [R][Ctop][bins_h][bins_w]
+
+  D2_DEVICE void operator()() const {
+    const auto read = [&](uint32_t index, uint32_t split, const scalar_t* map) {
+      const DeformRoiPoolPlane plane(by, index);
+      const auto read_bin = [&](uint32_t bin_y, uint32_t bin_x, const auto& for_each_roi) {
+        const DeformRoiPoolBin<acc_t> bin(sizes, by, plane.top_channel, bin_y, bin_x);
+        for_each_roi([&](const auto& roi) {
+          output[bin.element_of(sizes, roi.index)] =
+              scalar_t(mean(map, bin.samples(sizes, offset, roi)));
+        });
+      };
+      RoiShare::of_thread(plan, split).for_each_bin(plane.bins(by), lists, plane.image, read_bin);
+    };
+    read_planes(plan, sizes.height * sizes.width, input, read);
+  }
+
+  static D2_DEVICE acc_t mean(const scalar_t* map, const BinSamples<acc_t>& bin) {
+    acc_t sum = 0;
+    bin.for_each_row([&](const ColumnWindow<acc_t>& columns, int32_t y, acc_t weight, acc_t) {
+      const scalar_t* row = map + int64_t(y) * bin.width;
+      acc_t row_sum = 0;
+      columns.for_each(
+          [&](int32_t x, acc_t column_weight, acc_t) { row_sum += column_weight * acc_t(row[x]); });
+      sum += weight * row_sum;
+    });
+    const acc_t count = bin.count();
+    return count == acc_t(0) ? acc_t(0) : sum / count;
+  }
+};
+
+}  // namespace d2_deformable

@@ -1,0 +1,46 @@
+"""File names in csrc: one stem finds one thing, whatever folder it lies in."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def shared_stems(paths):
+    """{stem: paths} of stems that occur in several folders. x.h beside x.cpp is one thing."""
+    found = defaultdict(list)
+    for path in paths:
+        found[path.stem].append(path)
+    return {
+        stem: paths for stem, paths in found.items() if len({path.parent for path in paths}) > 1
+    }
+
+
+def sources():
+    paths = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert len(paths) > 50
+    return paths
+
+
+def test_file_names_in_csrc_are_unique():
+    assert not shared_stems(sources())
+
+
+def test_a_planted_duplicate_is_found():
+    planted = ROOT / "csrc" / "cuda" / "deform_conv2d_sizes.h"
+    assert list(shared_stems([*sources(), planted])) == ["deform_conv2d_sizes"]
+
+
+def test_csrc_readme_names_what_exists():
+    """All files and functions that csrc/README.md names; `<op>` and `*` stand for any text."""
+    readme = (ROOT / "csrc" / "README.md").read_text()
+    names = re.findall(r"`([^`\n]+)`", readme) + re.findall(r"^    .+", readme, flags=re.M)
+    files = {name for name in names if re.fullmatch(r"[\w/<>*.]+(/|\.\w+)", name)}
+    functions = set(re.findall(r"[a-zA-Z]+_\w+|\w*[A-Z]\w*", "\n".join({*names} - files)))
+    code = "".join(path.read_text() for path in sources() if path.suffix != ".md")
+    assert len(files) > 20 and len(functions) > 20
+    for name in files:
+        assert list((ROOT / "csrc").rglob(name.replace("<op>", "*"))), f"csrc has no {name}"
+    missing = functions - set(re.findall(r"\w+", code))
+    assert not missing
