@@ -35,7 +35,7 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, offset, weight, bias, mask, stride, padding, dilation, groups):
         return torch.ops.d2_deformable.deform_conv2d(
-            input, offset, weight, bias, stride, padding, dilation, mask
+            input, offset, weight, bias, stride, padding, dilation, mask, "zero"
         )
 
     @staticmethod
@@ -58,17 +58,7 @@ class _DeformConv(torch.autograd.Function):
         )
 
 
-def deform_conv2d(
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
-):
+def deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask, border):
     taps = weight.shape[2] * weight.shape[3]
     groups = [input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)]
     if border == "legacy":

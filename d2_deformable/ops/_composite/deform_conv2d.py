@@ -12,12 +12,12 @@ def deform_conv2d(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask: Tensor | None = None,
-    border: str = "zero",
+    bias: Tensor | None,
+    stride,
+    padding,
+    dilation,
+    mask: Tensor | None,
+    border: str,
 ) -> Tensor:
     """Differentiable by input, offset, weight, bias and mask."""
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)

@@ -12,14 +12,14 @@ from .tables import computed, fixed, read, read_backward
 def deform_roi_pool(
     input: Tensor,
     rois: Tensor,
-    offset: Tensor | None = None,
+    offset: Tensor | None,
     *,
     output_size,
     spatial_scale: float,
-    group_size: int = 1,
-    samples_per_part: int = 4,
-    gamma: float = 0.1,
-    round_rois: bool = True,
+    group_size: int,
+    samples_per_part: int,
+    gamma: float,
+    round_rois: bool,
 ) -> Tensor:
     """Differentiable by input and offset."""
     bins = _Bins(

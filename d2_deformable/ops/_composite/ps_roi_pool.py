@@ -13,7 +13,7 @@ from .tables import computed, fixed, read, read_backward
 
 
 def ps_roi_pool(
-    input: Tensor, rois: Tensor, *, output_size, spatial_scale: float, round_rois: bool = True
+    input: Tensor, rois: Tensor, *, output_size, spatial_scale: float, round_rois: bool
 ) -> Tensor:
     """Differentiable by input."""
     images, _, height, width = input.shape
