@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torchvision.ops import roi_align
 
 from ._autocast import without_autocast
 from ._checks import (
@@ -71,6 +70,8 @@ def deform_roi_align(
             f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, 2, "
             f"{output_size[0]}, {output_size[1]}): a (dy, dx) pair per bin"
         )
+    from torchvision.ops import roi_align  # the other operators work without torchvision
+
     with without_autocast(input):
         value = input.float() if input.dtype in HALF_TYPES else input
         rois = rois.detach().to(value.dtype)
