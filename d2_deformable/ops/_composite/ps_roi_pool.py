@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rois import roi_boxes
+from ..geometry import bin_indices, roi_boxes
 from .tables import computed, fixed, read, read_backward
 
 
@@ -65,8 +65,7 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
     image, y, x, roi_h, roi_w = roi_boxes(rois, spatial_scale, 0.0, round_rois)
     image, y, x, roi_h, roi_w = (t.squeeze(1) for t in (image, y, x, roi_h, roi_w))
     bin_h, bin_w = roi_h / bins_h, roi_w / bins_w
-    bins_y = torch.arange(bins_h, device=rois.device)[:, None]
-    bins_x = torch.arange(bins_w, device=rois.device)
+    bins_y, bins_x = bin_indices(output_size, rois.device)
     top = _inside(_fused(bins_y, bin_h, y), height).floor().long()
     bottom = _inside(_fused(bins_y + 1, bin_h, y), height).ceil().long()
     left = _inside(_fused(bins_x, bin_w, x), width).floor().long()
