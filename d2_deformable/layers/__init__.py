@@ -3,6 +3,14 @@
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .ps_roi_pool import PSRoIPredictor
 
-__all__ = ["DeformConv2d", "DeformRoIAlign", "DeformRoIPool", "PSRoIPredictor"]
+__all__ = [
+    "DeformConv2d",
+    "DeformRoIAlign",
+    "DeformRoIPool",
+    "OffsetOutput",
+    "OffsetPrediction",
+    "PSRoIPredictor",
+]

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 
 
 class DeformRoIPool(nn.Module):
@@ -40,14 +41,16 @@ class DeformRoIPool(nn.Module):
         self.offset_fc = nn.Linear(channels * bins, 2 * bins)
         nn.init.zeros_(self.offset_fc.weight)
         nn.init.zeros_(self.offset_fc.bias)
+        self.offset_prediction = OffsetOutput()
 
-    def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
+    def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
         """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
         float32."""
         pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
         with without_autocast(x):
             offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
-        return offset.view(-1, 2, self.output_size, self.output_size)
+        offset = offset.view(-1, 2, self.output_size, self.output_size)
+        return self.offset_prediction(offset, None, x, rois, spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """
@@ -59,7 +62,8 @@ class DeformRoIPool(nn.Module):
         Returns:
             (R, C, k, k)
         """
-        return self._pool(x, rois, self.predict_offsets(x, rois, spatial_scale), spatial_scale)
+        offset, _ = self.predict_offsets(x, rois, spatial_scale)
+        return self._pool(x, rois, offset, spatial_scale)
 
     def _pool(self, x, rois, offset, spatial_scale):
         return deform_roi_pool(

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 
 
 class PSRoIPredictor(nn.Module):
@@ -56,13 +57,15 @@ class PSRoIPredictor(nn.Module):
             self.offset_maps = nn.Conv2d(in_channels, 2 * offset_classes * bins, 1)
             nn.init.zeros_(self.offset_maps.weight)
             nn.init.zeros_(self.offset_maps.bias)
+            self.offset_prediction = OffsetOutput()
 
-    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
         """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx; under
         torch.autocast float32."""
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
-            return self._deform_pool(maps, rois, None)
+            offset = self._deform_pool(maps, rois, None)
+        return self.offset_prediction(offset, None, x, rois, self.spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """
@@ -83,7 +86,8 @@ class PSRoIPredictor(nn.Module):
                 round_rois=self.round_rois,
             )
         else:
-            pooled = self._deform_pool(maps, rois, self.predict_offsets(x, rois))
+            offset, _ = self.predict_offsets(x, rois)
+            pooled = self._deform_pool(maps, rois, offset)
         return pooled.mean(dim=(2, 3))
 
     def _deform_pool(self, maps, rois, offset):

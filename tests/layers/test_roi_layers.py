@@ -83,7 +83,7 @@ def test_ps_roi_predictor_averages_position_sensitive_pooling():
         maps, ROIS, output_size=3, spatial_scale=1 / 16, group_size=3
     ).mean((2, 3))
     torch.testing.assert_close(deform(x, ROIS), expected)
-    assert deform.predict_offsets(x, ROIS).shape == (3, 4, 3, 3)
+    assert deform.predict_offsets(x, ROIS).offset.shape == (3, 4, 3, 3)
 
 
 def test_ps_roi_predictor_moves_only_the_outputs_of_a_class():
