@@ -1,7 +1,7 @@
 """Where the operators sample their input map: the mathematics of csrc/geometry/, in Python.
 
-Coordinates are (y, x) in pixels of the map, whose pixel (0, 0) has its centre at (0, 0). Everything
-here can be traced with symbolic sizes.
+Coordinates are (y, x) in pixels of the map, whose pixel (0, 0) has its centre at (0, 0). No branch
+depends on a tensor's values, so that composites and exported graphs can be traced.
 """
 
 import torch
