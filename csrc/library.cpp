@@ -1,6 +1,7 @@
-// Schemas of all operators of torch.ops.d2_deformable. Each back end registers its kernels in its
-// own files, cpu/ and cuda/. Fake kernels and autograd formulas are next to the public functions,
-// in d2_deformable/ops/<op>.py.
+// Schemas of all operators of torch.ops.d2_deformable. No argument has a default value here: the
+// public functions have them, and everything below takes every argument. Each back end registers
+// its kernels in its own files, cpu/ and cuda/. Fake kernels and autograd formulas are next to the
+// public functions, in d2_deformable/ops/<op>.py.
 //
 // Shapes: N images, C channels, H W map size, R RoIs, K = kernel_h * kernel_w taps, G offset
 // groups. Order: height before width and y before x; RoIs (image index, x0, y0, x1, y1) in input
@@ -12,9 +13,8 @@ TORCH_LIBRARY(d2_deformable, m) {
   // input (N, C, H, W), offset (N, G*K*2, Ho, Wo), weight (O, C/groups, kernel_h, kernel_w),
   // bias (O), mask (N, G*K, Ho, Wo), border "zero" or "legacy" -> (N, O, Ho, Wo)
   m.def(
-      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, "
-      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, Tensor? mask=None, "
-      "str border=\"zero\") -> Tensor");
+      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, Tensor? mask, str border) -> Tensor");
   // -> gradients of input, offset, weight and mask (an empty tensor without a mask)
   m.def(
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, "
@@ -24,9 +24,9 @@ TORCH_LIBRARY(d2_deformable, m) {
   // input (N, C, H, W), rois (R, 5), offset (R, 2*classes, part_h, part_w),
   // output_size (bins_h, bins_w) -> (R, C / group_size^2, bins_h, bins_w)
   m.def(
-      "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset=None, *, int[2] output_size, "
-      "float spatial_scale, int group_size=1, int samples_per_part=4, float gamma=0.1, "
-      "bool round_rois=True) -> Tensor");
+      "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, *, int[2] output_size, "
+      "float spatial_scale, int group_size, int samples_per_part, float gamma, "
+      "bool round_rois) -> Tensor");
   // -> gradients of input and offset (an empty tensor without an offset)
   m.def(
       "deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, *, "
@@ -37,7 +37,7 @@ TORCH_LIBRARY(d2_deformable, m) {
   // -> (R, C / (bins_h*bins_w), bins_h, bins_w)
   m.def(
       "ps_roi_pool(Tensor input, Tensor rois, *, int[2] output_size, float spatial_scale, "
-      "bool round_rois=True) -> Tensor");
+      "bool round_rois) -> Tensor");
   // input_size (N, C, H, W) -> gradient of input
   m.def(
       "ps_roi_pool_backward(Tensor grad_output, Tensor rois, *, SymInt[] input_size, "

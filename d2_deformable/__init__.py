@@ -1,7 +1,22 @@
-"""Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin."""
+"""Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin.
 
-from . import model_zoo, modeling, ops  # noqa: F401  register weights, models and operators
-from .config import add_deformable_config
+Importing it registers the models and the d2_deformable:// paths with Detectron2, and nothing more:
+other subpackages have imports of their own. Without Detectron2, `d2_deformable.ops` still works.
+"""
 
 __version__ = "0.1.0"
 __all__ = ["add_deformable_config"]
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+
+    def __getattr__(name):
+        if name in ("add_deformable_config", "model_zoo", "modeling"):
+            from . import needs_detectron2  # noqa: F401
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+else:
+    from . import model_zoo, modeling
+    from .config import add_deformable_config

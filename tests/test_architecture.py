@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "d2_deformable"
 # From low to high; a part may import its own row and those above it in this list.
 ROWS = [
-    {"utils", "compat"},
+    {"utils", "compat", "needs_detectron2"},
     {"ops"},
     {"layers"},
     {"modeling"},

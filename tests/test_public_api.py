@@ -14,7 +14,7 @@ def test_public_names_are_documented(name):
     assert package.__doc__
     names = getattr(package, "__all__", [])
     assert names == sorted(names)
-    for public in map(package.__dict__.__getitem__, names):
+    for public in (getattr(package, name) for name in names):
         if callable(public):
             # Not what a class inherits or a dataclass writes by itself.
             doc = vars(public).get("__doc__") if isinstance(public, type) else public.__doc__

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from torch import nn
 
 from d2_deformable.analysis.effective_dilation import (
     EffectiveDilation,
@@ -21,6 +20,7 @@ from d2_deformable.analysis.effective_dilation import (
 )
 from d2_deformable.checkpoint import StrictCheckpointer
 from d2_deformable.data import DatasetMapper, read_mask, register_custom_datasets
+from d2_deformable.layers import OffsetOutput
 
 from .detection import detection_counts
 from .endpoints import value
@@ -52,10 +52,10 @@ def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
         "test": {metric: value(metric, counts) for metric in metrics},
         "counts": pack(counts),
     }
-    layers = offset_layers(model)
-    if layers:
+    outputs = offset_outputs(model)
+    if outputs:
         for name, replace in (("zero_offsets", no_offset), ("other_offsets", PreviousOffset())):
-            with replaced_offsets(layers, replace):
+            with replaced_offsets(outputs, replace):
                 changed = count(model, inputs, records)
             result[name] = {metric: value(metric, changed) for metric in metrics}
     result["dilation"] = dilation_by_size(model, inputs, records)
@@ -76,7 +76,7 @@ def segmentation_counts(model, inputs, records) -> dict[str, np.ndarray]:
     return {"pixels": np.stack(counts)}
 
 
-def no_offset(_, offset):
+def no_offset(_, args, offset):
     return torch.zeros_like(offset)
 
 
@@ -87,30 +87,29 @@ class PreviousOffset:
     def __init__(self):
         self.kept = {}
 
-    def __call__(self, layer, offset):
+    def __call__(self, layer, args, offset):
         previous = self.kept.get(layer, offset)
         self.kept[layer] = offset
         if not len(previous):
             return offset
-        if offset.dim() == 2:  # (RoIs, 2 * bins)
+        if len(args) > 3:  # offset, mask, feature map, RoIs, ...
             return previous[torch.arange(len(offset)) % len(previous)]
         return F.interpolate(previous, offset.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def offset_layers(model) -> list[nn.Module]:
-    """The layers that predict offsets, in convolutions and in RoI pooling."""
-    ends = ("conv_offset", "offset_maps", "offset_fc")
-    return [layer for name, layer in model.named_modules() if name.endswith(ends)]
+def offset_outputs(model) -> list[OffsetOutput]:
+    """What the predictions of all deformable layers pass through."""
+    return [module for module in model.modules() if isinstance(module, OffsetOutput)]
 
 
 @contextmanager
-def replaced_offsets(layers, replace):
-    """For the block, `layers` of `offset_layers` give `replace(layer, offset)`."""
+def replaced_offsets(outputs, replace):
+    """For the block, `outputs` give `replace(output, its arguments, offset)` as their offset."""
 
-    def hook(layer, _, offset):
-        return replace(layer, offset)
+    def hook(output, args, prediction):
+        return prediction._replace(offset=replace(output, args, prediction.offset))
 
-    handles = [layer.register_forward_hook(hook) for layer in layers]
+    handles = [output.register_forward_hook(hook) for output in outputs]
     try:
         yield
     finally:

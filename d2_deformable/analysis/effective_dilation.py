@@ -14,7 +14,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from ..modeling.backbone import kernel_convs
-from .sampling import ConvOffsets, is_inside, needs_proposals, record_offsets, taps
+from ..ops.geometry import is_inside, kernel_taps, tap_grid
+from .sampling import ConvOffsets, needs_proposals, record_offsets
 
 SIZES = ("small", "medium", "large", "background")
 COLUMNS = (*SIZES, "all")
@@ -88,7 +89,8 @@ class LayerDilation:
 def sampling_grid(conv: ConvOffsets) -> torch.Tensor:
     """Sampling points (G, k_h, k_w, 2, H_out, W_out) of (y, x), relative to the fixed grid's first
     tap, in cells of the layer's map."""
-    grid = taps(conv).view(*conv.kernel_size, 2, 1, 1)
+    taps = kernel_taps(conv.kernel_size, conv.dilation)
+    grid = taps.view(*conv.kernel_size, 2, 1, 1)
     return grid + conv.offset.unflatten(1, conv.kernel_size)
 
 
@@ -102,10 +104,9 @@ def effective_dilation(conv: ConvOffsets) -> torch.Tensor:
 
 def leaves_the_map(conv: ConvOffsets) -> torch.Tensor:
     """Whether any sampling point of a filter lies beyond the input map, (G, H_out, W_out) bool."""
-    units = torch.stack(torch.meshgrid(*map(torch.arange, conv.output_size), indexing="ij"))
-    stride, padding = (torch.tensor(pair)[:, None, None] for pair in (conv.stride, conv.padding))
-    points = sampling_grid(conv) + (units * stride - padding)
-    return ~is_inside(points.movedim(3, -1), conv.input_size).flatten(1, 2).all(dim=1)
+    grid = tap_grid(conv.output_size, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    points = torch.stack(torch.broadcast_tensors(*grid), dim=-1) + conv.offset.movedim(2, -1)
+    return ~is_inside(points, conv.input_size).all(dim=1)
 
 
 def filter_centers(conv: ConvOffsets, input_size, pixel) -> tuple[torch.Tensor, torch.Tensor]:

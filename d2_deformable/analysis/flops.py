@@ -132,9 +132,8 @@ def _deform_roi_pool_handle(inputs, outputs):
 
 @register_flop_formula(torch.ops.d2_deformable.deform_conv2d)
 def _deform_conv2d_flop(
-    input, offset, weight, bias=None, stride=1, padding=0, dilation=1, mask=None, border="zero", *,
-    out_shape, **_
-):  # fmt: skip
+    input, offset, weight, bias, stride, padding, dilation, mask, border, *, out_shape, **_
+):
     return 2 * deform_conv2d_macs(input, weight, out_shape, mask is not None)
 
 
@@ -146,11 +145,11 @@ def _deform_conv2d_backward_flop(grad_output, input, offset, weight, mask, *_, *
 
 
 @register_flop_formula(torch.ops.d2_deformable.deform_roi_pool)
-def _deform_roi_pool_flop(*_, samples_per_part=4, out_shape, **__):
+def _deform_roi_pool_flop(*_, samples_per_part, out_shape, **__):
     return 2 * deform_roi_pool_macs(out_shape, samples_per_part)
 
 
 @register_flop_formula(torch.ops.d2_deformable.deform_roi_pool_backward)
-def _deform_roi_pool_backward_flop(grad_output, input, rois, offset=None, *, samples_per_part, **_):
+def _deform_roi_pool_backward_flop(grad_output, input, rois, offset, *, samples_per_part, **_):
     # The transpose of the samples, and with offsets their slopes.
     return 2 * (1 + (offset is not None)) * deform_roi_pool_macs(grad_output, samples_per_part)

@@ -18,9 +18,9 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
-from ..ops.deform_conv2d import output_size
+from ..ops import geometry
 from .layer_order import layers_below
 
 
@@ -57,6 +57,7 @@ class PartOffsets:
         (dy, dx), and 1 / stride (R,) of the feature map that each box is pooled from.
     num_classes: sets of shifts, background included; 1 when all classes share one.
     gamma, round_rois: see `d2_deformable.ops.deform_roi_pool`.
+    min_size: see `d2_deformable.ops.geometry.roi_boxes`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PartOffsets:
     predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     gamma: float
     round_rois: bool
+    min_size: float | None
 
 
 @dataclass
@@ -109,8 +111,19 @@ def record_offsets(model: nn.Module, plain=()):
             raise ValueError(f"record_offsets takes one image at a time, got {len(args[0])}")
         record.input_size = tuple(args[0].shape[-2:])
 
-    def on_conv(name):
-        return lambda layer, args: record.convs.append(_conv_offsets(name, layer, *args))
+    def on_prediction(name, conv):
+        def hook(_, args, prediction):
+            record.convs.append(_conv_offsets(name, conv, args[2], *prediction))
+
+        return hook
+
+    def on_plain_conv(name):
+        def hook(conv, args, output):
+            taps = conv.kernel_size[0] * conv.kernel_size[1]
+            zeros = output.new_zeros(1, 1, 1, 1).expand(1, 2 * taps, *output.shape[2:])
+            record.convs.append(_conv_offsets(name, conv, args[0], zeros))
+
+        return hook
 
     def on_predictor(name):
         return lambda layer, args: record.pools.append(_predictor_parts(name, layer, *args))
@@ -120,27 +133,25 @@ def record_offsets(model: nn.Module, plain=()):
 
     with ExitStack() as stack:
 
-        def watch(module, hook):
-            stack.callback(module.register_forward_pre_hook(hook).remove)
+        def keep(handle):
+            stack.callback(handle.remove)
 
-        watch(model.backbone, on_backbone)
+        keep(model.backbone.register_forward_pre_hook(on_backbone))
         for name, module in model.named_modules():
-            if isinstance(module, DeformConv2d) or name in plain:
-                watch(module, on_conv(name))
+            if isinstance(module, DeformConv2d):
+                output = module.offset_prediction
+                keep(output.register_forward_hook(on_prediction(name, module)))
+            elif name in plain:
+                keep(module.register_forward_hook(on_plain_conv(name)))
             elif isinstance(module, PSRoIPredictor) and module.offset_maps is not None:
-                watch(module, on_predictor(name))
+                keep(module.register_forward_pre_hook(on_predictor(name)))
             elif isinstance(module, DeformROIPooler):
-                watch(module, on_pooler(name))
+                keep(module.register_forward_pre_hook(on_pooler(name)))
         yield record
 
 
-def _conv_offsets(name, layer, x):
+def _conv_offsets(name, layer, x, offset, mask=None):
     taps = layer.kernel_size[0] * layer.kernel_size[1]
-    if isinstance(layer, DeformConv2d):
-        offset, mask = layer.predict_offsets(x)
-    else:
-        size = output_size(x, layer.weight, layer.stride, layer.padding, layer.dilation)
-        offset, mask = x.new_zeros(1, 1, 1, 1).expand(1, 2 * taps, *size), None
     return ConvOffsets(
         name=name,
         offset=offset[0].unflatten(0, (-1, taps, 2)).cpu(),
@@ -159,11 +170,11 @@ def _to_rois(boxes):
 
 def _predictor_parts(name, layer, x, _):
     def predict(boxes):
-        offset = layer.predict_offsets(x, _to_rois(boxes.to(x)))
+        offset, _ = layer.predict_offsets(x, _to_rois(boxes.to(x)))
         return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
 
     num_classes = layer.offset_maps.out_channels // (2 * layer.output_size**2)
-    return PartOffsets(name, num_classes, predict, layer.gamma, layer.round_rois)
+    return PartOffsets(name, num_classes, predict, layer.gamma, layer.round_rois, geometry.MIN_SIZE)
 
 
 def _pooler_parts(name, pooler, x, _):
@@ -184,11 +195,11 @@ def _pooler_parts(name, pooler, x, _):
         per_level = zip(pooler.level_pools, x, pooler.scales, strict=True)
         for level, (pool, feature, scale) in enumerate(per_level):
             here = levels == level
-            prediction = pool.predict_offsets(feature, _to_rois(boxes[here]), scale)
-            offset[here] = prediction[0] if isinstance(prediction, tuple) else prediction
+            offset[here] = pool.predict_offsets(feature, _to_rois(boxes[here]), scale).offset
         return offset[:, None], boxes.new_tensor(pooler.scales)[levels]
 
-    return PartOffsets(name, 1, predict, first.gamma, first.round_rois)
+    min_size = None if isinstance(first, DeformRoIAlign) else geometry.MIN_SIZE
+    return PartOffsets(name, 1, predict, first.gamma, first.round_rois, min_size)
 
 
 @dataclass(frozen=True)
@@ -326,8 +337,8 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
     for conv in reversed(convs):
         ratio = [max(1, round(n / m)) for n, m in zip(conv.output_size, size, strict=True)]
         points = points * torch.tensor(ratio)
-        inside = inside & is_inside(points, conv.output_size)
-        reached = taps(conv) + (
+        inside = inside & geometry.is_inside(points, conv.output_size)
+        reached = geometry.kernel_taps(conv.kernel_size, conv.dilation) + (
             points * torch.tensor(conv.stride) - torch.tensor(conv.padding)
         ).unsqueeze(2)
         if deformed:
@@ -335,24 +346,7 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
         points = reached.flatten(1, 2)
         inside = inside.repeat_interleave(reached.shape[2], dim=1)
         size = conv.input_size
-    return points, inside & is_inside(points, size)
-
-
-def taps(conv):
-    """(taps, 2) of (y, x) in pixels of the input map, row by row, the first at (0, 0)."""
-    rows, columns = (
-        torch.arange(k) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
-    )
-    return torch.cartesian_prod(rows, columns)
-
-
-def is_inside(points, size):
-    """Whether the cell nearest to each point (..., 2) is one of the map's.
-
-    That is: whether the point is in the image. The operator's zero border still lets a point up
-    to half a cell beyond see a little.
-    """
-    return ((points >= -0.5) & (points < torch.tensor(size) - 0.5)).all(dim=-1)
+    return points, inside & geometry.is_inside(points, size)
 
 
 def _at_nearest_cell(offset, points):
@@ -390,18 +384,12 @@ def part_boxes(
     classes = classes if offset.shape[1] > 1 else torch.zeros_like(classes)
     shift = offset[torch.arange(len(boxes)), classes] * pool.gamma  # (R, 2, k, k)
 
-    if pool.round_rois:
-        boxes = round_half_away(boxes)
-    # The operator never takes a box for smaller than 0.1 cells of the feature map.
-    size = (boxes[:, 2:] - boxes[:, :2]).maximum((0.1 / scale)[:, None])
+    # With shift 0 cells begin at whole numbers, as in the pictures.
+    rois, scale = _to_rois(boxes), scale[:, None]
+    _, y, x, *sides = geometry.roi_boxes(rois, scale, 0.0, pool.round_rois, pool.min_size)
     k = shift.shape[-1]
-    corner = torch.cartesian_prod(torch.arange(k), torch.arange(k)).flip(1) / k
-    if deformed:
-        corner = corner + shift.flip(1).flatten(2).transpose(1, 2)
-    corner = boxes[:, None, :2] + corner * size[:, None]
-    return torch.cat([corner, corner + size[:, None] / k], dim=2) * pixel
-
-
-def round_half_away(x: torch.Tensor) -> torch.Tensor:
-    """C's round, as the original operators use it; torch.round takes halves to even."""
-    return (x.abs() + 0.5).floor() * x.sign()
+    shift = shift if deformed else torch.zeros_like(shift)
+    low = geometry.bin_corners(y, x, *sides, (k, k), shift)
+    high = (corner + side / k for corner, side in zip(low, sides, strict=True))
+    y0, x0, y1, x1 = (side.flatten(1) / scale for side in (*low, *high))
+    return torch.stack([x0, y0, x1, y1], dim=2) * pixel

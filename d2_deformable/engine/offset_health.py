@@ -13,7 +13,8 @@ from detectron2.config import configurable
 from detectron2.engine import HookBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ..layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
+from ..ops import geometry
 
 STATISTICS = ("mean", "std", "p99", "outside")
 MAX_SORTED = 2**16  # values of which the percentile is taken, evenly spread over all
@@ -70,7 +71,7 @@ class OffsetHealth(HookBase):
         self.max_conv, self.max_roi, self.max_outside = max_conv, max_roi, max_outside
         parallel = isinstance(model, DistributedDataParallel)
         self._layers = deformable_layers(model.module if parallel else model)
-        self._calls = {}
+        self._calls, self._hooks = {}, []
         self._told = set()
 
     @classmethod
@@ -81,17 +82,20 @@ class OffsetHealth(HookBase):
         done = self.trainer.iter + 1
         if self.period and (done % self.period == 0 or done == self.trainer.max_iter):
             self._calls = {name: [] for name in self._layers}
-            for name, layer in self._layers.items():
-                _record_predictions(layer, self._calls[name])
+            self._hooks = [
+                layer.offset_prediction.register_forward_hook(_recorder(self._calls[name]))
+                for name, layer in self._layers.items()
+            ]
 
     @torch.no_grad()
     def after_step(self):
         if not self._calls:
             return
+        for hook in self._hooks:
+            hook.remove()
         stuck, fled = [], []
         for name, calls in self._calls.items():
             layer = self._layers[name]
-            del layer.predict_offsets  # the recording one of this instance
             samples = [s for s in (_samples(layer, *call) for call in calls) if s.length.numel()]
             if not samples:
                 continue
@@ -151,23 +155,19 @@ def deformable_layers(model) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (DeformConv2d, DeformRoIAlign, DeformRoIPool))
-        or (isinstance(module, PSRoIPredictor) and module.offset_maps is not None)
+        if hasattr(module, "offset_prediction")
     }
 
 
-def _record_predictions(layer, calls: list) -> None:
-    """Until `predict_offsets` is deleted from `layer`, note its arguments and offsets."""
-    predict = layer.predict_offsets
+def _recorder(calls: list):
+    """A forward hook of `OffsetOutput` that keeps the offsets and where they are used."""
 
-    def predict_and_record(x, *args):
-        prediction = predict(x, *args)
+    def record(_, args, prediction):
         if torch.is_grad_enabled():  # else a pass that only chooses RoIs (OHEM)
-            offset = prediction[0] if isinstance(prediction, tuple) else prediction
-            calls.append((offset.detach(), x.shape[-2:], *args))
-        return prediction
+            _, _, x, *rois = args
+            calls.append((prediction.offset.detach(), x.shape[-2:], *rois))
 
-    layer.predict_offsets = predict_and_record
+    return record
 
 
 @dataclass(frozen=True)
@@ -207,58 +207,53 @@ def _summary(samples) -> _Health:
     return _Health(*values.tolist(), map_size=tuple(samples[-1].map_size))
 
 
-def _samples(layer, offset, map_size, rois=None, spatial_scale=None) -> _Samples:
-    if isinstance(layer, DeformConv2d):
-        return _conv_samples(layer, offset, map_size)
-    if spatial_scale is None:
-        spatial_scale = layer.spatial_scale
-    return _roi_samples(layer, offset, map_size, rois, spatial_scale)
+def _samples(layer, offset, map_size, *rois) -> _Samples:
+    samples = _roi_samples if rois else _conv_samples
+    return samples(layer, offset.float(), map_size, *rois)
 
 
 def _conv_samples(layer, offset, map_size):
     """offset: (N, G * taps * 2, H_out, W_out)."""
-    kernel, stride, padding, dilation = (
-        torch.tensor(pair)
-        for pair in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    grid = geometry.tap_grid(
+        offset.shape[-2:],
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        offset.device,
     )
-    offset = offset.float().unflatten(1, (-1, int(kernel.prod()), 2))
-    taps = torch.cartesian_prod(*map(torch.arange, kernel.tolist())) * dilation - padding
-    units = torch.cartesian_prod(*map(torch.arange, offset.shape[-2:])) * stride
-    grid = (taps[:, None] + units).transpose(1, 2).to(offset)  # (taps, 2, H_out * W_out)
-    last = offset.new_tensor(map_size)[:, None] - 0.5
+    grid = torch.stack(torch.broadcast_tensors(*grid), dim=-1)  # (taps, H_out, W_out, 2)
+    offset = offset.unflatten(1, (-1, len(grid), 2)).movedim(3, -1)
 
     def outside(points):
-        return ((points < -0.5) | (points >= last)).any(dim=-2).float().mean()
+        return (~geometry.is_inside(points, map_size)).float().mean()
 
-    offset = offset.flatten(-2)
-    length = offset.norm(dim=3).flatten()
-    return _Samples(length, outside(grid + offset), outside(grid), map_size)
+    return _Samples(
+        offset.norm(dim=-1).flatten(), outside(grid + offset), outside(grid.float()), map_size
+    )
 
 
 def _roi_samples(layer, offset, map_size, rois, spatial_scale):
-    """offset: (R, classes * 2, k, k), rois: (R, 5). Corners of RoIs are not rounded here."""
+    """offset: (R, classes * 2, k, k), rois: (R, 5)."""
     step = math.ceil(offset.numel() / MAX_ROI_VALUES) or 1
-    shift = layer.gamma * offset[::step].float().unflatten(1, (-1, 2))
-    x0, y0, x1, y1 = (spatial_scale * rois[::step, 1:].float()).unbind(1)
-    # mmcv's pooling takes as many as a bin is large, at the centres of equal parts.
-    centred = isinstance(layer, DeformRoIAlign)
-    k, samples = layer.output_size, 4 if centred else layer.samples_per_part
-    bins = torch.arange(k, device=rois.device) / k
-    of_bin = (torch.arange(samples, device=rois.device) + 0.5 * centred) / (k * samples)
-
-    def inside(low, high, bins, shift, size):
-        """Share of the samples along one axis of each bin; they stand at (fraction of the RoI)."""
-        fraction = (bins + shift)[..., None] + of_bin
-        start, extent = low - 0.5, (high - low).clamp(min=0.1)
-        points = start[:, None, None, None, None] + fraction * extent[:, None, None, None, None]
-        return ((points >= -0.5) & (points <= size - 0.5)).float().mean(dim=-1)
+    shift, rois = layer.gamma * offset[::step], rois[::step].float()
+    # mmcv's pooling takes as many samples as a bin is large, and boxes as they are.
+    mmcv = isinstance(layer, DeformRoIAlign)
+    k, samples = layer.output_size, 4 if mmcv else layer.samples_per_part
+    min_size = None if mmcv else geometry.MIN_SIZE
+    _, *box = geometry.roi_boxes(rois, spatial_scale, -0.5, layer.round_rois, min_size)
 
     def outside(shift):
-        rows = inside(y0, y1, bins[:, None], shift[:, :, 0], map_size[0])
-        return 1 - (rows * inside(x0, x1, bins, shift[:, :, 1], map_size[1])).mean()
+        inside = 1
+        for corner, side, size in zip(
+            geometry.bin_corners(*box, (k, k), shift), box[2:], map_size, strict=True
+        ):
+            points = geometry.samples_of_bins(corner, side / k, samples, centred=mmcv)
+            inside = inside * geometry.sample_counts(points, size).float().mean(dim=-1)
+        return 1 - inside.mean()
 
-    length = shift.norm(dim=2).flatten()
-    return _Samples(length, outside(shift), outside(torch.zeros_like(shift[:, :1])), map_size)
+    length = shift.unflatten(1, (-1, 2)).norm(dim=2).flatten()
+    return _Samples(length, outside(shift), outside(None), map_size)
 
 
 def _offset_parameters(layer) -> str:

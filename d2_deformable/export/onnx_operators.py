@@ -8,6 +8,7 @@ import torchvision
 from torch.overrides import TorchFunctionMode
 
 from ..ops import _composite
+from ..ops.geometry import tap_grid
 from . import traceable
 
 
@@ -35,7 +36,7 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, offset, weight, bias, mask, stride, padding, dilation, groups):
         return torch.ops.d2_deformable.deform_conv2d(
-            input, offset, weight, bias, stride, padding, dilation, mask
+            input, offset, weight, bias, stride, padding, dilation, mask, "zero"
         )
 
     @staticmethod
@@ -58,17 +59,7 @@ class _DeformConv(torch.autograd.Function):
         )
 
 
-def deform_conv2d(
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
-):
+def deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask, border):
     taps = weight.shape[2] * weight.shape[3]
     groups = [input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)]
     if border == "legacy":
@@ -84,13 +75,10 @@ def _legacy_taps(input, offset, weight, stride, padding, dilation, mask):
     taps = weight.shape[2] * weight.shape[3]
     out_h, out_w = offset.shape[2:]
     offset = offset.reshape(offset.shape[0], -1, taps, 2, out_h, out_w)
+    grids = tap_grid((out_h, out_w), weight.shape[2:], stride, padding, dilation)
     moved, inside = [], []
-    for axis in (0, 1):
-        tap = torch.arange(weight.shape[2 + axis]) * dilation[axis] - padding[axis]
-        tap = tap[:, None].expand(weight.shape[2:]) if axis == 0 else tap.expand(weight.shape[2:])
-        position = torch.arange(offset.shape[4 + axis]) * stride[axis]
-        position = position[:, None] if axis == 0 else position
-        grid = (tap.reshape(taps, 1, 1) + position).to(offset.dtype)
+    for axis, grid in enumerate(grids):
+        grid = grid.to(offset.dtype)
         point = grid + offset[:, :, :, axis]
         size = torch.as_tensor(input.shape[2 + axis]).to(offset.dtype)
         inside.append((point >= 0) & (point < size))

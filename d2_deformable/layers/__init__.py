@@ -3,6 +3,15 @@
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool, RoIAveragePool
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .ps_roi_pool import PSRoIPredictor
 
-__all__ = ["DeformConv2d", "DeformRoIAlign", "DeformRoIPool", "PSRoIPredictor", "RoIAveragePool"]
+__all__ = [
+    "DeformConv2d",
+    "DeformRoIAlign",
+    "DeformRoIPool",
+    "OffsetOutput",
+    "OffsetPrediction",
+    "PSRoIPredictor",
+    "RoIAveragePool",
+]

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..ops import BORDERS, deform_conv2d
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroConv2d
 
 
@@ -93,6 +94,7 @@ class DeformConv2d(Conv2d):
             padding=padding,
             dilation=dilation,
         )
+        self.offset_prediction = OffsetOutput()
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **kwargs) -> "DeformConv2d":
@@ -129,7 +131,7 @@ class DeformConv2d(Conv2d):
         deform.conv_offset.to(conv.weight)
         return deform.train(conv.training)
 
-    def predict_offsets(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def predict_offsets(self, x: torch.Tensor) -> OffsetPrediction:
         """Offsets (N, offset_groups * 2 * taps, H_out, W_out), (dy, dx) interleaved per tap, and
         the mask (N, offset_groups * taps, H_out, W_out) or None.
 
@@ -144,7 +146,7 @@ class DeformConv2d(Conv2d):
             mask = 2 * mask.sigmoid()
         if self.max_offset:
             offset = offset.clamp(-self.max_offset, self.max_offset)
-        return offset, mask
+        return self.offset_prediction(offset, mask, x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         offset, mask = self.predict_offsets(x)

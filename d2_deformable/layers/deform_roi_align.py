@@ -5,6 +5,7 @@ from torch import nn
 
 from ..ops import deform_roi_align
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroLinear
 
 
@@ -47,8 +48,9 @@ class DeformRoIAlign(nn.Module):
         inputs, hidden = channels * bins, hidden_channels
         self.offset_fc = _fully_connected(inputs, hidden, hidden, 2 * bins)
         self.mask_fc = _fully_connected(inputs, hidden, bins) if modulated else None
+        self.offset_prediction = OffsetOutput()
 
-    def predict_offsets(self, x, rois, spatial_scale: float):
+    def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
         """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx, and the factors
         (R, 1, k, k) or None; under torch.autocast float32."""
         pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
@@ -56,9 +58,10 @@ class DeformRoIAlign(nn.Module):
         with without_autocast(x):
             pooled = pooled.to(self.offset_fc[0].weight.dtype)
             offset = self.offset_fc(pooled).view(-1, 2, k, k)
-            if self.mask_fc is None:
-                return offset, None
-            return offset, self.mask_fc(pooled).sigmoid().view(-1, 1, k, k)
+            mask = None
+            if self.mask_fc is not None:
+                mask = self.mask_fc(pooled).sigmoid().view(-1, 1, k, k)
+        return self.offset_prediction(offset, mask, x, rois, spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroLinear
 
 
@@ -75,18 +76,20 @@ class DeformRoIPool(RoIAveragePool):
         self.gamma = gamma
         bins = output_size * output_size
         self.offset_fc = ZeroLinear(channels * bins, 2 * bins)
+        self.offset_prediction = OffsetOutput()
 
-    def predict_offsets(self, x, rois, spatial_scale: float) -> torch.Tensor:
+    def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
         """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
         float32."""
         pooled = self._pool(x, rois, spatial_scale).flatten(1)
         with without_autocast(x):
             offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
-        return offset.view(-1, 2, self.output_size, self.output_size)
+        offset = offset.view(-1, 2, self.output_size, self.output_size)
+        return self.offset_prediction(offset, None, x, rois, spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """Shapes are those of `RoIAveragePool`."""
-        offset = self.predict_offsets(x, rois, spatial_scale)
+        offset, _ = self.predict_offsets(x, rois, spatial_scale)
         return self._pool(x, rois, spatial_scale, offset, self.gamma)
 
     def extra_repr(self) -> str:

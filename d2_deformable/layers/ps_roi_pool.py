@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
+from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroConv2d
 
 
@@ -59,13 +60,15 @@ class PSRoIPredictor(nn.Module):
         self.offset_maps = None
         if offset_classes:
             self.offset_maps = ZeroConv2d(in_channels, 2 * offset_classes * bins, 1)
+            self.offset_prediction = OffsetOutput()
 
-    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
         """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx; under
         torch.autocast float32."""
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
-            return self._deform_pool(maps, rois, None)
+            offset = self._deform_pool(maps, rois, None)
+        return self.offset_prediction(offset, None, x, rois, self.spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """
@@ -86,7 +89,7 @@ class PSRoIPredictor(nn.Module):
                 round_rois=self.round_rois,
             )
         else:
-            offset = None if self.offset_maps is None else self.predict_offsets(x, rois)
+            offset = None if self.offset_maps is None else self.predict_offsets(x, rois).offset
             pooled = self._deform_pool(maps, rois, offset)
         return pooled.mean(dim=(2, 3))
 

@@ -1,12 +1,12 @@
 """Configs, models and trained checkpoints by name: the API of `detectron2.model_zoo`.
 
 Checkpoints are also paths of Detectron2, d2_deformable://<name>: importing this package registers
-the prefix with its PathManager.
+the prefix with its PathManager, and nothing more. What builds a model is imported on its first use.
 """
 
+from importlib import import_module
+
 from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, register_index
-from .lazy import lazy_config
-from .model_zoo import get, get_config, get_config_file, list_configs
 
 __all__ = [
     "ModelZooHandler",
@@ -19,3 +19,9 @@ __all__ = [
     "list_configs",
     "register_index",
 ]
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".model_zoo", __name__), name)

@@ -1,5 +1,6 @@
 """Backbones, heads and networks; importing this package registers them with Detectron2."""
 
+from .. import needs_detectron2
 from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,

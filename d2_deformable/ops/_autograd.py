@@ -1,16 +1,26 @@
 """Derivatives of the operators, for torch.autograd and torch.func alike.
 
-torch.library.register_autograd serves torch.autograd alone: torch.func refuses what it registers,
-and forward mode takes the operator for a constant.
+`torch.library.register_autograd` serves torch.autograd alone: torch.func refuses what it registers,
+and forward mode takes the operator for a constant. What serves all three needs private names of
+torch, which this file alone uses. An operator has one kernel for autograd, so one check, at import,
+chooses between the two ways. Where a name is missing, gradients work as ever, and torch.func (but
+vmap) and forward mode raise an error.
 """
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
-_library = torch.library.Library("d2_deformable", "FRAGMENT")
+TESTED = "2.11"  # versions of torch on which the private names were tested
+try:
+    from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+    from torch._functorch.utils import enable_single_level_autograd_function
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
+    from torch.autograd.function import _SingleLevelFunction
+except ImportError as error:
+    MISSING = str(error).partition(" (")[0]  # without the path of the file
+else:
+    MISSING = ""
 
 
 def register_autograd(op: str, *, setup_context, backward, composite) -> None:
@@ -18,30 +28,35 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
 
     ``setup_context(ctx, *arguments)`` keeps what ``backward(ctx, *grad_outputs)`` needs, which
     returns a gradient per positional argument. Where a tensor has a forward-mode tangent,
-    ``composite(*arguments)`` is computed in the operator's place.
-
-    The operator runs at one level of torch.func's transforms at a time, as PyTorch's own do: what
-    it calls, below autograd, goes on to the next level.
+    ``composite(*arguments)`` is computed instead of the operator.
     """
+    if MISSING:
+        _register_gradients(op, setup_context, backward)
+    else:
+        _register_all_derivatives(op, setup_context, backward, composite)
+
+
+def _register_all_derivatives(op, setup_context, backward, composite) -> None:
+    """The operator runs at one level of torch.func's transforms at a time, as PyTorch's own do:
+    what it calls, below autograd, goes on to the next level."""
     overload = getattr(torch.ops.d2_deformable, op).default
 
     def run(keys, args, keywords):
-        with torch._C._AutoDispatchBelowAutograd():
-            return overload.redispatch(keys & torch._C._after_autograd_keyset, *args, **keywords)
+        with _AutoDispatchBelowAutograd():
+            return overload.redispatch(keys & _after_autograd_keyset, *args, **keywords)
 
     class Derivatives(_SingleLevelFunction):
         @staticmethod
         def forward(ctx, keys, keywords, *args):
             # Autograd has switched both off for this level, not for those below.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            with torch.enable_grad(), _set_fwd_grad_enabled(True):
                 output = run(keys, args, keywords)
             setup_context(ctx, *args, **keywords)
-            ctx.given = len(args)
             return output
 
         @staticmethod
         def backward(ctx, *grad_outputs):
-            return None, None, *backward(ctx, *grad_outputs)[: ctx.given]
+            return None, None, *backward(ctx, *grad_outputs)
 
     # A class made with that name: a grad_fn has the name that its class is born with.
     Function = type(f"d2_deformable_{op}", (Derivatives,), {})
@@ -58,7 +73,40 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
     _library.impl(op, call, "Autograd", with_keyset=True)
 
 
+def _register_gradients(op, setup_context, backward) -> None:
+    def setup(ctx, inputs, output, keyword_only_inputs={}):  # noqa: B006  (is only read)
+        setup_context(ctx, *inputs, **keyword_only_inputs)
+
+    name = f"d2_deformable::{op}"
+    torch.library.register_autograd(name, backward, setup_context=setup, lib=_library)
+
+
+class _RefusingLibrary(torch.library.Library):
+    """Its kernels for autograd refuse what they are not made for: forward mode would take the
+    operator for a constant, and torch.func asks for what only a Function's author can add."""
+
+    def impl(self, op_name, kernel, *args, **keywords):
+        def call(keys, *arguments, **keyword_only):
+            refusal = NotImplementedError(
+                f"{op_name}: forward mode and torch.func's transforms other than vmap need private "
+                f"names of torch that {torch.__version__} does not have ({MISSING}); use "
+                f"torch.autograd, or torch {TESTED}, on which they were tested"
+            )
+            if any(isinstance(a, Tensor) and _has_tangent(a) for a in arguments):
+                raise refusal
+            try:
+                return kernel(keys, *arguments, **keyword_only)
+            except RuntimeError as error:
+                if "functorch transforms" in str(error):
+                    raise refusal from error
+                raise
+
+        super().impl(op_name, call, *args, **keywords)
+
+
 def _has_tangent(tensor: Tensor) -> bool:
-    if forward_ad._current_level < 0:
-        return False
-    return forward_ad.unpack_dual(tensor, level=forward_ad._current_level).tangent is not None
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+# Registrations last as long as this object.
+_library = (_RefusingLibrary if MISSING else torch.library.Library)("d2_deformable", "FRAGMENT")

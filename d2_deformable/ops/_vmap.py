@@ -37,20 +37,7 @@ def _from_channels(tensor: Tensor, batch: int) -> Tensor:
 
 
 @torch.library.register_vmap("d2_deformable::deform_conv2d")
-def _(
-    info,
-    in_dims,
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
-):
-    in_dims = (*in_dims, *[None] * (9 - len(in_dims)))
+def _(info, in_dims, input, offset, weight, bias, stride, padding, dilation, mask, border):
     op, geometry = torch.ops.d2_deformable.deform_conv2d, (stride, padding, dilation)
     if in_dims[2] is None and in_dims[3] is None:
         tensors = _stacked(info, (*in_dims[:2], in_dims[7]), (input, offset, mask))
@@ -92,7 +79,7 @@ def _as_rois(rois: Tensor, images: int) -> Tensor:
 
 @torch.library.register_vmap("d2_deformable::deform_roi_pool")
 def _(info, in_dims, *args, **keywords):
-    input, rois, offset = (*_stacked(info, in_dims, args), None)[:3]
+    input, rois, offset = _stacked(info, in_dims, args)
     output = torch.ops.d2_deformable.deform_roi_pool(
         _as_rows(input), _as_rois(rois, input.shape[1]), _as_rows(offset), **keywords
     )

@@ -155,17 +155,7 @@ def _check_offset(op, input, offset, weight, mask, size) -> None:
 
 
 @torch.library.register_fake("d2_deformable::deform_conv2d")
-def _(
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
-):  # with the schema's defaults: the dispatcher leaves out trailing arguments that equal them
+def _(input, offset, weight, bias, stride, padding, dilation, mask, border):
     size = output_size(input, weight, stride, padding, dilation)
     return empty_like_input(input, [input.shape[0], weight.shape[0], *size])
 
@@ -182,16 +172,7 @@ def _(grad_output, input, offset, weight, mask, stride, padding, dilation, borde
 
 
 def _setup_context(
-    ctx,
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
+    ctx, input, offset, weight, bias, stride, padding, dilation, mask, border
 ) -> None:
     ctx.save_for_backward(input, offset, weight, mask)
     ctx.has_bias = bias is not None
@@ -246,18 +227,7 @@ register_autograd(
 )
 
 
-def _autocast(
-    dtype,
-    input,
-    offset,
-    weight,
-    bias=None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask=None,
-    border="zero",
-):
+def _autocast(dtype, input, offset, weight, bias, stride, padding, dilation, mask, border):
     input, weight, bias = cast(dtype, input, weight, bias)
     offset, mask = cast(torch.float32, offset, mask)
     return torch.ops.d2_deformable.deform_conv2d(

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torchvision.ops import roi_align
 
 from ._autocast import without_autocast
 from ._checks import (
@@ -17,6 +16,7 @@ from ._checks import (
     check_rois,
     shape,
 )
+from .geometry import bin_corners, roi_boxes
 
 # Values that the gradient of the offsets looks at in one go: 64 MiB of float32.
 MAX_VALUES = 2**24
@@ -71,6 +71,8 @@ def deform_roi_align(
             f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, 2, "
             f"{output_size[0]}, {output_size[1]}): a (dy, dx) pair per bin"
         )
+    from torchvision.ops import roi_align  # the other operators work without torchvision
+
     with without_autocast(input):
         value = input.float() if input.dtype in HALF_TYPES else input
         rois = rois.detach().to(value.dtype)
@@ -104,21 +106,16 @@ class _Bins(NamedTuple):
 
 
 def _bins(rois, offset, output_size, spatial_scale, sampling_ratio, gamma) -> _Bins:
-    corners = rois[:, 1:].unflatten(1, (2, 2)).flip(2) * spatial_scale - 0.5
-    low, roi_size = corners[:, 0], corners[:, 1] - corners[:, 0]
-    size = roi_size / rois.new_tensor(output_size)
+    _, y, x, *sides = roi_boxes(rois, spatial_scale, -0.5, round_rois=False, min_size=None)
+    start = torch.stack(bin_corners(y, x, *sides, output_size, gamma * offset), dim=-1)
+    size = torch.stack(sides, dim=-1) / rois.new_tensor(output_size)
     count = torch.full_like(size, sampling_ratio) if sampling_ratio else size.ceil().clamp(min=0)
-    bins_h, bins_w = output_size
-    rows = torch.arange(bins_h, device=rois.device).to(rois)[:, None].expand(output_size)
-    columns = torch.arange(bins_w, device=rois.device).to(rois).expand(output_size)
 
-    def of_bins(value):
-        return value[:, None, None].expand(-1, bins_h, bins_w, *value.shape[1:]).flatten(0, 2)
+    def of_bins(value):  # (R, 1, 1, 1, ...) -> (B, ...)
+        return value.expand(-1, -1, *output_size, *value.shape[4:]).flatten(0, 3)
 
-    shift = gamma * of_bins(roi_size) * offset.permute(0, 2, 3, 1).flatten(0, 2)
-    grid = torch.stack([rows, columns], dim=2).expand(rois.shape[0], -1, -1, -1).flatten(0, 2)
-    size = of_bins(size)
-    return _Bins(of_bins(rois[:, 0]), of_bins(low) + grid * size + shift, size, of_bins(count))
+    image = rois[:, 0, None, None, None]
+    return _Bins(of_bins(image), start.flatten(0, 3), of_bins(size), of_bins(count))
 
 
 def _boxes(bins: _Bins, sampling_ratio) -> Tensor:

@@ -16,9 +16,6 @@ from ._checks import (
     shape,
 )
 
-# Of the schema: the dispatcher leaves out arguments that equal them.
-DEFAULTS = {"group_size": 1, "samples_per_part": 4, "gamma": 0.1, "round_rois": True}
-
 
 def deform_roi_pool(
     input: Tensor,
@@ -127,7 +124,7 @@ def _check_offset(op: str, rois: Tensor, offset: Tensor, out_channels: int) -> N
 
 
 @torch.library.register_fake("d2_deformable::deform_roi_pool")
-def _(input, rois, offset=None, *, output_size, spatial_scale, group_size=1, **_):
+def _(input, rois, offset, *, output_size, group_size, **_):
     channels = input.shape[1] // group_size**2
     return empty_like_input(input, [rois.shape[0], channels, *output_size])
 
@@ -138,9 +135,9 @@ def _(grad_output, input, rois, offset, **_):
     return empty_like_input(input, input.shape), grad_offset
 
 
-def _setup_context(ctx, input, rois, offset=None, **arguments) -> None:
+def _setup_context(ctx, input, rois, offset, **arguments) -> None:
     ctx.save_for_backward(input, rois, offset)
-    ctx.arguments = {**DEFAULTS, **arguments}
+    ctx.arguments = arguments
 
 
 def _backward(ctx, grad_output: Tensor):
@@ -188,7 +185,7 @@ register_autograd(
 )
 
 
-def _autocast(dtype, input, rois, offset=None, **arguments):
+def _autocast(dtype, input, rois, offset, **arguments):
     # No product of large matrices, nothing to gain from another type of input.
     rois, offset = cast(torch.float32, rois, offset)
     return torch.ops.d2_deformable.deform_roi_pool(input, rois, offset, **arguments)

@@ -97,7 +97,7 @@ def _setup_context(ctx, input, rois, **arguments) -> None:
     ctx.save_for_backward(rois)
     ctx.input_size = input.shape  # the input itself is large, and not needed
     ctx.channels_last = is_channels_last(input)
-    ctx.arguments = {"round_rois": True, **arguments}  # left out where it is the default
+    ctx.arguments = arguments
 
 
 def _backward(ctx, grad_output: Tensor):

@@ -14,7 +14,13 @@ from d2_deformable.analysis.sampling import (
     part_boxes,
     record_offsets,
 )
-from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import (
+    DeformConv2d,
+    DeformRoIAlign,
+    DeformRoIPool,
+    OffsetPrediction,
+    PSRoIPredictor,
+)
 from d2_deformable.modeling.poolers import DeformROIPooler
 
 
@@ -166,10 +172,11 @@ def test_points_are_where_the_gradient_goes(stride):
     for y, x in ((0, 0), (3, 5), (output.shape[2] - 1, output.shape[3] - 1)):
         points, inside = compose_taps(record.convs, cell(y, x))
         # The part of the gradient that does not pass through the offsets.
-        offset = layer.predict_offsets(image[None])[0].detach()
-        layer.predict_offsets = lambda _, offset=offset: (offset, None)
+        hook = layer.offset_prediction.register_forward_hook(
+            lambda _, args, prediction: OffsetPrediction(prediction.offset.detach(), None)
+        )
         (grad,) = torch.autograd.grad(layer(image[None])[0, 0, y, x], image)
-        del layer.predict_offsets
+        hook.remove()
         seen = grad[0].nonzero().float()
         gaps = (seen[:, None] - points[0]).abs().amax(dim=2)  # (cells, points)
         assert (gaps.min(dim=1).values < 1).all()
@@ -233,7 +240,8 @@ def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
             nn.init.zeros_(predictor.score_maps.weight)
             predictor.score_maps.weight[:, i] = 1
             maps = predictor.score_maps(x)
-            pooled[axis] = predictor._deform_pool(maps, rois, predictor.predict_offsets(x, rois))
+            offset, _ = predictor.predict_offsets(x, rois)
+            pooled[axis] = predictor._deform_pool(maps, rois, offset)
         predictor(x, rois)
         box_predictor(x, rois)
 
@@ -296,15 +304,25 @@ def test_parts_of_levels_with_layers_of_their_own(modulated):
     assert offset.flatten(1).unique(dim=1).tolist() == [[1], [2]]
 
 
-def test_corners_are_rounded_away_from_zero_and_tiny_boxes_grow():
-    pool = DeformRoIPool(2, 1)
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (DeformRoIPool(2, 1), [[1, 3, 11, 13], [-1, 3, 8, 3.8], [0, 0, 8, 8]]),
+        # mmcv takes boxes as they are.
+        (
+            DeformRoIAlign(2, 1, hidden_channels=4),
+            [[0.5, 2.5, 10.5, 12.5], [-0.5, 3, 8, 3.2], [0.49999997, 0, 8, 8]],
+        ),
+    ],
+    ids=["DeformRoIPool", "DeformRoIAlign"],
+)
+def test_corners_are_rounded_away_from_zero_and_tiny_boxes_grow(pool, expected):
     model = Net(
         nn.AvgPool2d(8),
         lambda model, x: model.pooler([x], [Boxes(torch.zeros(0, 4))]),
         pooler=DeformROIPooler(pool, scales=(1 / 8,)),
     )
     inspection = inspect_image(model, {"image": coordinates(64, 64)})
-    boxes = torch.tensor([[0.5, 2.5, 10.5, 12.5], [-0.5, 3.0, 8.0, 3.2]])
-    parts = part_boxes(inspection, boxes, torch.tensor([0, 0]))
-    expected = torch.tensor([[[1, 3, 11, 13]], [[-1, 3, 8, 3.8]]])
-    torch.testing.assert_close(parts, expected)
+    boxes = [[0.5, 2.5, 10.5, 12.5], [-0.5, 3.0, 8.0, 3.2], [0.49999997, 0.0, 8.0, 8.0]]
+    parts = part_boxes(inspection, torch.tensor(boxes), torch.tensor([0, 0, 0]))
+    torch.testing.assert_close(parts[:, 0], torch.tensor(expected))

@@ -27,7 +27,7 @@ def inspection(convs=1, pools=1, boxes=(), scores=(), labels=None):
         shifts[:, 1, 0] = 1.0  # class 1 only
         return shifts, torch.full((len(boxes),), 1 / 8)
 
-    pool = PartOffsets("pool", 2, predict, gamma=0.1, round_rois=False)
+    pool = PartOffsets("pool", 2, predict, gamma=0.1, round_rois=False, min_size=0.1)
     found = Instances((64, 96))
     found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     found.scores = torch.tensor(scores)

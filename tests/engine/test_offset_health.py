@@ -133,6 +133,31 @@ def test_share_outside_the_map():
     assert put(loop, "pool/outside") == put(loop, "vote/outside") == [0.5]
 
 
+@pytest.mark.parametrize(("round_rois", "outside"), [(True, 0), (False, 1 / 8)])
+def test_rois_are_rounded_as_the_operator_does(round_rois, outside):
+    class Pool(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = DeformRoIPool(4, 2, round_rois=round_rois)
+
+        def forward(self, x):  # the first of 8 columns of samples is outside, or rounded to 0
+            return self.pool(x, torch.tensor([[0, -0.4, 0, 63.6, 128]]), 1 / 8).sum()
+
+    assert put(run(Pool(), 1, period=1), "pool/outside") == pytest.approx([outside])
+
+
+def test_boxes_of_mmdetection_have_no_smallest_size():
+    class Align(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = DeformRoIAlign(4, 2, hidden_channels=4)
+
+        def forward(self, x):  # on the last column's border, where samples count
+            return self.pool(x, torch.tensor([[0, 128.0, 0, 128, 128]]), 1 / 8).sum()
+
+    assert put(run(Align(), 1, period=1), "pool/outside") == [0]
+
+
 def test_all_passes_of_a_step_count():
     model = Model()
 
@@ -182,7 +207,7 @@ def test_distributed_training_keeps_the_names(monkeypatch):
 def test_nothing_is_left_behind():
     model = Model()
     run(model, 3, period=2)
-    assert not any("predict_offsets" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("health", [{"period": 0}, {}])

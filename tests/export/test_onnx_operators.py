@@ -9,6 +9,7 @@ import torchvision
 from ops import test_deform_conv2d as conv
 from ops import test_deform_roi_pool as deform_pool
 from ops import test_ps_roi_pool as ps_pool
+from ops.arguments import every_argument
 from torch import nn
 
 from d2_deformable import ops
@@ -68,12 +69,13 @@ def float32(tensors) -> dict:
 
 @pytest.mark.parametrize("overload", [False, True])
 def test_the_dispatchers_operator_in_a_users_own_module(overload):
-    """With the schema's defaults left out."""
     op = torch.ops.d2_deformable.deform_conv2d
     sizes = {"input": (1, 2, 5, 6), "offset": (1, 18, 5, 6), "weight": (3, 2, 3, 3)}
     inputs = {name: torch.randn(size) for name, size in sizes.items()}
-    run = exported(op.default if overload else op, inputs, {}, padding=[1, 1])
-    expected = op(**inputs, padding=[1, 1])
+    arguments = every_argument(ops.deform_conv2d, **inputs, padding=1)
+    arguments = {name: value for name, value in arguments.items() if name not in inputs}
+    run = exported(op.default if overload else op, inputs, {}, **arguments)
+    expected = op(**inputs, **arguments)
     torch.testing.assert_close(run(**inputs), expected, **TOLERANCE)
 
 

@@ -14,10 +14,18 @@ def scripted(input: Tensor, offset: Tensor, weight: Tensor, rois: Tensor):
         input, offset, weight, None, [1, 1], [1, 1], [1, 1], None, "zero"
     )
     deform = torch.ops.d2_deformable.deform_roi_pool(
-        conv, rois, None, output_size=[2, 2], spatial_scale=0.5
+        conv,
+        rois,
+        None,
+        output_size=[2, 2],
+        spatial_scale=0.5,
+        group_size=1,
+        samples_per_part=4,
+        gamma=0.1,
+        round_rois=True,
     )
     return deform, torch.ops.d2_deformable.ps_roi_pool(
-        conv, rois, output_size=[2, 2], spatial_scale=0.5
+        conv, rois, output_size=[2, 2], spatial_scale=0.5, round_rois=True
     )
 
 

@@ -88,7 +88,7 @@ def test_ps_roi_predictor_averages_position_sensitive_pooling():
     average.load_state_dict(plain.state_dict())
     torch.testing.assert_close(average(x, ROIS), expected)
     assert not torch.allclose(expected, plain(x, ROIS))
-    assert deform.predict_offsets(x, ROIS).shape == (3, 4, 3, 3)
+    assert deform.predict_offsets(x, ROIS).offset.shape == (3, 4, 3, 3)
 
 
 def test_ps_roi_predictor_moves_only_the_outputs_of_a_class():

@@ -58,34 +58,35 @@ def test_counts_are_those_of_the_pixels(model, images):
 
 def test_offsets_are_replaced_for_a_block_alone(model, images):
     inputs, records = images
-    layers = measure.offset_layers(model)
-    assert len(layers) == 3
+    outputs = measure.offset_outputs(model)
+    assert len(outputs) == 3
 
     def scores():
         with torch.no_grad():
             return [model([one])[0]["sem_seg"] for one in inputs]
 
     learned = scores()
-    with measure.replaced_offsets(layers, measure.no_offset):
+    with measure.replaced_offsets(outputs, measure.no_offset):
         zero = scores()
-    with measure.replaced_offsets(layers, measure.PreviousOffset()):
+    with measure.replaced_offsets(outputs, measure.PreviousOffset()):
         other = scores()
     assert torch.equal(other[0], learned[0])  # the first image has none before it
     for changed in (zero[0], zero[1], other[1]):
         assert not any(torch.equal(changed, one) for one in learned if one.shape == changed.shape)
-    for layer in layers:
-        torch.nn.init.zeros_(layer.weight)
+    for layer in model.modules():
+        if isinstance(layer, DeformConv2d):
+            torch.nn.init.zeros_(layer.conv_offset.weight)
     assert all(torch.equal(a, b) for a, b in zip(zero, scores(), strict=True))
-    assert len(layers[0]._forward_hooks) == 0
+    assert len(outputs[0]._forward_hooks) == 0
 
 
 def test_offsets_of_rois_are_replaced_too():
-    previous, layer = measure.PreviousOffset(), torch.nn.Linear(1, 1)
-    first, second = torch.arange(6.0).view(3, 2), torch.zeros(5, 2)
-    assert torch.equal(previous(layer, first), first)
-    assert torch.equal(previous(layer, second), first[[0, 1, 2, 0, 1]])
-    assert previous(layer, torch.zeros(0, 2)).shape == (0, 2)
-    assert torch.equal(previous(layer, first), first)  # the image before had no RoI
+    previous, rois = measure.PreviousOffset(), (None, None, None, "RoIs", 1 / 16)
+    first, second = torch.arange(6.0).view(3, 2, 1, 1), torch.zeros(5, 2, 1, 1)
+    assert torch.equal(previous("layer", rois, first), first)
+    assert torch.equal(previous("layer", rois, second), first[[0, 1, 2, 0, 1]])
+    assert previous("layer", rois, torch.zeros(0, 2, 1, 1)).shape == (0, 2, 1, 1)
+    assert torch.equal(previous("layer", rois, first), first)  # the image before had no RoI
 
 
 def test_dilation_is_counted_by_the_size_of_regions(model, images):

@@ -255,7 +255,10 @@ def test_pooler_keeps_the_order_of_rois_over_levels():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2"}, "RFCNHeads takes one of PSROIPool, PSROIAverage"),
+        (
+            {"ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2"},
+            "takes one of PSROIPool, PSROIAverage",
+        ),
         ({"ROI_HEADS.SAMPLING": "hard"}, "'hard'; choose 'random' or 'ohem'"),
         ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map, but"),
     ],

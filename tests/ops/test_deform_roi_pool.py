@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ops.arguments import every_argument
 from torch.library import opcheck
 
 import reference
@@ -402,4 +403,4 @@ def test_operator_protects_memory(change, message):
     """The registered operator checks sizes for those who call it without the public function."""
     call = wrong(input=lambda t: t.float(), rois=lambda t: t.float(), offset=lambda t: t.float())
     with pytest.raises(RuntimeError, match=message):
-        FORWARD(**{**call, "output_size": [3, 3], **change})
+        FORWARD(**{**every_argument(deform_roi_pool, **call), **change})

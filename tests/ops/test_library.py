@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ops.arguments import every_argument
 
 from d2_deformable import ops
 from d2_deformable.ops import _library
@@ -54,6 +55,13 @@ def test_instruction_sets_are_called_as_in_pytorch():
 
 def has_kernel(name, key) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", key)
+
+
+def test_defaults_stand_in_the_public_functions_alone():
+    for name in ("deform_conv2d", "deform_roi_pool", "ps_roi_pool"):
+        for operator in (name, f"{name}_backward"):
+            schema = getattr(torch.ops.d2_deformable, operator).default._schema
+            assert not [a.name for a in schema.arguments if a.has_default_value()]
 
 
 def test_every_schema_has_its_kernels_and_stands_in_library_cpp():
@@ -152,7 +160,6 @@ def default_calls():
 
 @pytest.mark.parametrize("index", range(4))
 def test_defaults_compile(index):
-    """The dispatcher leaves out trailing default arguments, for fake kernels too."""
     function, arguments, keywords, _ = default_calls()[index]
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*arguments, **keywords), function(*arguments, **keywords))
@@ -167,16 +174,17 @@ def test_gradients_are_contiguous(index):
 
 
 @pytest.mark.parametrize(
-    ("op", "arguments", "keywords"),
+    ("op", "sizes"),
     [
-        ("deform_roi_pool", (), {"output_size": [2, 2], "group_size": 2**32}),
-        ("ps_roi_pool", (), {"output_size": [2**32, 2**32]}),
+        ("deform_roi_pool", {"output_size": 2, "group_size": 2**32}),
+        ("ps_roi_pool", {"output_size": 2**32}),
     ],
 )
-def test_sizes_beyond_64_bits_are_refused(op, arguments, keywords):
+def test_sizes_beyond_64_bits_are_refused(op, sizes):
     x, rois = torch.zeros(1, 8, 4, 4), torch.zeros(1, 5)
+    call = every_argument(getattr(ops, op), input=x, rois=rois, spatial_scale=1.0, **sizes)
     with pytest.raises(RuntimeError, match="below 2.24"):
-        getattr(torch.ops.d2_deformable, op)(x, rois, *arguments, spatial_scale=1.0, **keywords)
+        getattr(torch.ops.d2_deformable, op)(**call)
 
 
 def test_graphs_name_the_operator():

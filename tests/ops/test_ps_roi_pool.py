@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ops.arguments import every_argument
 from torch.library import opcheck
 
 import reference
@@ -248,4 +249,4 @@ def test_wrong_arguments_are_explained(call, message):
 def test_operator_protects_memory(change, message):
     """The registered operator checks sizes for those who call it without the public function."""
     with pytest.raises(RuntimeError, match=message):
-        FORWARD(**{**wrong(output_size=[3, 2]), **change})
+        FORWARD(**{**every_argument(ps_roi_pool, **wrong()), **change})

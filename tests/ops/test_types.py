@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from ops.arguments import every_argument
 from torch.library import opcheck
 
 from d2_deformable import ops
@@ -119,12 +120,9 @@ def test_far_coordinates_in_half_precision(name, device):
 def test_opcheck(name, dtype, device):
     function, tensors, arguments = calls(dtype, torch.float32, device)[name]
     forward = getattr(torch.ops.d2_deformable, name).default
-    if name != "deform_conv2d":
-        arguments = {**arguments, "output_size": [3, 3]}
-    else:
-        arguments = {"padding": [1, 1]}
     tensors["input"] = channels_last(tensors["input"])
-    opcheck(forward, tuple(tensors.pop(n) for n in ("input",)), {**tensors, **arguments})
+    arguments = every_argument(function, **tensors, **arguments)
+    opcheck(forward, (arguments.pop("input"),), arguments)
 
 
 def channels_last(tensor) -> torch.Tensor:
@@ -223,7 +221,7 @@ def test_integers_are_refused_by_the_operator_itself(name):
     operator = getattr(torch.ops.d2_deformable, name)
     integers = {n: t.detach().int() for n, t in tensors.items()}
     with pytest.raises(RuntimeError, match="not implemented for 'Int'"):
-        operator(**integers, **arguments)
+        operator(**every_argument(function, **integers, **arguments))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -238,7 +236,7 @@ def test_another_device_is_refused_by_the_operator_itself(name):
         if HAS_GPU:
             elsewhere[moved] = tensors[moved].detach().cuda()
             with pytest.raises(RuntimeError, match=f"{moved} is on cuda:0 but input on cpu"):
-                operator(**elsewhere, **arguments)
+                operator(**every_argument(function, **elsewhere, **arguments))
 
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU, and the operators built for CUDA")

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import tap_grid
 from .tables import computed, fixed, read, read_backward
 
 
@@ -12,12 +13,12 @@ def deform_conv2d(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    mask: Tensor | None = None,
-    border: str = "zero",
+    bias: Tensor | None,
+    stride,
+    padding,
+    dilation,
+    mask: Tensor | None,
+    border: str,
 ) -> Tensor:
     """Differentiable by input, offset, weight, bias and mask."""
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)
@@ -93,11 +94,12 @@ class _Taps:
         self.factor = offset.new_ones(())
         if mask is not None:
             self.factor = mask.reshape(*shape, self.positions).permute(0, 3, 2, 1)
-        grid = (out_h, out_w, kernel_h, kernel_w)
-        y = _grid(out_h, kernel_h, stride[0], padding[0], dilation[0], like=map)
-        x = _grid(out_w, kernel_w, stride[1], padding[1], dilation[1], like=map)
-        y = y[:, None, :, None].expand(grid).reshape(self.positions, self.taps, 1)
-        x = x[None, :, None, :].expand(grid).reshape(self.positions, self.taps, 1)
+        y, x = (
+            axis.to(map.dtype).expand(self.taps, out_h, out_w).flatten(1).T[..., None]
+            for axis in tap_grid(
+                (out_h, out_w), (kernel_h, kernel_w), stride, padding, dilation, map.device
+            )
+        )
         self.y = _Axis(y + offset[0], self.height, border)
         self.x = _Axis(x + offset[1], self.width, border)
 
@@ -151,15 +153,9 @@ class _Taps:
         return table.reshape(shape)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
 
 
-def _grid(positions, kernel, stride, padding, dilation, like: Tensor) -> Tensor:
-    """(positions, kernel): where the taps stand without an offset."""
-    position = torch.arange(positions, device=like.device) * stride - padding
-    return (position[:, None] + torch.arange(kernel, device=like.device) * dilation).to(like.dtype)
-
-
 class _Axis:
-    """As `sample_axis` of csrc/sampling.h: the lower neighbour, from -1 to size - 1; weights and
-    slopes of both neighbours."""
+    """As `sample_axis` of csrc/geometry/sampling.h: the lower neighbour, from -1 to size - 1;
+    weights and slopes of both neighbours."""
 
     def __init__(self, coordinate: Tensor, size, border: str):
         legacy = border == "legacy"

@@ -5,21 +5,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rois import parts_of_bins, roi_boxes
+from ..geometry import (
+    bin_corners,
+    bin_indices,
+    parts_of_bins,
+    roi_boxes,
+    sample_counts,
+    samples_of_bins,
+)
 from .tables import computed, fixed, read, read_backward
 
 
 def deform_roi_pool(
     input: Tensor,
     rois: Tensor,
-    offset: Tensor | None = None,
+    offset: Tensor | None,
     *,
     output_size,
     spatial_scale: float,
-    group_size: int = 1,
-    samples_per_part: int = 4,
-    gamma: float = 0.1,
-    round_rois: bool = True,
+    group_size: int,
+    samples_per_part: int,
+    gamma: float,
+    round_rois: bool,
 ) -> Tensor:
     """Differentiable by input and offset."""
     bins = _Bins(
@@ -86,25 +93,20 @@ class _Bins:
         groups = group_size * group_size
         classes = 1 if offset is None else fixed(offset.shape[1]) // 2
         class_channels = channels // (groups * classes)
-        self.planes, self.samples, self.gamma = groups * classes, samples, gamma
+        self.planes, self.gamma = groups * classes, gamma
         self.output_shape = (rois.shape[0], channels // groups, bins_h, bins_w)
         self.grad_shape = (rois.shape[0], classes, class_channels, bins_h, bins_w)
         self.map_shape = (images, self.height + 1, self.width + 1, groups, classes, class_channels)
         map, rois, offset = computed(input, rois, offset)
         self.image, y, x, self.roi_h, self.roi_w = roi_boxes(rois, spatial_scale, -0.5, round_rois)
-        bin_h, bin_w = self.roi_h / bins_h, self.roi_w / bins_w
-
-        # (R, classes or 1, bins_h or 1, bins_w or 1), without and with the offset.
-        bins_y = torch.arange(bins_h, device=input.device)[:, None]
-        bins_x = torch.arange(bins_w, device=input.device)
-        y, x = bins_y * bin_h + y, bins_x * bin_w + x
+        bins_y, bins_x = bin_indices(output_size, input.device)
         if offset is not None:
             self.offset_shape = tuple(fixed(size) for size in offset.shape[2:])
             self.part_y = parts_of_bins(bins_y[:, 0], self.offset_shape[0], bins_h)
             self.part_x = parts_of_bins(bins_x, self.offset_shape[1], bins_w)
             offset = offset.index_select(2, self.part_y).index_select(3, self.part_x) * gamma
-            y, x = y + offset[:, 0::2] * self.roi_h, x + offset[:, 1::2] * self.roi_w
-        self.y_begin, self.y_step = y, bin_h / samples
+        y, x = bin_corners(y, x, self.roi_h, self.roi_w, output_size, offset)
+        self.y = samples_of_bins(y, self.roi_h / bins_h, samples)
 
         table = F.pad(map, (0, 1, 0, 1))
         table = table.reshape(
@@ -116,8 +118,7 @@ class _Bins:
         group = group + parts_of_bins(bins_x, group_size, bins_w)
         self.plane = group * classes + torch.arange(classes, device=input.device)[:, None, None]
 
-        steps = torch.arange(samples, device=input.device, dtype=map.dtype)
-        self.x = _Axis(x[..., None] + steps * (bin_w / samples)[..., None], self.width)
+        self.x = _Axis(samples_of_bins(x, self.roi_w / bins_w, samples), self.width)
 
     def sample_rows(self):
         """Of each row of samples both neighbours: (rows of the table, weight, slope)."""
@@ -132,8 +133,8 @@ class _Bins:
                 )
 
     def y_axes(self):
-        for step in range(self.samples):
-            yield _Axis((self.y_begin + step * self.y_step)[..., None], self.height)
+        for y in self.y.split(1, dim=-1):
+            yield _Axis(y, self.height)
 
     def count(self) -> Tensor:
         """Of the samples that count, at least 1: without any the sum is 0."""
@@ -157,14 +158,15 @@ class _Bins:
 
 
 class _Axis:
-    """As `sample_axis_clamped` of csrc/sampling.h: indices, weights and slopes of both neighbours.
+    """As `sample_axis_clamped` of csrc/geometry/sampling.h: indices, weights and slopes of both
+    neighbours.
 
     Along the last dimension all the samples' lower neighbours stand before all upper ones. Index
     `size`, the zeros behind the map, is of those that do not count.
     """
 
     def __init__(self, coordinate: Tensor, size):
-        self.inside = (coordinate >= -0.5) & (coordinate <= size - 0.5)
+        self.inside = sample_counts(coordinate, size)
         at = torch.where(self.inside, coordinate, 0).clamp(0, size - 1)
         low = at.detach().floor()
         between = at > low

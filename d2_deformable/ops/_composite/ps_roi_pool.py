@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rois import roi_boxes
+from ..geometry import bin_indices, roi_boxes
 from .tables import computed, fixed, read, read_backward
 
 
 def ps_roi_pool(
-    input: Tensor, rois: Tensor, *, output_size, spatial_scale: float, round_rois: bool = True
+    input: Tensor, rois: Tensor, *, output_size, spatial_scale: float, round_rois: bool
 ) -> Tensor:
     """Differentiable by input."""
     images, _, height, width = input.shape
@@ -60,13 +60,12 @@ def ps_roi_pool_backward(
 
 def _corners(rois, size, output_size, spatial_scale, round_rois):
     """Of each bin the four corners, as (row of the table, sign), and the area, at least 1 pixel;
-    all of them (R, bins_h, bins_w). As PsRoiBin of csrc/geometry/ps_roi_pool.h."""
+    all of them (R, bins_h, bins_w). As PsRoiBin of csrc/geometry/ps_roi_pool_geometry.h."""
     (height, width), (bins_h, bins_w) = size, output_size
     image, y, x, roi_h, roi_w = roi_boxes(rois, spatial_scale, 0.0, round_rois)
     image, y, x, roi_h, roi_w = (t.squeeze(1) for t in (image, y, x, roi_h, roi_w))
     bin_h, bin_w = roi_h / bins_h, roi_w / bins_w
-    bins_y = torch.arange(bins_h, device=rois.device)[:, None]
-    bins_x = torch.arange(bins_w, device=rois.device)
+    bins_y, bins_x = bin_indices(output_size, rois.device)
     top = _inside(_fused(bins_y, bin_h, y), height).floor().long()
     bottom = _inside(_fused(bins_y + 1, bin_h, y), height).ceil().long()
     left = _inside(_fused(bins_x, bin_w, x), width).floor().long()

@@ -1,0 +1,95 @@
+"""What an import loads, and what it needs: each in a Python of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import sys
+
+class Missing:
+    names = set()
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] in cls.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing)
+"""
+OPERATORS = """
+import torch
+from d2_deformable import ops
+
+x = torch.randn(2, 8, 6, 5, requires_grad=True)
+rois = torch.tensor([[0, 1.0, 2, 40, 50], [1, 0, 0, 60, 30]])
+pool = {"output_size": 2, "spatial_scale": 0.1}
+
+def check(output, *leaves):
+    gradients = torch.autograd.grad(output.square().sum(), leaves)
+    assert all(gradient.any() for gradient in gradients)
+
+offset = torch.randn(2, 18, 6, 5, requires_grad=True)
+weight = torch.randn(4, 8, 3, 3, requires_grad=True)
+check(ops.deform_conv2d(x, offset, weight, padding=1), x, offset, weight)
+shift = torch.randn(2, 2, 2, 2, requires_grad=True)
+check(ops.deform_roi_pool(x, rois, shift, **pool), x, shift)
+check(ops.ps_roi_pool(x, rois, **pool), x)
+Missing.names.discard("torchvision")
+check(ops.deform_roi_align(x, rois, shift, **pool), x, shift)
+"""
+
+
+def python(*lines, missing=()) -> subprocess.CompletedProcess:
+    code = "\n".join([BLOCK, f"Missing.names.update({list(missing)})", *lines])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_operators_need_torch_alone():
+    """`deform_roi_align`, which is made of torchvision's RoIAlign, needs torchvision too."""
+    missing = ["detectron2", "fvcore", "iopath", "matplotlib", "omegaconf", "pycocotools"]
+    done = python(OPERATORS, missing=[*missing, "cv2", "torchvision"])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from d2_deformable import add_deformable_config",
+        "import d2_deformable; d2_deformable.add_deformable_config",
+        "from d2_deformable import model_zoo",
+        "from d2_deformable import modeling",
+        "import d2_deformable.modeling",
+        "from d2_deformable.modeling import RFCNHeads",
+    ],
+)
+def test_a_missing_detectron2_is_named(use):
+    done = python("import d2_deformable", use, missing=["detectron2"])
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: d2_deformable's models and config need Detectron2")
+    assert "python tools/install_detectron2.py" in last
+
+
+def test_no_other_missing_package_is_tolerated():
+    done = python("import d2_deformable", missing=["fvcore"])
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'fvcore'\n")
+
+
+def test_the_package_registers_and_loads_nothing_more():
+    done = python(
+        "import d2_deformable",
+        "from detectron2.modeling import META_ARCH_REGISTRY",
+        "from detectron2.utils.file_io import PathManager",
+        "assert 'DeformRCNN' in META_ARCH_REGISTRY",
+        "assert PathManager.get_local_path('d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth')",
+        "print(*(name for name in sys.modules if name.startswith('d2_deformable.')))",
+    )
+    assert done.returncode == 0, done.stderr
+    parts = [name.split(".")[1:] for name in done.stdout.split()]
+    expected = {"config", "layers", "model_zoo", "modeling", "needs_detectron2", "ops"}
+    assert {part[0] for part in parts} == expected
+    assert {part[1] for part in parts if part[0] == "model_zoo" and part[1:]} == {
+        "catalog",
+        "index",
+    }
