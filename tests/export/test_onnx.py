@@ -188,7 +188,7 @@ def test_the_file_stands_alone_and_says_what_it_takes(zoo):
     assert metadata["input_format"] == "BGR"
     assert metadata["pixel_range"] == "0 to 255"
     assert json.loads(metadata["class_names"]) == list(shapes.NAMES)
-    assert metadata["meta_architecture"] == "DeformRCNN"
+    assert metadata["meta_architecture"] == "GeneralizedRCNN"
     assert metadata["d2_deformable"] == d2_deformable.__version__
 
 

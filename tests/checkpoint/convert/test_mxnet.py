@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 
 from d2_deformable.checkpoint.convert import Conversion, ConversionError, convert_checkpoint
 from d2_deformable.checkpoint.convert.mxnet import convert
+from d2_deformable.modeling import predict_raw
 from yamls import CONFIGS, load
 
 TOLERANCE = 1e-4
@@ -144,7 +145,7 @@ def differences(model, theirs, net, image=None):
     few, rpn.post_nms_topk = rpn.post_nms_topk, {False: 300}
     (proposals,), _ = rpn(images, features, None)
     rpn.post_nms_topk = few
-    ((boxes, probs),) = model.predict_raw(inputs)
+    ((boxes, probs),) = predict_raw(model, inputs)
     # Here by size, then by ratio; there by ratio, then by size.
     objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
     box_scale = TOLERANCE / PIXELS
