@@ -6,6 +6,7 @@ from .difficult import load_flagged, without_difficult
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
+from .records import load_records
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_datasets",
     "check_proposals",
     "load_flagged",
+    "load_records",
     "read_mask",
     "register_custom_datasets",
     "screen_proposals",

@@ -5,7 +5,6 @@ the prefix with its PathManager.
 """
 
 from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, register_index
-from .lazy import lazy_config
 from .model_zoo import get, get_config, get_config_file, list_configs
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "get_checkpoint_url",
     "get_config",
     "get_config_file",
-    "lazy_config",
     "list_configs",
     "register_index",
 ]
