@@ -108,7 +108,7 @@ def spread(model: nn.Module, image: torch.Tensor) -> None:
             nn.init.normal_(layer.weight, std=0.01)
             hooks.append(layer.register_forward_hook(scale_by(spreads[-1])))
     with torch.no_grad():
-        model([{"image": image}])
+        model([{"image": image, "height": 96, "width": 128}])
     for hook in hooks:
         hook.remove()
 

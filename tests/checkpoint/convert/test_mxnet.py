@@ -224,7 +224,8 @@ def test_a_map_that_ends_before_the_image():
     """178 pixels are 11 cells and 2 pixels more."""
     model = build(*small("deeplab", False))
     assert model.backbone(pixels().float())["res5"].shape[2:] == (11, 10)
-    assert model([{"image": rgb()}])[0]["sem_seg"].shape[1:] == (178, 151)
+    inputs = [{"image": rgb(), "height": 178, "width": 151}]
+    assert model(inputs)[0]["sem_seg"].shape[1:] == (178, 151)
 
 
 @torch.no_grad()
