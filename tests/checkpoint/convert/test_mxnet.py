@@ -202,7 +202,8 @@ def difference_of_scores(model, theirs):
     Its deconvolution fades out towards the border of the map, by a factor that all classes share,
     which this package's head leaves out.
     """
-    inputs = [{"image": rgb().flip(0)}]
+    image = rgb().flip(0)
+    inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
     cells = model.backbone(pixels().float().flip(1))["res5"][:, :1]
     height, width = theirs.shape[2:]
     faded = torch.nn.functional.conv_transpose2d(
