@@ -117,8 +117,8 @@ def add_deformable_config(cfg: CN) -> None:
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
 
     # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
-    # together with TEST.AUG (several scales, "+M") where that is enabled, else at one scale. Needs
-    # MODEL.META_ARCHITECTURE DeformRCNN or ClassAwareRPN; see modeling/tta.py.
+    # together with TEST.AUG (several scales, "+M") where that is enabled, else at one scale. For
+    # detectors whose RoI heads offer predict_boxes, and ClassAwareRPN; see modeling/tta.py.
     average = cfg.TEST.BOX_AVERAGE = CN()
     average.ENABLED = False
     # Passes over an image: each after the first scores and regresses the boxes of the one before;

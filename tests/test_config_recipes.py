@@ -31,7 +31,7 @@ from yamls import (
 
 # What R-FCN, Faster R-CNN and, as far as it has these parts, class-aware RPN have in common.
 NETWORK = {
-    "MODEL.META_ARCHITECTURE": "DeformRCNN",
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     # The trunk: */symbols/resnet_v1_101_*.py, lib/utils/image.py.
     "MODEL.BACKBONE.NAME": "build_deform_resnet_backbone",
     "MODEL.BACKBONE.FREEZE_AT": 2,
@@ -237,7 +237,7 @@ DEEPLAB_NETWORK = {
     for key, value in NETWORK.items()
     if key.startswith(("MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.PIXEL", "SOLVER"))
 } | {
-    "MODEL.META_ARCHITECTURE": "DeformSegmentor",
+    "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
     "MODEL.SEM_SEG_HEAD.NAME": "DeepLabHead",
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
@@ -353,7 +353,6 @@ def test_plain_fpn_is_detectron2s(path):
     }
     expected = load(model_zoo.get_config_file(theirs[detector(path)]))
     expected.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"
-    expected.MODEL.META_ARCHITECTURE = "DeformRCNN"
     if "cascade" in path.stem:
         expected.MODEL.MASK_ON = False
     if "R_101" in path.stem:

@@ -1,5 +1,12 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.data.coco_1x import dataloader, with_masks
+from ..lazy.mask_rcnn_fpn import model
+from ..lazy.optim import SGD as optimizer
+from ..lazy.schedule import multistep
+from ..lazy.train import train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+with_masks(dataloader)
+optimizer.update(lr=0.02, weight_decay=0.0001)
+optimizer.params.weight_decay_bias = 0.0001
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+train.max_iter = 90000
+lr_multiplier = multistep(90000, [60000, 80000], method="linear", factor=0.001)

@@ -1,5 +1,4 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.mask_rcnn_fpn import dconv_stages
+from .mask_rcnn_R_50_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+dconv_stages(model, [False, True, True, True])  # res3 to res5

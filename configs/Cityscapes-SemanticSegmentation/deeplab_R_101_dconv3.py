@@ -1,5 +1,4 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.deeplab import dconv
+from .deeplab_R_101 import dataloader, lr_multiplier, model, optimizer, train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+dconv(model, last=3)

@@ -1,5 +1,8 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.class_aware_rpn import model
+from ..lazy.data.voc import dataloader
+from ..lazy.optim import SGD as optimizer
+from ..lazy.schedule import multistep
+from ..lazy.train import train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+train.max_iter = 57900
+lr_multiplier = multistep(57900, [40000])

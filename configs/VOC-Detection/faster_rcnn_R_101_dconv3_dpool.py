@@ -1,5 +1,6 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.faster_rcnn import dconv, dpool
+from .faster_rcnn_R_101 import dataloader, lr_multiplier, model, optimizer, train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+dconv(model, last=3)
+dpool(model)
+optimizer.params.lr_multipliers = [["box_pooler.*offset_fc", 0.01]]

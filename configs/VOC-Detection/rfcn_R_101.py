@@ -1,5 +1,9 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.data.voc import dataloader
+from ..lazy.optim import SGD as optimizer
+from ..lazy.rfcn import model
+from ..lazy.schedule import multistep
+from ..lazy.train import train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+optimizer.params.lr_multipliers = [["reduction", 3.0]]
+train.max_iter = 57900
+lr_multiplier = multistep(57900, [40000])

@@ -1,5 +1,6 @@
-"""The LazyConfig twin of the YAML of the same name."""
+from ..lazy.rfcn_R_18 import dconv, dpool
+from .warped_shapes_rfcn_R_18 import dataloader, lr_multiplier, model, optimizer, train
 
-from d2_deformable.model_zoo import lazy_config
-
-model, optimizer, lr_multiplier, dataloader, train = lazy_config(__file__).values()
+dconv(model, last=3)
+dpool(model)
+optimizer.params.lr_multipliers = [["score_maps", 10.0], ["conv_offset", 0.1]]

@@ -3,6 +3,7 @@
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult
+from .loading import load_records
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
@@ -18,6 +19,7 @@ __all__ = [
     "check_datasets",
     "check_proposals",
     "load_flagged",
+    "load_records",
     "read_mask",
     "register_custom_datasets",
     "screen_proposals",

@@ -32,16 +32,24 @@ _registered = {}  # name -> format object
 
 
 def register_custom_datasets(cfg) -> None:
-    """Register every data set of cfg.DATASETS.CUSTOM under its name; no image file is read yet.
+    """Register every data set of cfg.DATASETS.CUSTOM, see `register_datasets`."""
+    register_datasets(cfg.DATASETS.CUSTOM)
+
+
+def register_datasets(custom: Mapping[str, Mapping]) -> None:
+    """Register data sets under their names; no image file is read yet.
 
     A name that was registered by this function before is kept where its fields are the same, and
     replaced where they changed.
+
+    Args:
+        custom: {name: fields} as DATASETS.CUSTOM has them.
 
     Raises:
         ValueError: a field or value that is unknown, or a name that another data set has.
         FileNotFoundError: CLASSES is the path of a file that is missing.
     """
-    for name, node in cfg.DATASETS.CUSTOM.items():
+    for name, node in custom.items():
         spec = parse(name, node)
         if name in DatasetCatalog:
             if name not in _registered:

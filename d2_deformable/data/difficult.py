@@ -24,17 +24,29 @@ def load_flagged(name: str) -> list[dict]:
 
 
 def without_difficult(cfg) -> list[dict]:
-    """The training images of DATASETS.TRAIN as `build_detection_train_loader` takes them, without
-    objects flagged difficult; images left without objects are removed as Detectron2 does."""
+    """The training images of DATASETS.TRAIN as `build_detection_train_loader` takes them, see
+    `load_easy`."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    return load_easy(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+
+
+def load_easy(
+    names, *, filter_empty: bool = True, min_keypoints: int = 0, proposal_files=None
+) -> list[dict]:
+    """`detectron2.data.get_detection_dataset_dicts` without objects flagged difficult; with
+    `filter_empty`, images left without objects are removed as Detectron2 does."""
     kept, dropped = [], 0
-    for i, name in enumerate(cfg.DATASETS.TRAIN):
-        files = cfg.DATASETS.PROPOSAL_FILES_TRAIN[i : i + 1] if cfg.MODEL.LOAD_PROPOSALS else None
+    for i, name in enumerate(names):
         dicts = get_detection_dataset_dicts(
             (name,),
             filter_empty=False,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=files,
+            min_keypoints=min_keypoints,
+            proposal_files=proposal_files[i : i + 1] if proposal_files else None,
         )
         flagged = {r["image_id"]: r.get("annotations", []) for r in load_flagged(name)}
         for record in dicts:
@@ -45,11 +57,10 @@ def without_difficult(cfg) -> list[dict]:
                 record = {**record, "annotations": easy}  # the loader may give the same dict again
             kept.append(record)
     logger.info("INPUT.DROP_DIFFICULT: %d objects marked difficult are left out.", dropped)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in kept[0]:
+    if filter_empty and "annotations" in kept[0]:
         kept = filter_images_with_only_crowd_annotations(kept)
     if not kept:
         raise ValueError(
-            f"INPUT.DROP_DIFFICULT leaves no object in {', '.join(cfg.DATASETS.TRAIN)}: all are "
-            "marked difficult"
+            f"INPUT.DROP_DIFFICULT leaves no object in {', '.join(names)}: all are marked difficult"
         )
     return kept

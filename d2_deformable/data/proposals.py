@@ -41,23 +41,27 @@ def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
 
 
 def screen_proposals(cfg, split: str, name: str | None = None) -> None:
-    """Refuse proposal files that are more than data: Detectron2 unpickles them, which runs them.
+    """Apply `screen_proposal_files` to the proposal files of cfg.
 
     Args:
         split: "TRAIN" or "TEST".
         name: only the file of this data set.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return
+    files = zip(cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"], strict=False)
+    screen_proposal_files(file for dataset, file in files if name in (None, dataset))
+
+
+def screen_proposal_files(files) -> None:
+    """Refuse proposal files that are more than data: Detectron2 unpickles them, which runs them.
 
     Raises:
         FileFormatError: a file that is damaged or holds other things than numbers, texts and
             arrays.
     """
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return
-    for dataset, file in zip(
-        cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"], strict=False
-    ):
-        if name in (None, dataset):
-            read_pickle(PathManager.get_local_path(file))
+    for file in files:
+        read_pickle(PathManager.get_local_path(file))
 
 
 def _check_file(file: Path, name: str, key: str) -> None:

@@ -5,6 +5,7 @@ import re
 
 import torch
 from detectron2 import solver
+from detectron2.solver.build import get_default_optimizer_params
 
 
 def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -39,6 +40,53 @@ def multiply_learning_rates(optimizer: torch.optim.Optimizer, model, multipliers
             "parameters); build it from this model"
         )
     optimizer.param_groups = multiplied_groups(optimizer.param_groups, factors)
+
+
+def parameter_groups(
+    model: torch.nn.Module,
+    *,
+    base_lr: float,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float = 1.0,
+    weight_decay_bias: float | None = None,
+    lr_multipliers=(),
+) -> list[dict]:
+    """Detectron2's `get_default_optimizer_params` with SOLVER.LR_MULTIPLIERS applied.
+
+    Args:
+        lr_multipliers: [[regex, factor], ...].
+
+    Raises:
+        ValueError: see `lr_factors`.
+    """
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay_norm=weight_decay_norm,
+        bias_lr_factor=bias_lr_factor,
+        weight_decay_bias=weight_decay_bias,
+    )
+    return multiplied_groups(groups, lr_factors(model, lr_multipliers))
+
+
+class ClippedSGD(torch.optim.SGD):
+    """SGD that clips the gradient of each parameter by its norm first, as SOLVER.CLIP_GRADIENTS
+    with CLIP_TYPE norm.
+
+    Args:
+        params, kwargs: of `torch.optim.SGD`.
+        clip_norm: the largest 2-norm that is left as it is.
+    """
+
+    def __init__(self, params, *, clip_norm: float, **kwargs):
+        super().__init__(params, **kwargs)
+        self.clip_norm = clip_norm
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                torch.nn.utils.clip_grad_norm_(p, self.clip_norm)
+        return super().step(closure)
 
 
 def multiplied_groups(param_groups, factors) -> list[dict]:

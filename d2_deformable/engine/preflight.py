@@ -126,9 +126,10 @@ def _check_evaluation(cfg) -> None:
     ):
         if node.ENABLED and not serves:
             raise ValueError(
-                f"{key} does not serve MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; set "
-                f"{key}.ENABLED False, or choose DeformRCNN (in place of GeneralizedRCNN) or "
-                "ClassAwareRPN"
+                f"{key} does not serve MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with "
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}; set "
+                f"{key}.ENABLED False, or choose ClassAwareRPN, or GeneralizedRCNN with RoI heads "
+                "that offer predict_boxes"
             )
     sizes = cfg.TEST.AUG.MIN_SIZES
     if cfg.TEST.AUG.ENABLED and (not len(sizes) or min(sizes) < 1):

@@ -13,6 +13,7 @@ from ..checkpoint import SafeCheckpointer
 from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
+from ..modeling.tta import can_predict_raw
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import preflight
@@ -74,8 +75,8 @@ class Trainer(DefaultTrainer):
     def test_with_TTA(cls, cfg, model):
         """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names gain "_TTA".
 
-        By `DetectorWithTTA`; by Detectron2's GeneralizedRCNNWithTTA with masks, or where the model
-        has no `predict_raw`.
+        By `DetectorWithTTA`; by Detectron2's GeneralizedRCNNWithTTA with masks, or where
+        `predict_raw` does not serve the model.
 
         Raises:
             ValueError: TEST.BOX_AVERAGE is enabled for what it cannot serve.
@@ -83,7 +84,7 @@ class Trainer(DefaultTrainer):
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
         detector = getattr(model, "module", model)
-        ours = hasattr(detector, "predict_raw") and not cfg.MODEL.MASK_ON
+        ours = can_predict_raw(detector) and not cfg.MODEL.MASK_ON
         if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
             model = DetectorWithTTA(cfg, model)
             cfg = cfg.clone()

@@ -18,30 +18,55 @@ SEM_SEG = ("sem_seg", "cityscapes_sem_seg")
 
 
 def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
-    """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON) and VOC's under "voc"; of a data
-    set for semantic segmentation, mIoU under "sem_seg".
-
-    COCO's know no `difficult`: such objects count in them. Of a ProposalNetwork there is but
-    COCO's average recall, under "box_proposals", as in Detectron2, and the file of its proposals.
+    """The `dataset_evaluators` that cfg asks for.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
     """
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    return dataset_evaluators(
+        dataset_name,
+        output_dir=output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
+        masks=cfg.MODEL.MASK_ON,
+        proposals=cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork",
+        voc_metric=cfg.TEST.VOC_METRIC,
+        sem_seg_resolution=cfg.TEST.SEM_SEG_RESOLUTION,
+    )
+
+
+def dataset_evaluators(
+    dataset_name: str,
+    *,
+    output_dir: str,
+    masks: bool = False,
+    proposals: bool = False,
+    voc_metric: str = "area",
+    sem_seg_resolution: str = "full",
+) -> DatasetEvaluators:
+    """COCO metrics under "bbox" (and "segm" with `masks`) and VOC's under "voc"; of a data set for
+    semantic segmentation, mIoU under "sem_seg".
+
+    COCO's know no `difficult`: such objects count in them. Of proposals there is but COCO's
+    average recall, under "box_proposals", as in Detectron2, and their file.
+
+    Args:
+        dataset_name: of a registered data set.
+        output_dir: where predictions are written.
+        masks: whether the model predicts masks (MODEL.MASK_ON).
+        proposals: whether it predicts proposals alone (a ProposalNetwork).
+        voc_metric, sem_seg_resolution: TEST.VOC_METRIC, TEST.SEM_SEG_RESOLUTION.
+    """
     if MetadataCatalog.get(dataset_name).get("evaluator_type") in SEM_SEG:
-        sem_seg = SemSegEvaluator(dataset_name, output_dir, cfg.TEST.SEM_SEG_RESOLUTION)
-        return DatasetEvaluators([sem_seg])
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    proposes = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
-    evaluator = BoxRecallEvaluator if proposes else COCOEvaluator
+        return DatasetEvaluators([SemSegEvaluator(dataset_name, output_dir, sem_seg_resolution)])
+    tasks = ("bbox", "segm") if masks else ("bbox",)
+    evaluator = BoxRecallEvaluator if proposals else COCOEvaluator
     with _as_coco_json(dataset_name):
         coco = evaluator(
             dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
         )
-    if proposes:
+    if proposals:
         file = os.path.join(output_dir, f"{dataset_name}_proposals.pkl")
         return DatasetEvaluators([coco, ProposalWriter(dataset_name, file)])
-    return DatasetEvaluators([coco, VOCEvaluator(dataset_name, cfg.TEST.VOC_METRIC, output_dir)])
+    return DatasetEvaluators([coco, VOCEvaluator(dataset_name, voc_metric, output_dir)])
 
 
 @contextmanager

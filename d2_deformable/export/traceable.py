@@ -2,7 +2,12 @@
 
 A trace records the branch that its one image took, and torch.export refuses to choose. What stands
 here gives what Detectron2's own functions give in evaluation mode, by masks and slices. It serves
-Detectron2 0.5 and main; `detectron2.export` does not import in 0.5, which wants caffe2.
+Detectron2 0.5 and main.
+
+`detectron2.export` has nothing that can be used instead. In 0.5 the package does not import: it
+needs caffe2, which current versions of torch lack. In main, `TracingAdapter` flattens whatever a
+model returns, where an exported file gives the tensors that `output_names` lists;
+`patch_builtin_len` is the loop over `len` below; the other `patch_*` serve scripting, not tracing.
 """
 
 import threading

@@ -15,7 +15,6 @@ __all__ = [
     "get_checkpoint_url",
     "get_config",
     "get_config_file",
-    "lazy_config",
     "list_configs",
     "register_index",
 ]

@@ -8,17 +8,16 @@ cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 
 from pathlib import Path
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, StrictCheckpointer
 from ..config import read_config
-from ..engine.device import fall_back_to_cpu
-from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url, yaml_of
+from ..engine.device import fall_back_to_cpu, why_not_cuda
+from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url
 from .index import CONFIGS, fetch, is_packaged
-from .lazy import lazy_config
 
 
 def list_configs() -> list[str]:
@@ -51,11 +50,11 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
-    """The settings of a config: Detectron2's defaults, this package's, then the YAML.
+    """The settings of a config: Detectron2's defaults, this package's, then the YAML; of a .py,
+    the LazyConfig.
 
     Args:
-        config_path: as of `get_config_file`; with .py in place of .yaml its LazyConfig twin, also
-            where no such file is.
+        config_path: as of `get_config_file`.
         trained: point MODEL.WEIGHTS (train.init_checkpoint of a twin) to the checkpoint that was
             trained with it. Otherwise it stays as in the YAML: mostly weights of ImageNet for the
             backbone.
@@ -64,12 +63,17 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
         NotInModelZooError: there is no such config, or with `trained` no checkpoint of it.
         ValueError: a YAML of a registered index has a wrong key or value.
     """
-    file = get_config_file(yaml_of(config_path))
+    file = get_config_file(config_path)
     url = get_checkpoint_url(config_path) if trained else None
+    if file.endswith(".py"):
+        cfg = LazyConfig.load(file)
+        if trained:
+            cfg.train.init_checkpoint = url
+        return cfg
     cfg = read_config(file)
     if trained:
         cfg.MODEL.WEIGHTS = url
-    return lazy_config(cfg) if config_path.endswith(".py") else cfg
+    return cfg
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -83,14 +87,16 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         NotInModelZooError, ValueError: see `get_config`.
         OSError: the checkpoint is missing, or its sha256 is not that of the index.
     """
-    cfg = get_config(yaml_of(config_path), trained)
-    if device is None:
-        fall_back_to_cpu(cfg)
+    cfg = get_config(config_path, trained)
+    if isinstance(cfg, CfgNode):
+        if device is None:
+            fall_back_to_cpu(cfg)
+        else:
+            cfg.MODEL.DEVICE = str(device)
+        model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
     else:
-        cfg.MODEL.DEVICE = str(device)
-    if config_path.endswith(".py"):
-        model = instantiate(lazy_config(cfg).model).to(cfg.MODEL.DEVICE)
-    else:
-        model = build_model(cfg)
-    (StrictCheckpointer if trained else SafeCheckpointer)(model).load(cfg.MODEL.WEIGHTS)
+        if device is None:
+            device = "cpu" if why_not_cuda() else cfg.train.device
+        model, weights = instantiate(cfg.model).to(device), cfg.train.init_checkpoint
+    (StrictCheckpointer if trained else SafeCheckpointer)(model).load(weights)
     return model

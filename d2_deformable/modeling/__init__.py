@@ -23,7 +23,7 @@ from .roi_heads import (
     RFCNOutputLayers,
 )
 from .sem_seg_head import DeepLabHead
-from .tta import DetectorWithTTA
+from .tta import DetectorWithTTA, predict_raw
 
 __all__ = [
     "ClassAwareRPN",
@@ -50,4 +50,5 @@ __all__ = [
     "deform_convs",
     "dilate_stage",
     "kernel_convs",
+    "predict_raw",
 ]

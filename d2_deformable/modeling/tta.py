@@ -1,6 +1,8 @@
 """Testing at several scales, and iterative bounding-box average (paper sec. 4.3, table 5).
 
-`DetectorWithTTA` serves every network with `predict_raw`: DeformRCNN and ClassAwareRPN.
+`DetectorWithTTA` serves the networks that `predict_raw` serves: every `GeneralizedRCNN` whose RoI
+heads offer `predict_boxes` or are Detectron2's, and those with a `predict_raw` of their own, such
+as ClassAwareRPN.
 """
 
 import numpy as np
@@ -8,13 +10,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.data.detection_utils import read_image
 from detectron2.layers import batched_nms
-from detectron2.modeling import DatasetMapperTTA, detector_postprocess
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 from torch.nn.functional import one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 from ._checks import check_images
+from .roi_heads.predict_boxes import find_predict_boxes
 
 
 class DetectorWithTTA(nn.Module):
@@ -40,7 +43,7 @@ class DetectorWithTTA(nn.Module):
     file "file_name" where there is none: give it images at their original size.
 
     Args:
-        model: a detector with `predict_raw`.
+        model: a detector that `predict_raw` serves.
         augment: gives the scales of one image, as Detectron2's `DatasetMapperTTA`.
         image_format: of `read_image`.
         score_thresh, nms_thresh: as in ordinary inference.
@@ -49,7 +52,7 @@ class DetectorWithTTA(nn.Module):
         vote_iou: at least this IoU gives a vote; None: boxes are not averaged.
 
     Raises:
-        ValueError: `model` has no `predict_raw`.
+        ValueError: `predict_raw` does not serve `model`.
     """
 
     @configurable
@@ -68,11 +71,11 @@ class DetectorWithTTA(nn.Module):
         super().__init__()
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        if not hasattr(model, "predict_raw"):
+        if not can_predict_raw(model):
             raise ValueError(
                 f"{type(model).__name__} has no predict_raw, which tests at several scales and "
-                "TEST.BOX_AVERAGE need: set MODEL.META_ARCHITECTURE to DeformRCNN (in place of "
-                "GeneralizedRCNN) or ClassAwareRPN"
+                "TEST.BOX_AVERAGE need: set MODEL.META_ARCHITECTURE to GeneralizedRCNN, with RoI "
+                "heads that offer predict_boxes, or to ClassAwareRPN"
             )
         self.model = model
         self.augment = augment
@@ -158,7 +161,7 @@ class DetectorWithTTA(nn.Module):
         counted = True
         for _ in range(self.iterations):
             given = None if boxes is None else [_apply(transforms, boxes)]
-            ((raw, probabilities),) = self.model.predict_raw([x], given)
+            ((raw, probabilities),) = predict_raw(self.model, [x], given)
             raw = _apply(transforms.inverse(), raw)
             finite = raw.flatten(1).isfinite().all(1) & probabilities.isfinite().all(1)
             found = (probabilities[:, :-1] > self.score_thresh) & finite[:, None] & counted
@@ -194,3 +197,91 @@ def _apply(transforms, boxes: torch.Tensor) -> torch.Tensor:
     """Boxes of any shape (..., 4) through Detectron2's transforms, which take NumPy's arrays."""
     moved = transforms.apply_box(boxes.reshape(-1, 4).cpu().numpy())
     return torch.as_tensor(moved, dtype=boxes.dtype, device=boxes.device).reshape(boxes.shape)
+
+
+# ---- What inference predicts before score threshold and NMS --------------------------------------
+
+
+def can_predict_raw(model) -> bool:
+    """Whether `predict_raw` serves this network."""
+    return hasattr(model, "predict_raw") or (
+        isinstance(model, GeneralizedRCNN) and find_predict_boxes(type(model.roi_heads)) is not None
+    )
+
+
+@torch.no_grad()
+def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a detector predicts before score threshold and NMS.
+
+    Args:
+        model: a `GeneralizedRCNN`, subclasses included, whose RoI heads offer
+            `predict_boxes(features, proposals)` or predict as Detectron2's do; or a network with
+            a method `predict_raw(inputs, boxes)`, which is called.
+        inputs: as of its `forward`, N dicts.
+        boxes: N Boxes or tensors (R, 4) in pixels of the original image, to score and regress
+            in place of proposals; R may differ by image and be 0.
+
+    Returns:
+        per image, boxes (R, 1, 4), or (R, K, 4) where each class has its own, as
+        (x0, y0, x1, y1) in pixels of the original image ("height" and "width" of the input)
+        and clipped to it; and probabilities (R, K + 1), background last.
+
+    Raises:
+        ValueError: no image, or another number of `boxes` than of images; or RoI heads that
+            compute their boxes in a way of their own.
+    """
+    if hasattr(model, "predict_raw"):
+        return model.predict_raw(inputs, boxes)
+    assert not model.training, "predict_raw is inference: call eval() first"
+    check_images(model, inputs)
+    predict_boxes = find_predict_boxes(type(model.roi_heads))
+    if predict_boxes is None:
+        raise ValueError(
+            f"predict_raw does not know how {type(model.roi_heads).__name__} computes its boxes; "
+            "it knows heads with a method predict_boxes(features, proposals), and subclasses of "
+            "StandardROIHeads and CascadeROIHeads that keep their _forward_box"
+        )
+    images = model.preprocess_image(inputs)
+    sizes = [
+        (x.get("height", h), x.get("width", w))
+        for x, (h, w) in zip(inputs, images.image_sizes, strict=True)
+    ]
+    features = model.backbone(images.tensor)
+    if boxes is not None:
+        proposals = _as_proposals(boxes, sizes, images.image_sizes, model.device)
+    elif model.proposal_generator is not None:
+        proposals, _ = model.proposal_generator(images, features, None)
+    else:
+        proposals = [x["proposals"].to(model.device) for x in inputs]
+    boxes, scores = predict_boxes(model.roi_heads, features, proposals)
+    return [
+        (_scale_and_clip(b.unflatten(1, (-1, 4)), network, original), s)
+        for b, s, network, original in zip(boxes, scores, images.image_sizes, sizes, strict=True)
+    ]
+
+
+def _as_proposals(boxes, sizes, network_sizes, device) -> list[Instances]:
+    """Instances in pixels of the network's input, from boxes in pixels of the original images."""
+    if len(boxes) != len(sizes):
+        raise ValueError(
+            f"boxes: expected one (R, 4) tensor per image, {len(sizes)} in all; got {len(boxes)}"
+        )
+    proposals = []
+    for b, original, network in zip(boxes, sizes, network_sizes, strict=True):
+        b = b.tensor if isinstance(b, Boxes) else b
+        if not isinstance(b, torch.Tensor) or b.dim() != 2 or b.shape[1] != 4:
+            given = tuple(b.shape) if isinstance(b, torch.Tensor) else type(b).__name__
+            raise ValueError(
+                f"boxes: expected Boxes or a tensor (R, 4) for each image, in a list; got {given}"
+            )
+        b = b.to(device)
+        proposals.append(
+            Instances(network, proposal_boxes=Boxes(_scale_and_clip(b, original, network)))
+        )
+    return proposals
+
+
+def _scale_and_clip(boxes: torch.Tensor, old, new) -> torch.Tensor:
+    """Boxes (..., 4) on an image of size `old` (height, width) as they lie on one of size `new`."""
+    scale = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
+    return torch.minimum((boxes * scale).clamp(min=0), boxes.new_tensor([new[1], new[0]] * 2))

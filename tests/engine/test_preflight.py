@@ -191,12 +191,20 @@ def test_evaluation_of_semantic_segmentation(cfg):
         check_settings(cfg)
 
 
-@pytest.mark.parametrize("architecture", ["GeneralizedRCNN", "ProposalNetwork", "DeformSegmentor"])
-def test_box_average_needs_raw_predictions(cfg, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "heads"),
+    [
+        ("GeneralizedRCNN", "Res5ROIHeads"),
+        ("ProposalNetwork", "StandardROIHeads"),
+        ("DeformSegmentor", "StandardROIHeads"),
+    ],
+)
+def test_box_average_needs_raw_predictions(cfg, architecture, heads):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.ROI_HEADS.NAME = heads
     cfg.TEST.BOX_AVERAGE.ENABLED = True
-    with pytest.raises(ValueError, match=f"BOX_AVERAGE does not .* {architecture}.*DeformRCNN"):
+    with pytest.raises(ValueError, match=f"BOX_AVERAGE does not .* {architecture} .* {heads};"):
         check_settings(cfg)
 
 
@@ -226,7 +234,7 @@ def test_several_scales_need_a_detector_and_a_scale(cfg):
 )
 def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
-    cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     cfg.TEST.BOX_AVERAGE.ENABLED = True
     check_settings(cfg)
     cfg.merge_from_list(changes)

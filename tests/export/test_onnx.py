@@ -108,7 +108,7 @@ def spread(model: nn.Module, image: torch.Tensor) -> None:
             nn.init.normal_(layer.weight, std=0.01)
             hooks.append(layer.register_forward_hook(scale_by(spreads[-1])))
     with torch.no_grad():
-        model([{"image": image}])
+        model([{"image": image, "height": 96, "width": 128}])
     for hook in hooks:
         hook.remove()
 
@@ -188,7 +188,7 @@ def test_the_file_stands_alone_and_says_what_it_takes(zoo):
     assert metadata["input_format"] == "BGR"
     assert metadata["pixel_range"] == "0 to 255"
     assert json.loads(metadata["class_names"]) == list(shapes.NAMES)
-    assert metadata["meta_architecture"] == "DeformRCNN"
+    assert metadata["meta_architecture"] == "GeneralizedRCNN"
     assert metadata["d2_deformable"] == d2_deformable.__version__
 
 

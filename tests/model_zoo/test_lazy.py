@@ -1,4 +1,4 @@
-"""LazyConfig twins: the network of the YAML to the bit, whose every argument can be changed."""
+"""LazyConfig twins: what their YAMLs describe, to the bit, and every argument can be changed."""
 
 import importlib.util
 import json
@@ -8,111 +8,178 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
-from detectron2 import config
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import SimpleTrainer, default_argument_parser, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.solver import build_lr_scheduler
-from omegaconf import OmegaConf
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-import d2_deformable.model_zoo.calls as calls_module
 from d2_deformable import model_zoo
+from d2_deformable.data import DatasetMapper, load_records
 from d2_deformable.engine import build_optimizer
-from d2_deformable.engine.lazy import load_records
 from d2_deformable.layers import DeformConv2d
-from d2_deformable.model_zoo import lazy_config
-from d2_deformable.model_zoo.calls import lazy_tree
-from yamls import CONFIGS, MODELS, QUICK, load, relative
+from yamls import CONFIGS, MODELS, load, relative
 
-TWINS = sorted(CONFIGS.rglob("*.py"))
+TWINS = sorted(p for p in CONFIGS.rglob("*.py") if p.relative_to(CONFIGS).parts[0] != "lazy")
 RFCN = CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.py"
-SMALL = [p for p in QUICK if "warped_shapes" in p.stem]
-FULL = [
-    CONFIGS / f"{name}{suffix}.yaml"
-    for name, suffixes in {
-        "VOC-Detection/rfcn_R_101": ("", "_dconv3_dpool"),
-        "VOC-Detection/faster_rcnn_R_101": ("", "_dconv3_dpool"),
-        "VOC-Detection/class_aware_rpn_R_101": ("", "_dconv3"),
-        "VOC-SemanticSegmentation/deeplab_R_101": ("", "_dconv3"),
-        "COCO-Detection/faster_rcnn_R_50_FPN_1x": ("", "_dconv_c3-c5_dpool", "_mdpool_mmdet"),
-        "COCO-Detection/mask_rcnn_R_50_FPN_1x": ("", "_mdconv_c3-c5_dpool"),
-        "COCO-Detection/cascade_rcnn_R_50_FPN_1x": ("", "_dconv_c3-c5"),
-        "COCO-Detection/rfcn_AIR": ("", "_dconv3_dpool"),
-    }.items()
-    for suffix in suffixes
-]
+small = [p for p in TWINS if "R_18" in p.stem]
+twins = pytest.mark.parametrize("path", TWINS, ids=relative)
 
 
 def shapes(model):
     return {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
 
 
-def outputs(model, size):
-    torch.manual_seed(1)
+def plain(value):
+    """Settings of a module in a form that compares: lists for all sequences, fields of objects."""
+    if isinstance(value, Matcher | Box2BoxTransform):
+        return type(value).__name__, plain(vars(value))
+    if isinstance(value, dict | DictConfig):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | ListConfig):
+        return [plain(item) for item in value]
+    if isinstance(value, int | float | str | None):
+        return value
+    return type(value).__name__
+
+
+def settings(model):
+    """{module: {attribute: value}} of what is no parameter, buffer or module."""
+    found = {}
+    for name, module in model.named_modules():
+        found[name] = plain({k: v for k, v in vars(module).items() if not k.startswith("_")})
+        if isinstance(module, FastRCNNOutputLayers):  # a loss that it does not name weighs 1 too
+            found[name]["loss_weight"].setdefault("loss_cls", 1.0)
+    return found
+
+
+@twins
+def test_same_network(path):
+    cfg = load(path.with_suffix(".yaml"))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        theirs, twin = build_model(cfg), instantiate(LazyConfig.load(str(path)).model)
+    assert shapes(twin) == shapes(theirs) and str(twin) == str(theirs)
+    assert [n for n, _ in twin.named_buffers()] == [n for n, _ in theirs.named_buffers()]
+    trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (twin, theirs)]
+    assert trainable[0] == trainable[1]
+    assert settings(twin) == settings(theirs)
+
+
+def batch(cfg, size):
     image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    record = {"image": image, "height": size[0], "width": size[1]}
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        return [record | {"sem_seg": torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, size)}]
+    objects = Instances(size)
+    objects.gt_boxes = Boxes(torch.tensor([[8.0, 8, 60, 70], [20, 5, 90, 60]]))
+    objects.gt_classes = torch.tensor([0, 3])
+    if cfg.MODEL.MASK_ON:
+        corners = objects.gt_boxes.tensor.numpy()[:, [0, 1, 2, 1, 2, 3]]
+        objects.gt_masks = PolygonMasks([[polygon] for polygon in corners])
+    return [record | {"instances": objects}]
+
+
+def outputs(model, inputs):
     with torch.no_grad():
-        (output,) = model.eval()([{"image": image, "height": size[0], "width": size[1]}])
+        (output,) = model.eval()(inputs)
     fields = output["instances"].get_fields() if "instances" in output else output
     return {k: getattr(v, "tensor", v) for k, v in fields.items()}
 
 
-def same_outputs(cfg, size):
-    """The model of the YAML, its twin with the same weights, and what both say."""
+def losses(model, inputs):
+    torch.manual_seed(2)  # of the samples
+    with EventStorage():
+        return model.train()(inputs)
+
+
+def assert_same_numbers(path, size):
+    """Outputs and losses of the YAML's network and of its twin with the same weights."""
+    torch.manual_seed(1)
+    cfg, lazy = load(path.with_suffix(".yaml")), LazyConfig.load(str(path))
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    theirs, twin = build_model(cfg), instantiate(lazy_config(cfg).model)
+    theirs, twin = build_model(cfg), instantiate(lazy.model)
     for module in theirs.modules():
         if isinstance(module, DeformConv2d):
             nn.init.normal_(module.conv_offset.weight, std=0.05)
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)  # else a hundred random layers overflow
-    assert shapes(twin) == shapes(theirs) and str(twin) == str(theirs)
-    assert [n for n, _ in twin.named_buffers()] == [n for n, _ in theirs.named_buffers()]
-    trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (twin, theirs)]
-    assert trainable[0] == trainable[1]
     twin.load_state_dict(theirs.state_dict())
-    expected, actual = outputs(theirs, size), outputs(twin, size)
-    assert actual.keys() == expected.keys() and all(len(v) for v in expected.values())
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
+    inputs = batch(cfg, size)
+    for compute in (losses, outputs):  # training moves the statistics of both alike
+        expected, actual = compute(theirs, inputs), compute(twin, inputs)
+        assert actual.keys() == expected.keys() and expected
+        for name in expected:
+            assert torch.equal(actual[name], expected[name]), name
+    assert all(len(v) for v in expected.values())
 
 
-@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
-def test_small_networks(path):
-    same_outputs(load(path), (64, 96))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
-def test_networks_of_full_size(path):
-    same_outputs(load(path), (128, 160))
+@pytest.mark.parametrize("path", small, ids=relative)
+def test_same_outputs_and_losses(path):
+    assert_same_numbers(path, (64, 96))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", MODELS, ids=relative)
-def test_every_yaml_has_a_twin(path):
-    cfg = load(path)
-    tree = lazy_tree(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), cfg)
+@pytest.mark.parametrize("path", [p for p in TWINS if p not in small], ids=relative)
+def test_same_outputs_and_losses_of_full_size(path):
+    assert_same_numbers(path, (128, 160))
+
+
+@twins
+def test_same_optimizer_and_schedule(path):
+    cfg, lazy = load(path.with_suffix(".yaml")), LazyConfig.load(str(path))
     with torch.device("meta"):
-        twin = instantiate(tree)
-        theirs = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    assert shapes(twin) == shapes(theirs) and str(twin) == str(theirs)
+        model = instantiate(lazy.model)
+    theirs = build_optimizer(cfg, model)
+    lazy.optimizer.params.model = model
+    ours = instantiate(lazy.optimizer)
+    assert rates(ours, model) == rates(theirs, model)
+    assert ("clip_norm" in lazy.optimizer) == cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+    if "clip_norm" in lazy.optimizer:
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        assert ("norm", ours.clip_norm, 2.0) == (clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+    schedule, multiplier = build_lr_scheduler(cfg, theirs), instantiate(lazy.lr_multiplier)
+    for step in (0, 1, 99, 100, 999, 1000, *(s + d for s in cfg.SOLVER.STEPS for d in (-1, 0))):
+        where = step / cfg.SOLVER.MAX_ITER
+        assert multiplier(where) == schedule._multiplier(where)
+    train = lazy.train
+    assert (train.max_iter, train.init_checkpoint) == (cfg.SOLVER.MAX_ITER, cfg.MODEL.WEIGHTS)
+    assert train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
+    assert (train.eval_period, train.get("seed", -1)) == (cfg.TEST.EVAL_PERIOD, cfg.SEED)
+    assert (train.amp.enabled, train.output_dir) == (cfg.SOLVER.AMP.ENABLED, cfg.OUTPUT_DIR)
 
 
-def test_building_it_changes_nothing():
-    """Neither the classes whose calls are noted nor the random numbers that follow."""
-    classes = list(calls_module._with_subclasses(calls_module.CLASSES))
-    before = [vars(cls).get("__init__") for cls in classes]
-    explicit, state = config.config._get_args_from_config, torch.get_rng_state()
-    lazy_config(RFCN)
-    with pytest.raises(ZeroDivisionError):
-        lazy_tree(lambda: 1 / 0)
-    assert [vars(cls).get("__init__") for cls in classes] == before
-    assert config.config._get_args_from_config is explicit
-    assert torch.equal(torch.get_rng_state(), state)
+def mapping(mapper):
+    """Settings of a DatasetMapper, those of its augmentations too."""
+    augmentations = [(type(aug).__name__, plain(vars(aug))) for aug in mapper.augmentations.augs]
+    return plain(vars(mapper)) | {"augmentations": augmentations}
+
+
+@twins
+def test_same_data(path):
+    cfg, lazy = load(path.with_suffix(".yaml")), LazyConfig.load(str(path)).dataloader
+    train, test, evaluator = lazy.train, lazy.test, lazy.evaluator
+    assert train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
+    assert train.num_workers == test.num_workers == cfg.DATALOADER.NUM_WORKERS
+    assert train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert train.dataset.drop_difficult == cfg.INPUT.DROP_DIFFICULT
+    for loader, split in ((train, "TRAIN"), (test, "TEST")):
+        assert list(loader.dataset.names) == list(cfg.DATASETS[split])
+        custom = {k: v for k, v in cfg.DATASETS.CUSTOM.items() if k in loader.dataset.names}
+        assert plain(loader.dataset.get("custom", {})) == plain(custom)
+        assert mapping(instantiate(loader.mapper)) == mapping(DatasetMapper(cfg, split == "TRAIN"))
+    assert [evaluator.dataset_name] == list(cfg.DATASETS.TEST)
+    assert evaluator.voc_metric == cfg.TEST.VOC_METRIC
+    assert evaluator.get("sem_seg_resolution", "full") == cfg.TEST.SEM_SEG_RESOLUTION
+    assert evaluator.get("masks", False) == cfg.MODEL.MASK_ON
 
 
 # ---- Overrides -----------------------------------------------------------------------------------
@@ -149,55 +216,31 @@ def test_overrides_and_saving(tmp_path, overrides, check):
     assert shapes(instantiate(again.model)) == shapes(model)
 
 
-def test_classes_of_all_stages_follow():
-    cfg = lazy_config(CONFIGS / "COCO-Detection/cascade_rcnn_R_50_FPN_1x.yaml").model
-    cfg.roi_heads.num_classes = 5
-    assert [p.num_classes for p in cfg.roi_heads.box_predictors] == [5, 5, 5]
-    mask = lazy_config(CONFIGS / "COCO-Detection/mask_rcnn_R_50_FPN_1x.yaml").model.roi_heads
-    mask.num_classes = 5
-    assert (mask.box_predictor.num_classes, mask.mask_head.num_classes) == (5, 5)
-
-
-class Odd(nn.Module):
-    def __init__(self, part, second=None):
-        super().__init__()
-
-
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (lambda: Odd(object()), "Odd.part is of type object, which a LazyCall cannot express"),
-        (lambda: Odd([{"a": torch.zeros(1)}]), "Odd.part.0.a is of type Tensor, which a LazyCall"),
-        (lambda: Odd(load()), "Odd.cfg is of type CfgNode"),
-        (lambda: Odd(nn.Sequential(nn.ReLU())), "Odd.part takes positional arguments"),
-        (lambda: Odd(lambda x: x), "Odd.part is <lambda>.*no name to find it"),
-        (lambda: (lambda x: Odd(x, x))(nn.ReLU()), "Odd.second is a module that stands elsewhere"),
-    ],
-)
-def test_what_cannot_be_expressed(build, message):
-    with pytest.raises(ValueError, match=message):
-        lazy_tree(build)
+def test_classes_of_all_heads_follow():
+    heads = model_zoo.get_config("COCO-Detection/mask_rcnn_R_50_FPN_1x.py").model.roi_heads
+    heads.num_classes = 5
+    assert (heads.box_predictor.num_classes, heads.mask_head.num_classes) == (5, 5)
 
 
 # ---- The other parts -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", TWINS, ids=relative)
-def test_twins_are_of_one_definition(path):
+@twins
+def test_twins_by_name(path):
     assert path.with_suffix(".yaml") in MODELS
-    assert path.read_text() == RFCN.read_text()
-    assert model_zoo.get_config_file(relative(path)) == str(path)
+    cfg = model_zoo.get_config(relative(path))
+    assert set(cfg) == {"model", "optimizer", "lr_multiplier", "dataloader", "train"}
 
 
 def test_by_name():
-    trained = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.py"  # there is but the YAML
+    trained = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.py"
     cfg = model_zoo.get_config(trained, trained=True)
     assert cfg.train.init_checkpoint == model_zoo.get_checkpoint_url(trained)
     model = model_zoo.get(trained, trained=True, device="cpu")
     same = model_zoo.get(trained.replace(".py", ".yaml"), trained=True, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters()))
-    with pytest.raises(RuntimeError, match="quick/none.yaml is not available"):
-        model_zoo.get_config("quick/none.py")
+    with pytest.raises(RuntimeError, match="rfcn_R_50.py is not available"):
+        model_zoo.get_config("VOC-Detection/rfcn_R_50.py")  # there is but the YAML
 
 
 def rates(optimizer, model):
@@ -209,47 +252,27 @@ def rates(optimizer, model):
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["quick/warped_shapes_rfcn_R_18_dconv3_dpool", "VOC-Detection/rfcn_R_50_dconv3"]
-)
-def test_optimizer_and_schedule(name):
-    cfg = model_zoo.get_config(f"{name}.yaml")
-    lazy = lazy_config(cfg)
-    with torch.device("meta"):
-        model = instantiate(lazy.model)
-    theirs = build_optimizer(cfg, model)
-    lazy.optimizer.params.model = model
-    ours = instantiate(lazy.optimizer)
-    assert rates(ours, model) == rates(theirs, model)
-    assert type(ours).__name__ == type(theirs).__name__
-    schedule, multiplier = build_lr_scheduler(cfg, theirs), instantiate(lazy.lr_multiplier)
-    for where in (0.0, 0.01, 0.3, 0.82, 0.99):
-        assert multiplier(where) == schedule._multiplier(where)
-
-
 def test_clipping():
-    cfg = lazy_config(RFCN)
-    layer = nn.Linear(1, 1, bias=False)
-    cfg.optimizer.params.model = layer
-    cfg.optimizer.params.lr_multipliers = []
-    cfg.optimizer.update(lr=1.0, momentum=0.0, weight_decay=0.0)
-    optimizer = instantiate(cfg.optimizer)
-    before = layer.weight.item()
-    layer.weight.grad = torch.tensor([[1e6]])
-    optimizer.step()
-    assert before - layer.weight.item() == pytest.approx(10.0, rel=1e-4)
-
-
-def test_two_rows_of_other_settings():
-    cfg = lazy_config(CONFIGS / "VOC-Detection/rfcn_R_101.yaml")
-    assert cfg.dataloader.train.dataset.drop_difficult
-    assert cfg.dataloader.evaluator.voc_metric == "07"
+    """The step of Detectron2's optimizer, which clips each parameter by itself."""
     cfg = load(RFCN.with_suffix(".yaml"))
-    cfg.DATASETS.TEST = ()
-    assert set(lazy_config(cfg).dataloader) == {"train"}
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    with pytest.raises(ValueError, match="SAMPLER_TRAIN is RepeatFactor.*TrainingSampler only"):
-        lazy_config(cfg)
+    steps = []
+    for build in ("lazy", "cfg"):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        if build == "lazy":
+            optimizer = LazyConfig.load(str(RFCN)).optimizer
+            optimizer.params.model = model
+            optimizer.params.lr_multipliers = []
+            optimizer = instantiate(optimizer)
+        else:
+            cfg.SOLVER.LR_MULTIPLIERS = []
+            optimizer = build_optimizer(cfg, model)
+        model.weight.grad, model.bias.grad = torch.full((2, 3), 1e6), torch.ones(2)
+        before = model.weight.detach().clone()
+        optimizer.step()
+        steps.append([model.weight.detach().clone(), model.bias.detach().clone()])
+        assert (before - model.weight).norm().item() == pytest.approx(10 * 0.02, rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
 
 
 # Comes with Detectron2's repository and with what pip builds of it, not with version 0.5 of PyPI.

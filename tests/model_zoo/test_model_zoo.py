@@ -41,7 +41,7 @@ def test_an_unknown_config(function, name):
 
 def test_models():
     model = model_zoo.get(UNTRAINED, device="cpu")
-    assert type(model).__name__ == "DeformRCNN" and model.training
+    assert type(model).__name__ == "GeneralizedRCNN" and model.training
 
     model = model_zoo.get(TRAINED, trained=True, device=torch.device("cpu"))
     file = PathManager.get_local_path(model_zoo.get_checkpoint_url(TRAINED))

@@ -18,10 +18,9 @@ def cfg():
 
 @pytest.fixture
 def small_rcnn_cfg(cfg):
-    """A DeformRCNN of three classes on a ResNet-18 at stride 16, for images of about 64 x 96."""
+    """A GeneralizedRCNN of three classes on a ResNet-18 at stride 16, for images of 64 x 96."""
     cfg.merge_from_list(
         [
-            *("MODEL.META_ARCHITECTURE", "DeformRCNN"),
             *("MODEL.BACKBONE.NAME", "build_deform_resnet_backbone"),
             *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
             *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.RESNETS.RES5_DILATION", 2),

@@ -209,12 +209,12 @@ DETECTOR = CfgNode(
 RPN_ON_RES5 = {"IN_FEATURES": ["res5_reduced"], "CONV_DIMS": [16]}
 NETWORKS = {
     "R-FCN": {
-        "META_ARCHITECTURE": "DeformRCNN",
+        "META_ARCHITECTURE": "GeneralizedRCNN",
         "ROI_HEADS": {"NAME": "RFCNHeads"},
         "ROI_BOX_HEAD": {"POOLER_TYPE": "DeformPSROIPool", "CLS_AGNOSTIC_BBOX_REG": True},
     },
     "Faster R-CNN": {
-        "META_ARCHITECTURE": "DeformRCNN",
+        "META_ARCHITECTURE": "GeneralizedRCNN",
         "ROI_HEADS": {"NAME": "DeformROIHeads"},
         "ROI_BOX_HEAD": {"POOLER_TYPE": "DeformROIPool", "NAME": "FastRCNNConvFCHead"},
     },

@@ -47,7 +47,9 @@ def make_inputs(device) -> list:
     instances = Instances((96, 128), gt_classes=torch.tensor([0, 1]))
     instances.gt_boxes = Boxes(torch.tensor([[10.0, 10, 60, 70], [60, 30, 120, 90]]))
     classes = torch.randint(0, 2, (96, 128))
-    return [{"image": image, "instances": instances, "sem_seg": classes}] * 2
+    height, width = image.shape[1:]
+    record = {"image": image, "height": height, "width": width}
+    return [{**record, "instances": instances, "sem_seg": classes}] * 2
 
 
 def result(model, inputs) -> list:

@@ -1,4 +1,4 @@
-"""DeformRCNN.predict_raw: the ordinary inference follows from it."""
+"""predict_raw of a GeneralizedRCNN: the ordinary inference follows from it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 
-from d2_deformable.modeling import DeformRCNN, RFCNHeads
+from d2_deformable.modeling import DeformRCNN, RFCNHeads, predict_raw
 
 HEADS = {
     "faster_rcnn": ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"],
@@ -56,8 +56,8 @@ def test_inference_is_threshold_and_nms_of_the_raw_prediction(build, kind):
     model = build(*HEADS[kind])
     inputs = [image(), image(48, 80)]
     expected = model(inputs)
-    assert type(model) is DeformRCNN and len(expected[0]["instances"]) > 1
-    raw = model.predict_raw(inputs)
+    assert type(model) is GeneralizedRCNN and len(expected[0]["instances"]) > 1
+    raw = predict_raw(model, inputs)
     for (boxes, scores), x, output in zip(raw, inputs, expected, strict=True):
         rows = len(boxes)
         assert boxes.shape == (rows, 1 if kind in AGNOSTIC else 3, 4)
@@ -78,8 +78,8 @@ def test_inference_is_threshold_and_nms_of_the_raw_prediction(build, kind):
 def test_boxes_are_those_of_the_original_image(build, kind):
     model = build(*HEADS[kind])
     x = image()
-    ((small, scores),) = model.predict_raw([x])
-    ((large, same),) = model.predict_raw([x | {"height": 128, "width": 288}])
+    ((small, scores),) = predict_raw(model, [x])
+    ((large, same),) = predict_raw(model, [x | {"height": 128, "width": 288}])
     assert torch.equal(scores, same)
     torch.testing.assert_close(large, small * torch.tensor([3.0, 2.0, 3.0, 2.0]))
 
@@ -88,7 +88,7 @@ def test_boxes_are_those_of_the_original_image(build, kind):
 def test_boxes_are_clipped_to_the_original_image(build):
     model = build("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
     model.roi_heads.box_predictor.bbox_pred.bias.fill_(0)[2:] = 20.0  # much wider and higher
-    boxes, _ = model.predict_raw([image(height=128, width=288)])[0]
+    boxes, _ = predict_raw(model, [image(height=128, width=288)])[0]
     assert torch.equal(boxes, torch.tensor([0.0, 0, 288, 128]).expand_as(boxes))
 
 
@@ -100,7 +100,7 @@ def test_given_boxes_take_the_place_of_proposals(build, kind):
     images = model.preprocess_image(inputs)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
     boxes = [proposals[0].proposal_boxes.tensor * 2, proposals[1].proposal_boxes]
-    pairs = zip(model.predict_raw(inputs, boxes), model.predict_raw(inputs), strict=True)
+    pairs = zip(predict_raw(model, inputs, boxes), predict_raw(model, inputs), strict=True)
     for given, own in pairs:
         torch.testing.assert_close(given, own)
 
@@ -109,7 +109,7 @@ def test_given_boxes_take_the_place_of_proposals(build, kind):
 @torch.no_grad()
 def test_no_boxes_give_no_predictions(build, kind):
     model = build(*HEADS[kind])
-    boxes, scores = model.predict_raw([image()], [torch.zeros(0, 4)])[0]
+    boxes, scores = predict_raw(model, [image()], [torch.zeros(0, 4)])[0]
     assert boxes.shape == (0, 1 if kind in AGNOSTIC else 3, 4) and scores.shape == (0, 4)
 
 
@@ -118,44 +118,58 @@ def test_precomputed_proposals(build):
     model = build("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
     x = image(height=128, width=192)
     boxes = torch.tensor([[8.0, 8, 40, 40], [20, 10, 90, 60]])
-    (own,) = model.predict_raw(
-        [{**x, "proposals": Instances((64, 96), proposal_boxes=Boxes(boxes))}]
+    (own,) = predict_raw(
+        model, [{**x, "proposals": Instances((64, 96), proposal_boxes=Boxes(boxes))}]
     )
-    (given,) = model.predict_raw([x], [boxes * 2])
+    (given,) = predict_raw(model, [x], [boxes * 2])
     torch.testing.assert_close(own, given)
 
 
 def test_weights_fit_detectron2s_network(build, small_rcnn_cfg):
-    names = build().state_dict().keys()
-    small_rcnn_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    theirs = build_model(small_rcnn_cfg)
-    assert type(theirs) is GeneralizedRCNN and theirs.state_dict().keys() == names
+    theirs = build().state_dict()
+    small_rcnn_cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"  # as older YAMLs have it
+    model = build_model(small_rcnn_cfg).eval()
+    assert type(model) is DeformRCNN and model.state_dict().keys() == theirs.keys()
+    model.load_state_dict(theirs)
+    inputs = [image()]
+    assert len(predict_raw(model, inputs)) == len(model(inputs)) == 1
 
 
 def test_bad_input_is_named(build):
-    model = build()
+    with pytest.raises(ValueError, match="GeneralizedRCNN got no image; expected a list of dicts"):
+        predict_raw(build(), [])
+    model = build("MODEL.META_ARCHITECTURE", "DeformRCNN")
     nothing = "DeformRCNN got no image; expected a list of dicts"
     with pytest.raises(ValueError, match=nothing):
         model([])
     with pytest.raises(ValueError, match=nothing):
-        model.predict_raw([])
+        predict_raw(model, [])
     with pytest.raises(ValueError, match=r"tensor \(R, 4\) for each image, in a list; got \(4,\)"):
-        model.predict_raw([image()], torch.zeros(1, 4))
+        predict_raw(model, [image()], torch.zeros(1, 4))
     with pytest.raises(ValueError, match="one .* tensor per image, 1 in all; got 2"):
-        model.predict_raw([image()], [torch.zeros(1, 4)] * 2)
+        predict_raw(model, [image()], [torch.zeros(1, 4)] * 2)
     model.train()
     with pytest.raises(ValueError, match=nothing):
         model([])
     with pytest.raises(AssertionError, match="call eval"):
-        model.predict_raw([image()])
+        predict_raw(model, [image()])
 
 
 def test_heads_with_a_way_of_their_own_are_refused(build):
     class OwnWay(RFCNHeads):
+        """Its `predict_boxes`, inherited, would predict something else than it detects."""
+
         def _forward_box(self, features, proposals):
             raise NotImplementedError
+
+    class BothWays(OwnWay):
+        def predict_boxes(self, features, proposals):
+            return [torch.zeros(2, 4)], [torch.ones(2, 4) / 4]
 
     model = build(*HEADS["rfcn"])
     model.roi_heads.__class__ = OwnWay
     with pytest.raises(ValueError, match="does not know how OwnWay computes its boxes"):
-        model.predict_raw([image()])
+        predict_raw(model, [image()])
+    model.roi_heads.__class__ = BothWays
+    ((boxes, scores),) = predict_raw(model, [image()])
+    assert boxes.shape == (2, 1, 4) and scores.shape == (2, 4)

@@ -277,7 +277,7 @@ def test_settings_come_from_the_keys_of_the_paper(small_rcnn_cfg, detector):
 
 
 def test_a_model_without_raw_predictions_is_refused(small_rcnn_cfg):
-    with pytest.raises(ValueError, match="Linear has no predict_raw, .* DeformRCNN .* ClassAware"):
+    with pytest.raises(ValueError, match="Linear has no predict_raw, .* GeneralizedRCNN, .* Class"):
         DetectorWithTTA(small_rcnn_cfg, nn.Linear(1, 1))
 
 

@@ -1,7 +1,13 @@
 """What kind of network MODEL.META_ARCHITECTURE names, a user's own subclass too."""
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    SemanticSegmentor,
+)
 
+from ..roi_heads.predict_boxes import find_predict_boxes
 from .class_aware_rpn import ClassAwareRPN
 
 
@@ -27,5 +33,9 @@ def is_segmentor(cfg) -> bool:
 
 def has_predict_raw(cfg) -> bool:
     """Whether it can be tested at several scales and with box average by `DetectorWithTTA`."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    return name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw")
+    name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
+    if name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw"):
+        return True
+    kind = ROI_HEADS_REGISTRY.get(heads) if heads in ROI_HEADS_REGISTRY else None
+    known = isinstance(kind, type) and find_predict_boxes(kind) is not None
+    return known and _is_subclass(cfg, GeneralizedRCNN)

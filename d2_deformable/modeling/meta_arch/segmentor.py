@@ -7,7 +7,7 @@ from .._checks import check_images
 
 @META_ARCH_REGISTRY.register()
 class DeformSegmentor(SemanticSegmentor):
-    """`SemanticSegmentor` for DeepLab; parameters have the names that they have there."""
+    """`SemanticSegmentor` under the name that older YAMLs have; checkpoints fit both."""
 
     def forward(self, batched_inputs):
         """As Detectron2's; "height" and "width" of an input may be left out, as in its detectors.

@@ -12,6 +12,7 @@ from torch import nn
 from ...layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
+from .predict_boxes import predict_cascade, predict_standard
 
 POOLER_TYPES = (
     "DeformROIPool",
@@ -79,7 +80,11 @@ def _sampling(c) -> dict:
 class DeformROIHeads(DeformPoolerMixin, StandardROIHeads):
     """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling."""
 
+    predict_boxes = predict_standard
+
 
 @ROI_HEADS_REGISTRY.register()
 class DeformCascadeROIHeads(DeformPoolerMixin, CascadeROIHeads):
     """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages."""
+
+    predict_boxes = predict_cascade

@@ -15,6 +15,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from ...layers import PSRoIPredictor
 from .._checks import check_config
 from .ohem import check_losses, loss_per_roi, select_hard_examples
+from .predict_boxes import decode
 
 POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool")
 
@@ -179,6 +180,11 @@ class RFCNHeads(StandardROIHeads):
                 for instances, pred_boxes in zip(proposals, boxes, strict=True):
                     instances.proposal_boxes = type(instances.proposal_boxes)(pred_boxes)
         return losses
+
+    def predict_boxes(self, features, proposals):
+        """What inference predicts before score threshold and NMS, see `predict_standard`."""
+        predictions = self._predict(features[self.box_in_features[0]], proposals)
+        return decode(self.box_predictor, predictions, proposals)
 
     def _predict(self, x, proposals):
         return self.box_predictor(x, [p.proposal_boxes for p in proposals])

@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 
 from d2_deformable.checkpoint.convert import Conversion, ConversionError, convert_checkpoint
 from d2_deformable.checkpoint.convert.mxnet import convert
+from d2_deformable.modeling import predict_raw
 from yamls import CONFIGS, load
 
 TOLERANCE = 1e-4
@@ -144,7 +145,7 @@ def differences(model, theirs, net, image=None):
     few, rpn.post_nms_topk = rpn.post_nms_topk, {False: 300}
     (proposals,), _ = rpn(images, features, None)
     rpn.post_nms_topk = few
-    ((boxes, probs),) = model.predict_raw(inputs)
+    ((boxes, probs),) = predict_raw(model, inputs)
     # Here by size, then by ratio; there by ratio, then by size.
     objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
     box_scale = TOLERANCE / PIXELS
@@ -201,7 +202,8 @@ def difference_of_scores(model, theirs):
     Its deconvolution fades out towards the border of the map, by a factor that all classes share,
     which this package's head leaves out.
     """
-    inputs = [{"image": rgb().flip(0)}]
+    image = rgb().flip(0)
+    inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
     cells = model.backbone(pixels().float().flip(1))["res5"][:, :1]
     height, width = theirs.shape[2:]
     faded = torch.nn.functional.conv_transpose2d(
@@ -223,7 +225,8 @@ def test_a_map_that_ends_before_the_image():
     """178 pixels are 11 cells and 2 pixels more."""
     model = build(*small("deeplab", False))
     assert model.backbone(pixels().float())["res5"].shape[2:] == (11, 10)
-    assert model([{"image": rgb()}])[0]["sem_seg"].shape[1:] == (178, 151)
+    inputs = [{"image": rgb(), "height": 178, "width": 151}]
+    assert model(inputs)[0]["sem_seg"].shape[1:] == (178, 151)
 
 
 @torch.no_grad()

@@ -1,0 +1,8 @@
+"""COCO 2017 by the recipe of the released code: ../../COCO-Detection/Base-COCO.yaml."""
+
+from .voc import dataloader
+
+dataloader.train.dataset.update(names=["coco_2017_train"], drop_difficult=False)
+dataloader.train.total_batch_size = 8
+dataloader.test.dataset.names = ["coco_2017_val"]
+dataloader.evaluator.voc_metric = "area"

@@ -1,0 +1,16 @@
+"""COCO 2017 by Detectron2's own recipe, boxes alone: ../../COCO-Detection/Base-COCO-1x.yaml."""
+
+from .coco import dataloader
+
+dataloader.train.total_batch_size = 16
+dataloader.train.mapper.augmentations[0].update(
+    short_edge_length=[640, 672, 704, 736, 768, 800], max_size=1333
+)
+dataloader.test.mapper.augmentations[0].update(short_edge_length=800, max_size=1333)
+
+
+def with_masks(dataloader):
+    """Read and evaluate masks too (MODEL.MASK_ON)."""
+    dataloader.train.mapper.use_instance_mask = True
+    dataloader.test.mapper.use_instance_mask = True
+    dataloader.evaluator.masks = True

@@ -1,0 +1,45 @@
+"""The images of data sets as a data loader takes them, from explicit arguments."""
+
+from detectron2.data import get_detection_dataset_dicts
+from omegaconf import OmegaConf
+
+from .custom import register_datasets
+from .difficult import load_easy
+from .proposals import screen_proposal_files
+
+
+def load_records(
+    names,
+    *,
+    custom=None,
+    filter_empty: bool = False,
+    min_keypoints: int = 0,
+    proposal_files=None,
+    drop_difficult: bool = False,
+) -> list[dict]:
+    """The images of data sets in Detectron2's format, after those of `custom` were registered.
+
+    Args:
+        names: of data sets.
+        custom: {name: fields} as DATASETS.CUSTOM has them; omegaconf's containers are taken too.
+        filter_empty, min_keypoints, proposal_files: as of
+            `detectron2.data.get_detection_dataset_dicts`.
+        drop_difficult: leave out the objects that VOC marks `difficult` (INPUT.DROP_DIFFICULT).
+
+    Raises:
+        ValueError, FileNotFoundError: see `register_datasets` and `load_easy`.
+    """
+    names, custom, proposal_files = map(_plain, (names, custom, proposal_files))
+    register_datasets(custom or {})
+    screen_proposal_files(proposal_files or ())
+    load = load_easy if drop_difficult else get_detection_dataset_dicts
+    return load(
+        names,
+        filter_empty=filter_empty,
+        min_keypoints=min_keypoints,
+        proposal_files=proposal_files,
+    )
+
+
+def _plain(value):
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
