@@ -3,12 +3,14 @@
 #   PYTHON=python3.12     which Python makes .venv (3.11 to 3.13)
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
 #   MAX_JOBS=2            how many compilers run at once
+#   TEST_JOBS=2           how many processes run the tests, of 2 GB and one thread each
 #   FORCE_CUDA=0|1        build without, or insist on, CUDA (see setup.py); after a change make clean first
 #   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: the visible GPUs' or, without any, all)
 
 PYTHON ?= python3
 D2_SOURCE ?= auto
 MAX_JOBS ?= $(shell nproc)
+TEST_JOBS ?= $(shell nproc)
 export D2_SOURCE MAX_JOBS
 
 # Every pip below obeys the one constraints file, also those that Detectron2's installer starts.
@@ -22,6 +24,9 @@ PIP := $(PY) -m pip
 LOG := $(VENV)/setup.log
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator docs/cpp -type f))
+
+# Fixtures of a file are built once: all of it runs in one process.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile
 
 # $(call quietly,command): its output goes to a log, which is shown whole if it fails.
 quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"; exit 1; }
@@ -51,10 +56,10 @@ bench: setup ## the operators' speed beside a plain convolution and torchvision,
 	$(PY) -m benchmarks.ops --threads 1
 
 test: setup lint ## lint and all tests but the slow ones
-	$(PY) -m pytest -m "not slow" --durations 10
+	$(PYTEST) -m "not slow" --durations 10
 
-test-all: setup lint ## lint and all tests, the slow ones (big networks) too
-	$(PY) -m pytest --durations 10
+test-all: test ## the slow tests (big networks) as well
+	$(PYTEST) -m slow --durations 10
 
 build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or without a GPU, into build/cuda
 	@$(call quietly,$(PY) tools/build_cuda.py 9.0)
