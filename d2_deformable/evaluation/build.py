@@ -1,4 +1,4 @@
-"""The evaluators of a data set: COCO's metrics and VOC's of boxes, mean IoU of class masks."""
+"""Choose the evaluators of a data set: COCO's and VOC's metrics of boxes, mIoU of class masks."""
 
 import os
 import tempfile
@@ -18,11 +18,13 @@ SEM_SEG = ("sem_seg", "cityscapes_sem_seg")
 
 
 def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
-    """COCO metrics under "bbox" (and "segm" where MODEL.MASK_ON) and VOC's under "voc"; of a data
-    set for semantic segmentation, mIoU under "sem_seg".
+    """Build the evaluators of a data set.
 
-    COCO's know no `difficult`: such objects count in them. Of a ProposalNetwork there is but
-    COCO's average recall, under "box_proposals", as in Detectron2, and the file of its proposals.
+    * Detection: COCO metrics under "bbox" (and "segm" with MODEL.MASK_ON), VOC metrics under "voc".
+      COCO metrics ignore the `difficult` flag: such objects count.
+    * Semantic segmentation: mIoU under "sem_seg".
+    * A ProposalNetwork: COCO's average recall under "box_proposals", as in Detectron2, and the file
+      of its proposals.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
@@ -46,10 +48,10 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
 
 @contextmanager
 def _as_coco_json(dataset_name: str):
-    """For the block, the metadata of a data set without a json file names a fresh conversion.
+    """Point the metadata of a data set without a JSON file to a fresh conversion, for the block.
 
-    COCOEvaluator reads it when it is built. Left alone it would keep the conversion in its output
-    folder and, in Detectron2 0.5 always, take an earlier run's for this data set.
+    COCOEvaluator reads it when it is built. By itself it would keep the conversion in its output
+    folder, and in Detectron2 0.5 it would always reuse that of an earlier run on this data set.
     """
     meta = MetadataCatalog.get(dataset_name)
     if meta.get("json_file"):
