@@ -179,7 +179,7 @@ def test_missing_files_are_told(run, tmp_path):
         run("effective_dilation", "--config-file", missing, "--weights", missing)
     with pytest.raises(SystemExit, match="missing: no such checkpoint"):
         run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
-    with pytest.raises(SystemExit, match="test_tools.py is no file of weights"):
+    with pytest.raises(SystemExit, match="test_tools.py is not a weights file"):
         run("visualize_sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
     with pytest.raises(SystemExit, match="1 weights for 2 configs"):
         run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)

@@ -137,7 +137,7 @@ def with_shape(*shape, version=2):
          "other bytes than 0 and 1"),
         (file_bytes({"a": np.ones(1)}) + b"!", "1 bytes follow the last name"),
         (file_bytes({"a": np.ones(1)})[:-17] + bytes(8), "1 arrays and 0 names"),
-        (file_bytes({"a": np.ones(1), "b": np.ones(1)})[:-1] + b"a", "'a' stands there more"),
+        (file_bytes({"a": np.ones(1), "b": np.ones(1)})[:-1] + b"a", "'a' occurs more"),
         (file_bytes({"a": np.ones(1)})[:-1] + b"\xff", "no UTF-8"),
         (file_bytes({"a": np.ones(1)})[:-9] + struct.pack("<Q", 2**63) + b"a", "name takes 9223"),
         (file_bytes({"a": np.ones(1)})[:-17] + struct.pack("<Q", 2**61), "names do not fit"),

@@ -134,13 +134,13 @@ def test_a_plain_file_loads_into_a_deformable_model(name, modulated, tmp_path, c
     stages = RES34 if name.endswith("C4") else RES345  # their C4's head is plain
     model = loaded(our_config(name, [*stages, *modulated]), file)
     assert_same_objects(model, theirs)
-    assert "model_final.pkl is of the plain network: all offsets" in caplog.text
+    assert "model_final.pkl is from the plain network: all offsets" in caplog.text
 
 
 def test_another_file_than_the_zoos_must_hold_the_offsets(tmp_path):
     state = detector(their_config("faster_FPN")).state_dict()
     torch.save({"model": state}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="model.pth is of another network, .* 26 not in the file"):
+    with pytest.raises(ValueError, match="pth is from another network, .* 26 not in the file"):
         loaded(our_config("faster_FPN", RES345), tmp_path / "model.pth")
 
 
