@@ -157,7 +157,7 @@ def test_complexity_needs_no_data(run):
         ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
         ("visualize_sampling", ["--images", __file__], "cannot be read"),
         ("visualize_sampling", ["--layers", "0"], "0 layers"),
-        ("visualize_sampling", ["--num-images", "0"], "0 images are wanted"),
+        ("visualize_sampling", ["--num-images", "0"], "--num-images is 0"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, message):

@@ -54,7 +54,7 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
         if re.search(r"downsample\.[1-9]\.weight$", name) and value.ndim == 4:
             raise ConversionError(_refusal(f"averages in its shortcuts (d variants): {name}"))
     if "bn1.weight" in conversion.source and "bn1.running_mean" not in conversion.source:
-        raise ConversionError(_refusal("has group or other normalisation without statistics"))
+        raise ConversionError(_refusal("has group normalisation, or another without statistics"))
     images = settings.get("pretrained_cfg", settings)
     convert_resnet(
         conversion,
