@@ -6,7 +6,7 @@ import torch
 
 from .implementations import Implementation
 
-# Largest error of a result, relative to its largest number. A result is a sum of up to 4608 products,
+# Largest error of a result, relative to its largest number. Results are sums of up to 4608 products,
 # whose factors CUDA rounds to half precision if the feature maps are.
 TOLERANCE = {
     torch.float32: 1e-4,
