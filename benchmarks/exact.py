@@ -6,8 +6,8 @@ import torch
 
 from .implementations import Implementation
 
-# Largest error of a result, relative to its largest number. Results are sums of up to 4608 products,
-# whose factors CUDA rounds to half precision if the feature maps are.
+# Largest error of a result, relative to its largest number. A result sums up to 4608 products, and
+# CUDA rounds their factors to half precision if the feature maps are.
 TOLERANCE = {
     torch.float32: 1e-4,
     torch.float16: 1e-2,

@@ -27,7 +27,7 @@ CAPTIONS = {
     "detections": "Detections with class and score.",
     "sampling_points": "Sampling points of single units (green) of the last deformable "
     "convolution, through the last {layers} deformable layers (figure 5 of the paper). Upper row: "
-    "the fixed grid of a plain network. Lower row: the {points} points (red) that this network "
+    "the fixed grid of a plain network. Lower row: the {points} red points that this network "
     "learned. Points beyond the image are left out. Black: the object at the unit.",
     "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
     "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "

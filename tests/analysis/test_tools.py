@@ -153,7 +153,7 @@ def test_complexity_needs_no_data(run):
         ("effective_dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
         ("effective_dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
         ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
-        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
         ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
         ("visualize_sampling", ["--images", __file__], "cannot be read"),
         ("visualize_sampling", ["--layers", "0"], "0 layers"),

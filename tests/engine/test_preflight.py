@@ -221,7 +221,7 @@ def test_several_scales_need_a_detector_and_a_scale(cfg):
         (["TEST.BOX_AVERAGE.VOTE_IOU", 0.0], "VOTE_IOU is 0.0; give an IoU above 0"),
         (["TEST.BOX_AVERAGE.VOTE_IOU", 1.5], "VOTE_IOU is 1.5; give an IoU above 0"),
         (["MODEL.MASK_ON", True], "averages boxes, not masks"),
-        (["MODEL.META_ARCHITECTURE", "ClassAwareRPN"], "no second pass .*ITERATIONS 1"),
+        (["MODEL.META_ARCHITECTURE", "ClassAwareRPN"], "second pass .*ITERATIONS 1"),
     ],
 )
 def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):

@@ -92,7 +92,7 @@ def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch
         (["--image", __file__], "cannot identify image"),
         (["--output", "nowhere/file"], "there is no folder nowhere"),
         (["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
     ],
 )

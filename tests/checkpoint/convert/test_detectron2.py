@@ -239,7 +239,7 @@ def test_a_backbone_of_caffe2(tmp_path):
     conversion = convert_checkpoint("detectron2", tmp_path / "R-50.pkl", target, cfg)
     table = " ".join(conversion.table().split())
     assert "fc1000_w ImageNet classifier" in table and "conv1_b Detectron has no bias" in table
-    assert "roi_heads.box_head.fc1.weight initial values the file is of a backbone" in table
+    assert "roi_heads.box_head.fc1.weight initial values the file holds a backbone only" in table
     weights, name = read_weights(target), "backbone.bottom_up.res4.3.conv2.weight"
     assert torch.equal(weights[name], state[name])
     with pytest.raises(ConversionError, match="MODEL.RESNETS.NORM to FrozenBN instead of BN"):

@@ -133,7 +133,7 @@ def test_what_is_said_of_the_rest(tmp_path):
     assert "res3.0.shortcut.weight 128x64x1x1 layer2.0.downsample.0.weight" in table
     assert "not used fc.weight ImageNet classifier" in table
     assert "res5.1.conv2.conv_offset.weight 18x512x3x3 zero: as without offsets" in table
-    assert "roi_heads.box_predictor.cls_score.weight initial values no part of an ImageNet" in table
+    assert "roi_heads.box_predictor.cls_score.weight initial values not part of an ImageNet" in table
     assert conversion.settings == {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
@@ -215,7 +215,7 @@ def test_variants_with_the_same_tensors_are_refused_by_name(tmp_path):
         ("resnet50", ["MODEL.RESNETS.DEPTH", "101"], "the file has no 'layer3.6.conv1.weight'"),
         ("resnet34", SHALLOW, "tensors of the file have no place in .*: layer1.2.conv1.weight"),
         ("resnet18", [], "the file has no 'layer1.0.|would be"),
-        ("resnext50_32x4d", [], "would be .* use a config of the source's depth"),
+        ("resnext50_32x4d", [], "would be .* use a config with the source's depth"),
         ("resnet18", [*SHALLOW, "MODEL.RESNETS.NORM", "GN"], "NORM 'GN' has no running statistics"),
         (
             "resnet18",
