@@ -16,7 +16,7 @@ from .sampling import Inspection, conv_sampling_points, part_boxes
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What to show in the figures.
+    """Options of the figures.
 
     points: (x, y) in image pixels. Default: the background and the smallest and largest object
         found, or for segmentation a point in each of the three largest classes.

@@ -135,7 +135,7 @@ def _check(content, file: Path) -> None:
         ids = [item.get("id") for item in items]
         one_type = all(type(i) is int for i in ids) or all(type(i) is str for i in ids)
         if not one_type or len(set(ids)) < len(ids):
-            fail(f"every one of {part!r} needs an id of its own, all numbers or all text")
+            fail(f"every entry of {part!r} needs a unique id, all numbers or all text")
     if not content["images"]:
         fail("holds no image")
     for image in content["images"]:
@@ -145,7 +145,7 @@ def _check(content, file: Path) -> None:
             fail(f"image {image['id']} needs a positive width and height")
     names = [category.get("name") for category in content["categories"]]
     if not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
-        fail(f"every category needs a name of its own, got {names}")
+        fail(f"every category needs a unique name, got {names}")
     ids = {part: {item["id"] for item in content[part]} for part in ("images", "categories")}
     for annotation in content["annotations"]:
         here = f"annotation {annotation['id']}"
@@ -153,7 +153,7 @@ def _check(content, file: Path) -> None:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             value = annotation.get(key)
             if not isinstance(value, int | str) or value not in ids[part]:
-                fail(f"{here} has {key} {value!r}, no id of {part!r}")
+                fail(f"{here} has {key} {value!r}, which is not an id in {part!r}")
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             fail(f"{here} needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
         polygons = isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape)

@@ -190,7 +190,7 @@ def _read_names(names: Names | str, root: Path, field: str) -> Names:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
-        raise ValueError(f"a name stands twice in {', '.join(names)}")
+        raise ValueError(f"a name occurs twice in {', '.join(names)}")
     return names
 
 

@@ -89,7 +89,7 @@ def _require(files) -> None:
             f"{folder}: {len(names)} missing, e.g. {', '.join(sorted(names)[:3])}"
             for folder, names in missing.items()
         )
-        raise FileNotFoundError("\n".join(["some files are not there:", *lines]))
+        raise FileNotFoundError("\n".join(["some files are missing:", *lines]))
 
 
 def _sbd_reader():

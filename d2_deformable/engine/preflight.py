@@ -71,8 +71,8 @@ def check_settings(cfg) -> None:
             "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
         )
     builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
-    # Whether a function reads the keys cannot be seen, only its module: none of Detectron2's reads
-    # them, while one of a user may.
+    # Only the module of a builder function is known, not which keys it reads. None of Detectron2's
+    # reads these keys, while one of a user may.
     is_detectron2s = builder is not None and builder.__module__.split(".")[0] == "detectron2"
     if is_detectron2s and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
         raise ValueError(

@@ -133,7 +133,7 @@ def test_what_is_said_of_the_rest(tmp_path):
     assert "res3.0.shortcut.weight 128x64x1x1 layer2.0.downsample.0.weight" in table
     assert "not used fc.weight ImageNet classifier" in table
     assert "res5.1.conv2.conv_offset.weight 18x512x3x3 zero: as without offsets" in table
-    assert "roi_heads.box_predictor.cls_score.weight initial values not part of an ImageNet" in table
+    assert "roi_heads.box_predictor.cls_score.weight initial values not part of an Image" in table
     assert conversion.settings == {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
