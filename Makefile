@@ -1,8 +1,8 @@
-# d2_deformable: everything from nothing. `make help` lists the targets.
+# d2_deformable: setup, tests, demo and benchmarks from a fresh checkout. `make help` lists the targets.
 #
-#   PYTHON=python3.12     which Python makes .venv (3.11 to 3.13)
+#   PYTHON=python3.12     the Python that creates .venv (3.11 to 3.13)
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
-#   MAX_JOBS=2            how many compilers run at once
+#   MAX_JOBS=2            number of parallel compilers
 #   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
 #   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: those of the visible GPUs, or all)
 
