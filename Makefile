@@ -1,11 +1,11 @@
-# d2_deformable: everything from nothing. `make help` lists the targets.
+# d2_deformable: setup, tests, demo and benchmarks from a fresh checkout. `make help` lists the targets.
 #
-#   PYTHON=python3.12     which Python makes .venv (3.11 to 3.13)
+#   PYTHON=python3.12     the Python that creates .venv (3.11 to 3.13)
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
-#   MAX_JOBS=2            how many compilers run at once
-#   TEST_JOBS=2           how many processes run the tests, of 2 GB and one thread each
-#   FORCE_CUDA=0|1        build without, or insist on, CUDA (see setup.py); after a change make clean first
-#   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: the visible GPUs' or, without any, all)
+#   MAX_JOBS=2            number of parallel compilers
+#   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
+#   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
+#   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: those of the visible GPUs, or all)
 
 PYTHON ?= python3
 D2_SOURCE ?= auto
@@ -13,7 +13,7 @@ MAX_JOBS ?= $(shell nproc)
 TEST_JOBS ?= $(shell nproc)
 export D2_SOURCE MAX_JOBS
 
-# Every pip below obeys the one constraints file, also those that Detectron2's installer starts.
+# Every pip below uses the same constraints file, including those that Detectron2's installer starts.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -25,13 +25,13 @@ LOG := $(VENV)/setup.log
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator docs/cpp -type f))
 
-# Fixtures of a file are built once: all of it runs in one process.
+# All tests of a file run in one process, since they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile
 
-# $(call quietly,command): its output goes to a log, which is shown whole if it fails.
+# $(call quietly,command): write the command's output to a log, and show the whole log if it fails.
 quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"; exit 1; }
 
-# The checkpoint of d2_deformable/model_zoo, and the YAML in configs/model_zoo that it comes from.
+# The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
 .PHONY: help setup demo zoo results bench test test-all build-cuda cuda-all lint format clean
@@ -83,7 +83,7 @@ clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and
 	rm -rf build *.egg-info d2_deformable/*.so .pytest_cache .ruff_cache $(VENV)/.ops
 	find d2_deformable tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# What stands is skipped: each file below is touched when its step is done.
+# Finished steps are skipped: each file below is touched when its step is done.
 
 $(VENV)/.deps: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
@@ -102,7 +102,7 @@ $(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py
 	@$(PY) tools/install_detectron2.py
 	@touch $@
 
-# pip compiles in a new folder every time; if only csrc/ changed, build/ is used, where ninja skips what stands.
+# pip compiles in a new folder every time. If only csrc/ changed, use build/, where ninja skips objects that are up to date.
 INSTALL = $(PIP) install -v --no-build-isolation --no-deps -e .
 REBUILD = $(PY) setup.py build_ext --inplace
 

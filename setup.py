@@ -1,10 +1,10 @@
-"""Builds the Python package and one library of compiled operators, d2_deformable/_C.so.
+"""Build the Python package and one library of compiled operators, d2_deformable/_C.so.
 
-The library does not know Python (no Python.h, no libtorch_python): torch.ops.load_library loads it,
-and one binary serves every Python version. It does depend on the torch that it was built with.
+The library is independent of Python (no Python.h, no libtorch_python): torch.ops.load_library loads
+it, and one binary works with every Python version. It does depend on the torch it was built with.
 
-Environment: FORCE_CUDA=0 or 1 overrides the choice of CUDA, MAX_JOBS limits the compilers that run
-at a time, TORCH_CUDA_ARCH_LIST names the GPU architectures.
+Environment: FORCE_CUDA=0 or 1 overrides the choice of CUDA, MAX_JOBS limits the number of parallel
+compilers, TORCH_CUDA_ARCH_LIST names the GPU architectures.
 """
 
 import os
@@ -30,42 +30,44 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # compiled for where no GPU is visible
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # the default if no GPU is visible
 # Instruction sets that csrc/cpu/kernels/ is compiled for; csrc/cpu/cpu_kernels.cpp chooses one.
 CPU_TARGETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
     CPU_TARGETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     CPU_TARGETS["avx512"] += ["-mprefer-vector-width=512"]
-# Without the first two GCC leaves branches in loops over selects (sampling.h), which then are no
-# vectors; exceptions would refer to functions that all share.
+# Without the first two, GCC keeps branches in loops over selects (sampling.h) and cannot vectorise
+# them. Exceptions would refer to functions shared by all targets.
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
-# torch's own CUDA packages: headers of the CUDA libraries, and those that torch loads anyway.
+# torch's own CUDA packages: headers of the CUDA libraries, and the libraries that torch loads.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
 )
 
 
 def toolkits():
-    """(folder, CUDA version) of each bin/nvcc: CUDA_HOME's, the PATH's, that beside torch's CUDA
-    packages, the usual one."""
+    """Yield (folder, CUDA version) of each bin/nvcc found.
+
+    The places are CUDA_HOME, the PATH, torch's CUDA packages and /usr/local/cuda, in this order.
+    """
     homes = [os.environ.get("CUDA_HOME"), nvcc_home(shutil.which("nvcc")), TORCH_CUDA]
     for home in [*homes, "/usr/local/cuda"]:
         nvcc = Path(home or ".", "bin", "nvcc")
         if home and nvcc.exists():
-            said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-            version = re.search(r"release ([\d.]+)", said)
+            output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            version = re.search(r"release ([\d.]+)", output)
             yield Path(home), version[1] if version else "of unknown version"
 
 
 def find_toolkit():
-    """The folder of the first toolkit of torch's major CUDA version, or None."""
+    """Find the folder of the first toolkit with torch's major CUDA version, or None."""
     major = str(torch.version.cuda).split(".")[0]
     return next((home for home, version in toolkits() if version.split(".")[0] == major), None)
 
 
 def nvcc_home(nvcc):
-    """Where nvcc says that it lives: what is on the PATH may be a link or a script."""
+    """Ask nvcc for its toolkit folder, since the nvcc on the PATH may be a link or a script."""
     if not nvcc:
         return None
     plan = subprocess.run([nvcc, "--dryrun", __file__], capture_output=True, text=True).stderr
@@ -83,7 +85,7 @@ from torch.utils import cpp_extension  # noqa: E402
 
 
 def sources(with_cuda):
-    """What to compile under csrc/, relative to setup.py as setuptools wants it."""
+    """Files to compile under csrc/, relative to setup.py as setuptools requires."""
     paths = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
     if with_cuda:
         paths += [*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")]
@@ -91,7 +93,7 @@ def sources(with_cuda):
 
 
 def choose_cuda():
-    """Whether to compile the CUDA sources, and the one line that says why."""
+    """Decide whether to compile the CUDA sources; return this and a line that says why."""
     if FORCE_CUDA not in ("", "0", "1"):
         sys.exit(f"FORCE_CUDA={FORCE_CUDA} is neither 0 nor 1")
     if FORCE_CUDA == "0":
@@ -113,7 +115,7 @@ def choose_cuda():
 
 def operator_library():
     with_cuda, _ = choose_cuda()
-    # Without OpenMP at::parallel_for is serial.
+    # Without OpenMP, at::parallel_for is serial.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     arguments = {
         "name": "d2_deformable._C",
@@ -124,7 +126,7 @@ def operator_library():
     }
     if not with_cuda:
         return cpp_extension.CppExtension(**arguments)
-    # A toolkit may hold the compiler and its headers alone: torch's packages have the rest.
+    # A toolkit may hold only the compiler and its headers; torch's packages have the rest.
     arguments["include_dirs"] = [str(TOOLKIT / "include"), str(TORCH_CUDA / "include")]
     arguments["extra_compile_args"]["nvcc"] = ["-O3", "-UNDEBUG"]  # kernels assert image indices
     library = cpp_extension.CUDAExtension(**arguments)
@@ -138,16 +140,16 @@ def operator_library():
 
 
 class BuildPackage(build_py):
-    """Copies configs/ to where a wheel has it, d2_deformable/model_zoo/configs.
+    """Copies configs/ to its place in a wheel, d2_deformable/model_zoo/configs.
 
-    In a checkout, and in an editable install of it, the model zoo reads configs/ itself.
+    In a checkout, and in an editable install of it, the model zoo reads configs/ directly.
     """
 
     def get_output_mapping(self):
         return {**super().get_output_mapping(), **self.configs()}
 
     def configs(self):
-        """{where it goes: the file}, relative to setup.py."""
+        """Map target paths to config files, relative to setup.py."""
         target = Path(self.build_lib, "d2_deformable", "model_zoo")
         files = sorted(ROOT.glob("configs/**/*.yaml")) + sorted(ROOT.glob("configs/**/*.py"))
         files = [file.relative_to(ROOT) for file in files]
@@ -157,7 +159,7 @@ class BuildPackage(build_py):
         super().run()
         if self.editable_mode:
             return
-        # build/ is kept between builds; what was renamed since must not go along.
+        # build/ is kept between builds; files that were renamed since must not be packaged.
         shutil.rmtree(Path(self.build_lib, "d2_deformable", "model_zoo", "configs"), True)
         for target, file in self.configs().items():
             self.mkpath(os.path.dirname(target))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate any model of this package from a YAML: Detectron2's usual command line.
+"""Train or evaluate any model of this package from a YAML, with Detectron2's usual command line.
 
 python train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
@@ -24,7 +24,7 @@ from d2_deformable.engine import (
 
 
 def setup(args):
-    """The frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
+    """Build the frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
     cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2_deformable")
     fall_back_to_cpu(cfg)
@@ -49,7 +49,7 @@ def main(args):
             verify_results(cfg, results)
         return results
 
-    trainer = Trainer(cfg, resume=args.resume)  # makes the same checks
+    trainer = Trainer(cfg, resume=args.resume)  # runs the same preflight checks
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

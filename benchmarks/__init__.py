@@ -1,1 +1,1 @@
-"""Times of the operators and networks beside their peers; README.md says how to read them."""
+"""Benchmarks of the operators and networks against their peers; see README.md."""

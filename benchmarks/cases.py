@@ -1,8 +1,8 @@
-"""The layers and RoI poolings that are timed: shapes, fresh inputs and exact results.
+"""The timed layers and RoI poolings: shapes, fresh inputs and exact results.
 
-Layers are those of the paper's networks on an image of 600 x 1000 pixels, and shapes that kernels
-find awkward. Coordinates of all inputs are exact in float32, and none is an integer where an offset
-moves it: there gradients jump, and a rounding would show as an error.
+Layers are those of the paper's networks on an image of 600 x 1000 pixels, and shapes that are hard
+for kernels. All coordinates are exact in float32. No coordinate that an offset moves is an integer:
+gradients are discontinuous there, and rounding would show as an error.
 """
 
 import runpy
@@ -17,13 +17,13 @@ PIXELS = (0, 2, 8)  # standard deviations of offsets
 
 
 def between_integers(shape, std, device):
-    """Normal numbers, moved to the nearest odd multiple of a 128th."""
+    """Draw normal numbers, rounded to odd multiples of 1/128."""
     return ((64 * std * torch.randn(shape, device=device)).round() + 0.5) / 64
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One square deformable convolution, "same" padding, as many channels out as in unless said."""
+    """One square deformable convolution with "same" padding; `out_channels` 0 means `channels`."""
 
     name: str
     channels: int
@@ -47,8 +47,12 @@ class Convolution:
         return ["input", "offset", "weight"] + ["mask"] * self.modulated
 
     def draw(self, std, device, dtype) -> dict:
-        """input (N, C, H, W), offset (N, 2*G*taps, H_out, W_out), weight (C_out, C/groups, k, k),
-        mask (N, G*taps, H_out, W_out) and grad, the gradient of the output."""
+        """Draw the tensors of one call.
+
+        They are input (N, C, H, W), offset (N, 2*G*taps, H_out, W_out), weight
+        (C_out, C/groups, k, k), mask (N, G*taps, H_out, W_out) and grad, the gradient of the
+        output.
+        """
         like = {"dtype": dtype, "device": device}
         out = [(side - 1) // self.stride + 1 for side in self.size]
         out_channels = self.out_channels or self.channels
@@ -69,19 +73,19 @@ class Convolution:
         return tensors
 
     def checked(self) -> slice:
-        """Which images of the output are compared with the reference."""
+        """Images of the output that are compared with the reference."""
         return slice(None)
 
     def label(self, std) -> str:
         return f"{self.name}, offsets {std} px"
 
     def reference(self, tensors: dict):
-        """The output: torchvision's, in float64."""
+        """Compute the expected output with torchvision's operator; tensors are float64."""
         named = {name: tensors[name] for name in self.leaves()}
         return torchvision.ops.deform_conv2d(**named, **self.geometry())
 
     def reduced(self) -> "Convolution":
-        """The same with few numbers, for a look at whether it works."""
+        """The same case with small tensors, for a smoke test."""
         return replace(
             self,
             channels=self.channels // 8,
@@ -94,8 +98,10 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pooling:
-    """RoI pooling into 7 x 7 bins; every class has `channels` of its own, and if
-    position_sensitive so has every bin."""
+    """RoI pooling into 7 x 7 bins.
+
+    Every class has its own `channels`; if `position_sensitive`, so has every bin.
+    """
 
     name: str
     operator: str
@@ -115,13 +121,16 @@ class Pooling:
         arguments = {"output_size": self.bins, "spatial_scale": 1 / 16}
         if self.operator == "deform_roi_pool":
             group_size = self.bins if self.position_sensitive else 1
-            # gamma is 0.1 in the paper; this one leaves coordinates exact.
+            # gamma is 0.1 in the paper; 1/8 keeps coordinates exact.
             arguments |= {"group_size": group_size, "samples_per_part": 4, "gamma": 1 / 8}
         return arguments
 
     def draw(self, std, device, dtype) -> dict:
-        """input (N, C, H, W), rois (R, 5), offset (R, 2*classes, bins, bins) in eighths of a RoI's
-        sides, and grad, the gradient of the output."""
+        """Draw the tensors of one call.
+
+        They are input (N, C, H, W), rois (R, 5), offset (R, 2*classes, bins, bins) in eighths of a
+        RoI's sides, and grad, the gradient of the output.
+        """
         like = {"dtype": dtype, "device": device}
         bins = (self.bins, self.bins)
         sides = self.bins * (2 * torch.randint(2, 21, (self.rois, 2), device=device) + 1)
@@ -141,7 +150,7 @@ class Pooling:
         return tensors
 
     def checked(self) -> list[int]:
-        """Which RoIs are compared with the reference, which is slow."""
+        """RoIs that are compared with the reference; only a few, since it is slow."""
         return [0, self.rois // 2, self.rois - 1]
 
     def label(self, std) -> str:
@@ -150,7 +159,10 @@ class Pooling:
         return f"{self.name}, offsets {std}/8 RoI" if std else f"{self.name}, offsets 0"
 
     def reference(self, tensors: dict):
-        """The output, zero but for the RoIs `checked`: the tests' reference, in float64."""
+        """Compute the expected output with the tests' reference; tensors are float64.
+
+        It is zero except for the RoIs in `checked`.
+        """
         chosen = self.checked()
         arguments = [tensors["input"], tensors["rois"][chosen]]
         if "offset" in tensors:
@@ -161,7 +173,7 @@ class Pooling:
         return output
 
     def reduced(self) -> "Pooling":
-        """The same with few numbers, for a look at whether it works."""
+        """The same case with small tensors, for a smoke test."""
         return replace(self, classes=min(2, self.classes), channels=min(8, self.channels), rois=4)
 
 

@@ -13,19 +13,22 @@ FLUSHED = 128 * MIB  # more than the L2 of any GPU
 
 
 def mebibytes(growth: int, results: dict) -> float:
-    """Bytes without those of the results."""
+    """MiB of `growth` bytes, without those of the results."""
     return round(max(0, growth - sum(t.nbytes for t in results.values())) / MIB, 1)
 
 
 def poison(like: dict, dtype) -> None:
-    """Fill with NaN, and free, blocks as large as the tensors `like`: the allocator hands freed
-    blocks out again, and an implementation that leaves a value unwritten shows it."""
+    """Fill blocks as large as the tensors `like` with NaN, and free them.
+
+    The allocator hands out freed blocks again, so values that an implementation does not write are
+    NaN.
+    """
     blocks = [torch.full_like(tensor, torch.nan, dtype=dtype) for tensor in like.values()]
     del blocks
 
 
 class CpuClock:
-    """Wall-clock seconds. The cache holds what the call before left there."""
+    """Wall-clock seconds. The cache is left as the previous call left it."""
 
     device = torch.device("cpu")
 
@@ -37,10 +40,11 @@ class CpuClock:
         return seconds
 
     def peak_memory(self, call: Callable) -> float | None:
-        """MiB beyond what was there before and the call's results; None where Linux cannot tell.
+        """Peak MiB of a call beyond the memory used before and its results; None if not measurable.
 
-        Growth of the resident set to its peak: of every allocator, but whole pages of memory that
-        was touched. Free memory is given back first, for its reuse would not show.
+        This is the growth of the resident set to its peak. It covers every allocator, but counts
+        whole pages of touched memory. Free memory is returned to the system first, since its reuse
+        would not show.
         """
         gc.collect()
         try:
@@ -62,7 +66,7 @@ class CudaClock:
     """Seconds between two CUDA events.
 
     Modes: "cold" first writes 128 MB, so that L2 holds no input; "hot" first makes the same call;
-    "graph" is cold and replays a CUDA graph, without the CPU's time for launches.
+    "graph" is cold and replays a CUDA graph, without launch time on the CPU.
     """
 
     def __init__(self, device):
@@ -99,7 +103,7 @@ class CudaClock:
         return graph.replay
 
     def peak_memory(self, call: Callable) -> float:
-        """MiB that PyTorch's allocator gave out beyond those before and the call's results."""
+        """Peak MiB of PyTorch's allocator beyond those in use before and the call's results."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

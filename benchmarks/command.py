@@ -1,4 +1,4 @@
-"""What `benchmarks.ops` and `benchmarks.models` have in common: options, rows, tables."""
+"""Code shared by `benchmarks.ops` and `benchmarks.models`: options, rows, tables."""
 
 import argparse
 import gc
@@ -22,14 +22,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Bench:
-    """What a row is measured with."""
+    """The tools and settings that a row is measured with."""
 
     clock: object
     guard: Guard | None
     dtype: torch.dtype
     rounds: int
     deadline: float
-    earlier: dict | None = None  # the row as an earlier call left it
+    earlier: dict | None = None  # the row as saved by an earlier call
 
     def interleave(self, runs: dict, draw: Callable) -> Rounds:
         earlier = None
@@ -40,37 +40,43 @@ class Bench:
 
 @dataclass(frozen=True)
 class Row:
-    """A row to measure: its key, and the function of a Bench that gives what it holds."""
+    """A row to measure: its key, and a function from a Bench to the content of the row."""
 
     case: str
-    of_pass: str
+    pass_name: str
     mode: str
     measure: Callable
 
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others in a file."""
-        return self.case, self.of_pass, self.mode
+        """The key that identifies the row in a file."""
+        return self.case, self.pass_name, self.mode
 
 
 def parser(name: str, doc: str, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of maps (float32)")
-    parser.add_argument("--threads", type=int, help="CPU threads (as PyTorch chooses)")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds of a row ({rounds})")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of feature maps (float32)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds per row ({rounds})")
     parser.add_argument("--only", default="", help="rows whose case, pass and mode contain this")
-    parser.add_argument("--seconds", type=float, help="stop after about as many; the same goes on")
-    parser.add_argument("--json", type=Path, help="keep rows here; those that stand there are done")
-    parser.add_argument("--plot", type=Path, help="draw the rows into this picture")
-    parser.add_argument("--smoke", action="store_true", help="few numbers: only whether it works")
+    parser.add_argument(
+        "--seconds", type=float, help="stop after about this time; rerun to continue"
+    )
+    parser.add_argument("--json", type=Path, help="save rows here; rows in the file are not redone")
+    parser.add_argument("--plot", type=Path, help="draw the rows to this picture")
+    parser.add_argument(
+        "--smoke", action="store_true", help="small tensors, to see whether it works"
+    )
     return parser
 
 
 def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
-    """Measure the rows that `rows(args)` gives, but for the rounds that are in the file.
+    """Measure the rows that `rows(args)` yields, except for rounds that are in the file.
 
     Returns:
-        2 if --seconds left rounds to the next call, else 0.
+        2 if --seconds left rounds for the next call, else 0.
     """
     start = time.monotonic()
     args = parser.parse_args(argv)
@@ -92,7 +98,7 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
     guard = None if args.smoke else Guard(clock)
     deadline = start + args.seconds if args.seconds else math.inf
     bench = Bench(clock, guard, getattr(torch, args.dtype), args.rounds, deadline)
-    gc.freeze()  # what imported modules hold: collections between timed calls are short then
+    gc.freeze()  # exempt imported modules, so that collections between timed calls are short
     for index, row in enumerate(selected, start=1):
         earlier = results.row(row.key())
         if rounds_of(earlier) < args.rounds and time.monotonic() < deadline:
@@ -106,7 +112,7 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
         draw(results.data).savefig(args.plot)
     left = sum(rounds_of(results.row(row.key())) < args.rounds for row in selected)
     if left:
-        print(f"{left} rows lack rounds: the same command goes on with them")
+        print(f"{left} rows lack rounds: run the same command again to continue")
     return 2 if left else 0
 
 

@@ -1,4 +1,4 @@
-"""Results in float64, and how far those of an implementation are from them."""
+"""Results in float64, and the errors of an implementation against them."""
 
 from functools import lru_cache
 
@@ -6,8 +6,8 @@ import torch
 
 from .implementations import Implementation
 
-# Largest error of a result, as a part of its largest number: sums of up to 4608 products, whose
-# factors CUDA rounds to half precision where the maps are.
+# Largest error of a result, relative to its largest number. A result sums up to 4608 products, and
+# CUDA rounds their factors to half precision if the feature maps are.
 TOLERANCE = {
     torch.float32: 1e-4,
     torch.float16: 1e-2,
@@ -17,7 +17,7 @@ TOLERANCE = {
 
 @lru_cache(maxsize=1)  # the modes of a case share it
 def exact(case, std, device, dtype, backward: bool) -> tuple[dict, dict]:
-    """Tensors of a case, and the float64 results of what these very numbers give."""
+    """Draw the tensors of a case, and compute the float64 results for the same numbers."""
     tensors = case.draw(std, device, dtype)
     unchecked = torch.ones(len(tensors["grad"]), dtype=torch.bool, device=device)
     unchecked[case.checked()] = False
@@ -28,7 +28,7 @@ def exact(case, std, device, dtype, backward: bool) -> tuple[dict, dict]:
 
 
 def error(case, results: dict, expected: dict) -> float:
-    """The largest difference, relative to the largest number of its tensor; NaN if any is."""
+    """Largest difference, relative to the largest number of its tensor; NaN if any value is."""
     worst = 0.0
     for name, right in expected.items():
         result = results[name]

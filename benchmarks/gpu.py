@@ -1,17 +1,16 @@
 #!/usr/bin/env python
-"""All that has to be seen on a real GPU: build, tests, sanitizer, timings, trainings.
+"""All checks that need a real GPU: build, tests, sanitizer, timings, trainings.
 
 python benchmarks/gpu.py OUT                              # everything
 python benchmarks/gpu.py OUT build tests sanitize         # these steps
-python benchmarks/gpu.py OUT train --minutes 9            # a step's commands may take so long each
+python benchmarks/gpu.py OUT train --minutes 9            # time limit of each command of a step
 
-Writes OUT/gpu.json (machine, versions, commit, one entry per step; the file to keep under
-benchmarks/results/<machine>-<date>.json) after every command, so that nothing is lost, and
-OUT/<step>.log. Timings are in OUT/ops-<dtype>.json and OUT/models-<dtype>.json, to be kept too. A
-command that fails is recorded, and the next one is run; results join those of earlier calls, and
-timings go on where an earlier call of the same commit stopped. Needs an environment as `make
-setup` leaves it, and compute-sanitizer (of a CUDA toolkit, or pip's nvidia-cuda-sanitizer-api) on
-the PATH.
+Writes OUT/<step>.log and, after every command, OUT/gpu.json with machine, versions, commit and one
+entry per step; keep this file as benchmarks/results/<machine>-<date>.json. Timings are in
+OUT/ops-<dtype>.json and OUT/models-<dtype>.json; keep them as well. A command that fails is
+recorded, and the next one runs. Results are added to those of earlier calls, and timings continue
+where an earlier call of the same commit stopped. Needs the environment of `make setup`, and
+compute-sanitizer (of a CUDA toolkit, or pip's nvidia-cuda-sanitizer-api) on the PATH.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from d2_deformable.utils.provenance import commit, machine, versions
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
-# Operators alone, each process of many small kernels; no other stream, no compiler.
+# Operator tests only, which run many small kernels; without other streams and without compilers.
 SANITIZED = ("tests/ops", "-k", "cuda and not stream and not opcheck and not compiles")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--report-api-errors", "no")
 QUICK = [
@@ -42,18 +41,18 @@ QUICK = [
 
 
 class Run:
-    """Runs commands of one step, output to its log."""
+    """Runs the commands of one step and writes their output to its log."""
 
     def __init__(self, out: Path, step: str, seconds: float):
         self.log = out / f"{step}.log"
         self.seconds = seconds
 
     def __call__(self, *command, **env) -> str:
-        """The command's output.
+        """Run a command and return its output.
 
         Raises:
-            RuntimeError: it failed; the message holds its last lines.
-            subprocess.TimeoutExpired: it took too long.
+            RuntimeError: the command failed; the message holds its last lines.
+            subprocess.TimeoutExpired: the command took too long.
         """
         with self.log.open("a") as log:
             print("$", *command, file=log, flush=True)
@@ -76,16 +75,16 @@ def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
 
 
-# Each step yields (name, function that runs one command and returns what is to be recorded).
+# Each step yields (name, function that runs one command and returns the result to record).
 
 
 def build(run, out):
     def compile_library():
         architecture = "{}.{}".format(*torch.cuda.get_device_capability())
-        said = last_line(run(PYTHON, "tools/build_cuda.py", architecture))
+        summary = last_line(run(PYTHON, "tools/build_cuda.py", architecture))
         built = ROOT / "build" / "cuda" / "lib" / "d2_deformable" / "_C.so"
         shutil.copy(built, ROOT / "d2_deformable" / "_C.so")
-        return said
+        return summary
 
     yield "library", compile_library
 
@@ -96,15 +95,15 @@ def tests(run, out):
 
 def sanitize(run, out):
     def checked(tool, **env):
-        # Ours alone: nobody here mends the kernels of cuBLAS.
+        # Only our kernels: those of cuBLAS are not ours to fix.
         ours = ("--tool", tool, "--kernel-name", "kns=d2_deformable")
         output = run(*SANITIZER, *ours, *PYTEST, *SANITIZED, **env)
         return [line.strip("= ") for line in output.splitlines() if " SUMMARY: " in line]
 
-    # PyTorch's allocator hides what is beyond a tensor in one large block.
+    # PyTorch's allocator would hide accesses beyond a tensor within its large blocks.
     yield "memcheck", lambda: checked("memcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     yield "initcheck", lambda: checked("initcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    # Of shared memory: the planes of RoI pooling.
+    # Races in shared memory, which holds the planes of RoI pooling.
     yield "racecheck", lambda: checked("racecheck")
 
 
@@ -148,10 +147,12 @@ STEPS = {step.__name__: step for step in (build, tests, sanitize, ops, models, t
 
 
 def needs_kernels(run) -> None:
-    """Without them every step would pass: on the CPU, or by skipping.
+    """Check that the installed library holds CUDA kernels.
+
+    Without them every step would pass, by running on the CPU or by skipping.
 
     Raises:
-        RuntimeError: the installed library holds no CUDA kernels.
+        RuntimeError: it holds none.
     """
     run(PYTHON, "-c", "from d2_deformable.ops import has_cuda; assert has_cuda(), 'no kernels'")
 
@@ -159,14 +160,14 @@ def needs_kernels(run) -> None:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for results and logs")
-    parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)} (all)")
+    parser.add_argument("steps", nargs="*", metavar="step", help=f"any of {', '.join(STEPS)} (all)")
     parser.add_argument("--minutes", type=float, default=60, help="limit of each command (60)")
     args = parser.parse_args(argv)
     unknown = set(args.steps) - set(STEPS)
     if unknown:
         parser.error(f"no step {', '.join(sorted(unknown))}: there are {', '.join(STEPS)}")
     if not torch.cuda.is_available():
-        sys.exit("gpu.py: this machine shows no GPU to torch; `make build-cuda` needs none")
+        sys.exit("gpu.py: torch finds no GPU on this machine; `make build-cuda` needs none")
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "gpu.json"
@@ -186,7 +187,7 @@ def main(argv=None) -> int:
                 if step != "build":
                     needs_kernels(run)
                 entry = {"result": command()}
-            except Exception as error:  # whatever it is, it is a result
+            except Exception as error:  # every failure is recorded
                 entry = {"failed": f"{type(error).__name__}: {error}"}
                 failed = True
             entry["wall_seconds"] = round(time.monotonic() - start)

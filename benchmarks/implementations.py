@@ -1,4 +1,4 @@
-"""Ours and its peers, called alike: tensors of a case in, the output out."""
+"""Our operators and their peers behind one interface, from the tensors of a case to the output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Implementation:
     """One way to compute a case.
 
     Args:
-        function: of the tensors of a case gives the output.
-        leaves: the tensors that get gradients; None where there is no backward pass.
-        is_exact: whether it computes the case's operator, so that results can be compared.
-        prepare: changes tensors outside of the timed region.
+        function: maps the tensors of a case to the output.
+        leaves: the tensors that get gradients; None if there is no backward pass.
+        is_exact: it computes the operator of the case, so that results can be compared.
+        prepare: converts tensors outside of the timed region.
     """
 
     function: Callable
@@ -32,7 +32,7 @@ class Implementation:
     prepare: Callable = dict
 
     def results(self, tensors: dict, backward: bool) -> dict:
-        """{"output": ..., and if backward "grad of <leaf>": ...}."""
+        """Compute {"output": ...} and, with `backward`, "grad of <leaf>" of each leaf."""
         if not backward:
             with torch.no_grad():
                 return {"output": self.function(tensors)}
@@ -46,11 +46,11 @@ class Implementation:
 
 
 class Missing(Exception):
-    """Why an implementation is not there."""
+    """An implementation is not available; the message says why."""
 
 
 def implementations(case, device) -> tuple[dict[str, Implementation], dict[str, str]]:
-    """Those that are here by name, and why the others are not."""
+    """Find the available implementations by name, and the reasons why others are missing."""
     found, missing = {}, {}
     for name, build in (CONVOLUTION if isinstance(case, Convolution) else POOLING).items():
         try:
@@ -62,7 +62,7 @@ def implementations(case, device) -> tuple[dict[str, Implementation], dict[str, 
     return found, missing
 
 
-# Convolutions. Nobody gets packed weights: packing them is part of every call.
+# Convolutions. No implementation gets packed weights: packing them is part of every call.
 
 
 def _channels_last(tensors: dict) -> dict:
@@ -89,7 +89,7 @@ def _deformable(function):
 
 
 def _msra(plain, modulated, case):
-    """Of the lineage of the released CUDA kernels, with their order of arguments."""
+    """Descendants of the released CUDA kernels, with their order of arguments."""
     geometry = case.geometry()
     sizes = *(geometry[n] for n in ("stride", "padding", "dilation")), case.groups
 
@@ -107,7 +107,7 @@ def _detectron2(case, device):
     from detectron2.layers.deform_conv import deform_conv, modulated_deform_conv
 
     if device.type == "cpu":
-        raise Missing("on the CPU it calls torchvision's")
+        raise Missing("on the CPU it calls torchvision's operator")
     if not hasattr(_C, "deform_conv_forward"):
         raise Missing("this Detectron2 was built without CUDA")
     return _msra(deform_conv, modulated_deform_conv, case)
@@ -181,7 +181,7 @@ CONVOLUTION = {
 }
 
 
-# RoI pooling. No peer computes the same: these take as many samples.
+# RoI pooling. No peer computes the same function; these take the same number of samples.
 
 
 def _our_pooling(case, device):
@@ -196,7 +196,7 @@ def _our_pooling(case, device):
 
 def _our_plain_pooling(case, device):
     if case.operator != "deform_roi_pool":
-        raise Missing("has no offsets to be without")
+        raise Missing("has no offsets anyway")
 
     def call(t):
         return ops.deform_roi_pool(t["input"], t["rois"], **case.geometry())

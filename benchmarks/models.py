@@ -1,4 +1,4 @@
-"""Times of whole networks beside their plain twins, and with torchvision's operator inside.
+"""Time whole networks against their plain twins, and with torchvision's operator in them.
 
 python -m benchmarks.models --threads 1 --only "3 deformable layers, G=4, forward"
 python -m benchmarks.models --json benchmarks/results/models.json --seconds 60
@@ -26,7 +26,7 @@ def forward(model, inputs) -> dict:
 
 
 def forward_backward(model, inputs) -> dict:
-    """Features and the gradients of all parameters that are not frozen."""
+    """Compute features and the gradients of all parameters that are not frozen."""
     features = model(inputs)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = sum(feature.float().square().mean() for feature in features.values())
@@ -37,27 +37,27 @@ def forward_backward(model, inputs) -> dict:
 
 def inference(model, inputs) -> dict:
     forward(model, inputs)
-    return {}  # nothing large
+    return {}  # no large results
 
 
 BACKBONE_PASSES = {"forward": forward, "forward + backward": forward_backward}
-# The index of Stopwatch's seconds: until the last module is done, and with post-processing.
+# Indices into the result of Stopwatch: time up to the last module, and with post-processing.
 NETWORK_PASSES = {"forward": 0, "whole inference": 1}
 
 
 def rows(args):
     for network in REDUCED if args.smoke else NETWORKS:
         passes = BACKBONE_PASSES if network.backbone_only else NETWORK_PASSES
-        for of_pass, what in passes.items():
+        for pass_name, what in passes.items():
             measure = measure_backbone if network.backbone_only else measure_network
-            yield Row(network.name, of_pass, "", partial(measure, network, what))
+            yield Row(network.name, pass_name, "", partial(measure, network, what))
 
 
 def measure_backbone(network: Network, run, bench: Bench) -> dict:
-    """Plain, ours, and ours with torchvision's operator.
+    """Measure a plain backbone, ours, and ours with torchvision's operator.
 
     Raises:
-        ArithmeticError: the operators do not agree.
+        ArithmeticError: the features of the two operators differ.
     """
     device = bench.clock.device
     plain, deformable = network.models(device)
@@ -84,7 +84,7 @@ def measure_backbone(network: Network, run, bench: Bench) -> dict:
 
 
 def measure_network(network: Network, index: int, bench: Bench) -> dict:
-    """Plain and deformable, from image to detections or labels."""
+    """Measure the plain and the deformable network, from image to detections or labels."""
     models = dict(zip((PLAIN, OURS), network.models(bench.clock.device), strict=True))
 
     def timer(model):
@@ -97,7 +97,7 @@ def measure_network(network: Network, index: int, bench: Bench) -> dict:
 
 
 def compare(calls: dict, timers: dict, network: Network, bench: Bench) -> dict:
-    """Peak memory of calls and rounds of timers, all of inputs."""
+    """Measure the peak memory of `calls` and rounds of `timers`; all are functions of inputs."""
     device = bench.clock.device
     half = bench.dtype != torch.float32
 

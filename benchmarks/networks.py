@@ -19,12 +19,13 @@ OFFSET_STD = 2.0  # pixels
 
 @dataclass(frozen=True)
 class Network:
-    """A YAML and what its deformable twin adds to it.
+    """A plain network and its deformable twin.
 
     Args:
-        deformable: the twin's YAML, or KEY, VALUE, ... on top of the plain one.
+        plain: YAML of the plain network.
+        deformable: YAML of the twin, or KEY, VALUE, ... on top of the plain one.
         size: height and width of the image, before the YAML's test setting resizes it.
-        paper: the twin's net-forward time relative to the plain network's in the paper (table 4).
+        paper: net-forward time of the twin relative to the plain network in the paper (table 4).
     """
 
     name: str
@@ -35,7 +36,7 @@ class Network:
     paper: float | None = None
 
     def models(self, device) -> tuple[nn.Module, nn.Module]:
-        """The plain network and its twin, whose offsets are random."""
+        """Build the plain network and its twin, whose offsets are random."""
         overrides = self.deformable if isinstance(self.deformable, tuple) else ()
         twin = self.plain if overrides else self.deformable
         plain, deformable = (
@@ -55,10 +56,10 @@ class Network:
         return model.backbone if self.backbone_only else model
 
     def draw(self, device, shrink: int = 1):
-        """Noise: (1, 3, H, W) for a backbone, else what Detectron2's models take.
+        """Draw noise: (1, 3, H, W) for a backbone, else in Detectron2's input format.
 
         Args:
-            shrink: makes an image of so many times less height and width.
+            shrink: factor by which height and width are divided.
         """
         cfg = self._cfg(self.plain, (), device)
         cfg.INPUT.MIN_SIZE_TEST //= shrink
@@ -72,8 +73,10 @@ class Network:
     @staticmethod
     @torch.no_grad()
     def spread_offsets(model: nn.Module, inputs) -> None:
-        """Random weights for the convolutions that predict offsets, such that offsets have a
-        standard deviation of OFFSET_STD on these inputs."""
+        """Set random weights in the convolutions that predict offsets.
+
+        They are scaled so that offsets have a standard deviation of OFFSET_STD on these inputs.
+        """
 
         def scale(conv, arguments, offsets):
             factor = OFFSET_STD / offsets.std()
@@ -92,7 +95,7 @@ class Network:
 
 @contextmanager
 def torchvision_inside():
-    """Deformable convolutions call torchvision's operator."""
+    """Make deformable convolutions call torchvision's operator."""
 
     def function(*args, border, **kwargs):
         return torchvision.ops.deform_conv2d(*args, **kwargs)
@@ -134,7 +137,7 @@ NETWORKS = [
     ),
 ]
 
-# Small networks, for a look at whether it works.
+# Small networks for smoke tests.
 QUICK = "quick/warped_shapes"
 REDUCED = [
     backbone("ResNet-18", f"{QUICK}_rfcn_R_18.yaml", 3, 4, size=(64, 96)),

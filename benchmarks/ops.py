@@ -1,4 +1,4 @@
-"""Times of the operators beside a plain convolution and their peers.
+"""Time the operators against a plain convolution and their peers.
 
 python -m benchmarks.ops --threads 1 --only "res5 512ch 38x63, "
 python -m benchmarks.ops --device cuda --dtype float16 --json benchmarks/results/ops.json
@@ -18,7 +18,7 @@ from .exact import TOLERANCE, error, exact
 from .implementations import OURS, PLAIN, TORCHVISION, Missing, implementations
 
 PASSES = {"forward": False, "forward + backward": True}
-TF32 = {"TF32 as cuDNN": True, "strict": False}  # the first is what PyTorch does
+TF32 = {"TF32 as cuDNN": True, "strict": False}  # the first is PyTorch's default
 
 
 def rows(args):
@@ -30,16 +30,16 @@ def rows(args):
     precisions = TF32 if args.device.type == "cuda" and args.dtype == "float32" else {"": None}
     for case in cases:
         for std in case.offset_stds:
-            for of_pass, backward in PASSES.items():
+            for pass_name, backward in PASSES.items():
                 for mode in modes_of(args.device):
                     for precision, tf32 in precisions.items():
                         name = ", ".join(filter(None, (mode, precision)))
                         run = partial(measure, case, std, backward, mode, tf32)
-                        yield Row(case.label(std), of_pass, name, run)
+                        yield Row(case.label(std), pass_name, name, run)
 
 
 def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Bench) -> dict:
-    """Times, memory and errors of all implementations of one case.
+    """Measure times, memory and errors of all implementations of one case.
 
     Raises:
         ArithmeticError: our results are wrong.
@@ -63,7 +63,7 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
             prepared = implementation.prepare(tensors)
             results = implementation.results(prepared, backward)
             if mode == "graph":
-                timed(implementation, tensors)  # may fail where a call does not
+                timed(implementation, tensors)  # may fail although a plain call works
         except (Missing, NotImplementedError, RuntimeError) as reason:
             if name == OURS:
                 raise

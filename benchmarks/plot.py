@@ -1,4 +1,4 @@
-"""Results as bars: how many times the time of the plain operator each implementation takes.
+"""Draw results as bars: the time of each implementation relative to the plain operator.
 
 python -m benchmarks.plot RESULTS.json PICTURE.png ["offsets 2 px"]
 """
@@ -15,7 +15,7 @@ from d2_deformable.analysis.draw import DPI, INK, WIDTH, class_color
 
 from .table import grouped
 
-# In this order, and each always of the same colour.
+# The order of the bars; each name always has the same colour.
 NAMES = (
     *("ours", "plain channels_last", "torchvision", "ours without offsets"),
     *("Detectron2", "mmcv", "ONNX Runtime"),
@@ -25,10 +25,10 @@ BAR = 0.17  # inches
 
 
 def draw(data: dict, only: str = "") -> Figure:
-    """A column per pass, a panel per thing compared with, a group of bars per case.
+    """Draw a column per pass, a panel per baseline, and a group of bars per case.
 
-    Bars begin at 1, the time of what is compared with; whiskers are quartiles. `only` rows whose
-    names contain it are drawn.
+    Bars begin at 1, the time of the baseline; whiskers are quartiles. Only rows whose names contain
+    `only` are drawn.
     """
     groups = grouped(data, only)
     passes = list(dict.fromkeys(row["pass"] for rows in groups for row in rows))
@@ -40,11 +40,11 @@ def draw(data: dict, only: str = "") -> Figure:
     shape = len(groups), len(passes)
     panels = figure.subplots(*shape, squeeze=False, sharey="row", height_ratios=heights)
     for row, rows in enumerate(groups):
-        for column, of_pass in enumerate(passes):
+        for column, pass_name in enumerate(passes):
             axes = panels[row][column]
-            _bars(axes, rows, of_pass)
+            _bars(axes, rows, pass_name)
             if row == 0:
-                axes.set_title(of_pass, fontsize=11)
+                axes.set_title(pass_name, fontsize=11)
     handles = {}
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -71,12 +71,12 @@ def _names(rows) -> list[str]:
     return [name for name in NAMES if any(name in row["ratio"] for row in rows)]
 
 
-def _bars(axes, rows, of_pass):
+def _bars(axes, rows, pass_name):
     cases, here = _cases(rows), _names(rows)
     thick = 1 / (1 + len(here))
     for index, name in enumerate(here):
         for row in rows:
-            if row["pass"] != of_pass or name not in row["ratio"]:
+            if row["pass"] != pass_name or name not in row["ratio"]:
                 continue
             low, middle, high = row["ratio"][name]
             y = cases.index(_case(row)) + (index - (len(here) - 1) / 2) * thick

@@ -1,9 +1,9 @@
-"""How implementations are compared: interleaved rounds, and ratios within a round.
+"""The protocol of comparisons: interleaved rounds, and ratios within a round.
 
-Times of two runs on a shared machine do not compare; those of one round do. So every round draws
-fresh inputs and runs all implementations on them in rotated order, and what is reported is the
-median over rounds of the ratio within a round. A guard times a product of matrices around every
-round: where that is slow, others are using the machine, and the round is drawn again.
+On a shared machine, times of different runs are not comparable, but times within one round are. So
+every round draws fresh inputs and runs all implementations on them in rotated order. The result is
+the median over rounds of the ratio within a round. A guard times a matrix multiply around every
+round: if that is slow, other processes are using the machine, and the round is repeated.
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 QUIET = 0.85  # of the guard's best speed
-PATIENCE = 2  # discarded rounds per wanted one, then rounds are kept whatever the guard says
+PATIENCE = 2  # discarded rounds per requested one; after these, busy rounds are kept
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Rounds:
     """Milliseconds of each implementation, in the same order of rounds."""
 
     ms: dict[str, list[float]]
-    discarded: int = 0  # rounds drawn again, the machine being busy
-    busy: int = 0  # rounds kept although it was
+    discarded: int = 0  # rounds repeated because the machine was busy
+    busy: int = 0  # rounds kept although the machine was busy
 
     def __len__(self) -> int:
         return len(next(iter(self.ms.values())))
 
     def summary(self, base: str) -> dict:
-        """Every round, and quartiles of the ratios to `base` within a round."""
+        """Summarise all rounds, with quartiles of the ratios to `base` within a round."""
         return {
             "base": base,
             "discarded": self.discarded,
@@ -47,19 +47,19 @@ class Rounds:
 
 
 def quartiles(values) -> list[float]:
-    """[lower quartile, median, upper quartile]."""
+    """Compute [lower quartile, median, upper quartile]."""
     if len(values) == 1:
         values = values * 2
     return [digits(q) for q in statistics.quantiles(values, n=4, method="inclusive")]
 
 
 def digits(value: float) -> float:
-    """Four significant ones."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
 class Guard:
-    """Notices other work on the machine by a product of matrices slower than its best."""
+    """Detects other load on the machine: a matrix multiply is slower than its best time."""
 
     def __init__(self, clock):
         self.clock = clock
@@ -84,14 +84,14 @@ def interleave(
     earlier: Rounds | None = None,
     deadline: float = math.inf,
 ) -> Rounds:
-    """Take `rounds` rounds.
+    """Measure until there are `rounds` rounds.
 
     Args:
-        runs: of fresh inputs give seconds.
-        draw: gives fresh inputs.
+        runs: functions that run an implementation on fresh inputs and return seconds.
+        draw: returns fresh inputs.
         guard: None keeps every round.
-        earlier: rounds of the same implementations, to be added to.
-        deadline: of time.monotonic(); rounds that would end later are left out, but for one.
+        earlier: rounds of the same implementations to add to.
+        deadline: time.monotonic() after which no round may end, except for the first one.
     """
     names = list(runs)
     result = earlier or Rounds({name: [] for name in names})

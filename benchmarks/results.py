@@ -1,4 +1,4 @@
-"""The JSON of a benchmark: what it was measured with, and one row per case, pass and mode."""
+"""The JSON file of a benchmark: its settings, and one row per case, pass and mode."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ import torch
 from d2_deformable.utils.provenance import commit, machine, versions
 
 KEY = ("case", "pass", "mode")
-# What rows of one file have in common.
+# Settings shared by all rows of a file.
 SETTINGS = ("machine", "device", "threads", "dtype", "versions", "commit", "cpu_capability")
 
 
@@ -29,10 +29,10 @@ def settings(prog: str, args) -> dict:
 
 
 class Results:
-    """Rows, written to a file as they come; those that stand there already are gone on with.
+    """Rows that are written to a file as they are measured; rows in the file are continued.
 
     Raises:
-        ValueError: the file holds what was measured otherwise.
+        ValueError: the file was measured with other settings.
     """
 
     def __init__(self, file: Path | None, settings: dict):
@@ -53,7 +53,7 @@ class Results:
         return found[0] if found else None
 
     def put(self, key: tuple, measured: dict) -> None:
-        """Add a row, or take it in place of the one with this key."""
+        """Add a row, or replace the one with this key."""
         row = dict(zip(KEY, key, strict=True)) | measured
         before, rows = self.row(key), self.data["rows"]
         if before is None:
@@ -66,7 +66,7 @@ class Results:
 
 
 def dumps(data: dict) -> str:
-    """JSON with a line per row."""
+    """Format JSON with one line per row."""
     head = json.dumps({k: v for k, v in data.items() if k != "rows"}, indent=1)
     rows = ",\n  ".join(json.dumps(row) for row in data["rows"])
     return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'

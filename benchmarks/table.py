@@ -1,6 +1,6 @@
-"""Tables of results: on the terminal, and as Markdown between the markers of a page.
+"""Tables of results, for the terminal and as Markdown between the markers of a page.
 
-python -m benchmarks.table docs/PERFORMANCE.md    # writes the page's tables anew
+python -m benchmarks.table docs/PERFORMANCE.md    # rewrites the tables of the page
 """
 
 import json
@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-# <!-- results/NAME.json: words in the rows wanted --> table <!-- end -->, the file beside the page
+# <!-- results/NAME.json: words that select rows --> table <!-- end -->, file relative to the page
 BLOCK = re.compile(r"(<!-- (\S+\.json)(?:: (.+?))? -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -18,7 +18,7 @@ def name_of(row: dict) -> str:
 
 
 def cells(rows: list[dict]) -> list[list[str]]:
-    """What the columns are, then the texts of every row."""
+    """Make the header row, followed by the cells of every row."""
     others = list(dict.fromkeys(name for row in rows for name in row["times_faster"]))
     bases = [name for name in others if name.startswith(("plain", "ours"))]
     peers = [name for name in others if name not in bases]
@@ -61,7 +61,7 @@ def _discarded(row) -> str:
 
 
 def grouped(data: dict, only: str = "") -> list[list[dict]]:
-    """Rows that are compared with the same thing, whose names contain `only`."""
+    """Group the rows whose names contain `only` by the baseline they are compared with."""
     rows = [row for row in data["rows"] if only in name_of(row)]
     return [[r for r in rows if r["base"] == b] for b in dict.fromkeys(r["base"] for r in rows)]
 
@@ -98,7 +98,7 @@ def markdown(data: dict, only: str = "") -> str:
 
 
 def filled(page: Path) -> str:
-    """The text of a page with its tables written anew."""
+    """Return the text of a page with its tables updated."""
 
     def table(match):
         data = json.loads((page.parent / match[2]).read_text())

@@ -1,8 +1,8 @@
-"""What differs between Detectron2 0.5 and main, and between their builds."""
+"""Differences between Detectron2 0.5 and main, and between their builds."""
 
 
 def has_compiled_d2() -> bool:
-    """Whether Detectron2's compiled extension is there, and not absent or a mere placeholder."""
+    """Return True if Detectron2's compiled extension exists and is not a placeholder."""
     try:
         from detectron2 import _C
 

@@ -304,7 +304,7 @@ def test_tables_are_those_of_the_results(page):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_needs_one(tmp_path):
-    with pytest.raises(SystemExit, match="shows no GPU"):
+    with pytest.raises(SystemExit, match="torch finds no GPU"):
         gpu.main([str(tmp_path)])
 
 

@@ -109,7 +109,7 @@ def test_bad_input_is_one_message(small, tool, tmp_path):
     save("fixed.pth", *FIXED)
     torch.save({f"backbone.{name}": value for name, value in backbone.items()}, tmp_path / "b.pth")
     refused("gone.pth: no such checkpoint", "gone.pth")
-    refused(r"b.pth is of another network.* not in the file \(proposal_generator", "b.pth")
+    refused(r"b.pth is from another network.* not in the file \(proposal_generator", "b.pth")
     refused(
         "no data set nothing; .* warped_shapes_train, warped_sh",
         "joint.pth",

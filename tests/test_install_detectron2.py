@@ -64,7 +64,7 @@ def test_other_names_are_left_alone(tool, text):
 def test_setup_patches_must_all_apply(tool):
     original = "\n".join(tool.SETUP_PATCHES)
     assert tool.patch_setup(original) == "\n".join(tool.SETUP_PATCHES.values())
-    with pytest.raises(tool.InstallError, match="does not hold this text once: ext_modules"):
+    with pytest.raises(tool.InstallError, match="not hold this text exactly once: ext_modules"):
         tool.patch_setup(original.replace("ext_modules=get_extensions()", ""))
 
 
@@ -118,7 +118,7 @@ def test_tree_is_patched_where_it_lies(tool, tmp_path):
 
 def test_source_is_checked(tool, tmp_path):
     nothing = Namespace(archive=None, wheel_only=None)
-    assert [tool.wanted_source(s, nothing) for s in ("auto", "git", "pypi")] == [
+    assert [tool.choose_source(s, nothing) for s in ("auto", "git", "pypi")] == [
         "auto",
         "git",
         "pypi",
@@ -126,11 +126,11 @@ def test_source_is_checked(tool, tmp_path):
     with pytest.raises(
         tool.InstallError, match="D2_SOURCE=conda is unknown: use auto, git or pypi"
     ):
-        tool.wanted_source("conda", nothing)
+        tool.choose_source("conda", nothing)
     with_archive = Namespace(archive=tmp_path, wheel_only=None)
-    assert tool.wanted_source("auto", with_archive) == "pypi"
+    assert tool.choose_source("auto", with_archive) == "pypi"
     with pytest.raises(tool.InstallError, match="not for git"):
-        tool.wanted_source("git", with_archive)
+        tool.choose_source("git", with_archive)
 
 
 def test_missing_torch_is_one_sentence(tool, monkeypatch):
@@ -140,7 +140,7 @@ def test_missing_torch_is_one_sentence(tool, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name)
     )
     monkeypatch.setenv("D2_SOURCE", "pypi")
-    with pytest.raises(SystemExit, match="^install_detectron2: Detectron2 needs torch to be there"):
+    with pytest.raises(SystemExit, match="^install_detectron2: Detectron2 needs torch to be in"):
         tool.main([])
 
 
@@ -149,7 +149,7 @@ def test_installed_detectron2_is_left_alone(tool, monkeypatch, capsys):
     monkeypatch.setenv("D2_SOURCE", "pypi")
     monkeypatch.setattr(tool, "run_pip", lambda *args: pytest.fail(f"pip was run: {args}"))
     tool.main([])
-    assert "left as it is: Detectron2 " in capsys.readouterr().out
+    assert "kept: Detectron2 " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["git", "auto"])
@@ -168,7 +168,8 @@ def test_unreachable_github(tool, source, monkeypatch, capsys):
     else:
         tool.main([])
         assert used
-        assert "not from GitHub (no answer within 10 s), so from PyPI" in capsys.readouterr().out
+        obstacle = "from PyPI, since GitHub cannot be used (no answer within 10 s)"
+        assert obstacle in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

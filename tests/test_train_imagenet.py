@@ -265,7 +265,7 @@ def test_settings_that_cannot_train(tool, arguments, changes, message):
 
 def test_a_checkpoint_of_another_network(tool, arguments):
     tool.main([*arguments, "--epochs", "1"])
-    with pytest.raises(SystemExit, match="checkpoint.pth is of another network or number of cla"):
+    with pytest.raises(SystemExit, match="checkpoint.pth is from another network or number of cla"):
         tool.main([*arguments, "--arch", "AIR_50"])
 
 

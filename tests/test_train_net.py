@@ -73,7 +73,7 @@ def test_weights_are_read_safely(run, tmp_path, way):
     flags, sign = [way] if way.startswith("-") else [], tmp_path / "sign"
     file = tmp_path / "model.pkl"
     file.write_bytes(pickle.dumps({"model": {}, "__author__": Hostile(sign)}))
-    with pytest.raises(ValueError, match="model.pkl is no file of weights that can be read safely"):
+    with pytest.raises(ValueError, match="model.pkl is not a weights file that can be read safely"):
         run("MODEL.WEIGHTS", str(file), *flags)
     assert not sign.exists()
 
@@ -116,8 +116,8 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
         (["MODEL.RESNETS.NORM", "FrozenBN"], ValueError, "NORM FrozenBN freezes would stay random"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ValueError, "NUM_CLASSES is 80, but .* 8 classes"),
         (["MODEL.RESNETS.DEFROM_NUM_LAYERS", "3"], ValueError, "mean MODEL.RESNETS.DEFORM_NUM_LA"),
-        (["TEST.VOC_METRIC", "11"], ValueError, "VOC_METRIC. Quote a text that looks like a num"),
-        (["SOLVER.LR_MULTIPLIERS", "[['offsets', 0.1]]"], ValueError, "'offsets' is found in no"),
+        (["TEST.VOC_METRIC", "11"], ValueError, "VOC_METRIC. Quote a string that looks like a n"),
+        (["SOLVER.LR_MULTIPLIERS", "[['offsets', 0.1]]"], ValueError, "'offsets' matches no"),
     ],
 )
 def test_refuses_with_one_message(run, overrides, error, message):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Compile the operators for CUDA and look into the result; no GPU is needed, and none is used.
+"""Compile the operators for CUDA and inspect the result; no GPU is needed, and none is used.
 
 python tools/build_cuda.py "8.0;9.0"
 
-Where setup.py finds no CUDA toolkit, pip's cuda-toolkit[nvcc] of torch's own version is taken. All
-of it goes to build/cuda/: what is installed stays as it is.
+If setup.py finds no CUDA toolkit, pip's cuda-toolkit[nvcc] of torch's own version is used.
+Everything is written to build/cuda/; installed packages stay unchanged.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda"
-# Where pip puts a toolkit of torch's version.
+# The folder in which pip installs a toolkit of torch's version.
 PIP_TOOLKIT = BUILD / "toolkit" / "nvidia" / f"cu{str(torch.version.cuda).split('.')[0]}"
 OPERATORS = ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")
 
@@ -28,10 +28,10 @@ OPERATORS = ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "architectures", nargs="?", help="as in TORCH_CUDA_ARCH_LIST (default: all of setup.py)"
+        "architectures", nargs="?", help="as in TORCH_CUDA_ARCH_LIST (default: all in setup.py)"
     )
     architectures = parser.parse_args().architectures
-    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="look")
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="inspect")
     architectures = architectures or setup["ARCHITECTURES"]
     if not torch.version.cuda:
         sys.exit(f"torch {torch.__version__} was built without CUDA: install one that was")
@@ -50,10 +50,10 @@ def main():
 
 
 def install_toolkit() -> Path:
-    """CUDA_HOME of pip's nvcc of torch's version, installed into build/cuda once.
+    """Install pip's nvcc of torch's version into build/cuda once, and return its CUDA_HOME.
 
     Raises:
-        SystemExit: torch does not say which toolkit it was built with.
+        SystemExit: torch does not state which toolkit it was built with.
     """
     if (PIP_TOOLKIT / "bin" / "nvcc").exists():
         return PIP_TOOLKIT
@@ -61,10 +61,10 @@ def install_toolkit() -> Path:
         version = importlib.metadata.version("cuda-toolkit")
     except importlib.metadata.PackageNotFoundError:
         sys.exit(
-            f"no CUDA toolkit found, and this torch {torch.__version__} does not name the one that "
-            f"it was built with: install CUDA {torch.version.cuda} and set CUDA_HOME"
+            f"no CUDA toolkit found, and torch {torch.__version__} does not state which one it was "
+            f"built with: install CUDA {torch.version.cuda} and set CUDA_HOME"
         )
-    # crt and nvvm too: nvcc's package takes whatever version of them is newest.
+    # crt and nvvm are pinned, since nvcc's package would install their newest versions.
     requirement = f"cuda-toolkit[nvcc,crt,nvvm,cccl]=={version}"
     pip = [sys.executable, "-m", "pip", "install", "--target", str(BUILD / "toolkit"), requirement]
     subprocess.run(pip, check=True)
@@ -72,12 +72,12 @@ def install_toolkit() -> Path:
 
 
 def check(library: Path) -> None:
-    """The library loads, and holds CUDA kernels forward and backward."""
+    """Check that the library loads and holds CUDA kernels for forward and backward."""
     torch.ops.load_library(library)
     for operator in OPERATORS:
         for name in (operator, f"{operator}_backward"):
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", "CUDA"):
-                sys.exit(f"{library} holds no CUDA kernel of {name}")
+                sys.exit(f"{library} holds no CUDA kernel for {name}")
 
 
 if __name__ == "__main__":

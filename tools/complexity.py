@@ -21,7 +21,7 @@ from d2_deformable.cli import command
 def parser():
     parser = argparse.ArgumentParser(prog="complexity", description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, nargs="+", metavar="YAML")
-    parser.add_argument("--weights", nargs="+", help="a checkpoint each (random weights)")
+    parser.add_argument("--weights", nargs="+", help="one checkpoint per config (default: random)")
     parser.add_argument("--output", default="output/complexity", metavar="FOLDER")
     parser.add_argument("--image", help="image to run on (noise)")
     parser.add_argument(
@@ -30,7 +30,7 @@ def parser():
         nargs=2,
         default=(375, 500),
         metavar=("H", "W"),
-        help="of the noise before resizing (375 500)",
+        help="size of the noise before resizing (375 500)",
     )
     parser.add_argument("--repeats", type=int, default=10, help="timed runs of each (10)")
     parser.add_argument("--no-time", action="store_true", help="count only")
@@ -75,7 +75,7 @@ def main(args):
 
 
 def print_table(networks):
-    """Every network, and in brackets how much more than the first it takes."""
+    """Print every network, with its difference from the first one in brackets."""
     rows = [["network", "M parameters", "GFLOPs", "s forward", "s whole run", "quartiles"]]
     for network in networks:
         cells = [

@@ -6,8 +6,8 @@ python tools/convert_checkpoint.py --from torchvision resnet50.pth backbone.pth 
 python tools/convert_checkpoint.py --from detectron2 model_final.pkl detector.safetensors \\
     --config-file YAML --keep roi_heads.box_predictor MODEL.ROI_HEADS.NUM_CLASSES 3
 
-Prints what landed where. Where the model needs other settings than the config's, they are written
-beside the weights as a YAML, which is the config to go on with.
+Prints where each tensor went. If the model needs other settings than those of the config, they are
+written as a YAML beside the weights, which is the config to use from then on.
 """
 
 import argparse
@@ -23,16 +23,16 @@ def parser():
     parser.add_argument("--from", dest="kind", required=True, choices=CONVERTERS, help=kinds)
     parser.add_argument("source", metavar="IN", help="the file of the other project")
     parser.add_argument("target", metavar="OUT", help="the .pth or .safetensors to write")
-    parser.add_argument("--config-file", required=True, metavar="YAML", help="of the model")
+    parser.add_argument("--config-file", required=True, metavar="YAML", help="config of the model")
     parser.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="NAME",
-        help="repeatable: tensors whose names begin so keep initial values, e.g. for new classes",
+        help="prefix of tensors that keep initial values, e.g. for new classes; repeatable",
     )
     parser.add_argument(
-        "--trust-pickle", action="store_true", help="run whatever code IN holds, if it must be"
+        "--trust-pickle", action="store_true", help="fall back to a pickle that may run code of IN"
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Write an RPN's proposals on data sets as proposal files of Detectron2, DATASET_proposals.pkl.
+"""Write the proposals of an RPN as proposal files of Detectron2, DATASET_proposals.pkl.
 
 python tools/dump_proposals.py --config-file configs/VOC-Detection/rpn_R_101.yaml \\
     --weights output/rpn/model_final.pth --output-dir proposals
 python tools/dump_proposals.py --config-file YAML --weights CKPT --dataset NAME --dataset NAME
 
-The config may also be that of a detector with an RPN. docs/proposals.md trains a detector from the
-files.
+The config may also be that of a detector with an RPN. docs/proposals.md describes how to train a
+detector from the files.
 """
 
 import argparse
@@ -22,7 +22,10 @@ def parser():
     command.add_model_arguments(parser)
     parser.add_argument("--output-dir", default="proposals", metavar="FOLDER")
     parser.add_argument(
-        "--dataset", action="append", default=[], help="repeatable (DATASETS.TRAIN and TEST)"
+        "--dataset",
+        action="append",
+        default=[],
+        help="repeatable (default: DATASETS.TRAIN and TEST)",
     )
     return parser
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Effective dilation of a network's last convolutions by size of object: table 2 of the paper.
+"""Effective dilation of a network's last convolutions by object size: table 2 of the paper.
 
 python tools/effective_dilation.py --config-file YAML --weights CKPT --output output/dilation
 python tools/effective_dilation.py --config-file YAML --weights CKPT --dataset NAME --max-images 500
@@ -26,7 +26,9 @@ def parser():
     command.add_model_arguments(parser)
     parser.add_argument("--output", default="output/effective_dilation", metavar="FOLDER")
     parser.add_argument("--dataset", action="append", help="data set to run on (DATASETS.TEST)")
-    parser.add_argument("--max-images", type=int, default=0, help="evenly spread ones (0: all)")
+    parser.add_argument(
+        "--max-images", type=int, default=0, help="use this many, evenly spaced (0: all)"
+    )
     parser.add_argument("--pictures", type=int, default=3, help="images to draw maps over (3)")
     defaults = Rules()
     parser.add_argument("--limits", type=float, nargs=2, default=defaults.limits,
@@ -56,7 +58,7 @@ def main(args):
     layers = table.as_dict()
     draw_bars(layers).savefig(folder / "effective_dilation.png")
     print_table(layers)
-    made_of = {
+    provenance = {
         "config_file": args.config_file,
         "weights": args.weights,
         "datasets": list(names),
@@ -64,7 +66,7 @@ def main(args):
         "rules": asdict(rules),
         "unit": "cells of the layer's map",
     }
-    command.write_json(folder / "effective_dilation.json", made_of | {"layers": layers})
+    command.write_json(folder / "effective_dilation.json", provenance | {"layers": layers})
 
 
 def print_table(layers):

@@ -6,8 +6,8 @@ python tools/export.py --config-file YAML --weights W --format torch_export --ou
 python tools/export.py --config-file YAML --weights W --format onnx --output detector.onnx \\
     --image photo.jpg MODEL.DEVICE cpu
 
-The file is compared with the network on the photograph, else on drawn shapes, and not left if it
-gives anything else.
+The file is compared with the network on the photograph, or on drawn shapes if none is given. It is
+removed if its output differs.
 """
 
 import argparse
@@ -33,7 +33,9 @@ def parser():
     command.add_model_arguments(parser)
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, metavar="FILE")
-    parser.add_argument("--image", metavar="PHOTO", help="what to compare on (drawn shapes)")
+    parser.add_argument(
+        "--image", metavar="PHOTO", help="image to compare on (default: drawn shapes)"
+    )
     return parser
 
 
@@ -45,34 +47,37 @@ def main(args):
     image = image_as_tested(cfg, photo)["image"].float()
     model = load_model(cfg, args.weights)
     with replacing(args.output) as part:
-        says = metadata(cfg) if args.format == "onnx" else {}
-        # Traced on another size and content: what only its own image decides is seen to differ.
-        FORMATS[args.format](model, image[:, 1:].transpose(1, 2), part, **says)
+        extra = metadata(cfg) if args.format == "onnx" else {}
+        # Traced on another size and content than it is compared on, so that a constant taken from
+        # the traced image shows as a difference.
+        FORMATS[args.format](model, image[:, 1:].transpose(1, 2), part, **extra)
         exported = load_exported(part, args.format)
         found = differences(model, exported(image), image)
         line = compared(found, tuple(image.shape[1:]))
         if not are_rounding(found):
-            raise ValueError(f"the {args.format} file is not the network: {line}; nothing is left")
+            raise ValueError(
+                f"the {args.format} file differs too much from the network: {line}; no file is left"
+            )
     print(f"wrote {args.output}\n{line}")
     if found.get("detections") == 0:
-        print("nothing is found on this image: compare on a photograph with objects, --image PHOTO")
+        print("no detections on this image: compare on a photograph with objects, --image PHOTO")
 
 
 def drawn_shapes(channels) -> np.ndarray:
-    """A picture of drawn shapes, channels in the order `channels`; always the same."""
+    """Draw a fixed picture of shapes, with channels in the order `channels`."""
     pixels, _ = WarpedShapesFormat(image_size=400).draw(0)
     return pixels[..., ::-1] if channels == "BGR" else pixels
 
 
 def metadata(cfg) -> dict:
-    """What an ONNX file says of the network beside what the network knows itself."""
+    """Metadata of an ONNX file that the config knows and the network does not."""
     names = class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
-    known = names[0] != "class 0"  # else they are made up
+    known = names[0] != "class 0"  # otherwise the names are placeholders
     return {"input_format": cfg.INPUT.FORMAT, "class_names": names if known else ()}
 
 
 def compared(found, size) -> str:
-    """One line: what differs how far on an image of `size`."""
+    """Describe the differences on an image of `size`, in one line."""
     units = {
         "boxes": "boxes by {:.2g} px",
         "scores": "scores by {:.2g}",
@@ -81,12 +86,13 @@ def compared(found, size) -> str:
     }
     if math.isinf(found.get("boxes", 0.0)):
         return (
-            f"on {size[0]} x {size[1]} pixels it gives other detections than the network; where "
-            "many scores are equal, as before any training, each runtime keeps others of them"
+            f"on {size[0]} x {size[1]} pixels it gives other detections than the network; if many "
+            "scores are equal, as in an untrained network, runtimes keep different ones of them"
         )
     parts = [unit.format(found[name]) for name, unit in units.items() if name in found]
-    of = f", {found['detections']} detections" if "detections" in found else ""
-    return f"against the network, on {size[0]} x {size[1]} pixels{of}: {', '.join(parts)} at most"
+    count = f", {found['detections']} detections" if "detections" in found else ""
+    pixels = f"{size[0]} x {size[1]} pixels"
+    return f"compared with the network, on {pixels}{count}: {', '.join(parts)} at most"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Strip a training's checkpoint to its weights in half precision, and print the file's sha256.
+"""Export the weights of a training checkpoint in half precision, and print the file's sha256.
 
 python tools/export_checkpoint.py output/model_final.pth detector.pth
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS detector.pth
@@ -14,7 +14,7 @@ from d2_deformable.model_zoo.catalog import sha256
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="a checkpoint that training left, e.g. model_final.pth")
+    parser.add_argument("source", help="a checkpoint of a training, e.g. model_final.pth")
     parser.add_argument("target", help="the .pth to write")
     args = parser.parse_args(argv)
     try:

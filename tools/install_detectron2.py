@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Install Detectron2, which PyPI does not carry under its own name.
 
-An importable Detectron2 is left alone. Otherwise the environment variable D2_SOURCE decides:
+A Detectron2 that can be imported is kept. Otherwise the environment variable D2_SOURCE decides:
     git   the official repository at a fixed commit of its main branch; compiles C++
     pypi  0.5 from PyPI's copy "detectron2-cdo", which lacks the C++ sources: repacked as a
           pure-Python wheel that works with current NumPy and Pillow; compiles nothing
-    auto  (default) git where it can work, else pypi
+    auto  (default) git if it can work here, else pypi
 """
 
 import argparse
@@ -30,14 +30,14 @@ GIT_PROBE_SECONDS = 10
 
 PYPI_PACKAGE = "detectron2-cdo==0.5"
 PYPI_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-# The wheel's version is 0.5+d2deformable, since it is not the official one; its summary says more.
+# The wheel has version 0.5+d2deformable, since it is not the official one; its summary explains.
 PYPI_LABEL = "+d2deformable"
 PYPI_SUMMARY = (
     f"Detectron2 0.5 from PyPI's {PYPI_PACKAGE} (sha256 {PYPI_SHA256[:12]}), "
     "repacked by d2_deformable without C++ operators"
 )
 
-# What changes in its setup.py; each old text must stand there once.
+# Replacements in its setup.py; each old text must occur exactly once.
 SETUP_PATCHES = {
     'name="detectron2_cdo"': 'name="detectron2"',
     'description="Detectron2 is FAIR\'s next-generation research "\n'
@@ -57,7 +57,7 @@ ALIAS_PATCHES = [
     (re.compile(r"(?<![\w.])Image\.LINEAR\b"), "Image.BILINEAR"),
 ]
 
-# The file detectron2/_C.py, in the place of the compiled module of that name.
+# The file detectron2/_C.py, which replaces the compiled module of that name.
 C_PLACEHOLDER = '''\
 """Stands in for Detectron2's compiled operators, which several modules import at their top."""
 
@@ -86,28 +86,30 @@ def has_cuda():
 
 
 class InstallError(Exception):
-    """Its text is the one sentence that the user reads."""
+    """An error whose text is the one sentence shown to the user."""
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, help="detectron2-cdo-0.5.tar.gz, downloaded before")
-    parser.add_argument("--wheel-only", type=Path, metavar="DIR", help="put the pypi wheel there")
+    parser.add_argument("--archive", type=Path, help="a downloaded detectron2-cdo-0.5.tar.gz")
+    parser.add_argument(
+        "--wheel-only", type=Path, metavar="DIR", help="only build the pypi wheel, into DIR"
+    )
     args = parser.parse_args(argv)
     try:
-        source = wanted_source(os.environ.get("D2_SOURCE") or "auto", args)
+        source = choose_source(os.environ.get("D2_SOURCE") or "auto", args)
         if args.wheel_only:
             print(f"Detectron2: built {build_wheel(args.archive, args.wheel_only)}")
             return
         if found := installed_source():
-            print(f"Detectron2: left as it is: {found} (to change it: pip uninstall detectron2)")
+            print(f"Detectron2: kept: {found} (to change it: pip uninstall detectron2)")
             return
         if source != "pypi" and (obstacle := git_obstacle()):
             if source == "git":
                 raise InstallError(f"D2_SOURCE=git cannot work here: {obstacle}.")
-            print(f"Detectron2: not from GitHub ({obstacle}), so from PyPI", flush=True)
+            print(f"Detectron2: from PyPI, since GitHub cannot be used ({obstacle})", flush=True)
             source = "pypi"
         install_from_git() if source != "pypi" else install_from_pypi(args.archive)
         print(f"Detectron2: installed: {installed_source()}")
@@ -115,7 +117,7 @@ def main(argv=None):
         sys.exit(f"install_detectron2: {error}")
 
 
-def wanted_source(source, args):
+def choose_source(source, args):
     if source not in ("auto", "git", "pypi"):
         raise InstallError(f"D2_SOURCE={source} is unknown: use auto, git or pypi.")
     if args.archive or args.wheel_only:
@@ -126,11 +128,11 @@ def wanted_source(source, args):
 
 
 def installed_source():
-    """Which Detectron2 this Python imports, in words; None if there is none."""
+    """Describe the Detectron2 that this Python imports; None if there is none."""
     importlib.invalidate_caches()
     if importlib.util.find_spec("detectron2") is None:
         return None
-    # By path: the package itself needs Detectron2 and the operators to import.
+    # Run by path, since importing the package needs Detectron2 and the operators.
     provenance = runpy.run_path(str(ROOT / "d2_deformable" / "utils" / "provenance.py"))
     try:
         return provenance["detectron2_source"]()
@@ -142,10 +144,10 @@ def installed_source():
 
 
 def git_obstacle():
-    """What keeps the official repository from being built here; None if nothing does."""
+    """Return the reason why the official repository cannot be built here; None if it can."""
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python.h is missing, on Debian and Ubuntu: apt install python3-dev"
-    # git itself asks, so that its proxy settings count and the limit covers name look-up too.
+    # Ask with git itself, so that its proxy settings apply and the time limit covers DNS.
     command = ["git", "ls-remote", GIT_URL, "HEAD"]
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     try:
@@ -175,14 +177,14 @@ def install_from_pypi(archive):
 
 
 def build_wheel(archive, out_dir):
-    """Turn PyPI's archive (downloaded if None) into a pure-Python wheel in out_dir."""
+    """Build a pure-Python wheel in out_dir from PyPI's archive (downloaded if None)."""
     require_build_tools()
     with tempfile.TemporaryDirectory() as tmp:
         archive = archive or download_archive(Path(tmp))
         check_archive(archive)
         root = unpack(archive, Path(tmp) / "source")
         patch_tree(root)
-        os.environ["D2_VERSION_SUFFIX"] = PYPI_LABEL  # its setup.py reads that
+        os.environ["D2_VERSION_SUFFIX"] = PYPI_LABEL  # read by its setup.py
         run_pip(
             ["wheel", "--no-deps", "--no-build-isolation", "-w", f"{tmp}/wheel", str(root)],
             "the wheel of Detectron2 0.5 did not build.",
@@ -193,24 +195,24 @@ def build_wheel(archive, out_dir):
 
 
 def require_build_tools():
-    # Detectron2's setup.py imports torch, its model zoo pkg_resources.
+    # Detectron2's setup.py imports torch, and its model zoo imports pkg_resources.
     needed = ("torch", "wheel", "pkg_resources")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise InstallError(
-            f"Detectron2 needs {' and '.join(missing)} to be there before it: "
+            f"Detectron2 needs {' and '.join(missing)} to be installed first: "
             "pip install torch wheel 'setuptools<81'."
         )
 
 
 def download_archive(folder):
-    # A hash in a requirements file makes pip check the archive before it runs its setup.py.
+    # With a hash in a requirements file, pip checks the archive before it runs its setup.py.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PYPI_PACKAGE} --hash=sha256:{PYPI_SHA256}\n")
     options = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", str(folder)]
     run_pip(
         ["download", *options, "-r", str(requirements)],
-        f"PyPI did not give {PYPI_PACKAGE} (needs pip below 26.3, which refuses a URL in one of "
-        "its extras); an archive downloaded elsewhere goes in with --archive FILE.",
+        f"{PYPI_PACKAGE} could not be downloaded from PyPI (needs pip below 26.3, which rejects a "
+        "URL in one of its extras); use --archive FILE for an archive downloaded elsewhere.",
     )
     (archive,) = folder.glob("*.tar.gz")
     return archive
@@ -225,7 +227,7 @@ def check_archive(archive):
 
 
 def unpack(archive, folder):
-    # Python before 3.11.4 knows no filter; the checksum already vouches for the archive.
+    # Python before 3.11.4 has no filter; the checksum has verified the archive already.
     options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as tar:
         tar.extractall(folder, **options)
@@ -245,7 +247,7 @@ def patch_tree(root):
 def patch_setup(text):
     for old, new in SETUP_PATCHES.items():
         if text.count(old) != 1:
-            raise InstallError(f"Detectron2's setup.py does not hold this text once: {old}")
+            raise InstallError(f"Detectron2's setup.py does not hold this text exactly once: {old}")
         text = text.replace(old, new)
     return text
 
@@ -257,13 +259,13 @@ def patch_aliases(text):
 
 
 def run_pip(args, failure):
-    """Run pip in silence; if it fails, show all it said, then raise `failure`."""
+    """Run pip silently; if it fails, show its whole output, then raise `failure`."""
     result = subprocess.run(
         [sys.executable, "-m", "pip", *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if result.returncode:
         print(result.stdout.decode(errors="replace"), file=sys.stderr, flush=True)
-        raise InstallError(f"pip failed (its own words are above): {failure}")
+        raise InstallError(f"pip failed (its output is above): {failure}")
 
 
 if __name__ == "__main__":

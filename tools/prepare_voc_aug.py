@@ -4,7 +4,7 @@
 python tools/prepare_voc_aug.py --sbd downloads/benchmark_RELEASE/dataset
 python tools/prepare_voc_aug.py --masks downloads/SegmentationClassAug
 
-VOC 2012 itself is expected at $DETECTRON2_DATASETS/VOC2012, where the results go as well.
+VOC 2012 itself is expected at $DETECTRON2_DATASETS/VOC2012. The results are also written there.
 """
 
 import argparse
@@ -19,14 +19,14 @@ def main(argv=None):
     parser.add_argument("--voc", help="folder of VOC 2012 ($DETECTRON2_DATASETS/VOC2012)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--sbd", help="SBD's folder with cls/*.mat, train.txt and val.txt")
-    source.add_argument("--masks", help="folder of PNGs, SegmentationClassAug as it is shared")
+    source.add_argument("--masks", help="folder of PNGs, the commonly shared SegmentationClassAug")
     args = parser.parse_args(argv)
     voc = args.voc or datasets_root() / "VOC2012"
     try:
         written = prepare_voc_aug(voc, args.sbd, args.masks)
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"prepare_voc_aug: {error}")
-    print(f"wrote {written} masks into {voc}/{MASKS}; the others were there")
+    print(f"wrote {written} masks into {voc}/{MASKS}; the others existed already")
 
 
 if __name__ == "__main__":

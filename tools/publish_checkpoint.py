@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a finished run into the model zoo or one of your own, with the AP of the exported file.
+"""Export a finished run to the model zoo or to your own index, with the exported file's AP.
 
 python tools/publish_checkpoint.py output/model_zoo
 python tools/publish_checkpoint.py output/bolts --index zoo/index.json --namespace acme
@@ -16,11 +16,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "output_dir",
-        help="OUTPUT_DIR of the run; for the package's zoo with a YAML of configs/model_zoo",
+        help="OUTPUT_DIR of the run; for the package's zoo, of a YAML in configs/model_zoo",
     )
-    parser.add_argument("--trained-at", help="commit of the training (default: the present one)")
-    parser.add_argument("--index", help="an index file of your own, made where there is none")
-    parser.add_argument("--namespace", default="", help="of the names in that index, e.g. a lab's")
+    parser.add_argument("--trained-at", help="commit of the training (default: the current one)")
+    parser.add_argument("--index", help="your own index file, created if it does not exist")
+    parser.add_argument(
+        "--namespace", default="", help="namespace of the names in that index, e.g. a lab's"
+    )
     args = parser.parse_args(argv)
     try:
         name, entry = publish(args.output_dir, args.trained_at, args.index, args.namespace)

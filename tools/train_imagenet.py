@@ -5,8 +5,8 @@ python tools/train_imagenet.py /data/imagenet
 torchrun --nproc_per_node 8 tools/train_imagenet.py /data/imagenet --lr 0.1 --batch-size 256
 python tools/train_imagenet.py /data/imagenet --arch AIR_26 MODEL.RESNETS.RES2_OUT_CHANNELS 64
 
-The folder holds train/<class>/<image> and val/<class>/<image>. A run that was interrupted continues
-when started again. configs/Base-AIR.yaml names the backbone.pth of the first as MODEL.WEIGHTS.
+The folder holds train/<class>/<image> and val/<class>/<image>. An interrupted run continues when it
+is started again. configs/Base-AIR.yaml uses the backbone.pth of the first command as MODEL.WEIGHTS.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from detectron2.config import get_cfg
 from d2_deformable.config import add_deformable_config, merge_overrides
 from d2_deformable.engine.imagenet import Classifier, image_folders, save_backbone, train
 
-# What the YAMLs of each family have in common; of Detectron2's defaults PIXEL_MEAN is ImageNet's.
+# Settings shared by the YAMLs of each family. Detectron2's default PIXEL_MEAN is ImageNet's.
 FAMILIES = {
     "AIR": ["MODEL.BACKBONE.NAME", "build_aligned_inception_resnet_backbone"]
     + ["MODEL.RESNETS.STRIDE_IN_1X1", False],
@@ -33,7 +33,7 @@ ARCHITECTURES = ["AIR_26", "AIR_50", "AIR_101", "R_18", "R_34", "R_50", "R_101",
 
 
 def classifier_cfg(arch: str, opts=()):
-    """The config of an architecture, trained from scratch and normalised to unit variance."""
+    """Config of an architecture, for training from scratch with inputs of unit variance."""
     family, depth = arch.split("_")
     cfg = get_cfg()
     add_deformable_config(cfg)
@@ -58,10 +58,10 @@ def main(argv=None):
     parser.add_argument("--arch", default="AIR_101", choices=ARCHITECTURES)
     parser.add_argument("--output", help="folder of the run (default: output/imagenet_ARCH)")
     parser.add_argument("--epochs", type=int, default=90)
-    parser.add_argument("--batch-size", type=int, default=256, help="of all processes together")
-    parser.add_argument("--lr", type=float, default=0.1, help="for that batch size")
+    parser.add_argument("--batch-size", type=int, default=256, help="total over all processes")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate for that batch size")
     parser.add_argument("--size", type=int, default=224, help="height and width of the crops")
-    parser.add_argument("--num-workers", type=int, default=8, help="loading images, per process")
+    parser.add_argument("--num-workers", type=int, default=8, help="image loaders per process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the backbone's config")
     args = parser.parse_intermixed_args(argv)
@@ -79,7 +79,7 @@ def run(args):
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # set by torchrun
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     folders = image_folders(args.data, args.size)
     cfg = classifier_cfg(args.arch, args.opts)
@@ -98,7 +98,7 @@ def run(args):
     )
     if comm.is_main_process():
         save_backbone(model, output / "backbone.pth")
-        print(f"MODEL.WEIGHTS {output / 'backbone.pth'} goes with these settings:")
+        print(f"MODEL.WEIGHTS {output / 'backbone.pth'} needs these settings:")
         for key in ("STRIDE_IN_1X1", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"):
             print(f"  MODEL.RESNETS.{key} {cfg.MODEL.RESNETS[key]}")
         print(f"  MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN}  # BGR")

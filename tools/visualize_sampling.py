@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Where a deformable network looks: figures 5 and 6 of the paper, on images of your own.
+"""Show where a deformable network samples: figures 5 and 6 of the paper, on your own images.
 
 python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg b.jpg
 python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg --point 120 80
@@ -23,33 +23,39 @@ def parser():
     parser = argparse.ArgumentParser(prog="visualize_sampling", description=__doc__.splitlines()[0])
     command.add_model_arguments(parser)
     parser.add_argument("--output", default="output/visualize_sampling", metavar="FOLDER")
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="else some of DATASETS.TEST")
-    parser.add_argument("--num-images", type=int, default=4, help="of DATASETS.TEST (4)")
+    parser.add_argument(
+        "--images", nargs="+", metavar="FILE", help="default: some of DATASETS.TEST"
+    )
+    parser.add_argument("--num-images", type=int, default=4, help="number from DATASETS.TEST (4)")
     parser.add_argument(
         "--point",
         type=float,
         nargs=2,
         action="append",
         metavar=("X", "Y"),
-        help="unit of figure 5 in image pixels, repeatable; else on objects and background",
+        help="unit of figure 5 in image pixels, repeatable; default: on objects and background",
     )
-    parser.add_argument("--layers", type=int, default=3, help="last deformable ones (3)")
+    parser.add_argument(
+        "--layers", type=int, default=3, help="number of last deformable layers (3)"
+    )
     parser.add_argument(
         "--box",
         nargs=5,
         action="append",
         metavar=("X0", "Y0", "X1", "Y1", "CLASS"),
-        help="RoI of figure 6 in image pixels, repeatable; else what is detected",
+        help="RoI of figure 6 in image pixels, repeatable; default: detections",
     )
     parser.add_argument("--num-boxes", type=int, default=3, help="best detections as RoIs (3)")
-    parser.add_argument("--score-thresh", type=float, default=0.5, help="of detections (0.5)")
+    parser.add_argument(
+        "--score-thresh", type=float, default=0.5, help="lowest detection score (0.5)"
+    )
     return parser
 
 
 def main(args):
     options = FigureOptions(args.point, args.layers, args.box, args.num_boxes, args.score_thresh)
     if args.num_images < 1:
-        raise ValueError(f"{args.num_images} images are wanted; expected 1 or more")
+        raise ValueError(f"--num-images is {args.num_images}; expected 1 or more")
     cfg = command.config_of(args.config_file, args.opts, needs_data=args.images is None)
     if args.images is None:
         records = dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
@@ -70,8 +76,8 @@ def main(args):
             print(f"wrote {picture}")
             result[kind] = numbers
         results.append(result)
-    made_of = {"config_file": args.config_file, "weights": args.weights, "unit": UNIT}
-    command.write_json(folder / "sampling.json", made_of | {"images": results})
+    provenance = {"config_file": args.config_file, "weights": args.weights, "unit": UNIT}
+    command.write_json(folder / "sampling.json", provenance | {"images": results})
 
 
 if __name__ == "__main__":

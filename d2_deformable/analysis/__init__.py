@@ -1,1 +1,1 @@
-"""What a trained network does: where it looks, pictures of it, and a report of its run."""
+"""Analyses of a trained network: where it looks, pictures of it, and a report of its run."""

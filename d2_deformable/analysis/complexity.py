@@ -1,4 +1,4 @@
-"""What a network costs: parameters, FLOPs and time (paper table 4)."""
+"""The cost of a network: parameters, FLOPs and time (paper table 4)."""
 
 import statistics
 import time
@@ -17,15 +17,17 @@ from .flops import count_macs, count_macs_by_torch
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Weights and biases, and the affine pair of batch norms, which are buffers where frozen."""
+    """Count parameters, including the affine ones of frozen batch norms, which are buffers."""
     frozen = (m for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
     affine = sum(m.weight.numel() + m.bias.numel() for m in frozen)
     return sum(p.numel() for p in module.parameters()) + affine
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Parameters of the model's parts, of all, and of the layers that predict offsets, which are
-    among them."""
+    """Count the parameters of the model's parts and their "total".
+
+    "offsets" counts those of the layers that predict offsets, which the parts include.
+    """
     parts = {name: count_parameters(part) for name, part in model.named_children()}
     offsets = (
         child
@@ -40,10 +42,10 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def random_model(cfg) -> nn.Module:
-    """The network of `cfg` with random weights, in evaluation mode.
+    """Build the network of `cfg` with random weights, in evaluation mode.
 
-    Frozen batch norms are made to shrink what they pass on: the residuals of a deep network would
-    else grow beyond float32, and NaNs leave no proposals to spend time on.
+    Frozen batch norms are set to halve their input. Otherwise the residuals of a deep network would
+    overflow float32, and NaNs would leave no proposals to process.
     """
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -54,7 +56,7 @@ def random_model(cfg) -> nn.Module:
 
 
 def count(model: nn.Module, inputs: list[dict]) -> dict:
-    """Parameters and FLOPs (multiply-adds, by fvcore and, to check it, by torch) of one image."""
+    """Count parameters and FLOPs of one image (multiply-adds, by fvcore, and by torch to check)."""
     return {
         "input_size": list(inputs[0]["image"].shape[1:]),
         "parameters": parameters_by_part(model),
@@ -64,15 +66,15 @@ def count(model: nn.Module, inputs: list[dict]) -> dict:
 
 
 def random_image(size) -> np.ndarray:
-    """Noise, (height, width, 3) uint8; the same for the same size."""
+    """Make noise (height, width, 3) uint8; the same for the same size."""
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def image_as_tested(cfg, image: np.ndarray) -> dict:
-    """An image as the test setting of `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) hands it over.
+    """Prepare an image as in testing with `cfg` (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST).
 
-    Where the network has no RPN, with as many random proposals as an RPN of `cfg` would keep
-    (MODEL.RPN.POST_NMS_TOPK_TEST; 300 in the paper).
+    If the network has no RPN, the input also gets as many random proposals as an RPN of `cfg` would
+    keep (MODEL.RPN.POST_NMS_TOPK_TEST; 300 in the paper).
     """
     resized = T.AugInput(image)
     T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))(resized)
@@ -84,7 +86,7 @@ def image_as_tested(cfg, image: np.ndarray) -> dict:
 
 
 def random_proposals(size, n: int) -> Instances:
-    """`n` boxes within an image of (height, width); the same for the same arguments."""
+    """Make `n` boxes within an image of (height, width); the same for the same arguments."""
     height, width = size
     corners = torch.rand(n, 2, 2, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
     return Instances(
@@ -95,12 +97,12 @@ def random_proposals(size, n: int) -> Instances:
 
 
 class Stopwatch:
-    """Times one model, whatever its architecture.
+    """Times one model of any architecture.
 
-    The network's forward pass ends with the last of its modules that gives tensors alone: with the
-    box head of Faster R-CNN and R-FCN, the head of class-aware RPN and DeepLab. What follows is
-    post-processing: NMS, decoding, resizing. The RPN's own NMS is part of the forward pass, as is
-    detection before the mask head of Mask R-CNN.
+    The forward pass ends with the last module that returns only tensors: the box head of Faster
+    R-CNN and R-FCN, or the head of class-aware RPN and DeepLab. The rest is post-processing: NMS,
+    decoding, resizing. The RPN's own NMS is part of the forward pass, and so is detection before
+    the mask head of Mask R-CNN.
     """
 
     def __init__(self, model: nn.Module):
@@ -109,12 +111,12 @@ class Stopwatch:
 
     @torch.no_grad()
     def __call__(self, inputs: list[dict]) -> tuple[float, float]:
-        """Seconds of the forward pass and of the whole run."""
+        """Measure seconds of the forward pass and of the whole run."""
         last = start = self._now()
 
         def on_module(module, args, output):
             nonlocal last
-            if _holds_tensors_alone(output):
+            if _holds_only_tensors(output):
                 last = self._now()
 
         handles = [
@@ -145,24 +147,24 @@ class Stopwatch:
         return start.elapsed_time(end) / 1000
 
 
-def _holds_tensors_alone(output) -> bool:
+def _holds_only_tensors(output) -> bool:
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, (list, tuple)):
-        return all(map(_holds_tensors_alone, output))
+        return all(map(_holds_only_tensors, output))
     return output is None or isinstance(output, torch.Tensor)
 
 
 def time_interleaved(models: list, inputs: list[list[dict]], repeats: int, warm_up: int = 2):
-    """Time models in turn, so that what else the machine does falls on all of them alike.
+    """Time models in turn, so that other load on the machine affects all of them equally.
 
     Args:
         models: in evaluation mode.
-        inputs: of each model.
-        repeats: timed rounds, after `warm_up` others.
+        inputs: the inputs of each model.
+        repeats: number of timed rounds, after `warm_up` untimed ones.
 
     Returns:
-        per model {"forward": ..., "whole": ...} of {"median", "quartiles", "all"} in seconds.
+        for each model {"forward": ..., "whole": ...} of {"median", "quartiles", "all"} in seconds.
     """
     watches = [Stopwatch(model) for model in models]
     rounds = [

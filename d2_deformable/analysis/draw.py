@@ -1,7 +1,7 @@
-"""Pictures of detections and of where the network looks (paper figures 5 and 6).
+"""Pictures of detections and of sampling locations (paper figures 5 and 6).
 
-Every picture is drawn on a figure of fixed width, whatever the size of the image, so that lines
-and text stay readable. Boxes are (x0, y0, x1, y1) and points (y, x) in pixels of the image.
+Every picture is drawn on a figure of fixed width, independent of the size of the image, so that
+lines and text stay readable. Boxes are (x0, y0, x1, y1) and points (y, x) in pixels of the image.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ PALETTE = (
 
 
 def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Figure:
-    """The boxes of `instances` on the image, with class and score.
+    """Draw the boxes of `instances` on the image, with class and score.
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -35,7 +35,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
         class_names: name of each class index.
     """
     height, width = image.shape[:2]
-    # A tall image would make a picture longer than a screen.
+    # At full width, the picture of a tall image would be longer than a screen.
     figure, ((axes,),) = panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
     order = instances.scores.argsort()  # the best on top
     for box, score, index in zip(
@@ -63,7 +63,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
 
 
 class Unit(NamedTuple):
-    """A place to look from: (y, x) in image pixels; the box (4,) of the object there, or None."""
+    """A position to inspect: (y, x) in image pixels, and the box (4,) of its object or None."""
 
     title: str
     point: torch.Tensor
@@ -71,7 +71,7 @@ class Unit(NamedTuple):
 
 
 def units_on(instances: Instances, image_size, class_names) -> list[Unit]:
-    """The background, where there is any, and the centres of `instances`, the smallest first.
+    """Units on the background, if there is any, and on the centres of `instances`, smallest first.
 
     Args:
         instances: pred_boxes and pred_classes.
@@ -94,10 +94,11 @@ def units_on(instances: Instances, image_size, class_names) -> list[Unit]:
 def draw_sampling_points(
     image: np.ndarray, inspection: Inspection, units: list[Unit], num_layers: int = 3
 ) -> Figure:
-    """What units see through the last deformable convolutions. Paper figure 5.
+    """Draw the sampling points of units through the last deformable convolutions (paper figure 5).
 
-    One column per unit (green). Above, the fixed grid of the plain network; below, the learned one
-    (red), of all offset groups. Points that see nothing, beyond their map, are left out.
+    One column per unit (green). The upper row shows the fixed grid of the plain network, the lower
+    row the learned one (red), of all offset groups. Points outside their feature map, which sample
+    nothing, are left out.
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -125,10 +126,10 @@ def draw_sampling_points(
 def draw_parts(
     image: np.ndarray, inspection: Inspection, instances: Instances, class_names
 ) -> Figure:
-    """Boxes (yellow) and the parts (red) that deformable RoI pooling looks at in them.
+    """Draw boxes (yellow) and the parts (red) that deformable RoI pooling samples (paper figure 6).
 
-    Paper figure 6, one column per box. Above, the fixed bins of plain pooling; below, the learned
-    ones. Each panel shows the surroundings of its box, light grey beyond the image.
+    One column per box. The upper row shows the fixed bins of plain pooling, the lower row the
+    learned ones. Each panel shows the surroundings of its box, light grey beyond the image.
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -153,7 +154,9 @@ def draw_parts(
 
 
 def background_point(image_size, boxes: torch.Tensor) -> torch.Tensor | None:
-    """The point (y, x) farthest from all boxes (R, 4) and the image's border; None if none is free.
+    """Find the point (y, x) farthest from all boxes (R, 4) and the image's border.
+
+    Returns None if all points are too close to a box or the border.
 
     Args:
         image_size: (height, width).
@@ -170,17 +173,19 @@ def background_point(image_size, boxes: torch.Tensor) -> torch.Tensor | None:
 
 
 def class_color(index: int) -> str:
-    """The color of a class: dark enough for white text; ten of them, then from the start again."""
+    """Color of a class, dark enough for white text; repeats after ten classes."""
     return PALETTE[index % len(PALETTE)]
 
 
 def panels(rows, width: float, labels=("",)):
-    """A figure of images in rows and columns of equal size, and its axes in image pixels.
+    """Make a figure of images in rows and columns of equal size; return it with its axes.
+
+    Axes are in image pixels.
 
     Args:
-        rows: lists of images (H, W, 3), all of one aspect ratio.
-        width: of the figure in pixels.
-        labels: written upright beside each row.
+        rows: lists of images (H, W, 3), all with the same aspect ratio.
+        width: width of the figure in pixels.
+        labels: vertical text beside each row.
     """
     height, image_width = rows[0][0].shape[:2]
     left, top, gap = (26, 26, 6) if any(labels) else (0, 0, 0)
@@ -213,7 +218,7 @@ def panels(rows, width: float, labels=("",)):
                 yticks=[],
                 frame_on=False,
             )
-            # Resized here: matplotlib would blur or alias it.
+            # Resized here, since matplotlib would blur or alias it.
             resized = Image.fromarray(image).resize((panel_w, panel_h), Image.Resampling.LANCZOS)
             ax.imshow(resized, extent=(0, image.shape[1], image.shape[0], 0), aspect="auto")
             ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
@@ -222,12 +227,12 @@ def panels(rows, width: float, labels=("",)):
 
 
 def set_title(axes, text):
-    """A title of the one size that all pictures have."""
+    """Set a title in the font size shared by all pictures."""
     axes.set_title(text, fontsize=13, color=INK, pad=5)
 
 
 def add_box(axes, box, color, width):
-    """The outline of a box (4,) in image pixels, `width` points wide."""
+    """Draw the outline of a box (4,) in image pixels, `width` points wide."""
     # A rim of the opposite brightness keeps the line visible on an image of its own color.
     rim = "#00000066" if color == YELLOW else "#ffffff88"
     x0, y0, x1, y1 = box.tolist()
@@ -245,16 +250,16 @@ def add_box(axes, box, color, width):
 
 
 def pale(image):
-    """The image nearer to white and grey, so that points stand out."""
+    """Blend the image with grey and white, so that points stand out."""
     image = image.astype(np.float32)
     grey = image.mean(axis=2, keepdims=True)
     return (0.35 * image + 0.25 * grey + 0.40 * 255).astype(np.uint8)
 
 
 def _square_around(box, image_size, margin: float = 0.35):
-    """The square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side.
+    """Square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side.
 
-    Moved into the image where that is large enough.
+    It is shifted into the image if the image is large enough.
     """
     center, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
     side = max(8, int(size.max() * (1 + 2 * margin)))
@@ -265,7 +270,7 @@ def _square_around(box, image_size, margin: float = 0.35):
 
 
 def _crop(image, view):
-    """The part of the image inside the square `view`; light grey beyond the image."""
+    """Crop the square `view` from the image; light grey beyond the image."""
     x0, y0, x1, y1 = view.tolist()
     height, width = image.shape[:2]
     crop = np.full((y1 - y0, x1 - x0, 3), 235, np.uint8)
@@ -276,7 +281,7 @@ def _crop(image, view):
 
 
 def draw_curves(history) -> Figure:
-    """Losses and learning rate over the iterations.
+    """Plot losses and learning rate over the iterations.
 
     Args:
         history: one dict of scalars per logged iteration, as `Run.history`.

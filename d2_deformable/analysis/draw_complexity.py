@@ -1,4 +1,4 @@
-"""The costs of networks side by side as bars."""
+"""Bar charts of the costs of networks side by side."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from .draw import DPI, INK, WIDTH, class_color
 
 
 def draw_complexity(networks: list[dict]) -> Figure:
-    """Parameters, FLOPs and, where measured, seconds.
+    """Plot parameters, FLOPs and, if measured, seconds.
 
     Args:
-        networks: {"config_file", "parameters", "flops" and maybe "seconds"} of each, see
-            `d2_deformable.analysis.complexity`.
+        networks: {"config_file", "parameters", "flops" and optionally "seconds"} of each network,
+            see `d2_deformable.analysis.complexity`.
     """
     timed = all("seconds" in network for network in networks)
     size = WIDTH / DPI, 1.2 + 0.5 * len(networks)
@@ -48,7 +48,7 @@ def draw_complexity(networks: list[dict]) -> Figure:
 
 
 def _bars(axes, totals, parts, label):
-    """Bars of `totals` that end with the part called `label`."""
+    """Draw bars of `totals`, whose ends show the part called `label`."""
     rest = [total - part for total, part in zip(totals, parts)]
     axes.barh(range(len(rest)), rest, color=class_color(0), height=0.6)
     axes.barh(range(len(rest)), parts, left=rest, color=class_color(1), height=0.6, label=label)

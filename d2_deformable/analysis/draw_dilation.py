@@ -13,7 +13,7 @@ COLORS = dict(zip(COLUMNS, ("#f2a35e", "#d95f3b", "#8c2d3f", "#7a8794", "#3d4650
 
 
 def draw_bars(layers: dict) -> Figure:
-    """Mean (bar) and standard deviation (line) by layer and size of object.
+    """Plot mean (bar) and standard deviation (line) by layer and object size.
 
     Args:
         layers: see `EffectiveDilation.as_dict`.
@@ -51,12 +51,12 @@ def draw_bars(layers: dict) -> Figure:
 
 
 def draw_maps(image: np.ndarray, maps: dict, boxes=()) -> Figure:
-    """Effective dilation of every layer over one image, all on one scale.
+    """Draw the effective dilation of every layer over one image, all on the same colour scale.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        maps: of `EffectiveDilation.add`.
-        boxes: of its objects, in image pixels.
+        maps: the result of `EffectiveDilation.add`.
+        boxes: boxes of its objects, in image pixels.
     """
     height, width = image.shape[:2]
     background = pale(image)
@@ -85,5 +85,5 @@ def draw_maps(image: np.ndarray, maps: dict, boxes=()) -> Figure:
 
 
 def short_name(layer: str) -> str:
-    """The name of a layer of the backbone, without what all of them begin with."""
+    """Name of a backbone layer without the common prefix."""
     return layer.removeprefix("backbone.").removeprefix("bottom_up.")

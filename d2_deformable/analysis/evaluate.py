@@ -1,4 +1,4 @@
-"""The network of a config with the weights of one file, and how well it detects."""
+"""Evaluate the network of a config with the weights of one file."""
 
 import tempfile
 
@@ -12,21 +12,21 @@ from ..evaluation import build_evaluators
 
 
 def evaluate_checkpoint(cfg, checkpoint):
-    """Load `checkpoint` whole into the model of `cfg` and evaluate it on DATASETS.TEST.
+    """Load `checkpoint` strictly into the model of `cfg` and evaluate it on DATASETS.TEST.
 
     Args:
-        checkpoint: a path, or any URL that MODEL.WEIGHTS may be.
+        checkpoint: a path, or any URL that MODEL.WEIGHTS accepts.
 
     Returns:
-        the model, and its results as `Run.results` has them.
+        the model, and its results in the form of `Run.results`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no checkpoint, or of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, or is from another network.
     """
     register_custom_datasets(cfg)
     model = load_model(cfg, checkpoint)
-    # Not into OUTPUT_DIR, which holds the run's own predictions.
+    # Not in OUTPUT_DIR, which holds the run's own predictions.
     with tempfile.TemporaryDirectory() as folder:
         evaluators = [build_evaluators(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = Trainer.test(cfg, model, evaluators)

@@ -1,14 +1,14 @@
-"""Multiply-adds of the deformable operators, for fvcore's and for torch's counter.
+"""Multiply-adds of the deformable operators, for the counters of fvcore and torch.
 
-Importing this module registers the formulas with `torch.utils.flop_counter.FlopCounterMode`; fvcore
-has no registry, so `flop_analysis` hands them to its `FlopCountAnalysis`. fvcore counts a
+Importing this module registers the formulas with `torch.utils.flop_counter.FlopCounterMode`. fvcore
+has no registry, so `flop_analysis` passes them to its `FlopCountAnalysis`. fvcore counts a
 multiply-add as one, torch as two.
 
-A deformable convolution costs the product of matrices of a plain one, and before it one bilinear
-sample per input channel, tap and output position: 4 multiply-adds (5 with a mask). A bin of
-deformable RoI pooling costs samples_per_part^2 such samples. Making the 4 factors of a sample,
-which all channels of a group share, counts nothing, as do additions alone (plain PS-RoI pooling):
-both counters leave such work out everywhere.
+A deformable convolution costs the matrix multiply of a plain one, preceded by one bilinear sample
+per input channel, tap and output position: 4 multiply-adds (5 with a mask). A bin of deformable RoI
+pooling costs samples_per_part^2 such samples. Two things are not counted, as in the other formulas
+of both counters: computing the 4 factors of a sample, which all channels of a group share, and pure
+additions (plain PS-RoI pooling).
 """
 
 from math import prod
@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 CORNERS = 4
-# What both counters know: the others that fvcore counts (normalisation, upsampling) torch does not.
+# Operators that both counters know. fvcore counts others (normalisation, upsampling), torch does
+# not.
 KINDS = {
     "conv": "convolutions",
-    **dict.fromkeys(("linear", "addmm", "mm", "bmm", "matmul"), "products of matrices"),
+    **dict.fromkeys(("linear", "addmm", "mm", "bmm", "matmul"), "matrix multiplies"),
     "deform_conv2d": "deformable convolutions",
     "deform_roi_pool": "deformable RoI pooling",
 }
@@ -41,7 +42,7 @@ def sampling_macs(input_shape, weight_shape, output_shape, modulated: bool) -> i
 
 
 def deform_conv2d_macs(input_shape, weight_shape, output_shape, modulated: bool = False) -> int:
-    """Multiply-adds of `deform_conv2d`, the convolution that predicts its offsets not included."""
+    """Multiply-adds of `deform_conv2d`, without the convolution that predicts its offsets."""
     return conv_macs(weight_shape, output_shape) + sampling_macs(
         input_shape, weight_shape, output_shape, modulated
     )
@@ -53,10 +54,10 @@ def deform_roi_pool_macs(output_shape, samples_per_part: int) -> int:
 
 
 def flop_analysis(model, inputs: list[dict]) -> FlopCountAnalysis:
-    """fvcore's counter of a Detectron2 model, with the deformable operators.
+    """Make fvcore's counter of a Detectron2 model, with the deformable operators.
 
     Args:
-        inputs: Detectron2's input format.
+        inputs: in Detectron2's input format.
     """
     images = tuple(x["image"] for x in inputs)
     analysis = FlopCountAnalysis(_Traceable(model, inputs), images)
@@ -68,10 +69,10 @@ def flop_analysis(model, inputs: list[dict]) -> FlopCountAnalysis:
 
 @torch.no_grad()
 def count_macs(model, inputs: list[dict]) -> dict[str, int]:
-    """Multiply-adds of one forward pass by kind, counted by fvcore.
+    """Count the multiply-adds of one forward pass by kind, with fvcore.
 
     Returns:
-        {"convolutions": ..., "total": ...}; the convolutions that predict offsets are among them.
+        {"convolutions": ..., "total": ...}, including the convolutions that predict offsets.
     """
     macs = {}
     for operator, count in flop_analysis(model, inputs).by_operator().items():
@@ -82,15 +83,17 @@ def count_macs(model, inputs: list[dict]) -> dict[str, int]:
 
 @torch.no_grad()
 def count_macs_by_torch(model, inputs: list[dict]) -> int:
-    """Multiply-adds of one forward pass, counted by torch's `FlopCounterMode`."""
+    """Count the multiply-adds of one forward pass with torch's `FlopCounterMode`."""
     with FlopCounterMode(display=False) as counter:
         model(inputs)
     return counter.get_total_flops() // 2
 
 
 class _Traceable(nn.Module):
-    """A Detectron2 model as a function of tensors alone, which fvcore can trace. Detectron2's own
-    adapter cannot be imported from its 0.5 without caffe2."""
+    """A Detectron2 model as a function from tensors to tensors, which fvcore can trace.
+
+    Detectron2's own adapter cannot be imported in version 0.5 without caffe2.
+    """
 
     def __init__(self, model, inputs):
         super().__init__()
@@ -103,7 +106,7 @@ class _Traceable(nn.Module):
 
 
 def _tensors(output):
-    """All tensors in what a Detectron2 model returns."""
+    """Yield all tensors in the output of a Detectron2 model."""
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Boxes):
@@ -139,7 +142,8 @@ def _deform_conv2d_flop(
 
 @register_flop_formula(torch.ops.d2_deformable.deform_conv2d_backward)
 def _deform_conv2d_backward_flop(grad_output, input, offset, weight, mask, *_, **__):
-    # Two products of matrices; sampling again, its transpose, and the slopes of the samples.
+    # Two matrix multiplies; sampling again, its transpose, and the derivatives of the samples with
+    # respect to their positions.
     conv = conv_macs(weight, grad_output)
     return 2 * (2 * conv + 3 * sampling_macs(input, weight, grad_output, mask is not None))
 
@@ -151,5 +155,5 @@ def _deform_roi_pool_flop(*_, samples_per_part, out_shape, **__):
 
 @register_flop_formula(torch.ops.d2_deformable.deform_roi_pool_backward)
 def _deform_roi_pool_backward_flop(grad_output, input, rois, offset, *, samples_per_part, **_):
-    # The transpose of the samples, and with offsets their slopes.
+    # The transpose of sampling and, with offsets, the derivatives with respect to the positions.
     return 2 * (1 + (offset is not None)) * deform_roi_pool_macs(grad_output, samples_per_part)

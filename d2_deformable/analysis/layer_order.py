@@ -1,24 +1,24 @@
-"""Which convolutions of a network stand on which: the order of their forward pass does not tell."""
+"""Find which layers of a network feed which; the order of the forward pass does not show it."""
 
 import torch
 from torch import nn
 
-CORNER = 64  # pixels of the input that are enough to see every layer run
+CORNER = 64  # pixels per side of the input; enough for every layer to run
 
 
 def layers_below(root: nn.Module, layers: dict[str, nn.Module], x: torch.Tensor):
-    """Of each layer, the names of those whose output its input is computed from.
+    """For each layer, find the layers that its input is computed from.
 
-    Branches that run side by side, as in an Inception block, do not stand on one another. Found by
-    following the autograd graph of one forward pass of a corner of `x`.
+    Parallel branches, as in an Inception block, do not depend on each other. The dependencies are
+    found in the autograd graph of one forward pass on a corner of `x`.
 
     Args:
-        root: a network of one input and any output, in evaluation mode.
+        root: a network with one input and any output, in evaluation mode.
         layers: some of its modules by name.
-        x: (1, C, H, W), an input of it.
+        x: (1, C, H, W), an input of the network.
 
     Returns:
-        {name: set of names}
+        {name of a layer: names of the layers below it}
     """
     below, outputs = {}, {}
     handles = []
@@ -42,7 +42,7 @@ def layers_below(root: nn.Module, layers: dict[str, nn.Module], x: torch.Tensor)
 
 
 def _ancestors(x):
-    """All nodes of the autograd graph that `x` comes from."""
+    """Collect all nodes of the autograd graph that `x` is computed from."""
     seen, waiting = set(), [x.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a finished run: settings, results, curves and pictures."""
+"""A self-contained HTML report of a finished run: settings, results, curves and pictures."""
 
 import base64
 import io
@@ -23,15 +23,15 @@ from .visualize import found_above, units_of_labels
 
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
-    "segmentation": "The class of every pixel, predicted and true; ignored pixels stay bare.",
-    "detections": "What was detected: class and score.",
-    "sampling_points": "Where single units (green) of the last deformable convolution look, "
-    "through the last {layers} deformable layers (figure 5 of the paper). Above, the fixed grid of "
-    "a plain network; below, the {points} red points that this network learned to look at. Points "
-    "beyond the image are left out. Black: the object that the unit stands on.",
-    "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling looks at in "
-    "each (figure 6 of the paper). Above, the fixed bins of plain pooling; below, where this "
-    "network learned to shift them.",
+    "segmentation": "Class of every pixel, predicted and true; ignored pixels are not coloured.",
+    "detections": "Detections with class and score.",
+    "sampling_points": "Sampling points of single units (green) of the last deformable "
+    "convolution, through the last {layers} deformable layers (figure 5 of the paper). Upper row: "
+    "the fixed grid of a plain network. Lower row: the {points} red points that this network "
+    "learned. Points beyond the image are left out. Black: the object at the unit.",
+    "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
+    "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "
+    "as this network learned to shift them.",
 }
 
 
@@ -46,18 +46,18 @@ def write_report(
 
     Args:
         folder: OUTPUT_DIR of a finished run, see `read_run`.
-        num_images: how many test images, taken at equal distances, get pictures.
-        score_thresh: detections below it are not drawn.
+        num_images: number of test images, evenly spaced, to draw pictures of.
+        score_thresh: detections with a lower score are not drawn.
         overrides: KEY, VALUE, ... on top of the run's config.
-        beside: another checkpoint of this network, path or URL, to be evaluated on the same test
-            sets and drawn on the same images.
+        beside: another checkpoint of this network, path or URL, to evaluate on the same test sets
+            and draw on the same images.
 
     Returns:
         the path of report.html.
 
     Raises:
-        FileNotFoundError: the folder or its data set is not complete, or there is no `beside`.
-        ValueError: an unknown override, or a checkpoint of another network.
+        FileNotFoundError: the folder or its data set is incomplete, or `beside` does not exist.
+        ValueError: an override is unknown, or a checkpoint is from another network.
     """
     run = read_run(folder, overrides)
     cfg = run.cfg
@@ -75,7 +75,7 @@ def write_report(
     sections = [_facts(run, model), _results(results)]
     if run.iterations:
         figure = draw.draw_curves(run.history)
-        text = "Losses (medians of the last 20 steps) and learning rate."
+        text = "Losses (median of the last 20 steps) and learning rate."
         sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
     sections.append(_images(cfg, models, num_images, score_thresh, pictures))
     config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
@@ -104,7 +104,7 @@ def _facts(run, model):
 
 
 def _results(results):
-    """Tables of {"": results of the run, name: results of another checkpoint}."""
+    """Make tables of {"": results of the run, name: results of another checkpoint}."""
     html = "<h2>Results</h2>"
     if not any(results.values()):
         return html + "<p>This run was not evaluated.</p>"
@@ -131,7 +131,7 @@ def _title(group):
 
 
 def _table(corner, rows):
-    """A table of {row name: {column name: number}}."""
+    """Make a table of {row name: {column name: number}}."""
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     columns = sorted(columns, key=lambda c: METRICS.index(c) if c in METRICS else len(METRICS))
     html = "".join(f"<th>{escape(name)}</th>" for name in [corner, *columns])
@@ -143,13 +143,13 @@ def _table(corner, rows):
 
 
 def _images(cfg, models, num_images, score_thresh, pictures):
-    """Pictures of evenly spaced images of the first test set, or of the training set without."""
+    """Draw evenly spaced images of the first test set, or of the training set if there is none."""
     name = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
     if name is None or num_images < 1:
         return ""
     classes = class_names(cfg, name)
     mapper = DatasetMapper(cfg, False)
-    mapper.output_size = "image"  # also where the evaluation has another
+    mapper.output_size = "image"  # even if evaluation uses another size
     html = f"<h2>Images of {escape(name)}</h2>"
     for i, record in enumerate(dataset_records([name], num_images)):
         image = read_image(record["file_name"], "RGB")
@@ -175,7 +175,7 @@ def _images(cfg, models, num_images, score_thresh, pictures):
 
 
 def _draw(image, inspection, found, classes):
-    """Yields (kind, figure, caption) of every picture that this network and image give."""
+    """Yield (kind, figure, caption) of every picture of this network and image."""
     convs, pools = inspection.record.stack(3), inspection.record.pools
     if len(found):
         yield "detections", draw.draw_detections(image, found, classes), CAPTIONS["detections"]
@@ -193,7 +193,7 @@ def _draw(image, inspection, found, classes):
 
 
 def _picture(figure, file, caption):
-    """Save the figure as PNG, and show it in the page as JPEG, which is much smaller."""
+    """Save the figure as PNG, and embed it in the page as JPEG, which is much smaller."""
     figure.savefig(file)
     jpeg = io.BytesIO()
     Image.open(file).convert("RGB").save(jpeg, "JPEG", quality=88, subsampling=0)

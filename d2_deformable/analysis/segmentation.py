@@ -1,4 +1,4 @@
-"""Pictures of semantic segmentation: what was predicted beside the ground truth."""
+"""Pictures of semantic segmentation: prediction beside ground truth."""
 
 import numpy as np
 from detectron2.utils.colormap import colormap
@@ -10,11 +10,11 @@ from .draw import DPI, INK, WIDTH
 
 
 def draw_segmentation(image: np.ndarray, labels, truth, class_names) -> Figure:
-    """The image; the classes of its pixels as predicted, and as they are, in colour over it.
+    """Draw the image, and with colours on top of it the predicted and the true classes.
 
     Args:
         image: RGB, (H, W, 3) uint8.
-        labels, truth: class indices (H, W); others, such as the ignored ones, show the bare image.
+        labels, truth: class indices (H, W); other values, e.g. of ignored pixels, are not coloured.
         class_names: name of each class index.
     """
     colors = colormap(rgb=True)[np.arange(len(class_names)) % 74]

@@ -1,7 +1,7 @@
 """Figures 5 and 6 of the paper for one image: pictures, and all their coordinates.
 
-Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the original image in what is returned, as
-users of images write them; inside this package they are (y, x).
+Returned points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the original image, the usual
+order for images; inside this package they are (y, x).
 """
 
 import math
@@ -16,13 +16,14 @@ from .sampling import Inspection, conv_sampling_points, part_boxes
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What to show; the defaults are the network's own choice.
+    """Options of the figures.
 
-    points: (x, y) in image pixels; else the background and the smallest and largest object found,
-        or, of a segmentation, a point of each of its three largest classes.
-    num_layers: how many of the last deformable convolutions.
-    boxes: (x0, y0, x1, y1, class), class a name or index; else the `num_boxes` best detections.
-    score_thresh: of detections.
+    points: (x, y) in image pixels. Default: the background and the smallest and largest object
+        found, or for segmentation a point in each of the three largest classes.
+    num_layers: number of the last deformable convolutions to follow.
+    boxes: (x0, y0, x1, y1, class), with the name or index of a class. Default: the `num_boxes` best
+        detections.
+    score_thresh: lowest score of detections.
     """
 
     points: list | None = None
@@ -34,29 +35,29 @@ class FigureOptions:
     def __post_init__(self):
         if self.num_layers < 1 or self.num_boxes < 1:
             raise ValueError(
-                f"{self.num_layers} layers and {self.num_boxes} boxes are wanted; expected 1 or "
-                "more of each"
+                f"{self.num_layers} layers and {self.num_boxes} boxes were requested; expected 1 "
+                "or more of each"
             )
 
 
 def figures(image, inspection: Inspection, class_names, options: FigureOptions = FigureOptions()):  # noqa: B008
-    """Yields ("sampling_points" or "parts", Figure, coordinates) of what the network has.
+    """Yield ("sampling_points" or "parts", Figure, coordinates) for the layers the network has.
 
     Args:
         image: RGB, (H, W, 3) uint8.
         class_names: name of each class index.
 
     Raises:
-        ValueError: the network has no deformable layers, or a point or box makes no sense.
+        ValueError: the network has no deformable layers, or a point or box is invalid.
     """
     convs, pools = inspection.record.convs, inspection.record.pools
     if not (convs or pools):
-        raise ValueError("this network has no deformable layers: nothing moves its samples")
+        raise ValueError("this network has no deformable layers: it has no offsets to show")
     found = found_above(inspection, options.score_thresh)
     rois = found[: options.num_boxes]
     if options.boxes:
         if not pools:
-            raise ValueError("this network has no deformable RoI pooling that boxes could show")
+            raise ValueError("boxes were given, but this network has no deformable RoI pooling")
         rois = given_boxes(options.boxes, inspection.image_size, class_names)
     if convs:
         if options.points:
@@ -99,7 +100,10 @@ def chosen_units(points, image_size) -> list[Unit]:
 
 
 def units_of_labels(labels, names, num_units=3):
-    """At the pixel of each of the most frequent classes (height, width) nearest to its centroid."""
+    """Units on the most frequent classes of labels (height, width).
+
+    Each unit is at the pixel of its class nearest to the centroid of the class.
+    """
     classes, counts = labels.unique(return_counts=True)
     units = []
     for index in classes[counts.argsort(descending=True)][:num_units].tolist():
@@ -110,7 +114,7 @@ def units_of_labels(labels, names, num_units=3):
 
 
 def found_above(inspection: Inspection, score_thresh: float) -> Instances:
-    """The detections with at least this score, best first; none of a model that detects nothing."""
+    """Detections with at least this score, best first; empty for models without detections."""
     found = inspection.instances
     if found is None:
         found = Instances(inspection.image_size)
@@ -121,13 +125,13 @@ def found_above(inspection: Inspection, score_thresh: float) -> Instances:
 
 
 def given_boxes(boxes, image_size, class_names) -> Instances:
-    """RoIs that a user names.
+    """Make RoIs from the boxes that a user gives.
 
     Args:
         boxes: (x0, y0, x1, y1, class), numbers in image pixels and a name or index of a class.
 
     Raises:
-        ValueError: no box, one that lies outside the image, or an unknown class.
+        ValueError: a box is invalid or lies outside the image, or a class is unknown.
     """
     height, width = image_size
     coordinates, classes = [], []
@@ -147,7 +151,7 @@ def given_boxes(boxes, image_size, class_names) -> Instances:
             )
         index = class_names.index(name) if name in class_names else _as_index(name)
         if not 0 <= index < len(class_names):
-            raise ValueError(f"{name!r} is no class; there are {', '.join(class_names)}")
+            raise ValueError(f"{name!r} is not a class; there are {', '.join(class_names)}")
         coordinates.append((x0, y0, x1, y1))
         classes.append(index)
     rois = Instances(image_size)
@@ -161,8 +165,11 @@ def _as_index(name):
 
 
 def sampling_coordinates(inspection: Inspection, units, num_layers: int) -> dict:
-    """Figure 5 in numbers. Points of all offset groups in turn; the topmost layer's tap is the
-    slowest index. Those not "inside" see nothing: they, or points on the way, are off their map."""
+    """Coordinates of figure 5.
+
+    Points are listed by offset group; the tap of the topmost layer is the slowest index. A point
+    that is not "inside" samples nothing: it, or a point on the way to it, is outside its map.
+    """
     layers = inspection.record.stack(num_layers)
     return {
         "layers": [conv.name for conv in layers],
@@ -188,7 +195,7 @@ def _points(seen) -> dict:
 
 
 def part_coordinates(inspection: Inspection, rois: Instances, class_names) -> list[dict]:
-    """Figure 6 in numbers: of each RoI the k * k parts, row by row, not clipped to the image."""
+    """Coordinates of figure 6: the k * k parts of each RoI by rows, not clipped to the image."""
     boxes, classes = rois.pred_boxes.tensor, rois.pred_classes
     fixed = part_boxes(inspection, boxes, classes, deformed=False)
     learned = part_boxes(inspection, boxes, classes)
@@ -204,5 +211,5 @@ def part_coordinates(inspection: Inspection, rois: Instances, class_names) -> li
 
 
 def _rounded(tensor):
-    """To a thousandth of a pixel, which keeps the file readable."""
+    """Round to a thousandth of a pixel, which keeps the file readable."""
     return (tensor.double() * 1000).round().div(1000).tolist()

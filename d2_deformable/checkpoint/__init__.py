@@ -1,4 +1,4 @@
-"""Checkpoint files: read safely, written to hand on, whole or not at all."""
+"""Checkpoint files: safe reading, atomic writing, and export for distribution."""
 
 from ..utils.files import FileFormatError
 from .export import export_checkpoint

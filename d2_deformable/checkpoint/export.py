@@ -1,4 +1,4 @@
-"""A training's checkpoint as a file to hand on: the weights alone, in half precision."""
+"""Export of a training checkpoint for distribution: weights only, in half precision."""
 
 import torch
 
@@ -9,17 +9,18 @@ def export_checkpoint(source, target) -> None:
     """Write the weights of the checkpoint `source`, without optimizer and iteration, to `target`.
 
     float32 becomes float16, which loads into a float32 model as float32, rounded to 11 significant
-    bits. The running statistics of batch normalisation stay float32, as nothing bounds them (a
+    bits. The running statistics of batch normalisation stay float32, since they are unbounded (a
     variance is the square of an activation), and so do tensors with a value that float16 cannot
-    hold. Equal weights give equal bytes. A failure leaves the old `target`.
+    represent. Equal weights give equal bytes. A failure leaves the old `target` in place.
 
     Args:
-        source: a .pth that training left, {"model": {name: tensor}, ...}, or any other file that
+        source: a .pth that training wrote, {"model": {name: tensor}, ...}, or any other file that
             `read_weights` reads.
         target: the .pth to write, in the same layout, or a .safetensors.
 
     Raises:
-        ValueError: `source` is no such file, or a weight is not finite; or the name of `target`.
+        ValueError: `source` is not such a file, a weight is not finite, or `target` has another
+            suffix.
     """
     check_target(target)
     weights = read_weights(source)

@@ -1,7 +1,7 @@
-"""Files of weights: read without running what is in them, written whole or not at all.
+"""Weight files, read without running code in them and written atomically.
 
-Formats are told by their content: safetensors, .pth of any torch, pickles of numpy arrays as those
-of Detectron2's model zoo, and .params of MXNet.
+The format is detected from the content: safetensors, .pth of any torch version, pickles of NumPy
+arrays such as those of Detectron2's model zoo, and .params of MXNet.
 """
 
 import io
@@ -20,31 +20,31 @@ from ..utils.files import FileFormatError, check_folder, one_line, replacing
 from .mxnet_params import read_mxnet_params
 from .torch_files import LEGACY_MAGIC, load_torch
 
-# Where files keep their weights, if not at the top: Detectron2 and this package; mmdetection,
-# timm and Lightning; pycls; Detectron.
+# Keys under which files keep their weights, if not at the top level: Detectron2 and this package;
+# mmdetection, timm and Lightning; pycls; Detectron.
 SECTIONS = ("model", "state_dict", "model_state", "blobs")
 MXNET_MAGIC = (0x112).to_bytes(8, "little")
 
 
 def read_weights(path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """The tensors of any supported file by their names, on the CPU.
+    """Read the named tensors of any supported file, on the CPU.
 
-    Weights under "model", "state_dict", "model_state" or "blobs" are taken from there; beside them
-    a file may hold anything that is data, which is left out.
+    Weights under "model", "state_dict", "model_state" or "blobs" are taken from there. Other data
+    in the file is ignored.
 
     Args:
-        trust_pickle: read what the safe way refuses by Python's unpickler, with a warning. It runs
-            whatever code the file holds: only for files whose author you trust.
+        trust_pickle: fall back to Python's unpickler, with a warning, for files that the safe
+            reader rejects. It runs any code in the file: use it only if you trust the author.
 
     Raises:
-        FileFormatError: one sentence on what is wrong with the file.
-        FileNotFoundError: there is none.
+        FileFormatError: the file cannot be read; one sentence says why.
+        FileNotFoundError: there is no such file.
     """
     return weights_in(path, read_content(path, trust_pickle=trust_pickle))
 
 
 def weights_in(path, content) -> dict[str, Tensor]:
-    """The weights in `content` of the file `path`, see `read_weights`."""
+    """Find the weights in the `content` of the file `path`, see `read_weights`."""
     for section in SECTIONS:
         if isinstance(content, Mapping) and isinstance(content.get(section), Mapping):
             content = content[section]
@@ -52,15 +52,15 @@ def weights_in(path, content) -> dict[str, Tensor]:
 
 
 def named_tensors(path, content) -> dict[str, Tensor]:
-    """`content` of the file `path` as tensors by their names; arrays become tensors.
+    """Return the `content` of the file `path` as named tensors; arrays become tensors.
 
-    The versions of layers that a state_dict comes with are kept.
+    The layer versions of a state_dict (`_metadata`) are kept.
 
     Raises:
-        FileFormatError: it is anything else, or empty.
+        FileFormatError: the content is anything else, or empty.
     """
     if not isinstance(content, Mapping):
-        raise FileFormatError(f"{path} holds a {type(content).__name__}, no weights by their names")
+        raise FileFormatError(f"{path} holds a {type(content).__name__}; expected named tensors")
     if not content:
         raise FileFormatError(f"{path} holds no weights")
     tensors = OrderedDict((name, _tensor(path, name, value)) for name, value in content.items())
@@ -70,13 +70,13 @@ def named_tensors(path, content) -> dict[str, Tensor]:
 
 
 def read_content(path, *, trust_pickle: bool = False):
-    """All that a supported file holds, e.g. a training's checkpoint or proposals.
+    """Read the whole content of a supported file, e.g. a training checkpoint or proposals.
 
     Arguments and errors are those of `read_weights`.
     """
     path = Path(path)
     if path.is_dir():
-        raise FileFormatError(f"{path} is a folder, not a file of weights")
+        raise FileFormatError(f"{path} is a folder, not a weights file")
     kind = file_format(path)
     try:
         return _read(path, kind)
@@ -89,7 +89,7 @@ def read_content(path, *, trust_pickle: bool = False):
 
 
 def file_format(path) -> str:
-    """ "safetensors", "zip" or "legacy" (torch), "mxnet", or "pickle" for anything else."""
+    """Detect "safetensors", "zip" or "legacy" (torch) or "mxnet"; anything else is "pickle"."""
     with open(path, "rb") as file:
         start = file.read(len(LEGACY_MAGIC))
     if start[:4] == b"PK\x03\x04":
@@ -115,15 +115,15 @@ def _read(path: Path, kind: str):
 
 
 def write_weights(weights: Mapping[str, Tensor], path, metadata=None) -> None:
-    """Write tensors as .safetensors, or as a .pth {"model": weights}, whole or not at all.
+    """Write tensors atomically, as .safetensors or as a .pth {"model": weights}.
 
     Args:
-        weights: by their names. Each is written with its own values only, also where it is a view.
-        metadata: {name: text}, beside the weights.
+        weights: named tensors. Only a tensor's own values are written, even if it is a view.
+        metadata: {name: text}, stored beside the weights.
 
     Raises:
-        FileFormatError: another suffix.
-        FileNotFoundError: no such folder.
+        FileFormatError: `path` has another suffix.
+        FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
     check_target(path)
@@ -131,19 +131,19 @@ def write_weights(weights: Mapping[str, Tensor], path, metadata=None) -> None:
     with replacing(path) as part:
         if path.suffix == ".safetensors":
             metadata = {"format": "pt", **(metadata or {})}
-            # save_file would make a file that nobody but its owner can read.
+            # save_file would create a file that only its owner can read.
             part.write_bytes(_safetensors().save(weights, metadata))
         else:
-            with open(part, "wb") as file:  # of a path, torch.save writes the name into the file
+            with open(part, "wb") as file:  # given a path, torch.save stores its name in the file
                 torch.save({"model": weights, **(metadata or {})}, file)
 
 
 def check_target(path) -> None:
-    """Refuse what `write_weights` could not write; before the work is done.
+    """Check that `write_weights` can write to `path`, before the work is done.
 
     Raises:
-        FileFormatError: another suffix, or a folder.
-        FileNotFoundError: no such folder to write into.
+        FileFormatError: `path` has another suffix, or is a folder.
+        FileNotFoundError: the folder to write into does not exist.
     """
     path = Path(path)
     if path.suffix not in (".pth", ".safetensors") or path.is_dir():
@@ -173,8 +173,7 @@ def _tensor(path: Path, name, value) -> Tensor:
         value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor) or not isinstance(name, str):
         raise FileFormatError(
-            f"{path} holds a {type(value).__name__} under {one_line(name)}, where tensors by their "
-            "names were expected"
+            f"{path} holds a {type(value).__name__} under {one_line(name)}; expected named tensors"
         )
     return value.detach()
 
@@ -184,17 +183,17 @@ def _safetensors():
         import safetensors.torch
     except ImportError as error:
         raise FileFormatError(
-            "files of .safetensors need the package safetensors: pip install safetensors"
+            ".safetensors files need the package safetensors: pip install safetensors"
         ) from error
     return safetensors.torch
 
 
 def _error(path: Path, error: Exception) -> FileFormatError:
     hint = (
-        "; trust_pickle (--trust-pickle) reads it nevertheless and runs what it holds"
+        "; trust_pickle (--trust-pickle) reads it anyway and runs any code in it"
         if "it names" in str(error)
         else ""
     )
     return FileFormatError(
-        f"{path} is no file of weights that can be read safely: {one_line(error)}{hint}"
+        f"{path} is not a weights file that can be read safely: {one_line(error)}{hint}"
     )

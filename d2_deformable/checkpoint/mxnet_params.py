@@ -2,7 +2,7 @@
 
 The layout is that of `mx.nd.save` (src/ndarray/ndarray.cc of MXNet 0.9 to 1.9), little-endian:
 a header, the number of arrays, the arrays, the number of names, the names. The layout of an array
-changed three times; its first word tells which one it is.
+changed three times; its first word identifies the version.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..utils.files import FileFormatError
 
 LIST_MAGIC = 0x112
-# The first word of an array. Before there were any, it was the number of dimensions.
+# The first word of an array. Before these versions it was the number of dimensions.
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 MAX_DIMENSIONS = 32
 STORAGES = {1: "row_sparse", 2: "csr"}
@@ -36,13 +36,13 @@ TYPES = {
 
 
 def read_mxnet_params(path) -> dict[str, Tensor]:
-    """The arrays of a .params file by their names, which keep their "arg:" and "aux:".
+    """Read the named arrays of a .params file; names keep their "arg:" and "aux:" prefixes.
 
-    Nothing in the file can run code, and no more memory is taken than the file is long.
+    Nothing in the file can run code, and reading takes no more memory than the size of the file.
 
     Raises:
-        FileFormatError (a ValueError): no such file, cut off, damaged, without names, or with
-            arrays that are sparse, empty or of a type that torch does not have.
+        FileFormatError (a ValueError): the file is of another format, truncated, damaged, without
+            names, or holds arrays that are sparse, empty or of a type that torch does not have.
     """
     with Path(path).open("rb") as stream:
         reader = _Reader(stream, path)
@@ -61,16 +61,14 @@ def read_mxnet_params(path) -> dict[str, Tensor]:
                 "writes a dictionary"
             )
         if len(set(names)) != count:
-            raise reader.error(
-                f"the name {max(names, key=names.count)!r} stands there more than once"
-            )
+            raise reader.error(f"the name {max(names, key=names.count)!r} occurs more than once")
         if reader.left:
             raise reader.error(f"{reader.left} bytes follow the last name")
     return dict(zip(names, arrays, strict=True))
 
 
 class _Reader:
-    """Takes values off a stream after comparing their lengths with what is left of the file."""
+    """Reads values from a stream after checking their lengths against the rest of the file."""
 
     def __init__(self, stream: BinaryIO, path):
         self.stream = stream
@@ -80,31 +78,31 @@ class _Reader:
     def error(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path} cannot be read as an MXNet file: {what}")
 
-    def bytes(self, size: int, what: str) -> bytearray:
+    def read(self, size: int, what: str) -> bytearray:
         if size > self.left:
             raise self.error(f"{what} takes {size} bytes, but {self.left} are left")
         data = bytearray(size)
         if self.stream.readinto(data) != size:
-            raise self.error(f"{what} ends early; was the file cut off while it was read?")
+            raise self.error(f"{what} ends early; was the file truncated while it was read?")
         self.left -= size
         return data
 
     def unpack(self, layout: str, what: str) -> tuple[int, ...]:
-        return struct.unpack(f"<{layout}", self.bytes(struct.calcsize(f"<{layout}"), what))
+        return struct.unpack(f"<{layout}", self.read(struct.calcsize(f"<{layout}"), what))
 
-    def count(self, of: str, at_least: int) -> int:
-        """How many arrays or names follow, each of which takes `at_least` so many bytes."""
-        (count,) = self.unpack("Q", f"number of {of}")
+    def count(self, items: str, at_least: int) -> int:
+        """Read the number of arrays or names that follow; each takes `at_least` that many bytes."""
+        (count,) = self.unpack("Q", f"number of {items}")
         if count * at_least > self.left:
-            raise self.error(f"{count} {of} do not fit into the {self.left} bytes left")
+            raise self.error(f"{count} {items} do not fit into the {self.left} bytes left")
         return count
 
     def name(self) -> str:
         (size,) = self.unpack("Q", "length of a name")
         try:
-            return self.bytes(size, "name").decode()
+            return self.read(size, "name").decode()
         except UnicodeDecodeError as error:
-            raise self.error(f"a name is no UTF-8 ({error.reason})") from error
+            raise self.error(f"a name is not UTF-8 ({error.reason})") from error
 
     def array(self, what: str) -> Tensor:
         (magic,) = self.unpack("I", what)
@@ -112,8 +110,8 @@ class _Reader:
             (storage,) = self.unpack("i", f"storage type of {what}")
             if storage in STORAGES:
                 raise self.error(
-                    f"{what} is sparse ({STORAGES[storage]}), which no weight of a convolution or "
-                    'fully connected layer is; save it with .tostype("default")'
+                    f"{what} is sparse ({STORAGES[storage]}); weights of convolutions and fully "
+                    'connected layers are dense. Save it with .tostype("default")'
                 )
             if storage:
                 raise self.error(f"{what} has storage type {storage}; expected 0, a dense array")
@@ -127,18 +125,21 @@ class _Reader:
                 f"{', '.join(str(dtype).removeprefix('torch.') for dtype in TYPES.values())}"
             )
         dtype = TYPES[kind]
-        # Zeros are counted as ones, as torch multiplies the others into strides of 64 bits.
+        # Zeros count as ones, because torch multiplies the other sizes into 64-bit strides.
         if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
             raise self.error(f"{what} has the impossible shape {shape}")
-        data = self.bytes(math.prod(shape) * dtype.itemsize, f"{what}, {dtype} of shape {shape},")
+        data = self.read(math.prod(shape) * dtype.itemsize, f"{what}, {dtype} of shape {shape},")
         if dtype is torch.bool and data.strip(b"\0\1"):
-            raise self.error(f"{what} is of type bool and has other bytes than 0 and 1")
+            raise self.error(f"{what} is of type bool, but has bytes other than 0 and 1")
         if not data:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).view(shape)
 
     def shape(self, magic: int, what: str) -> tuple[int, ...] | None:
-        """None where nothing follows, as V3, which has scalars of shape (), writes no array."""
+        """Read a shape; None means that nothing follows.
+
+        V3, where () is the shape of a scalar, writes an array without values in this way.
+        """
         size = "q"
         if magic in (V1, V2, V3):
             (dimensions,) = self.unpack("i", f"number of dimensions of {what}")

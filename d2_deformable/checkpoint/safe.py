@@ -1,4 +1,4 @@
-"""Loading checkpoints as Detectron2 does, from any file of weights, without running it."""
+"""Load checkpoints as Detectron2 does, from any weights file, without running code in it."""
 
 from collections.abc import Mapping
 from urllib.parse import parse_qs
@@ -10,22 +10,23 @@ from .files import file_format, named_tensors, read_content
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that reads .pkl without running them, and .safetensors.
+    """`DetectionCheckpointer` that reads .pkl files without running code, and .safetensors.
 
-    What a file is shows in its content, not its suffix. Layouts, name matching and resuming are
-    Detectron2's.
+    The format is detected from the content, not the suffix. Layouts, name matching and resuming are
+    those of Detectron2.
     """
 
     def _load_file(self, filename):
-        """{"model": weights by their names, and whatever else the file holds}.
+        """Read {"model": named weights, ...} and everything else that the file holds.
 
         Raises:
-            FileFormatError: it cannot be read safely, or holds no weights by their names.
+            FileFormatError: the file cannot be read safely, or holds no named weights.
         """
         content, kind = read_content(filename), file_format(filename)
         if kind == "mxnet":
             raise FileFormatError(
-                f"{filename} is MXNet's: convert it first, tools/convert_checkpoint.py --from mxnet"
+                f"{filename} is an MXNet file: convert it with tools/convert_checkpoint.py --from "
+                "mxnet"
             )
         named = isinstance(content, Mapping)
         if named and "model_state" in content:  # pycls
@@ -33,7 +34,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             weights = {k: v for k, v in weights if not k.endswith("num_batches_tracked")}
             content = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
         elif named and kind == "pickle" and not {"model", "__author__"} <= content.keys():
-            # Caffe2: detectors have "blobs", networks of ImageNet have them at the top.
+            # Caffe2: detectors have "blobs", ImageNet networks have them at the top level.
             weights = named_tensors(filename, content.get("blobs", content)).items()
             weights = {k: v for k, v in weights if not k.endswith("_momentum")}
             content = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
@@ -45,7 +46,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             content["matching_heuristics"] = True
         if queries:
             raise ValueError(
-                f"{filename}: after its ? Detectron2 knows matching_heuristics=True, not {queries}"
+                f"{filename}: the query has {queries}; Detectron2 accepts only "
+                "matching_heuristics=True"
             )
         self._file = filename
         return content
@@ -53,8 +55,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         try:
             return super()._load_model(checkpoint)
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:  # of matching names
+        except (
+            AssertionError,
+            IndexError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # from name matching
             raise FileFormatError(
-                f"{self._file} is of another network than the config's, or of no known layout of "
-                f"names: {' '.join(str(error).split()) or type(error).__name__}"
+                f"{self._file} is from another network than the config's, or its names have an "
+                f"unknown layout: {' '.join(str(error).split()) or type(error).__name__}"
             ) from error

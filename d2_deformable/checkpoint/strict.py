@@ -1,4 +1,4 @@
-"""Loading a checkpoint that must fit."""
+"""Load a checkpoint that must fit the model."""
 
 import logging
 from pathlib import Path
@@ -13,39 +13,40 @@ logger = logging.getLogger(__name__)
 
 
 class StrictCheckpointer(SafeCheckpointer):
-    """Refuses a file that does not fit its model whole, where `DetectionCheckpointer` warns.
+    """Rejects a file that does not fit the whole model, where `DetectionCheckpointer` only warns.
 
-    Only a file of Detectron2's model zoo, which names its author, may be of the plain twin: then
-    the offsets of deformable convolutions are zero, and the model computes what the twin does.
+    The one exception is a file of Detectron2's model zoo (it names its author), which may hold the
+    plain twin. Then all offsets of deformable convolutions are zero, and the model computes the
+    same as the twin.
 
-    `load` raises FileNotFoundError where there is no file, and ValueError on one that is no
-    checkpoint or that is of another network.
+    `load` raises FileNotFoundError if there is no such file, and ValueError if the file is not a
+    checkpoint or is from another network.
     """
 
     def load(self, path, *args, **kwargs):
-        # What follows the "?" is no part of the name (Detectron2 main).
+        # The query after "?" is not part of the name (Detectron2 main).
         if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint")
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename):
         content = super()._load_file(filename)
-        self._of_zoo = "__author__" in content
+        self._from_model_zoo = "__author__" in content
         return content
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
         missing = incompatible.missing_keys
         offsets = {name for name in self.model.state_dict() if ".conv_offset." in name}
-        if self._of_zoo and offsets and offsets <= set(missing):
+        if self._from_model_zoo and offsets and offsets <= set(missing):
             missing = [name for name in missing if name not in offsets]
             logger.warning(
-                "%s is of the plain network: all offsets of deformable convolutions are zero",
+                "%s is from the plain network: all offsets of deformable convolutions are zero",
                 self._file,
             )
         problems = {
             "not in the file": missing,
-            # Old checkpoints hold the anchors, which are no weights.
+            # Old checkpoints hold the anchors, which are not weights.
             "not in the model": [k for k in incompatible.unexpected_keys if ANCHORS not in k],
             "of another shape": [
                 f"{name}: {tuple(theirs)}, here {tuple(ours)}"
@@ -55,21 +56,21 @@ class StrictCheckpointer(SafeCheckpointer):
         found = [f"{len(keys)} {what} ({keys[0]})" for what, keys in problems.items() if keys]
         if found:
             raise ValueError(
-                f"{self._file} is of another network, or of another number of classes: "
-                f"{', '.join(found)}. Take the config that it was trained with"
+                f"{self._file} is from another network, or has another number of classes: "
+                f"{', '.join(found)}. Use the config that it was trained with"
             )
         return incompatible
 
 
 def load_model(cfg, weights):
-    """The network of `cfg` with the weights of one file, in evaluation mode.
+    """Build the network of `cfg`, load the weights of one file, and set evaluation mode.
 
     Args:
-        weights: a path, or any URL that MODEL.WEIGHTS may be.
+        weights: a path, or any URL that MODEL.WEIGHTS accepts.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no checkpoint, or of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, or is from another network.
     """
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(weights))

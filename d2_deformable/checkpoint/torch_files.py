@@ -1,8 +1,8 @@
-"""What torch.save wrote, as a zip archive or in the layout before torch 1.6.
+"""Files of torch.save, as a zip archive or in the layout before torch 1.6.
 
-`torch.load(weights_only=True)` runs no code of a file, but believes its sizes: a storage may claim
-more than its record holds, and a few bytes may ask for gigabytes. Files are therefore screened
-first. Arrays of numpy, which it refuses, come through the restricted unpickler.
+`torch.load(weights_only=True)` runs no code of a file, but trusts its sizes: a storage may claim
+more than its record holds, and a few bytes may request gigabytes. Files are therefore screened
+first. NumPy arrays, which it rejects, are read by the restricted unpickler.
 """
 
 import io
@@ -20,11 +20,11 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_torch(path: Path, data: bytes | None = None):
-    """The content of a zip archive of torch.save, or of the older layout from its bytes.
+    """Read a zip archive of torch.save, or the older layout if its bytes are given as `data`.
 
     Raises:
-        pickle.UnpicklingError, ValueError, zipfile.BadZipFile: it is damaged, or holds other things
-            than tensors, arrays, numbers, texts and containers of these.
+        pickle.UnpicklingError, ValueError, zipfile.BadZipFile: the file is damaged, or holds
+            anything but tensors, arrays, numbers, strings and containers of these.
     """
     if data is None:
         _screen_zip(path)
@@ -38,26 +38,28 @@ def load_torch(path: Path, data: bytes | None = None):
         return torch.load(
             source,
             map_location="cpu",
-            weights_only=False,  # which means what follows
+            weights_only=False,  # pickle_module restricts it instead
             pickle_module=restricted_pickle,
             encoding="latin1",
         )
 
 
 class _Screen(Unpickler):
-    """Goes through a pickle without its tensors' values."""
+    """Unpickles a file without the values of its tensors, to check their sizes."""
 
-    sizes = None  # of the records of storages, in bytes, by their keys; None: not known
+    sizes = None  # {storage key: bytes of its record}; None if not known
 
     def persistent_load(self, identity):
         _, storage, key, _, numel, *_ = identity
         if not (isinstance(storage, ClaimedStorage) and type(numel) is int and numel >= 0):
-            raise pickle.UnpicklingError("a storage of it has no type or size")
+            raise pickle.UnpicklingError("it has a storage without type or size")
         size = numel * storage.itemsize
         if self.sizes is None:
             self._spend(size)
         elif self.sizes.get(key) != size:
-            raise pickle.UnpicklingError(f"it has no {size} bytes of a storage {key!r}")
+            raise pickle.UnpicklingError(
+                f"its record of storage {key!r} does not hold {size} bytes"
+            )
         return ClaimedStorage(numel, storage.itemsize)
 
 
@@ -67,10 +69,10 @@ def _screen_zip(path: Path) -> None:
         total = sum(info.file_size for info in records.values())
         pickles = [name for name in records if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(records) != len(archive.infolist()):
-            raise ValueError("a zip archive without one data.pkl, which torch.save writes")
+            raise ValueError("a zip archive without the one data.pkl that torch.save writes")
         prefix = pickles[0].removesuffix("data.pkl")
         if f"{prefix}constants.pkl" in records:
-            raise ValueError("a TorchScript program, of which the weights alone cannot be read")
+            raise ValueError("a TorchScript program; expected a file of weights only")
         if total > path.stat().st_size or any(i.compress_type for i in records.values()):
             raise ValueError("an archive whose records are compressed or overlap, unlike torch's")
         if damaged := archive.testzip():
@@ -83,7 +85,7 @@ def _screen_zip(path: Path) -> None:
 
 
 def _screen_legacy(data: bytes) -> None:
-    """Magic number, version, byte order and sizes, the object, and the names of its storages."""
+    """Screen the five pickles: magic number, version, system info, the object, storage keys."""
     file = io.BytesIO(data)
     for _ in range(5):
         _Screen(file, limit=len(data)).load()

@@ -1,1 +1,1 @@
-"""The command line: what the commands of tools/ have in common."""
+"""Command-line helpers shared by the commands of tools/."""

@@ -1,4 +1,4 @@
-"""What every command does first and last: arguments, config and data sets in, a JSON file out."""
+"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
 
 import json
 import logging
@@ -13,22 +13,22 @@ from ..data import register_custom_datasets
 from ..engine import fall_back_to_cpu
 from ..utils.provenance import commit, machine, versions
 
-# What a command ends with in one line, without a traceback: the user's input is wrong, or a package
-# that it asks for is missing.
+# Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
+# package that the command needs is missing.
 USER_ERRORS = (ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
 
 def add_model_arguments(parser) -> None:
-    """--config-file, --weights, --output and KEY VALUE ... of one trained network."""
+    """Add the arguments of one trained network: --config-file, --weights and KEY VALUE ...."""
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--weights", required=True, help="its checkpoint, a path or URL")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
 
 
 def run(main, parser, argv=None) -> None:
-    """Call main(args) and end the process in one line where the user's input is wrong."""
+    """Call main(args); print one line and exit if the user's input is wrong."""
     args = parser.parse_intermixed_args(argv)
     setup_logger(name="d2_deformable")
     try:
@@ -38,15 +38,15 @@ def run(main, parser, argv=None) -> None:
 
 
 def config_of(config_file, overrides=(), needs_data: bool = True):
-    """The settings of a YAML, KEY, VALUE, ... on top, with its data sets registered.
+    """Read the config of a YAML with KEY, VALUE, ... on top, and register its data sets.
 
     Without a usable GPU, MODEL.DEVICE becomes the CPU.
 
     Args:
-        needs_data: else data sets that are not there are left out.
+        needs_data: if False, data sets that do not exist are left out.
 
     Raises:
-        FileNotFoundError: no such file, or a data set's.
+        FileNotFoundError: the YAML, or a file of a data set, does not exist.
         ValueError: an unknown key in the file, or among the overrides.
     """
     cfg = read_config(config_file, overrides)
@@ -56,16 +56,16 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
     except OSError as error:
         if needs_data:
             raise
-        logger.info("Going on without the config's data sets: %s", error)
+        logger.info("Continuing without the config's data sets: %s", error)
     return cfg
 
 
 def file_records(files) -> list[dict]:
-    """Image files as records of Detectron2's format.
+    """Make records of Detectron2's format from image files.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: there are none.
+        FileNotFoundError: a file does not exist.
+        ValueError: `files` is empty.
     """
     if not files:
         raise ValueError("no image given")
@@ -76,8 +76,8 @@ def file_records(files) -> list[dict]:
 
 
 def write_json(file, result: dict) -> None:
-    """`result` with the command, machine, versions and commit that it was made with."""
-    made = {
+    """Write `result` with the command, machine, versions and commit that it was made with."""
+    provenance = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(),
         "versions": versions(),
@@ -85,5 +85,7 @@ def write_json(file, result: dict) -> None:
     }
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(made | result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(provenance | result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     print(f"wrote {file}")

@@ -1,4 +1,4 @@
-"""A user's own data sets from YAML alone: registration, checks, and the mapper."""
+"""User data sets declared in YAML: registration, checks, and the mapper."""
 
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets

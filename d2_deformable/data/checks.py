@@ -1,4 +1,4 @@
-"""What every data set format checks in the same way: paths, and boxes against their image."""
+"""Checks shared by all data set formats: paths, and boxes against their image."""
 
 import logging
 import os
@@ -10,14 +10,16 @@ ROUNDING = 0.02  # pixels: boxes written with two decimals overhang their image 
 
 
 def datasets_root() -> Path:
-    """The folder that relative ROOTs start at: Detectron2's $DETECTRON2_DATASETS or "datasets"."""
+    """Folder that a relative ROOT starts at: Detectron2's $DETECTRON2_DATASETS or "datasets"."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
 def existing(path: Path, field: str, kind: str = "file") -> Path:
-    """`path`, which the field of DATASETS.CUSTOM led to.
+    """Return `path` after checking that it exists.
 
     Args:
+        path: taken from a field of DATASETS.CUSTOM.
+        field: the name of that field, for the message.
         kind: "file" or "folder".
 
     Raises:
@@ -32,7 +34,7 @@ def existing(path: Path, field: str, kind: str = "file") -> Path:
 
 
 def read_split(file: Path) -> list[tuple[str, str]]:
-    """(image, where it is listed) for each line of a text file, in order.
+    """Read a text file of image names: (image, where it is listed) for each line, in order.
 
     Raises:
         ValueError: an image is listed twice, or none is.
@@ -50,7 +52,10 @@ def read_split(file: Path) -> list[tuple[str, str]]:
 
 
 class AnnotationReport:
-    """Counts what a loader changed or flagged, for one log line each: total and first files."""
+    """Counts the annotations that a loader changed or flagged.
+
+    Logs one line for each kind, with the total and the first files.
+    """
 
     MEANING = {
         "dropped": "boxes without area inside their image, dropped",
@@ -66,7 +71,7 @@ class AnnotationReport:
         self.files[kind].append(Path(file).name)
 
     def clip(self, box, width: int, height: int, file) -> list[float] | None:
-        """Clip `box` to its image and count it; None where nothing of it is left.
+        """Clip `box` to its image and count it; return None if nothing of it is left.
 
         Args:
             box: (x0, y0, x1, y1) in continuous pixels.

@@ -1,4 +1,4 @@
-"""FORMAT coco: one json of instances. Detectron2 reads it, after it was checked here."""
+"""FORMAT coco: one JSON file of instances, checked here and then read by Detectron2."""
 
 import json
 import math
@@ -24,7 +24,7 @@ class COCOFormat:
             annotation may be left out. Empty: the json's categories in the order of their ids.
 
     Raises:
-        ValueError: no annotations.
+        ValueError: `annotations` is empty.
     """
 
     root: Path = Path()
@@ -38,20 +38,20 @@ class COCOFormat:
 
     @property
     def source(self) -> str:
-        """Where the annotations are."""
+        """Path of the annotations."""
         return str(self.root / self.annotations)
 
     def metadata(self) -> dict:
-        # No "json_file": evaluators then convert the loaded dicts, so that the ground truth is
-        # the one trained on (boxes clipped, empty ones dropped) and json files without the
-        # "area" and "iscrowd" that pycocotools insists on work as well.
+        # "json_file" is left out on purpose: evaluators then convert the loaded dicts. The ground
+        # truth is therefore the one trained on (boxes clipped, empty ones dropped), and JSON files
+        # without the "area" and "iscrowd" that pycocotools requires work as well.
         known = {"thing_classes": list(self.classes)} if self.classes else {}
         return {**known, "image_root": str(self.root / self.images)}
 
     def load(self, name: str) -> list[dict]:
-        """The data set in Detectron2's standard format, as `load_coco_json` gives it.
+        """Load the data set in Detectron2's standard format, as `load_coco_json` does.
 
-        Sets `thing_classes` and `thing_dataset_id_to_contiguous_id` of the metadata of `name`.
+        Sets `thing_classes` and `thing_dataset_id_to_contiguous_id` in the metadata of `name`.
 
         Raises:
             FileNotFoundError, ValueError: one sentence that names the file at fault.
@@ -82,8 +82,8 @@ class COCOFormat:
         names = {c["id"]: c["name"] for c in content["categories"]}
         in_order = sorted(id_map, key=id_map.get)
         if in_order != sorted(in_order):
-            # COCO's evaluator names classes in the order of the ids: those of the file would give
-            # each AP to another class. The loaded dicts hold class indices anyway.
+            # COCO's evaluator names classes in the order of their ids. With the ids of the file it
+            # would report APs under the wrong classes. The loaded dicts hold class indices anyway.
             id_map = {index: index for index in id_map.values()}
         MetadataCatalog.get(name).set(
             thing_classes=[names[i] for i in in_order],
@@ -110,7 +110,7 @@ class COCOFormat:
 
 
 def _clip(annotation: dict, record: dict, report: AnnotationReport) -> bool:
-    """Clip the box of `annotation` to its image, in place; False where nothing is left."""
+    """Clip the box of `annotation` to its image, in place; return False if nothing is left."""
     x0, y0, width, height = annotation["bbox"]
     box = (x0, y0, x0 + width, y0 + height)
     inside = report.clip(box, record["width"], record["height"], record["file_name"])
@@ -120,7 +120,7 @@ def _clip(annotation: dict, record: dict, report: AnnotationReport) -> bool:
 
 
 def _check(content, file: Path) -> None:
-    """Refuse what `load_coco_json` and pycocotools would stumble over, naming `file` and the id."""
+    """Reject what `load_coco_json` or pycocotools would fail on; errors name `file` and the id."""
 
     def fail(problem):
         raise ValueError(f"{file}: {problem}")
@@ -135,7 +135,7 @@ def _check(content, file: Path) -> None:
         ids = [item.get("id") for item in items]
         one_type = all(type(i) is int for i in ids) or all(type(i) is str for i in ids)
         if not one_type or len(set(ids)) < len(ids):
-            fail(f"every one of {part!r} needs an id of its own, all numbers or all text")
+            fail(f"every entry of {part!r} needs a unique id, all numbers or all text")
     if not content["images"]:
         fail("holds no image")
     for image in content["images"]:
@@ -145,7 +145,7 @@ def _check(content, file: Path) -> None:
             fail(f"image {image['id']} needs a positive width and height")
     names = [category.get("name") for category in content["categories"]]
     if not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
-        fail(f"every category needs a name of its own, got {names}")
+        fail(f"every category needs a unique name, got {names}")
     ids = {part: {item["id"] for item in content[part]} for part in ("images", "categories")}
     for annotation in content["annotations"]:
         here = f"annotation {annotation['id']}"
@@ -153,7 +153,7 @@ def _check(content, file: Path) -> None:
         for key, part in (("image_id", "images"), ("category_id", "categories")):
             value = annotation.get(key)
             if not isinstance(value, int | str) or value not in ids[part]:
-                fail(f"{here} has {key} {value!r}, no id of {part!r}")
+                fail(f"{here} has {key} {value!r}, which is not an id in {part!r}")
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             fail(f"{here} needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
         polygons = isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape)
@@ -167,6 +167,6 @@ def _check(content, file: Path) -> None:
             fail(f"{here} has iscrowd {annotation['iscrowd']!r}, expected 0 or 1")
         if annotation.get("ignore"):
             fail(
-                f"{here} is marked 'ignore', which Detectron2 has no use for: mark it 'difficult' "
+                f"{here} is marked 'ignore', which Detectron2 does not read: mark it 'difficult' "
                 "or 'iscrowd' instead, or remove it"
             )

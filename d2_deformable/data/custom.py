@@ -1,4 +1,4 @@
-"""A user's own data sets from YAML alone: DATASETS.CUSTOM -> Detectron2's catalogs."""
+"""User data sets declared in YAML: DATASETS.CUSTOM -> Detectron2's catalogs."""
 
 import logging
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from .masks import MaskFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 
-# A format is a frozen dataclass: its fields in capitals are those of the YAML, its `load(name)`
-# gives Detectron2's dicts, its `metadata()` what is known before loading.
+# A format is a frozen dataclass. Its fields, in capitals, are those of the YAML; `load(name)`
+# returns Detectron2's dicts, and `metadata()` what is known before loading.
 FORMATS = {
     "voc": VOCFormat,
     "coco": COCOFormat,
@@ -39,15 +39,15 @@ def register_custom_datasets(cfg) -> None:
 def register_datasets(custom: Mapping[str, Mapping]) -> None:
     """Register data sets under their names; no image file is read yet.
 
-    A name that was registered by this function before is kept where its fields are the same, and
-    replaced where they changed.
+    A name that this function registered before is kept if its fields are the same, and replaced if
+    they changed.
 
     Args:
         custom: {name: fields} as DATASETS.CUSTOM has them.
 
     Raises:
-        ValueError: a field or value that is unknown, or a name that another data set has.
-        FileNotFoundError: CLASSES is the path of a file that is missing.
+        ValueError: an unknown field or value, or a name that another data set has.
+        FileNotFoundError: CLASSES is the path of a file that does not exist.
     """
     for name, node in custom.items():
         spec = parse(name, node)
@@ -59,27 +59,28 @@ def register_datasets(custom: Mapping[str, Mapping]) -> None:
                 )
             if _registered[name] == spec:
                 continue
-            logger.info("Data set %s is replaced, since its DATASETS.CUSTOM changed.", name)
+            logger.info("Replacing data set %s, since its DATASETS.CUSTOM changed.", name)
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         _registered[name] = spec
         DatasetCatalog.register(name, partial(spec.load, name))
-        # "coco" lets Detectron2's own tools evaluate boxes of every format: they convert what they
-        # load.
+        # "coco" lets Detectron2's own tools evaluate boxes of every format: they convert the loaded
+        # dicts.
         known = {"evaluator_type": "coco", **spec.metadata()}
         MetadataCatalog.get(name).set(**known, dirname=str(spec.root))
 
 
 def check_datasets(cfg, names=None) -> None:
-    """Load custom data sets once, and look for the files of Detectron2's, to fail before training.
+    """Load custom data sets, and look for the files of Detectron2's, to fail before training.
 
     Args:
         names: default DATASETS.TRAIN and TEST.
 
     Raises:
-        FileNotFoundError, ValueError: what the loaders find; or class names that differ between
-            the data sets, or in number from MODEL.ROI_HEADS.NUM_CLASSES of a detector or
-            MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; or data of the other kind.
+        FileNotFoundError, ValueError: errors of the loaders; class names that differ between the
+            data sets; a number of classes other than MODEL.ROI_HEADS.NUM_CLASSES of a detector or
+            MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; or boxes where the network needs
+            class masks, or the reverse.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
     used = [name for name in names if name in _registered]
@@ -100,12 +101,12 @@ def check_datasets(cfg, names=None) -> None:
             )
         if not has_masks and not any(record["annotations"] for record in dicts):
             raise ValueError(
-                f"{name}: none of its images has an object, says {_registered[name].source}"
+                f"{name}: none of its images has an object, according to {_registered[name].source}"
             )
         if segments and meta.ignore_label != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but "
-                f"{name} has IGNORE {meta.ignore_label}: set both to the same"
+                f"{name} has IGNORE {meta.ignore_label}: set both to the same value"
             )
         classes[name] = meta.stuff_classes if has_masks else meta.thing_classes
         if classes[name] != classes[used[0]]:
@@ -123,7 +124,7 @@ def check_datasets(cfg, names=None) -> None:
 
 
 def _check_files(name: str) -> None:
-    """Whether the files are there that the metadata of a data set of Detectron2 or a user name."""
+    """Check that the files exist that the metadata of a data set of Detectron2 or a user names."""
     meta = MetadataCatalog.get(name)
     for key in ("json_file", "dirname", "image_root", "image_dir", "gt_dir"):
         path = meta.get(key)
@@ -135,7 +136,7 @@ def _check_files(name: str) -> None:
 
 
 def parse(name: str, node):
-    """The format object that the fields of DATASETS.CUSTOM.<name> describe.
+    """Build the format object that the fields of DATASETS.CUSTOM.<name> describe.
 
     Raises:
         ValueError, FileNotFoundError: see `register_custom_datasets`.
@@ -170,7 +171,7 @@ def parse(name: str, node):
 
 
 def _text(value) -> str:
-    # Numbers too: YAML and yacs read a split called 2007 or a class called 10 as one.
+    # Numbers are accepted: YAML and yacs read a split called 2007 or a class called 10 as one.
     if isinstance(value, bool) or not isinstance(value, str | int | Path):
         raise ValueError(f"expected text, got {value!r}; quote it")
     return str(value)
@@ -197,7 +198,7 @@ def _read_names(names: Names | str, root: Path, field: str) -> Names:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
-        raise ValueError(f"a name stands twice in {', '.join(names)}")
+        raise ValueError(f"a name occurs twice in {', '.join(names)}")
     return names
 
 

@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_flagged(name: str) -> list[dict]:
-    """The data set in Detectron2's standard format, its annotations flagged "difficult".
+    """Load a data set in Detectron2's standard format, with "difficult" in its annotations.
 
-    Detectron2's own voc_* are read again from their XML, as its loader loses the flag.
+    Detectron2's own voc_* are read again from their XML, since its loader drops the flag.
     """
     meta = MetadataCatalog.get(name)
     if meta.get("evaluator_type") == "pascal_voc":
@@ -24,8 +24,10 @@ def load_flagged(name: str) -> list[dict]:
 
 
 def without_difficult(cfg) -> list[dict]:
-    """The training images of DATASETS.TRAIN as `build_detection_train_loader` takes them, see
-    `load_easy`."""
+    """Load DATASETS.TRAIN for `build_detection_train_loader`, without objects flagged difficult.
+
+    See `load_easy`.
+    """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     return load_easy(
         cfg.DATASETS.TRAIN,
@@ -56,7 +58,7 @@ def load_easy(
                 dropped += len(objects) - len(easy)
                 record = {**record, "annotations": easy}  # the loader may give the same dict again
             kept.append(record)
-    logger.info("INPUT.DROP_DIFFICULT: %d objects marked difficult are left out.", dropped)
+    logger.info("INPUT.DROP_DIFFICULT: left out %d objects marked difficult.", dropped)
     if filter_empty and "annotations" in kept[0]:
         kept = filter_images_with_only_crowd_annotations(kept)
     if not kept:

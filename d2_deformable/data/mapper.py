@@ -1,4 +1,4 @@
-"""Detectron2's DatasetMapper, which reads masks by their indices and names unreadable files."""
+"""Detectron2's DatasetMapper that keeps the class indices of masks and names unreadable files."""
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from .masks import read_mask
 class DatasetMapper(data.DatasetMapper):
     """`detectron2.data.DatasetMapper(cfg, is_train)` with two differences.
 
-    Errors name undecodable files. And the masks of semantic segmentation ("sem_seg_file_name" in
-    a record without "annotations") keep the indices of a palette, which Detectron2 takes for
-    colours and turns grey.
+    * Errors name the file that cannot be decoded.
+    * Masks of semantic segmentation ("sem_seg_file_name" in a record without "annotations") keep
+      the indices of a palette, which Detectron2 takes for colours and converts to grey.
 
     Args:
-        output_size: of semantic segmentation's predictions while testing: "image", or "input",
-            the size the image was resized to, which "height" and "width" then hold.
+        output_size: the size of semantic segmentation's predictions at test time: "image", or
+            "input", the size the image was resized to, which "height" and "width" then hold.
         kwargs: see `detectron2.data.DatasetMapper`.
     """
 
@@ -35,7 +35,7 @@ class DatasetMapper(data.DatasetMapper):
         return {**super().from_config(cfg, is_train), "output_size": output_size}
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """As Detectron2's.
+        """Map a record as Detectron2 does.
 
         Raises:
             OSError: a missing, truncated or otherwise undecodable image.
@@ -46,8 +46,8 @@ class DatasetMapper(data.DatasetMapper):
                 return self._map_mask(dataset_dict)
             return super().__call__(dataset_dict)
         except Exception:
-            # Pillow raises many types without the path. Reading again tells a broken file from
-            # an error of the annotations or the augmentations, which stays as it is.
+            # Pillow raises many types of errors, without the path. Reading again tells a broken
+            # file from an error in annotations or augmentations, which is raised unchanged.
             for key in ("file_name", "sem_seg_file_name"):
                 if key in dataset_dict:
                     _check_readable(dataset_dict[key])

@@ -17,7 +17,7 @@ ONE_CHANNEL = ("L", "P")  # Pillow's modes of 8 bits: grey, palette
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """The fields of FORMAT mask; `load` reads them.
+    """The fields of FORMAT mask; `load` reads the masks.
 
     Args:
         root: folder of the data set.
@@ -30,7 +30,7 @@ class MaskFormat:
         ignore: the value of pixels that count neither in training nor in evaluation.
 
     Raises:
-        ValueError: no classes, or `ignore` is the index of one.
+        ValueError: `classes` is empty, or `ignore` is the index of a class.
     """
 
     root: Path = Path()
@@ -54,7 +54,7 @@ class MaskFormat:
 
     @property
     def source(self) -> str:
-        """Where the annotations are."""
+        """Path of the annotations."""
         return str(self.root / self.masks)
 
     def metadata(self) -> dict:
@@ -67,7 +67,7 @@ class MaskFormat:
         }
 
     def load(self, name: str) -> list[dict]:
-        """The data set in Detectron2's standard format; image_id is the line of the split.
+        """Load the data set in Detectron2's standard format; image_id is the line of the split.
 
         Raises:
             FileNotFoundError, ValueError: one sentence that names the file at fault.
@@ -85,14 +85,14 @@ class MaskFormat:
         if absent:
             log_first_n(
                 logging.WARNING,
-                f"{name}: no pixel is {', '.join(absent)}, says {masks}",
+                f"{name}: no pixel is {', '.join(absent)}, according to {masks}",
                 name=__name__,
                 key="message",
             )
         return dicts
 
     def _stems(self, masks: Path) -> list[tuple[str, str]]:
-        """(image, where it is listed) for each image of the split, in order."""
+        """List (image, where it is listed) for each image of the split, in order."""
         if self.split:
             return read_split(existing(self.root / self.split, "SPLIT"))
         stems = sorted(path.stem for path in masks.glob("*.png"))
@@ -101,7 +101,7 @@ class MaskFormat:
         return [(stem, "MASKS") for stem in stems]
 
     def _load_image(self, stem: str, mask: Path, images: ImageFolder, found: set[int]) -> dict:
-        """The record of one image; `found` gains the values of its mask."""
+        """Build the record of one image, and add the values of its mask to `found`."""
         image = images.find(stem, None, mask)
         width, height = image_size(image)
         (mask_height, mask_width), values = _contents(mask, mask.stat().st_mtime_ns)
@@ -126,18 +126,18 @@ class MaskFormat:
         }
 
 
-@cache  # a data set is loaded several times: checked, trained on, evaluated
+@cache  # a data set is loaded several times: to check it, to train and to evaluate
 def _contents(mask: Path, modified: int) -> tuple[tuple[int, int], list[int]]:
-    """((height, width), values that occur, rising) of a file as it was when it was `modified`."""
+    """Read ((height, width), values in ascending order) of a file last changed at `modified`."""
     labels = read_mask(mask)
     return labels.shape, np.flatnonzero(np.bincount(labels.ravel())).tolist()
 
 
 def read_mask(file) -> np.ndarray:
-    """The class indices (H, W) uint8 of a grey or palette image.
+    """Read the class indices (H, W) uint8 of a grey or palette image.
 
     Raises:
-        ValueError: it has colours, or is no image.
+        ValueError: the file is a colour image, or not an image.
     """
     try:
         with Image.open(file) as image:

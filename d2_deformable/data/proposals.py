@@ -15,15 +15,15 @@ from ..utils.files import read_pickle
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
-    """Refuse proposal files that do not fit DATASETS, before training does in the midst.
+    """Reject proposal files that do not fit DATASETS, so that training does not fail halfway.
 
     Args:
         splits: "TRAIN", "TEST" or both.
 
     Raises:
-        ValueError: another number of files than of data sets, or a file that is not a proposal
-            file, or that is of another data set.
-        FileNotFoundError: a file that is missing.
+        ValueError: the numbers of files and data sets differ, a file is not a proposal file, or it
+            belongs to another data set.
+        FileNotFoundError: a file does not exist.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
@@ -33,8 +33,8 @@ def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
         if len(files) != len(names):
             raise ValueError(
                 f"{key} holds {len(files)} files {tuple(files)}, but DATASETS.{split} "
-                f"{len(names)} data sets {tuple(names)}: give each its file, in this order, as "
-                "tools/dump_proposals.py writes them"
+                f"{len(names)} data sets {tuple(names)}: give one file for each, in this order, as "
+                "written by tools/dump_proposals.py"
             )
         for name, file in zip(names, files, strict=True):
             _check_file(Path(file), name, key)
@@ -54,11 +54,12 @@ def screen_proposals(cfg, split: str, name: str | None = None) -> None:
 
 
 def screen_proposal_files(files) -> None:
-    """Refuse proposal files that are more than data: Detectron2 unpickles them, which runs them.
+    """Reject proposal files that hold more than data.
+
+    Detectron2 unpickles them, which would run any code in them.
 
     Raises:
-        FileFormatError: a file that is damaged or holds other things than numbers, texts and
-            arrays.
+        FileFormatError: a file is damaged, or holds anything but numbers, strings and arrays.
     """
     for file in files:
         read_pickle(PathManager.get_local_path(file))
@@ -71,7 +72,7 @@ def _check_file(file: Path, name: str, key: str) -> None:
         )
     try:
         content = read_pickle(file)
-        ids = content["ids"] if "ids" in content else content["indexes"]  # as Detectron 1 has it
+        ids = content["ids"] if "ids" in content else content["indexes"]  # Detectron 1's key
         boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -93,7 +94,7 @@ def _check_file(file: Path, name: str, key: str) -> None:
 
 
 def _reach_beyond(boxes, record: dict) -> bool:
-    """Whether boxes (R, 4) as (x0, y0, x1, y1) lie more than a pixel outside their image."""
+    """Check whether any box (R, 4), (x0, y0, x1, y1), ends more than a pixel beyond its image."""
     if "width" not in record or not len(boxes):
         return False
     limits = (record["width"] + 1, record["height"] + 1)

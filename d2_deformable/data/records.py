@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def dataset_records(names, max_images: int = 0) -> list[dict]:
-    """Images of registered data sets in Detectron2's format, `max_images` evenly spread; 0: all.
+    """Records of registered data sets: `max_images` of them at equal distances, or all for 0.
 
     Raises:
         ValueError: there are none, or no such data set.
@@ -35,7 +35,7 @@ def dataset_records(names, max_images: int = 0) -> list[dict]:
 
 
 def read_inputs(cfg, record: dict):
-    """The image of a record, RGB (H, W, 3) uint8, and the input that a model of `cfg` takes.
+    """Read the image of a record, RGB (H, W, 3) uint8, and the input of a model of `cfg`.
 
     Raises:
         OSError: the image cannot be read.
@@ -47,7 +47,7 @@ def read_inputs(cfg, record: dict):
 
 
 def class_names(cfg, dataset_name: str | None = None) -> list[str]:
-    """Names of what the network tells apart, as the data set has them, else "class i"."""
+    """Class names of the network: those of the data set, "class i" where it has none."""
     segments = is_segmentor(cfg)
     field = "stuff_classes" if segments else "thing_classes"
     names = []
@@ -57,7 +57,7 @@ def class_names(cfg, dataset_name: str | None = None) -> list[str]:
             if not hasattr(metadata, field):
                 DatasetCatalog.get(dataset_name)  # some formats know their classes only then
         except OSError as error:
-            logger.info("Going on without names of classes: %s", error)
+            logger.info("Continuing without class names: %s", error)
         names = getattr(metadata, field, None) or []
     n = (cfg.MODEL.SEM_SEG_HEAD if segments else cfg.MODEL.ROI_HEADS).NUM_CLASSES
     return [*names, *(f"class {i}" for i in range(len(names), n))]

@@ -1,9 +1,9 @@
 """Draws one picture of `warped_shapes`: shapes under rotation, scale, aspect and smooth warps.
 
-The same numbers on every machine: randomness is PCG64's uniform doubles and integers alone, and
-arrays see only the operations that IEEE 754 rounds one way (+ - * /, sqrt, floor, comparisons),
-never a sum, a matrix product or a sine, whose last bit depends on the processor. Scalars from the
-mathematics library are rounded to six digits.
+The pictures are identical on every machine. Randomness is limited to PCG64's uniform floats and
+integers. Arrays only go through operations that IEEE 754 rounds in one way (+ - * /, sqrt, floor,
+comparisons), never a sum, a matrix multiply or a sine, whose last bit depends on the processor.
+Scalars from the math library are rounded to six digits.
 """
 
 import math
@@ -31,11 +31,11 @@ MAX_OBJECTS = 4
 SIZES = (0.2, 0.7)  # longest side of the unwarped shape over that of the image
 ASPECTS = (0.55, 1.0)  # shortest over longest side, along an axis of any direction
 WARPS = (0.3, 1.1)  # largest displacement of the warp's control points over the shape's radius
-OVERLAP = 0.15  # of a shape that may lie on others, and of another that it may hide
+OVERLAP = 0.15  # share of a shape that may lie on others, and of another that it may hide
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One picture and what is visible of its 1 to 4 shapes.
+    """Draw one picture; return it with the visible part of each of its 1 to 4 shapes.
 
     Returns:
         image (size, size, 3) uint8 RGB; [(index into NAMES, mask (size, size) bool), ...].
@@ -45,8 +45,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
     labels = []
     count = int(rng.integers(1, MAX_OBJECTS + 1))
     low, high = SIZES
-    # From large to small, as small shapes fit into what is left. Small ones are as frequent as
-    # large ones on the logarithmic scale.
+    # Large shapes are placed first, since small ones fit into the remaining room. Sizes are uniform
+    # on a logarithmic scale.
     scales = [low * _rounded((high / low) ** rng.random()) for _ in range(count)]
     for scale in sorted(scales, reverse=True):
         label = int(rng.integers(len(NAMES)))
@@ -62,7 +62,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
 
 
 def _shape(rng, label: int, side: float):
-    """(f, u, v), each (h, w), cropped to the shape: its function and warped coordinates."""
+    """Make (f, u, v), each (h, w), cropped to the shape: its function and warped coordinates."""
     side = max(side, 8.0)
     half = math.ceil(0.85 * side)
     offset = np.arange(-half, half + 1, dtype=np.float32)
@@ -77,7 +77,7 @@ def _shape(rng, label: int, side: float):
 
 
 def _place(rng, mask: np.ndarray, owner: np.ndarray):
-    """Slices of the picture where `mask` overlaps little with the others; None: no room."""
+    """Slices of the picture where `mask` overlaps little with others; None if there is no room."""
     (height, width), size = mask.shape, len(owner)
     if max(height, width) > size:
         return None
@@ -92,7 +92,7 @@ def _place(rng, mask: np.ndarray, owner: np.ndarray):
 
 
 def _paint(rng, image: np.ndarray, place, patch, colors) -> None:
-    """Lay the shape over `image` (3, S, S), in a colour that stands off the background's."""
+    """Draw the shape onto `image` (3, S, S), in a colour distinct from the background's."""
     f, u, v = patch
     radius = 0.5 * max(f.shape)
     color = _distinct_color(rng, colors)
@@ -107,7 +107,7 @@ def _paint(rng, image: np.ndarray, place, patch, colors) -> None:
 
 
 def _background(rng, size: int):
-    """((3, size, size) float32, the two colours (3, 1, 1) it is made of)."""
+    """Draw a background (3, size, size) float32; return it with its two colours (3, 1, 1)."""
     pixel = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     bend = _noise(rng, size, 3, channels=2) * _between(rng, 0, 0.8)
     u, v = _turn(rng, pixel[None, :] + bend[0], pixel[:, None] + bend[1])
@@ -127,7 +127,7 @@ def _background(rng, size: int):
 
 
 def _texture(rng, u, v, color, other) -> np.ndarray:
-    """(3, h, w): `color` and `other` mixed by a random pattern in the coordinates (u, v)."""
+    """Mix `color` and `other` by a random pattern in the coordinates (u, v), to (3, h, w)."""
     u, v = _turn(rng, u * _between(rng, 1, 5), v * _between(rng, 1, 5))
     u, v = u + _between(rng, 0, 1), v + _between(rng, 0, 1)
     waves = [abs(w - 2 * np.floor(w / 2) - 1) for w in (u, v)]  # triangle waves in [0, 1]
@@ -162,7 +162,7 @@ def _noise(rng, size: int, cells: int, channels: int) -> np.ndarray:
 
 
 def _turn(rng, x, y):
-    """(x, y) rotated by a uniformly random angle."""
+    """Rotate (x, y) by a uniformly random angle."""
     angle = 2 * math.pi * rng.random()
     cos, sin = _rounded(math.cos(angle)), _rounded(math.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
@@ -210,8 +210,11 @@ def _color(rng) -> np.ndarray:
 
 
 def _between(rng, low: float, high: float, shape=None):
-    """A float, or float32 of this shape, uniform in [low, high); not `rng.uniform`, whose C code
-    some compilers fuse into a multiply-add that rounds otherwise."""
+    """Draw a float, or a float32 array of this shape, uniformly from [low, high).
+
+    `rng.uniform` is avoided: some compilers fuse its C code into a multiply-add, which rounds
+    differently.
+    """
     value = rng.random(shape, np.float32)
     return low + (high - low) * (float(value) if shape is None else value)
 

@@ -28,7 +28,7 @@ class VOCFormat:
         classes: names in the order of their indices.
 
     Raises:
-        ValueError: no classes.
+        ValueError: `classes` is empty.
     """
 
     root: Path = Path()
@@ -46,17 +46,17 @@ class VOCFormat:
 
     @property
     def source(self) -> str:
-        """Where the annotations are."""
+        """Path of the annotations."""
         return str(self.root / self.annotations)
 
     def metadata(self) -> dict:
         return {"thing_classes": list(self.classes), "image_root": str(self.root / self.images)}
 
     def load(self, name: str) -> list[dict]:
-        """The data set in Detectron2's standard format; image_id is the line of the split.
+        """Load the data set in Detectron2's standard format; image_id is the line of the split.
 
-        A box is (xmin - 1, ymin - 1, xmax, ymax): VOC's corners are 1-based pixels that belong to
-        the box, ours are continuous edges, so both have the same width and height.
+        A box is (xmin - 1, ymin - 1, xmax, ymax). VOC's corners are 1-based pixels that belong to
+        the box, while ours are continuous edges; width and height are the same in both.
 
         Raises:
             FileNotFoundError, ValueError: one sentence that names the file at fault.
@@ -72,7 +72,7 @@ class VOCFormat:
         return dicts
 
     def _stems(self, annotations: Path) -> list[tuple[str, str]]:
-        """(image, where it is listed) for each image of the split, in order."""
+        """List (image, where it is listed) for each image of the split, in order."""
         if not self.split:
             stems = sorted(path.stem for path in annotations.glob("*.xml"))
             if not stems:
@@ -138,25 +138,25 @@ class ImageFolder:
         self._listing = cache(_images_by_stem)  # each subfolder is listed once
 
     def find(self, stem: str, filename: str | None, xml: Path) -> Path:
-        """The image with this stem, of which `filename` picks one; else `filename` itself.
+        """Find the image with this stem, or else the one called `filename`.
 
-        The stem goes first because XML files that were copied or renamed keep their old
-        <filename>.
+        Among several images with this stem, `filename` decides. The stem takes precedence because
+        XML files that were copied or renamed keep their old <filename>.
 
         Raises:
             FileNotFoundError: neither exists.
             ValueError: several images share the stem and <filename> is none of them.
         """
         folder, base = (self.root / stem).parent, Path(stem).name
-        # Some tools write the path of the image on another machine.
+        # Some tools write the image's path on the machine where it was annotated.
         filename = PureWindowsPath((filename or "").strip()).name
         candidates = self._listing(folder).get(base, ())
         if filename in candidates:
             return folder / filename
         if len(candidates) > 1:
             raise ValueError(
-                f"{xml}: {', '.join(candidates)} in {folder} all have its name; keep one, or, in "
-                "an XML, say which in <filename>"
+                f"{xml}: {', '.join(candidates)} in {folder} all have its name; keep one, or name "
+                "the right one in <filename> of an XML"
             )
         if candidates:
             return folder / candidates[0]
@@ -179,10 +179,10 @@ def _images_by_stem(folder: Path) -> dict[str, list[str]]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header, turned by EXIF as Detectron2 turns the image it reads.
+    """Read (width, height) from the header, swapped where Detectron2 rotates the image by its EXIF.
 
     Raises:
-        ValueError: the file is no image.
+        ValueError: the file is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -194,7 +194,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _size(root, xml: Path) -> tuple[int, int] | None:
-    """(width, height) of <size>; None where it is missing or 0, as some tools write it."""
+    """Read (width, height) of <size>; None if missing or 0, as some tools write it."""
     size = root.find("size")
     if size is None or size.find("width") is None or size.find("height") is None:
         return None

@@ -16,11 +16,11 @@ SPLIT = "ImageSets/Segmentation/train_aug.txt"
 
 
 def prepare_voc_aug(voc: Path, sbd=None, masks=None, expected: int = NUM_IMAGES) -> int:
-    """Write `voc`/SegmentationClassAug/*.png and, at last, `voc`/ImageSets/.../train_aug.txt.
+    """Write `voc`/SegmentationClassAug/*.png and finally `voc`/ImageSets/.../train_aug.txt.
 
     The images are those of VOC's train and SBD's train and val, without VOC's val. Masks hold class
-    indices and, where VOC drew them itself, 255 along borders. What exists already is kept, so
-    that an interrupted run continues.
+    indices; those that come from VOC itself also hold 255 along borders. Existing masks are kept,
+    so that an interrupted run continues.
 
     Args:
         voc: folder with JPEGImages, SegmentationClass and ImageSets/Segmentation.
@@ -32,9 +32,10 @@ def prepare_voc_aug(voc: Path, sbd=None, masks=None, expected: int = NUM_IMAGES)
         how many masks were written.
 
     Raises:
-        FileNotFoundError: one report of all that is missing.
-        ValueError: another number of images; a mask that holds no class indices of VOC.
-        ImportError: `sbd` without scipy, which reads its files.
+        FileNotFoundError: files are missing; the message lists all of them by folder.
+        ValueError: the number of images is not `expected`, or a mask holds other values than VOC's
+            class indices.
+        ImportError: `sbd` is given and scipy, which reads its files, is not installed.
     """
     voc = Path(voc)
     train, val = _stems(voc / "ImageSets/Segmentation")
@@ -71,14 +72,14 @@ def prepare_voc_aug(voc: Path, sbd=None, masks=None, expected: int = NUM_IMAGES)
 
 
 def _stems(folder: Path) -> list[set[str]]:
-    """The images that train.txt and val.txt of `folder` list."""
+    """Read the images listed in train.txt and val.txt of `folder`."""
     files = [folder / "train.txt", folder / "val.txt"]
     _require(files)
     return [{stem for stem, _ in read_split(file)} for file in files]
 
 
 def _require(files) -> None:
-    """Raises one FileNotFoundError about all `files` that are missing, folder by folder."""
+    """Raise one FileNotFoundError that sums up the missing `files` folder by folder."""
     missing = {}
     for file in files:
         if not file.is_file():
@@ -88,11 +89,11 @@ def _require(files) -> None:
             f"{folder}: {len(names)} missing, e.g. {', '.join(sorted(names)[:3])}"
             for folder, names in missing.items()
         )
-        raise FileNotFoundError("\n".join(["some files are not there:", *lines]))
+        raise FileNotFoundError("\n".join(["some files are missing:", *lines]))
 
 
 def _sbd_reader():
-    """A function of a .mat file of SBD that gives its class indices (H, W) uint8."""
+    """Make a function that reads the class indices (H, W) uint8 of a .mat file of SBD."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

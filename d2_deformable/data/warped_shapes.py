@@ -30,19 +30,19 @@ class WarpedShapesFormat:
 
     Eight classes of shapes under the variation the paper is about: rotation, scale, aspect and
     non-rigid warps, on textured backgrounds, with boxes and masks (run-length codes: mask heads
-    need INPUT.MASK_FORMAT bitmask). Colour and texture tell nothing about the class.
+    need INPUT.MASK_FORMAT bitmask). Colour and texture are independent of the class.
 
     Args:
         root: folder that holds all generated sets.
         split: train or val; they share no picture.
-        num_images: more images extend a set, the first ones stay the same.
+        num_images: a larger number extends the set, and the first images stay the same.
         image_size: side of the square images in pixels, at least 32.
-        seed: of the pictures, not negative.
+        seed: seed of the pictures, not negative.
         task: detection, or segmentation: an image of class indices for each picture, 0 being the
             background and k + 1 the shape of index k.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
 
     root: Path = Path("warped_shapes")
@@ -65,14 +65,14 @@ class WarpedShapesFormat:
 
     @property
     def folder(self) -> Path:
-        """Where this set lies; the name says all that its content depends on."""
+        """Folder of this set; its name states everything that the content depends on."""
         return self.root / (
             f"v{VERSION}-{self.split}-{self.num_images}-{self.image_size}px-seed{self.seed}"
         )
 
     @property
     def source(self) -> str:
-        """Where the annotations are."""
+        """Path of the annotations."""
         return str(self.folder / "instances.json")
 
     def metadata(self) -> dict:
@@ -85,7 +85,7 @@ class WarpedShapesFormat:
         return MaskFormat(self.folder, images="", classes=("background", *shapes.NAMES))
 
     def load(self, name: str) -> list[dict]:
-        """The data set in Detectron2's standard format.
+        """Load the data set in Detectron2's standard format.
 
         Raises:
             OSError: the folder cannot be written.
@@ -96,30 +96,32 @@ class WarpedShapesFormat:
             return COCOFormat(self.folder, annotations="instances.json").load(name)
         masks = self.folder / self._masks.masks
         if not masks.is_dir():
-            self._write_at_once(masks, masks, self._write_masks)
+            self._write_atomically(masks, masks, self._write_masks)
         return self._masks.load(name)
 
     def draw(self, index: int):
-        """Picture `index` of this seed and split, see `shapes.draw`."""
+        """Draw picture `index` of this seed and split, see `shapes.draw`."""
         rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS[self.split], index]))
         return shapes.draw(rng, self.image_size)
 
     def _generate(self) -> None:
         logger.info("Generating %d images of warped_shapes in %s", self.num_images, self.folder)
         start = time.perf_counter()
-        self._write_at_once(self.folder, self.folder / "instances.json", self._write)
-        logger.info("Generated them in %.0f s", time.perf_counter() - start)
+        self._write_atomically(self.folder, self.folder / "instances.json", self._write)
+        logger.info("Generated the images in %.0f s", time.perf_counter() - start)
 
-    def _write_at_once(self, folder: Path, proof: Path, write) -> None:
-        """Write into a folder of our own, then rename: readers see all of it or nothing, and of
-        several processes the first one wins, as `proof` then exists."""
+    def _write_atomically(self, folder: Path, proof: Path, write) -> None:
+        """Write into a temporary folder, then rename it, so that readers see all of it or nothing.
+
+        If several processes do so, the first one wins; `proof` exists once one has finished.
+        """
         scratch = self.root / f".{self.folder.name}-{uuid.uuid4().hex[:8]}"
         try:
             scratch.mkdir(parents=True)
             write(scratch)
             os.rename(scratch, folder)
         except OSError as error:
-            if not proof.exists():  # nobody else was faster
+            if not proof.exists():  # no other process was faster
                 raise OSError(
                     f"{folder}: cannot generate warped_shapes here ({error}). Remove the "
                     "folder if it exists, or give another ROOT in DATASETS.CUSTOM"
@@ -145,8 +147,10 @@ class WarpedShapesFormat:
         (folder / "instances.json").write_text(json.dumps(content))
 
     def _write_masks(self, folder: Path) -> None:
-        """<stem of the picture>.png for each, drawn from instances.json, whose masks never overlap:
-        sets generated for detection serve segmentation too."""
+        """Write <stem of the picture>.png for each picture, drawn from instances.json.
+
+        Its masks never overlap, so sets generated for detection also serve segmentation.
+        """
         content = json.loads((self.folder / "instances.json").read_text())
         labels = {
             image["id"]: np.zeros((image["height"], image["width"]), np.uint8)

@@ -1,4 +1,4 @@
-"""Training: the trainer, and its parts for a trainer of another project."""
+"""Training: the trainer, and its parts for use in other trainers."""
 
 from ..config import merge_overrides, read_config
 from .device import fall_back_to_cpu, why_not_cuda

@@ -1,4 +1,4 @@
-"""The device of a config: a GPU where one can be used, else the CPU."""
+"""Choose the device of a config: a GPU if one can be used, else the CPU."""
 
 import logging
 
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 def fall_back_to_cpu(cfg: CfgNode) -> None:
-    """Take the CPU for a MODEL.DEVICE of "cuda" or "cuda:N" where no GPU can be used; log why."""
+    """Replace a MODEL.DEVICE of "cuda" or "cuda:N" by the CPU if no GPU can be used; log why."""
     if cfg.MODEL.DEVICE.startswith("cuda") and (reason := why_not_cuda()):
         logger.info("Running on the CPU: %s", reason)
         cfg.MODEL.DEVICE = "cpu"
 
 
 def why_not_cuda() -> str:
-    """What keeps this process from running on a GPU, in words; empty if nothing does."""
+    """Return the reason why this process cannot run on a GPU; empty if it can."""
     if not torch.cuda.is_available():
         return "no GPU is visible"
     if not has_cuda():

@@ -1,7 +1,8 @@
-"""Image classification on an ImageFolder, which pre-trains a backbone where nobody published one.
+"""Image classification on an ImageFolder, to pre-train backbones without published weights.
 
-The recipe is that of the paper's appendix A, which follows ResNet's: crops of 224 x 224, SGD at 0.1
-for batches of 256, a tenth of it after each third of the epochs. Crops are torchvision's.
+The recipe is that of the paper's appendix A, which follows ResNet's: crops of 224 x 224, SGD with a
+learning rate of 0.1 for batches of 256, divided by 10 after each third of the epochs. Crops are
+those of torchvision.
 """
 
 import json
@@ -32,9 +33,9 @@ class Classifier(nn.Module):
     detector with the same two keys sees the inputs its backbone was trained on.
 
     Args:
-        cfg: MODEL.BACKBONE.NAME and what it reads. The last of MODEL.RESNETS.OUT_FEATURES is
+        cfg: MODEL.BACKBONE.NAME and the keys it reads. The last of MODEL.RESNETS.OUT_FEATURES is
             classified.
-        num_classes: of the data set.
+        num_classes: number of classes of the data set.
     """
 
     def __init__(self, cfg, num_classes: int):
@@ -49,19 +50,19 @@ class Classifier(nn.Module):
             self.register_buffer(name.lower(), values, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """RGB images (N, 3, H, W) in 0..255 -> logits (N, num_classes)."""
+        """Classify RGB images (N, 3, H, W) in 0..255: logits (N, num_classes)."""
         bgr = (images.flip(1) - self.pixel_mean) / self.pixel_std
         return self.linear(self.backbone(bgr)[self.feature].mean(dim=(2, 3)))
 
 
 def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
-    """The images of root/train, cropped at random, and of root/val, cropped at their centre.
+    """Data sets of root/train with random crops, and of root/val with centre crops.
 
     An image is an RGB tensor (3, size, size) in 0..255.
 
     Raises:
-        FileNotFoundError: a folder is missing or has no classes, or a class no images.
-        ValueError: the two have different classes.
+        FileNotFoundError: a folder is missing or has no classes, or a class has no images.
+        ValueError: the two folders have different classes.
     """
     crops = {
         "train": [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()],
@@ -85,7 +86,7 @@ def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
 
 
 def learning_rate(base: float, epoch: int, epochs: int) -> float:
-    """`base`, a tenth of it after a third of the epochs, a hundredth after two thirds."""
+    """Step schedule: `base`, a tenth of it after a third of the epochs, a hundredth after two."""
     return base * 0.1 ** (3 * epoch // epochs)
 
 
@@ -101,24 +102,25 @@ def train(
     num_workers=8,
     seed=0,
 ) -> dict:
-    """Train `model`, continuing from output/checkpoint.pth where that exists.
+    """Train `model`, continuing from output/checkpoint.pth if that exists.
 
     Each epoch appends a line to output/metrics.json. An interrupted run continues with the same
-    numbers as if it had not been.
+    numbers as an uninterrupted one.
 
     Args:
-        model: on its device; wrapped by DistributedDataParallel where a process group stands.
-        folders: to train and to test on, see `image_folders`.
-        output: a folder, made if it does not exist.
-        batch_size: images of one step in all processes together.
-        lr: for that batch size.
+        model: on its device; wrapped by DistributedDataParallel if there is a process group.
+        folders: data sets to train and to test on, see `image_folders`.
+        output: a folder, created if it does not exist.
+        batch_size: total images per step, over all processes.
+        lr: learning rate for that batch size.
 
     Returns:
         The last line of metrics.json: epoch, lr, loss, top1 and top5 in %.
 
     Raises:
-        ValueError: no epoch; a batch size that the processes cannot share or the images do not
-            fill; a checkpoint of another network or number of classes.
+        ValueError: `epochs` is 0; `batch_size` is not a multiple of the number of processes, or
+            exceeds the number of images; or the checkpoint is from another network or number of
+            classes.
         FloatingPointError: training diverged.
     """
     if epochs < 1:
@@ -145,7 +147,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     history = _resume(output / "checkpoint.pth", model, optimizer)
     for epoch in range(len(history), epochs):
-        torch.manual_seed(seed + epoch * world + rank)  # of crops, also after an interruption
+        torch.manual_seed(seed + epoch * world + rank)  # same crops after an interruption
         sampler.set_epoch(epoch)
         now = learning_rate(lr, epoch, epochs)
         for group in optimizer.param_groups:
@@ -161,7 +163,7 @@ def train(
 
 
 def _train_epoch(model, loader, optimizer, name: str) -> float:
-    """One pass over `loader`; the mean loss of this process."""
+    """Train for one pass over `loader`; return the mean loss of this process."""
     model.train()
     device = next(model.parameters()).device
     total = 0.0
@@ -186,9 +188,9 @@ def _train_epoch(model, loader, optimizer, name: str) -> float:
 
 @torch.no_grad()
 def evaluate(model: Classifier, loader) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in % over the loaders of all processes."""
+    """Compute top-1 and top-5 accuracy in % over the loaders of all processes."""
     model.eval()
-    if comm.get_world_size() > 1:  # running statistics are those of each process until now
+    if comm.get_world_size() > 1:  # so far, each process has running statistics of its own
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     device = next(model.parameters()).device
@@ -205,7 +207,7 @@ def evaluate(model: Classifier, loader) -> tuple[float, float]:
 
 
 def _resume(file: Path, model, optimizer) -> list[dict]:
-    """Load the checkpoint if it exists; the lines of metrics.json until then."""
+    """Load the checkpoint if it exists, and return the lines of metrics.json up to it."""
     if not file.exists():
         return []
     checkpoint = read_content(file)
@@ -213,15 +215,15 @@ def _resume(file: Path, model, optimizer) -> list[dict]:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         raise ValueError(
-            f"{file} is of another network or number of classes: choose another output folder, or "
-            "remove it to start over"
+            f"{file} is from another network or number of classes: choose another output folder, "
+            "or remove it to start over"
         ) from error
     optimizer.load_state_dict(checkpoint["optimizer"])
     return checkpoint["history"]
 
 
 def _save(output: Path, model, optimizer, history) -> None:
-    """Write checkpoint.pth, whole or not at all, and metrics.json."""
+    """Write checkpoint.pth and metrics.json, each atomically."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
     with replacing(output / "checkpoint.pth") as part, open(part, "wb") as stream:
         torch.save(state, stream)
@@ -230,9 +232,9 @@ def _save(output: Path, model, optimizer, history) -> None:
 
 
 def save_backbone(model: Classifier, file) -> None:
-    """Write the weights of the backbone alone for MODEL.WEIGHTS: `stem.*`, `res2.*`, ...
+    """Write only the weights of the backbone, for MODEL.WEIGHTS: `stem.*`, `res2.*`, ...
 
-    Detectron2's checkpointer finds their places by these ends of the names, in any network.
+    Detectron2's checkpointer matches them to any network by these suffixes of the names.
     """
     weights = {
         name: value.cpu()

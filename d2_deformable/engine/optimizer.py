@@ -20,16 +20,17 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def multiply_learning_rates(optimizer: torch.optim.Optimizer, model, multipliers) -> None:
-    """Apply SOLVER.LR_MULTIPLIERS to a fresh optimizer of any kind, before its first step and
-    before a schedule is built on it.
+    """Apply SOLVER.LR_MULTIPLIERS to a new optimizer of any kind.
+
+    Call it before the first step, and before a schedule is built on the optimizer.
 
     Args:
-        model: whose parameters it optimizes.
+        model: the model whose parameters it optimizes.
         multipliers: [[regex, factor], ...].
 
     Raises:
-        ValueError: see `lr_factors`; or the optimizer lacks a parameter whose rate is multiplied,
-            e.g. since it was built for a copy of the model.
+        ValueError: see `lr_factors`; or the optimizer lacks a parameter whose learning rate is
+            multiplied, e.g. because it was built for a copy of the model.
     """
     factors = lr_factors(model, multipliers)
     held = {p for group in optimizer.param_groups for p in group["params"]}
@@ -90,10 +91,9 @@ class ClippedSGD(torch.optim.SGD):
 
 
 def multiplied_groups(param_groups, factors) -> list[dict]:
-    """Parameter groups of an optimizer, each with its "lr", after it was multiplied.
+    """Multiply the "lr" of parameter groups, and regroup parameters by equal settings.
 
-    Regrouped by equal settings: the two Detectron2 versions group differently, and fewer groups
-    make a faster step.
+    The two Detectron2 versions group differently, and fewer groups make a step faster.
     """
     groups = {}
     for group in param_groups:
@@ -106,13 +106,13 @@ def multiplied_groups(param_groups, factors) -> list[dict]:
 
 
 def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, float]:
-    """The product of the factors whose regex is found in the parameter's full name.
+    """For each trainable parameter, multiply the factors whose regex matches its full name.
 
     Args:
         multipliers: [[regex, factor], ...].
 
     Raises:
-        ValueError: an entry that is no [regex, factor], or a regex found in no trainable name.
+        ValueError: an entry is not [regex, factor], or its regex matches no trainable parameter.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     factors = dict.fromkeys(trainable.values(), 1.0)
@@ -130,8 +130,8 @@ def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, 
         matches = [p for name, p in trainable.items() if regex.search(name)]
         if not matches:
             raise ValueError(
-                f"SOLVER.LR_MULTIPLIERS: {pattern!r} is found in no trainable parameter's name; "
-                f"there are, among others, {', '.join(list(trainable)[-8:])}"
+                f"SOLVER.LR_MULTIPLIERS: {pattern!r} matches no trainable parameter; there are, "
+                f"among others, {', '.join(list(trainable)[-8:])}"
             )
         for p in matches:
             factors[p] *= factor

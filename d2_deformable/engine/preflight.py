@@ -1,4 +1,4 @@
-"""Every check of a run that is made before anything is built."""
+"""All checks of a run that are made before anything is built."""
 
 from functools import reduce
 from pathlib import Path
@@ -14,18 +14,18 @@ from ..modeling import DeformPoolerMixin, RFCNHeads
 from ..modeling.meta_arch.predicates import has_predict_raw, is_class_aware_rpn, is_detector
 from ..modeling.roi_heads import faster_rcnn, rfcn
 
-# The pooling that this package adds, and the heads that know it.
+# The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
 POOLER_READERS |= dict.fromkeys(rfcn.POOLER_TYPES, RFCNHeads)
 
 
 def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Refuse a run that would fail later, or do something else than its settings seem to say.
+    """Reject a run that would fail later, or that would not do what its settings seem to say.
 
     Args:
-        cfg: its DATASETS.CUSTOM are registered.
-        eval_only: nothing is trained, and DATASETS.TRAIN is not needed.
-        resume: weights come from OUTPUT_DIR, and MODEL.WEIGHTS is not needed.
+        cfg: a config whose DATASETS.CUSTOM are registered.
+        eval_only: nothing is trained, so DATASETS.TRAIN is not needed.
+        resume: weights come from OUTPUT_DIR, so MODEL.WEIGHTS is not needed.
 
     Raises:
         ValueError, FileNotFoundError: see `check_weights`, `check_datasets`, `check_proposals` and
@@ -44,14 +44,17 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
 
 
 def check_settings(cfg) -> None:
-    """Refuse settings that would train something else than they seem to say.
+    """Reject settings that would not train what they seem to say.
 
     Raises:
-        ValueError: MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes
-            layers, and MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False; or a key of this package that
-            the chosen backbone or heads do not read; or a second stage for a ClassAwareRPN; or one
-            half of the two keys of fixed proposals; or a setting of evaluation that would be
-            refused only after training.
+        ValueError: one of the following.
+
+            * MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes layers, and
+              MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
+            * The chosen backbone or heads do not read a key of this package that is set.
+            * A ClassAwareRPN has settings of a second stage.
+            * Only one of the two keys of fixed proposals is set.
+            * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_evaluation(cfg)
     model = cfg.MODEL
@@ -68,9 +71,10 @@ def check_settings(cfg) -> None:
             "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
         )
     builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
-    # Of a function only its place is known: none of Detectron2's reads the key, one of a user may.
-    theirs = builder is not None and builder.__module__.split(".")[0] == "detectron2"
-    if theirs and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
+    # Only the module of a builder function is known, not which keys it reads. None of Detectron2's
+    # reads these keys, while one of a user may.
+    is_detectron2s = builder is not None and builder.__module__.split(".")[0] == "detectron2"
+    if is_detectron2s and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
         raise ValueError(
             f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.RESNETS."
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
@@ -90,25 +94,24 @@ def check_settings(cfg) -> None:
     reader = POOLER_READERS.get(pooler)
     if reader and isinstance(heads, type) and not issubclass(heads, reader):
         raise ValueError(
-            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not know "
+            f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not support "
             f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {pooler}; choose "
             + ("RFCNHeads" if reader is RFCNHeads else "DeformROIHeads or DeformCascadeROIHeads")
         )
 
 
 def check_weights(cfg) -> None:
-    """Refuse MODEL.WEIGHTS that is a path of nothing, before data are read and a model is built.
+    """Check that the file of MODEL.WEIGHTS exists, before data are read and a model is built.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: it does not.
     """
     weights = cfg.MODEL.WEIGHTS
-    # What follows the "?" is no part of the name (Detectron2 main).
+    # The query after "?" is not part of the name (Detectron2 main).
     if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
         raise FileNotFoundError(
-            f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint, or make this one: "
-            "tools/train_imagenet.py writes the backbone.pth of networks whose ImageNet weights "
-            "nobody published"
+            f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint; for networks without "
+            "published ImageNet weights, tools/train_imagenet.py writes backbone.pth"
         )
 
 
@@ -120,20 +123,20 @@ def _check_evaluation(cfg) -> None:
         )
     check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
     average = cfg.TEST.BOX_AVERAGE
-    for key, node, serves in (
+    for key, node, supported in (
         ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),
         ("TEST.BOX_AVERAGE", average, has_predict_raw(cfg)),
     ):
-        if node.ENABLED and not serves:
+        if node.ENABLED and not supported:
             raise ValueError(
-                f"{key} does not serve MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with "
-                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}; set "
-                f"{key}.ENABLED False, or choose ClassAwareRPN, or GeneralizedRCNN with RoI heads "
-                "that offer predict_boxes"
+                f"{key} does not support MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
+                f"with MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}; set {key}.ENABLED False, "
+                "or choose ClassAwareRPN, or GeneralizedRCNN with RoI heads that offer "
+                "predict_boxes"
             )
     sizes = cfg.TEST.AUG.MIN_SIZES
     if cfg.TEST.AUG.ENABLED and (not len(sizes) or min(sizes) < 1):
-        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; give one short side or more, in pixels")
+        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; give one or more short sides, in pixels")
     if not average.ENABLED:
         return
     if average.ITERATIONS < 1:
@@ -148,12 +151,12 @@ def _check_evaluation(cfg) -> None:
         raise ValueError("TEST.BOX_AVERAGE averages boxes, not masks: set MODEL.MASK_ON False")
     if is_class_aware_rpn(cfg) and average.ITERATIONS > 1:
         raise ValueError(
-            "ClassAwareRPN predicts from anchors alone and has no second pass over given boxes: "
+            "ClassAwareRPN predicts only from anchors and cannot make a second pass over boxes: "
             "set TEST.BOX_AVERAGE.ITERATIONS 1, which averages the boxes of one pass"
         )
 
 
-# What chooses a second stage, its pooling and its sampling, or another first one.
+# Keys that choose a second stage, its pooling and its sampling, or another first stage.
 _SECOND_STAGE = (
     "MODEL.LOAD_PROPOSALS",
     "MODEL.MASK_ON",
@@ -182,10 +185,10 @@ def _check_proposal_keys(cfg) -> None:
     if load != (name == "PrecomputedProposals"):
         raise ValueError(
             f"MODEL.LOAD_PROPOSALS is {load} and MODEL.PROPOSAL_GENERATOR.NAME is {name}: fixed "
-            "proposals need True and PrecomputedProposals, a network's own RPN False and RPN"
+            "proposals need True and PrecomputedProposals, a network's own RPN needs False and RPN"
         )
 
 
 def _registered(registry, name: str):
-    """The entry of that name; None leaves an unknown one to Detectron2's own error."""
+    """Return the entry of that name; None if unknown, for which Detectron2 has its own error."""
     return registry.get(name) if name in registry else None

@@ -1,4 +1,4 @@
-"""The proposals of a trained RPN, written for each data set."""
+"""Write the proposals of a trained RPN for each data set."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from .trainer import Trainer
 def dump_proposals(cfg, model, names=(), folder=Path("proposals")) -> list[Path]:
     """Write the proposals of the RPN of `model` to <folder>/<name>_proposals.pkl.
 
-    Images have their test size; MODEL.RPN.POST_NMS_TOPK_TEST proposals of each are kept.
+    Images have their test size; MODEL.RPN.POST_NMS_TOPK_TEST proposals per image are kept.
 
     Args:
-        cfg: of the model; its data sets are registered.
+        cfg: config of the model, with its data sets registered.
         model: a trained ProposalNetwork, or a detector with an RPN.
-        names: data sets; none: DATASETS.TRAIN and TEST.
+        names: data sets; empty for DATASETS.TRAIN and TEST.
 
     Returns:
         the files, in the order of the names.
 
     Raises:
-        ValueError: a network without RPN, or a name that is no data set.
+        ValueError: the network has no RPN, or a name is not a data set.
     """
     known = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     names = list(dict.fromkeys(names or known))
@@ -34,7 +34,7 @@ def dump_proposals(cfg, model, names=(), folder=Path("proposals")) -> list[Path]
     if getattr(model, "proposal_generator", None) is None:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with "
-            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} has no RPN: take "
+            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} has no RPN: use "
             "a config with one, e.g. configs/VOC-Detection/rpn_R_101.yaml"
         )
     network = ProposalNetwork(
@@ -43,7 +43,8 @@ def dump_proposals(cfg, model, names=(), folder=Path("proposals")) -> list[Path]
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     ).to(cfg.MODEL.DEVICE)
-    network.train(model.training)  # to which evaluation returns it, and with it the model's parts
+    # Evaluation restores this mode afterwards, also in the parts shared with the model.
+    network.train(model.training)
     files = [Path(folder) / f"{name}_proposals.pkl" for name in names]
     for name, file in zip(names, files, strict=True):
         loader = Trainer.build_test_loader(cfg, name)

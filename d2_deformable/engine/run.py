@@ -1,4 +1,4 @@
-"""What a training run left in its OUTPUT_DIR, read back."""
+"""Read back the files that a training run left in its OUTPUT_DIR."""
 
 import ast
 import json
@@ -18,9 +18,9 @@ class Run:
 
     folder: its OUTPUT_DIR.
     cfg: its config, not frozen.
-    checkpoint: the weights it ended with.
-    history: one dict of scalars per logged iteration, rising in "iteration".
-    config_file, command: as its log says; "" where there is no log.
+    checkpoint: its final weights.
+    history: one dict of scalars per logged iteration, in ascending order of "iteration".
+    config_file, command: taken from its log; "" if there is no log.
     """
 
     folder: Path
@@ -32,18 +32,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The YAML's stem, or the folder's name where the YAML is not known."""
+        """The YAML's stem, or the folder's name if the YAML is not known."""
         return Path(self.config_file).stem or self.folder.resolve().name
 
     @property
     def iterations(self) -> int:
-        """Training iterations done, as far as they were logged."""
+        """Number of training iterations, up to the last logged one."""
         steps = [line["iteration"] + 1 for line in self.history if "total_loss" in line]
         return max(steps, default=0)
 
     @property
     def seconds(self) -> float:
-        """Time in training steps: the logged time per step, over the steps since the last log."""
+        """Total time of training steps, summed up from the logged times per step."""
         seconds, last = 0.0, -1
         for line in self.history:
             if "time" in line:
@@ -53,16 +53,16 @@ class Run:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """The last evaluation, {"bbox": {"AP": ...}, "voc": ...}.
+        """Results of the last evaluation, {"bbox": {"AP": ...}, "voc": ...}.
 
-        With several test sets the names are "<data set>/bbox" and so on.
+        With several test sets the keys are "<data set>/bbox" and so on.
         """
         return results_by_task({k: v for line in self.history for k, v in line.items()})
 
 
 def results_by_task(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
-    """{"bbox/AP": 28.8, ...} -> {"bbox": {"AP": 28.8}, ...}; what is no metric is left out."""
-    # The class at the end, "voc/AP50-and/or", may hold anything.
+    """Turn {"bbox/AP": 28.8, ...} into {"bbox": {"AP": 28.8}, ...}, without other scalars."""
+    # The class name at the end may hold any character, e.g. "voc/AP50-and/or".
     pattern = re.compile(r"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*)", re.DOTALL)
     results = {}
     for key, value in scalars.items():
@@ -78,8 +78,8 @@ def read_run(folder, overrides=()) -> Run:
         overrides: KEY, VALUE, ... on top of its config.
 
     Raises:
-        FileNotFoundError: it holds no config.yaml or no checkpoint.
-        ValueError: an override that does not fit.
+        FileNotFoundError: the folder holds no config.yaml or no checkpoint.
+        ValueError: an override has an unknown key or a value of the wrong type.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -89,7 +89,7 @@ def read_run(folder, overrides=()) -> Run:
         )
     cfg = get_cfg()
     add_deformable_config(cfg)
-    cfg.set_new_allowed(True)  # it is complete, with the keys of other plug-ins
+    cfg.set_new_allowed(True)  # config.yaml is complete, including the keys of other plug-ins
     cfg.merge_from_file(str(config))
     merge_overrides(cfg, overrides)
     config_file, command = _command(folder / "log.txt")
@@ -111,7 +111,10 @@ def _checkpoint(folder):
 
 
 def _history(file):
-    """The lines of metrics.json. Runs append to it: what was trained again replaces the old."""
+    """Read the lines of metrics.json.
+
+    Runs append to it; iterations that were trained again replace the earlier ones.
+    """
     history = []
     for text in file.read_text().splitlines() if file.is_file() else ():
         line = json.loads(text)
@@ -122,7 +125,7 @@ def _history(file):
 
 
 def _command(log):
-    """The config file and the command line of the last training that log.txt tells of."""
+    """Find the config file and the command line of the last training in log.txt."""
     pattern = re.compile(r"Command line arguments: Namespace\((.*)\)$", re.MULTILINE)
     for arguments in reversed(pattern.findall(log.read_text() if log.is_file() else "")):
         call = ast.parse(f"f({arguments})", mode="eval").body

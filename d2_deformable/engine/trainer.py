@@ -20,11 +20,10 @@ from .preflight import preflight
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` that checks cfg first, multiplies learning rates, watches offsets and
-    evaluates VOC AP.
+    """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
     Args:
-        resume: `resume_or_load(resume=True)` follows, for which MODEL.WEIGHTS need not exist.
+        resume: `resume_or_load(resume=True)` follows, so MODEL.WEIGHTS need not exist.
 
     Raises:
         ValueError, FileNotFoundError: see `preflight`.
@@ -35,17 +34,17 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     def build_hooks(self):
-        """Detectron2's, offset health, and where it is asked for a last test at several scales."""
-        # DefaultTrainer has just made its own, which runs what is in a .pkl of MODEL.WEIGHTS.
+        """Add offset health and, if enabled, a final multi-scale test to Detectron2's hooks."""
+        # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
         self.checkpointer = SafeCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         built = super().build_hooks()
         if tests_with_TTA(self.cfg):
-            # Beside the other evaluation: what comes after the writers is not written.
-            at = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            # Next to the other evaluation: results after the writers would not be written.
+            index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
-            built.insert(at, hooks.EvalHook(0, test))
+            built.insert(index, hooks.EvalHook(0, test))
         if comm.is_main_process():
             built.insert(0, OffsetHealth(self.cfg, self.model))
         return built
@@ -73,13 +72,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg, model):
-        """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names gain "_TTA".
+        """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names of results get the suffix "_TTA".
 
-        By `DetectorWithTTA`; by Detectron2's GeneralizedRCNNWithTTA with masks, or where
-        `predict_raw` does not serve the model.
+        Uses `DetectorWithTTA`, or Detectron2's GeneralizedRCNNWithTTA if the model predicts masks
+        or `predict_raw` does not support it.
 
         Raises:
-            ValueError: TEST.BOX_AVERAGE is enabled for what it cannot serve.
+            ValueError: TEST.BOX_AVERAGE is enabled for a model that it does not support.
         """
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
@@ -97,5 +96,5 @@ class Trainer(DefaultTrainer):
 
 
 def tests_with_TTA(cfg) -> bool:
-    """Whether `Trainer.test_with_TTA` is to follow ordinary evaluation."""
+    """Return True if `Trainer.test_with_TTA` must follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED

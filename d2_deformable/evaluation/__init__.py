@@ -1,5 +1,4 @@
-"""The evaluators of a data set: COCO's metrics and VOC's of boxes, mean IoU of class masks; and the
-writer of proposal files, which takes an evaluator's place."""
+"""Evaluators: COCO's and VOC's metrics of boxes, mean IoU of class masks, and a proposal writer."""
 
 from .build import build_evaluators, dataset_evaluators
 from .proposals import ProposalWriter

@@ -1,4 +1,4 @@
-"""The evaluators of a data set: COCO's metrics and VOC's of boxes, mean IoU of class masks."""
+"""Choose the evaluators of a data set: COCO's and VOC's metrics of boxes, mIoU of class masks."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ SEM_SEG = ("sem_seg", "cityscapes_sem_seg")
 
 
 def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluators:
-    """The `dataset_evaluators` that cfg asks for.
+    """Build the `dataset_evaluators` that cfg asks for.
 
     Args:
         output_dir: default OUTPUT_DIR/inference, as in Detectron2.
@@ -42,17 +42,18 @@ def dataset_evaluators(
     voc_metric: str = "area",
     sem_seg_resolution: str = "full",
 ) -> DatasetEvaluators:
-    """COCO metrics under "bbox" (and "segm" with `masks`) and VOC's under "voc"; of a data set for
-    semantic segmentation, mIoU under "sem_seg".
+    """Build the evaluators of a data set.
 
-    COCO's know no `difficult`: such objects count in them. Of proposals there is but COCO's
-    average recall, under "box_proposals", as in Detectron2, and their file.
+    * Detection: COCO metrics under "bbox" (and "segm" with `masks`), VOC metrics under "voc".
+      COCO metrics ignore the `difficult` flag: such objects count.
+    * Semantic segmentation: mIoU under "sem_seg".
+    * Proposals: COCO's average recall under "box_proposals", as in Detectron2, and their file.
 
     Args:
-        dataset_name: of a registered data set.
+        dataset_name: name of a registered data set.
         output_dir: where predictions are written.
         masks: whether the model predicts masks (MODEL.MASK_ON).
-        proposals: whether it predicts proposals alone (a ProposalNetwork).
+        proposals: whether it predicts only proposals (a ProposalNetwork).
         voc_metric, sem_seg_resolution: TEST.VOC_METRIC, TEST.SEM_SEG_RESOLUTION.
     """
     if MetadataCatalog.get(dataset_name).get("evaluator_type") in SEM_SEG:
@@ -71,10 +72,10 @@ def dataset_evaluators(
 
 @contextmanager
 def _as_coco_json(dataset_name: str):
-    """For the block, the metadata of a data set without a json file names a fresh conversion.
+    """Point the metadata of a data set without a JSON file to a fresh conversion, for the block.
 
-    COCOEvaluator reads it when it is built. Left alone it would keep the conversion in its output
-    folder and, in Detectron2 0.5 always, take an earlier run's for this data set.
+    COCOEvaluator reads it when it is built. By itself it would keep the conversion in its output
+    folder, and in Detectron2 0.5 it would always reuse that of an earlier run on this data set.
     """
     meta = MetadataCatalog.get(dataset_name)
     if meta.get("json_file"):

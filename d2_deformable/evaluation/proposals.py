@@ -1,5 +1,4 @@
-"""Proposals of an RPN: their recall, and their file, for detectors with fixed proposals (paper
-sec. 4.1)."""
+"""Recall of an RPN's proposals, and their file for detectors with fixed proposals (sec. 4.1)."""
 
 import pickle
 from pathlib import Path
@@ -12,25 +11,27 @@ from ..utils.files import replacing
 
 
 class BoxRecallEvaluator(COCOEvaluator):
-    """Detectron2's average recall of proposals, for image ids that are text too, as VOC's.
+    """Detectron2's average recall of proposals, also for image ids that are strings, as VOC's.
 
-    pycocotools takes a text as the list of its letters, finds no object, and the recall is NaN.
+    pycocotools would read a string as the list of its letters and find no object, so that the
+    recall is NaN.
     """
 
     def _eval_box_proposals(self, predictions):
-        self._output_dir = None  # Detectron2's box_proposals.pkl; ProposalWriter's says whose it is
+        # No box_proposals.pkl of Detectron2: ProposalWriter's file also names the data set.
+        self._output_dir = None
         super()._eval_box_proposals([{**p, "image_id": [p["image_id"]]} for p in predictions])
 
 
 class ProposalWriter(DatasetEvaluator):
-    """Writes what a `ProposalNetwork` proposes on a data set as a proposal file of Detectron2.
+    """Writes the proposals of a `ProposalNetwork` on a data set as a proposal file of Detectron2.
 
     Boxes are (x0, y0, x1, y1) in pixels of the original image, whatever the image was resized to.
     The file appears whole or not at all.
 
     Args:
-        dataset_name: kept in the file, so that it is not taken for another data set's.
-        file: the .pkl to write; its folder is made.
+        dataset_name: stored in the file, so that it is not mistaken for that of another data set.
+        file: the .pkl to write; its folder is created.
     """
 
     def __init__(self, dataset_name: str, file):

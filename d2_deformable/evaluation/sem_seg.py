@@ -1,4 +1,7 @@
-"""Mean IoU of semantic segmentation, the same with every Detectron2, also as released."""
+"""Mean IoU of semantic segmentation, the same with every version of Detectron2.
+
+It can also be computed at the resolutions of the released code.
+"""
 
 import numpy as np
 import torch
@@ -12,10 +15,10 @@ RESOLUTIONS = ("full", "resized_ground_truth", "resized_prediction")
 
 
 def check_resolution(value) -> None:
-    """Refuse a value of TEST.SEM_SEG_RESOLUTION that has no meaning.
+    """Reject an unknown value of TEST.SEM_SEG_RESOLUTION.
 
     Raises:
-        ValueError: it is none of RESOLUTIONS.
+        ValueError: the value is not in RESOLUTIONS.
     """
     if value not in RESOLUTIONS:
         raise ValueError(
@@ -26,32 +29,34 @@ def check_resolution(value) -> None:
 class SemSegEvaluator(evaluation.SemSegEvaluator):
     """Detectron2's SemSegEvaluator on masks of class indices, at a chosen resolution.
 
-    A class counts in mIoU where the ground truth or a prediction has it, as in VOC and Cityscapes:
-    one that is only predicted has IoU 0. Detectron2 0.5 does the same, its main branch leaves such
-    a class out.
+    A class counts in mIoU if the ground truth or a prediction has it, as in VOC and Cityscapes: a
+    class that is only predicted has IoU 0. Detectron2 0.5 does the same; its main branch leaves
+    such a class out.
 
     Args:
-        dataset_name: of a data set with "sem_seg_file_name", "stuff_classes" and "ignore_label".
-        output_dir: for Detectron2's sem_seg_predictions.json and sem_seg_evaluation.pth.
-        resolution: "full": predictions have the size of their ground truth; otherwise the nearest
-            pixels of "resized_ground_truth" (released for VOC) or "resized_prediction" (released
-            for Cityscapes) make them equal.
+        dataset_name: a data set with "sem_seg_file_name", "stuff_classes" and "ignore_label".
+        output_dir: folder of Detectron2's sem_seg_predictions.json and sem_seg_evaluation.pth.
+        resolution: with "full", predictions have the size of their ground truth. Otherwise one of
+            the two is resized by nearest neighbour: "resized_ground_truth" (as released for VOC) or
+            "resized_prediction" (as released for Cityscapes).
     """
 
     def __init__(self, dataset_name: str, output_dir=None, resolution: str = "full"):
         check_resolution(resolution)
         super().__init__(dataset_name, output_dir=output_dir)
         self._resolution = resolution
-        self._compute_boundary_iou = False  # of Detectron2 main, and where cv2 is installed, only
+        # Detectron2 main computes it, and only if cv2 is installed.
+        self._compute_boundary_iou = False
 
     def process(self, inputs, outputs):
-        """
+        """Add predictions to the confusion matrix.
+
         Args:
             inputs: dicts with "file_name".
             outputs: dicts with "sem_seg", logits (K, H, W).
 
         Raises:
-            ValueError: a prediction of another size than its ground truth.
+            ValueError: a prediction and its ground truth differ in size.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             file = self.input_file_to_gt_file[input_["file_name"]]
@@ -63,18 +68,20 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
                 pred = _nearest(pred, truth.shape)
             if pred.shape != truth.shape:
                 raise ValueError(
-                    f"{file}: is {tuple(truth.shape)}, but its prediction {tuple(pred.shape)}"
+                    f"{file}: is {tuple(truth.shape)}, but its prediction is {tuple(pred.shape)}"
                 )
             truth[truth == self._ignore_label] = self._num_classes
-            # Row: predicted, column: true, the last column: ignored.
+            # Rows are predicted classes, columns true ones; the last column holds ignored pixels.
             side = self._num_classes + 1
             pairs = torch.bincount((side * pred + truth).flatten(), minlength=side * side)
             self._conf_matrix += pairs.reshape(side, side).numpy()
             self._predictions += self.encode_json_sem_seg(pred.numpy(), input_["file_name"])
 
     def evaluate(self):
-        """{"sem_seg": mIoU, fwIoU, IoU-<class>, mACC, pACC, ACC-<class>}, in percent; None in all
-        processes but the main one."""
+        """Compute {"sem_seg": mIoU, fwIoU, IoU-<class>, mACC, pACC, ACC-<class>}, in percent.
+
+        The result is None in all processes but the main one.
+        """
         results = super().evaluate()
         if results is None:
             return None
@@ -88,5 +95,5 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
 
 
 def _nearest(labels, size):
-    """(H, W) resized to `size` as OpenCV's INTER_NEAREST does, exact for indices."""
+    """Resize (H, W) to `size` as OpenCV's INTER_NEAREST does; exact for indices."""
     return F.interpolate(labels[None, None].float(), size=tuple(size))[0, 0].long()

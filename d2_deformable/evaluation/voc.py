@@ -26,24 +26,24 @@ HEADLINES = ("AP", "AP50", "AP70")
 class VOCEvaluator(DatasetEvaluator):
     """AP (mean over IoU .50:.05:.95), AP50 and AP70 by the rules of the VOC devkit.
 
-    * Detections of a class are taken by falling score over all images. Each looks only at the
-      ground truth of its image that it overlaps most: a match above the threshold is true where
-      it is the first, false where it is a repetition, and not counted where that ground truth is
-      `difficult` (or a crowd). Neither are these counted as positives.
+    * Detections of a class are sorted by descending score over all images. Each is compared only
+      with the ground truth of its image that it overlaps most. A match above the threshold is a
+      true positive the first time and a false positive when repeated. It is not counted if that
+      ground truth is `difficult` (or a crowd); such ground truth is no positive either.
     * A match needs an IoU above the threshold, as in the code released with the paper and in
-      Detectron2; the devkit's Matlab code also accepts one that equals it.
-    * Boxes are continuous (x0, y0, x1, y1). The devkit's corners are inclusive pixels, whence its
-      "+ 1"; `FORMAT: voc` (as Detectron2) turns (xmin, ymin, xmax, ymax) into
-      (xmin - 1, ymin - 1, xmax, ymax), which keeps every width and every IoU, so the numbers
-      compare with published ones.
+      Detectron2; the devkit's Matlab code also accepts an IoU equal to it.
+    * Boxes are continuous (x0, y0, x1, y1). The devkit's corners are inclusive pixels, hence its
+      "+ 1". `FORMAT: voc`, like Detectron2, turns (xmin, ymin, xmax, ymax) into
+      (xmin - 1, ymin - 1, xmax, ymax). This preserves every width and every IoU, so the numbers
+      are comparable with published ones.
     * Classes without ground truth are NaN and left out of the means.
 
     Args:
         dataset_name: a registered data set. Detectron2's own voc_* are read again from their XML,
-            as its loader loses `difficult`.
+            since its loader drops `difficult`.
         metric: "area" under the precision envelope (VOC 2010 and later) or "07" (11 points).
-        output_dir: where to write voc_results_<dataset_name>.json; None: nowhere.
-        distributed: gather from all processes; results are those of the main one.
+        output_dir: where to write voc_results_<dataset_name>.json; None writes nothing.
+        distributed: gather from all processes; the main process returns the results.
     """
 
     def __init__(
@@ -75,12 +75,13 @@ class VOCEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict:
-        """{"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent.
+        """Compute {"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent.
 
-        {} without input, or without any ground truth, as that of COCO's test-dev is not public.
+        The result is {} without predictions, or without ground truth (COCO's test-dev, for one,
+        does not publish any).
 
         Raises:
-            ValueError: an image_id or a class that the data set does not have.
+            ValueError: the data set lacks an image_id or a class of the predictions.
         """
         predictions = self._predictions
         if self._distributed:
@@ -90,12 +91,12 @@ class VOCEvaluator(DatasetEvaluator):
                 return {}
             predictions = {key: value for part in gathered for key, value in part.items()}
         if not predictions:
-            self._logger.warning("VOCEvaluator did not receive any image of %s.", self._name)
+            self._logger.warning("VOCEvaluator received no image of %s.", self._name)
             return {}
         if not any(record.get("annotations") for record in self._dicts):
             self._logger.warning(
                 "No object is annotated in %s, so there is no VOC AP. If it should have "
-                "annotations, check the file that it reads.",
+                "annotations, check its annotation files.",
                 self._name,
             )
             return {}
@@ -141,10 +142,10 @@ def average_precision(true: np.ndarray, positives: int, metric: str) -> float:
     """Average precision in [0, 1] of one class at one IoU threshold.
 
     Args:
-        true: (R,) bool, whether each detection, by falling score, found new ground truth.
-        positives: how many there are to find, at least 1.
+        true: (R,) bool, True for true positives, in the order of descending score.
+        positives: number of ground-truth objects, at least 1.
         metric: "area" under the precision envelope, the best precision at a recall or beyond; or
-            "07", its mean at the recalls 0, .1, ..., 1 on the devkit's float grid (whose 0.3 is
+            "07", its mean at the recalls 0, .1, ..., 1 on the devkit's float grid (where 0.3 is
             0.30000000000000004, so that a recall of 3/10 does not reach it).
     """
     found = np.cumsum(true)
@@ -157,11 +158,11 @@ def average_precision(true: np.ndarray, positives: int, metric: str) -> float:
 
 
 def _ap_table(dicts, predictions: dict, num_classes: int, metric: str) -> np.ndarray:
-    """(K, len(THRESHOLDS)) AP in [0, 1]; NaN rows for classes without ground truth."""
+    """Compute AP (K, len(THRESHOLDS)) in [0, 1]; rows of classes without ground truth are NaN."""
     unknown = predictions.keys() - {record["image_id"] for record in dicts}
     if unknown:
         raise ValueError(f"predictions for image_id {unknown.pop()!r}, which the data set lacks")
-    # Images in the order of the data set: how ties in the score fall must not depend on which
+    # Images are in the order of the data set, so that ties in the score do not depend on which
     # process saw which image.
     matches = [[(np.zeros(0), np.zeros(0), np.zeros(0, int))] for _ in range(num_classes)]
     ignored = [[] for _ in range(num_classes)]
@@ -172,11 +173,11 @@ def _ap_table(dicts, predictions: dict, num_classes: int, metric: str) -> np.nda
         if classes.max(initial=0) >= num_classes:
             raise ValueError(
                 f"class {classes.max()} was predicted, but the data set has {num_classes} classes: "
-                "set MODEL.ROI_HEADS.NUM_CLASSES to that"
+                "set MODEL.ROI_HEADS.NUM_CLASSES to that number"
             )
         for c in {*gt_classes.tolist(), *classes.tolist()}:
             mine, truth = classes == c, gt_classes == c
-            # A column of -1 stands for "no ground truth", so that argmax always has one.
+            # A column of -1 stands for "no ground truth", so that argmax always has a column.
             ious = pairwise_iou(boxes[mine], gt_boxes[truth])
             ious = np.pad(ious, ((0, 0), (0, 1)), constant_values=-1)
             first = len(ignored[c])  # ground truth is numbered over all images of the class
@@ -194,9 +195,9 @@ def _class_aps(matches, ignored: np.ndarray, metric: str) -> list[float]:
     """AP of one class at each of THRESHOLDS.
 
     Args:
-        matches: per image, the scores of its detections, each one's highest IoU and that ground
-            truth's number.
-        ignored: (G,) bool, of the ground truth.
+        matches: for each image, the scores of its detections, their highest IoUs, and the indices
+            of the ground truth with these IoUs.
+        ignored: (G,) bool, True for ground truth that does not count.
     """
     positives = int((~ignored).sum())
     if positives == 0:
@@ -217,7 +218,7 @@ def _class_aps(matches, ignored: np.ndarray, metric: str) -> list[float]:
 
 
 def _ground_truth(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (G, 4) as (x0, y0, x1, y1), class indices (G,) and whether to ignore them (G,)."""
+    """Boxes (G, 4) as (x0, y0, x1, y1), class indices (G,), and ignore flags (G,) of a record."""
     annotations = record.get("annotations", [])
     boxes = [
         BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
@@ -231,7 +232,7 @@ def _ground_truth(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(R, G) IoU of boxes (R, 4) and (G, 4), (x0, y0, x1, y1) in float64; 0 for empty unions.
+    """IoU (R, G) of boxes (R, 4) and (G, 4), (x0, y0, x1, y1) in float64; 0 for empty unions.
 
     Detectron2's is float32, which can flip a match at the threshold.
     """
@@ -242,7 +243,7 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _nan_mean(values: np.ndarray, axis=None):
-    """`np.nanmean`, without its warning where every value is NaN."""
+    """`np.nanmean` without its warning for slices that are all NaN."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis) / known.sum(axis)

@@ -1,1 +1,1 @@
-"""Files, config files and provenance for every package; imports no other package of ours."""
+"""Files, config files and provenance for all packages; imports no other package of ours."""

@@ -8,14 +8,13 @@ from detectron2.config import CfgNode
 
 
 def merge_from_file(cfg: CfgNode, config_file) -> None:
-    """Set in `cfg` what a YAML, and those it builds on, say.
+    """Merge a YAML, and the files it builds on, into `cfg`.
 
     Raises:
-        ValueError: one sentence on a key that does not exist or a value of another type, or on a
-            file that is no YAML.
-        FileNotFoundError: no such file, or one that it builds on.
+        ValueError: an unknown key, a value of the wrong type, or a file that is not YAML.
+        FileNotFoundError: the file, or one that it builds on, does not exist.
     """
-    # What yacs raises names the key, but neither the file nor what to do.
+    # The errors of yacs name the key, but neither the file nor the remedy.
     try:
         cfg.merge_from_file(str(config_file))
     except (KeyError, ValueError, AssertionError) as error:
@@ -26,7 +25,7 @@ def merge_from_file(cfg: CfgNode, config_file) -> None:
         raise FileNotFoundError(
             f"{config_file} builds on {error.filename} (_BASE_), and there is no such file"
         ) from error
-    except (yaml.YAMLError, AttributeError, TypeError) as error:  # the latter of what is no mapping
+    except (yaml.YAMLError, AttributeError, TypeError) as error:  # the last two: not a mapping
         raise ValueError(
             f"{config_file}, or what it builds on, is no YAML of keys and values: "
             f"{' '.join(str(error).split())}"
@@ -37,7 +36,7 @@ def merge_from_list(cfg: CfgNode, overrides) -> None:
     """Set KEY, VALUE, KEY, VALUE, ... in `cfg`.
 
     Raises:
-        ValueError: one sentence on a key that does not exist or a value of another type.
+        ValueError: an unknown key, or a value of the wrong type.
     """
     try:
         cfg.merge_from_list(list(overrides))
@@ -52,12 +51,12 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
         hint = f"; did you mean {similar[0]}?" if similar else ""
         return f"there is no key {match[1]}{hint}"
     if "Type mismatch" in message and "<class 'str'> vs. <class" in message:
-        return f"{message}. Quote a text that looks like a number, e.g. '07'"
+        return f"{message}. Quote a string that looks like a number, e.g. '07'"
     return message
 
 
 def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    """Full names of all keys, sections too."""
+    """Full names of all keys, including sections."""
     keys = []
     for key, value in node.items():
         keys.append(prefix + key)

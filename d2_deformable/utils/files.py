@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and pickles read without running them."""
+"""Atomic replacement of files, and pickles read without running code."""
 
 import io
 import os
@@ -11,14 +11,14 @@ from . import restricted_pickle
 
 
 class FileFormatError(ValueError):
-    """A file that is damaged, of another format, or holds what must not be run."""
+    """A file that is damaged, has another format, or holds code that must not be run."""
 
 
 @contextmanager
 def replacing(path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at a clean end.
+    """Yield a path to write to, which replaces `path` if the block ends without an error.
 
-    Readers see the old file or the new one, whole; of a failure nothing is left.
+    Readers see either the old file or the complete new one; a failure leaves nothing behind.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -34,32 +34,32 @@ def replacing(path) -> Iterator[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a path whose folder is missing.
+    """Check that the folder of a path exists.
 
     Raises:
-        FileNotFoundError: it is.
+        FileNotFoundError: it does not.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
 def read_pickle(path):
-    """The numbers, texts, arrays and containers of a pickle, of which nothing runs.
+    """Read a pickle of numbers, strings, arrays and containers without running code.
 
     Raises:
-        FileFormatError: it is damaged or holds other things.
-        FileNotFoundError: no such file.
+        FileFormatError: the file is damaged or holds other objects.
+        FileNotFoundError: there is no such file.
     """
     data = Path(path).read_bytes()
     try:
         return restricted_pickle.load(io.BytesIO(data))
     except Exception as error:  # damaged files raise any type
         raise FileFormatError(
-            f"{path} is no file of data that can be read safely: {one_line(error)}"
+            f"{path} is not a data file that can be read safely: {one_line(error)}"
         ) from error
 
 
 def one_line(value) -> str:
-    """What a file gave, on one line of bounded length."""
+    """Format text from a file, or an error, as one printable line of bounded length."""
     text = " ".join(str(value).split()) or type(value).__name__
     return "".join(c if c.isprintable() else "?" for c in text[:200])

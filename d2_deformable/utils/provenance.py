@@ -1,7 +1,7 @@
-"""What a measurement was made with: machine, versions and commit.
+"""Provenance of a measurement: machine, versions and commit.
 
-Imports nothing but the standard library at its top: `tools/install_detectron2.py` runs this file
-before Detectron2 or the operators are there.
+The top-level imports are standard library only: `tools/install_detectron2.py` runs this file before
+Detectron2 or the operators are installed.
 """
 
 import importlib.metadata
@@ -38,10 +38,10 @@ def versions() -> str:
 
 
 def detectron2_source() -> str:
-    """Which Detectron2 this Python imports, and where it came from, in words.
+    """Describe the Detectron2 that this Python imports, and where it came from.
 
     Raises:
-        ImportError: there is none.
+        ImportError: Detectron2 is not installed.
     """
     import detectron2
 
@@ -59,9 +59,9 @@ def detectron2_source() -> str:
 
 
 def commit() -> str:
-    """The git commit this package's files are of, with "-dirty" where they were changed.
+    """The git commit of this package's files, with "-dirty" if they were changed.
 
-    docs/ and benchmarks/results/ do not count: measurements themselves write there.
+    Changes in docs/ and benchmarks/results/ do not count: measurements write there.
     """
     here = Path(__file__)
 

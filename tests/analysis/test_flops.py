@@ -56,7 +56,7 @@ def test_roi_pooling_costs_its_samples():
     counted = of_both(DeformRoIPool(4, 2, samples_per_part=3), torch.rand(4, 8, 8), rois, 1 / 8)
     one_pooling = 3 * 4 * (2 * 2) * 3**2 * 4
     assert counted["deformable RoI pooling"] == 2 * one_pooling  # predicts, then pools
-    assert counted["products of matrices"] == 3 * 16 * 8
+    assert counted["matrix multiplies"] == 3 * 16 * 8
 
     layer = PSRoIPredictor(4, 5, 2, spatial_scale=1 / 8, offset_classes=5)
     counted = of_both(layer, torch.rand(4, 8, 8), rois)
@@ -71,7 +71,7 @@ def test_roi_align_counts_as_both_counters_have_it():
     layer = DeformRoIAlign(4, 2, hidden_channels=5)
     counted = of_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)
     expected = 2 * (16 * 5 + 5 * 5 + 5 * 8)
-    assert counted == {"products of matrices": expected, "total": expected}
+    assert counted == {"matrix multiplies": expected, "total": expected}
 
 
 def test_training_counts_too():

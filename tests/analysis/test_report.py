@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_network_is_refused(evaluable_run, load_tool):
     with pytest.raises(SystemExit, match="write_report: .*gone.pth: no such checkpoint"):
         load_tool("write_report").main([str(folder), "--beside", str(folder / "gone.pth")])
     (folder / "plain.pth").rename(folder / "model_final.pth")
-    with pytest.raises(SystemExit, match="write_report: .*model_final.pth is of another network"):
+    with pytest.raises(SystemExit, match="write_report: .*model_final.pth is from another network"):
         load_tool("write_report").main([str(folder)])
 
 

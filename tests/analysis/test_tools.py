@@ -153,11 +153,11 @@ def test_complexity_needs_no_data(run):
         ("effective_dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
         ("effective_dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
         ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
-        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
         ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
         ("visualize_sampling", ["--images", __file__], "cannot be read"),
         ("visualize_sampling", ["--layers", "0"], "0 layers"),
-        ("visualize_sampling", ["--num-images", "0"], "0 images are wanted"),
+        ("visualize_sampling", ["--num-images", "0"], "--num-images is 0"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, message):
@@ -179,7 +179,7 @@ def test_missing_files_are_told(run, tmp_path):
         run("effective_dilation", "--config-file", missing, "--weights", missing)
     with pytest.raises(SystemExit, match="missing: no such checkpoint"):
         run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
-    with pytest.raises(SystemExit, match="test_tools.py is no file of weights"):
+    with pytest.raises(SystemExit, match="test_tools.py is not a weights file"):
         run("visualize_sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
     with pytest.raises(SystemExit, match="1 weights for 2 configs"):
         run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)

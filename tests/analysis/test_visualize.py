@@ -102,8 +102,8 @@ def test_parts_of_given_boxes_take_the_offsets_of_their_class(name):
         ({"points": [(96, 3)]}, "point 96 3 .* outside the image of 96 x 64"),
         ({"boxes": [["1", "2", "x", "4", "cat"]]}, "box 1 2 x 4: expected X0 Y0 X1 Y1"),
         ({"boxes": [["5", "2", "3", "4", "cat"]]}, "box 5 2 3 4 has no area"),
-        ({"boxes": [["1", "2", "3", "4", "dog"]]}, "'dog' is no class; there are cat, 7"),
-        ({"boxes": [["1", "2", "3", "4", "2"]]}, "'2' is no class"),
+        ({"boxes": [["1", "2", "3", "4", "dog"]]}, "'dog' is not a class; there are cat, 7"),
+        ({"boxes": [["1", "2", "3", "4", "2"]]}, "'2' is not a class"),
         ({"boxes": [["nan", "2", "3", "4", "cat"]]}, "box nan 2 3 4: expected X0 Y0 X1 Y1"),
         ({"boxes": [["96", "2", "99", "4", "cat"]]}, "box 96 2 99 4 lies outside .* of 96 x 64"),
         ({"boxes": [["-9", "2", "0", "4", "cat"]]}, "box -9 2 0 4 lies outside"),
@@ -117,7 +117,7 @@ def test_wrong_wishes_are_told(wanted, message):
 
 
 def test_boxes_need_deformable_roi_pooling():
-    with pytest.raises(ValueError, match="no deformable RoI pooling that boxes could show"):
+    with pytest.raises(ValueError, match="boxes were given, but .* no deformable RoI"):
         shown(inspection(pools=0), boxes=[[0, 0, 10, 10, "cat"]])
 
 

@@ -96,7 +96,7 @@ def test_refuses_what_is_not_finite(trained, tmp_path):
 def test_refuses_what_is_no_checkpoint(content, tmp_path):
     file = tmp_path / "model.pth"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
-    with pytest.raises(ValueError, match="model.pth (is no file of weights|holds)"):
+    with pytest.raises(ValueError, match="model.pth (is not a weights file|holds)"):
         export_checkpoint(file, tmp_path / "out.pth")
 
 

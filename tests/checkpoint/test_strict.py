@@ -21,7 +21,7 @@ from d2_deformable.checkpoint import StrictCheckpointer
 def test_refuses_another_network(saved, message, tmp_path):
     file = tmp_path / "model.pth"
     torch.save({"model": {name: torch.zeros(shape) for name, shape in saved.items()}}, file)
-    with pytest.raises(ValueError, match=f"model.pth is of another network, .*{message}"):
+    with pytest.raises(ValueError, match=f"model.pth is from another network, .*{message}"):
         StrictCheckpointer(nn.Linear(3, 2)).load(str(file))
 
 
@@ -29,7 +29,7 @@ def test_refuses_another_network(saved, message, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1, 2], 2), pickle.dumps("x", 2)])
 def test_refuses_what_is_no_checkpoint(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} (is no file of weights|holds a)[^\n]+$"):
+    with pytest.raises(ValueError, match=rf"{name} (is not a weights file|holds a)[^\n]+$"):
         StrictCheckpointer(nn.Linear(3, 2)).load(str(tmp_path / name))
 
 

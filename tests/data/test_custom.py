@@ -34,7 +34,7 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
         ("{FORMAT: voc, ROOT: set}", "bad: FORMAT voc needs CLASSES"),
         ("{FORMAT: coco, ROOT: set}", "bad: FORMAT coco needs ANNOTATIONS"),
         ("{FORMAT: voc, CLASSES: [cat, true]}", "bad.CLASSES: expected text, got True; quote it"),
-        ("{FORMAT: voc, CLASSES: [cat, cat]}", "bad.CLASSES: a name stands twice in cat, cat"),
+        ("{FORMAT: voc, CLASSES: [cat, cat]}", "bad.CLASSES: a name occurs twice in cat, cat"),
         ("{FORMAT: voc, CLASSES: 3}", "bad.CLASSES: expected a list of names or the path"),
         ("{FORMAT: voc, IMAGES: [a], CLASSES: [a]}", "bad.IMAGES: expected text, got ['a']"),
         (

@@ -42,7 +42,7 @@ def test_training_drops_them_and_images_of_nothing_else(cfg, caplog, monkeypatch
     (image,) = without_difficult(cfg)
     assert image["image_id"] == "000001"
     assert [a["category_id"] for a in image["annotations"]] == [0]
-    assert "INPUT.DROP_DIFFICULT: 2 objects marked difficult are left out." in caplog.messages
+    assert "INPUT.DROP_DIFFICULT: left out 2 objects marked difficult." in caplog.messages
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     assert [len(x["annotations"]) for x in without_difficult(cfg)] == [1, 0]
 

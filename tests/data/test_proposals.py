@@ -96,7 +96,7 @@ def test_a_proposal_file_does_not_run(cfg, root, split):
     cfg.DATASETS[f"PROPOSAL_FILES_{split}"] = (str(file),)
     with pytest.raises(ValueError, match="file.pkl, from .*, is no proposal file .*it names"):
         check_proposals(cfg, (split,))
-    with pytest.raises(ValueError, match="file.pkl is no file .* read safely: it names"):
+    with pytest.raises(ValueError, match="file.pkl is not a data file .* safely: it names"):
         if split == "TRAIN":
             Trainer.build_train_loader(cfg)
         else:

@@ -136,7 +136,7 @@ def test_one_report_of_all_that_is_missing(voc, sbd):
     with pytest.raises(FileNotFoundError) as error:
         prepare_voc_aug(voc, sbd, expected=4)
     assert str(error.value).splitlines() == [
-        "some files are not there:",
+        "some files are missing:",
         f"{voc}/JPEGImages: 2 missing, e.g. s1.jpg, s2.jpg",
         f"{sbd}/cls: 1 missing, e.g. s2.mat",
         f"{voc}/SegmentationClass: 1 missing, e.g. t2.png",

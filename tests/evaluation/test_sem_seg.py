@@ -139,7 +139,8 @@ def test_released_resolutions(mask_set, random_masks, size):
         results = run(evaluator, {0: predicted}).evaluate()["sem_seg"]
         _, expected = mean_iou([opencv_nearest(truth, *shape)], [opencv_nearest(predicted, *shape)])
         assert results["mIoU"] == pytest.approx(expected)
-    with pytest.raises(ValueError, match=r"0.png: is \(11, 13\), but its prediction \(\d+, \d+\)"):
+    message = r"0.png: is \(11, 13\), but its prediction is \(\d+, \d+\)"
+    with pytest.raises(ValueError, match=message):
         run(SemSegEvaluator(name), {0: predicted})
 
 

@@ -56,22 +56,20 @@ def test_a_detector_is_written_and_compared(format, run, photo, tmp_path):
     # The log of this process stands there too: what another test of it has registered.
     said = [line for line in run(format, "--image", photo).splitlines() if line[0] != "["]
     assert said[0] == f"wrote {tmp_path / 'file'}"
-    line = (
-        r"against the network, on 123 x 96 pixels, (\d+) detections: boxes by .* px, scores by .*"
-    )
+    line = r"compared with the network, on 123 x 96 pixels, (\d+) detections: boxes by .* px, .*"
     assert int(re.fullmatch(line, said[1])[1]) > 0 and len(said) == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_without_a_photograph_there_are_drawn_shapes(run, tmp_path):
     said = run("torchscript")
-    assert "on 96 x 96 pixels" in said and "nothing is found" not in said
+    assert "on 96 x 96 pixels" in said and "no detections" not in said
     assert torch.jit.load(tmp_path / "file")(torch.zeros(3, 64, 64))[0].shape == (0, 4)
 
 
 def test_it_says_that_it_compared_nothing(run, photo):
     said = run("torchscript", "--image", photo, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    assert "0 detections" in said and "nothing is found on this image" in said
+    assert "0 detections" in said and "no detections on this image" in said
 
 
 def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch):
@@ -82,7 +80,7 @@ def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch
         return lambda image: (lambda boxes, *rest: (boxes + 0.01, *rest))(*network(image))
 
     monkeypatch.setattr(tool, "load_exported", broken)
-    with pytest.raises(SystemExit, match=r"export: .* boxes by 0.01 px.*; nothing is left"):
+    with pytest.raises(SystemExit, match=r"export: .* boxes by 0.01 px.*; no file is left"):
         run("torchscript", "--image", photo)
     assert not list(tmp_path.iterdir())
 
@@ -94,7 +92,7 @@ def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch
         (["--image", __file__], "cannot identify image"),
         (["--output", "nowhere/file"], "there is no folder nowhere"),
         (["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "of another network"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
         (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
     ],
 )

@@ -163,7 +163,7 @@ def test_what_another_process_trains_is_left_alone(root):
     folder.mkdir(parents=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert trained(root, [FIRST, SECOND])[0] == (NAMES[0], "another process trains it")
+        assert trained(root, [FIRST, SECOND])[0] == (NAMES[0], "another process is training it")
     assert record(root, SECOND.runs[0].name)
 
 

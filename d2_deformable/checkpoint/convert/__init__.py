@@ -1,4 +1,4 @@
-"""Checkpoints of other projects and layouts as weights of this package's models."""
+"""Convert checkpoints of other projects and layouts into weights of this package's models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,36 +27,36 @@ CONVERTERS = {
 def convert_checkpoint(
     kind, source, target, cfg: CfgNode, *, trust_pickle=False, keep=(), config_file=None
 ) -> Conversion:
-    """Convert the file `source` of another project and write it to `target`, whole or not at all.
+    """Convert the file `source` of another project and write it atomically to `target`.
 
-    Where the model computes what the source did only with other values of some keys than those of
-    cfg, a YAML of these and of MODEL.WEIGHTS is written beside it, named as `target`. So it is
-    where a YAML of that name lies there already, which would be of other weights.
+    If the model needs other values of some keys than those of cfg to compute the same as the
+    source, a YAML with these keys and MODEL.WEIGHTS is written beside `target`, under its name. It
+    is also written to replace an existing YAML of that name, which would belong to other weights.
 
     Args:
-        kind: of CONVERTERS, the project that wrote the file.
+        kind: the project that wrote the file, a key of CONVERTERS.
         source: a path, or a URL that Detectron2's PathManager understands.
         target: a .pth or .safetensors.
-        cfg: of the model that the weights are for; it is built on the CPU.
+        cfg: config of the model that the weights are for; it is built on the CPU.
         trust_pickle: see `read_weights`.
-        keep: beginnings of names of the model that keep their initial values, see `Conversion`.
-        config_file: that cfg came from, as `_BASE_` of the YAML; without it the YAML holds all
-            keys of cfg.
+        keep: prefixes of the model's tensors that keep their initial values, see `Conversion`.
+        config_file: the file that cfg was read from, which becomes `_BASE_` of the YAML; without
+            it the YAML holds all keys of cfg.
 
     Returns:
-        the account of both sides, with the names of the files written.
+        the `Conversion`: where each tensor went, and the names of the files written.
 
     Raises:
         FileFormatError: `source` is damaged or cannot be read safely.
-        ConversionError: it is of another network than cfg's, cfg builds no model, no such kind, or
-            `target` or its YAML is the source or `config_file`.
-        OSError: no such file or folder.
+        ConversionError: `kind` is unknown, `source` is from another network than that of cfg, cfg
+            builds no model, or `target` or its YAML would replace `source` or `config_file`.
+        OSError: a file or folder does not exist.
     """
     target = Path(target)
     if "://" in str(source):
         source = PathManager.get_local_path(str(source))
     if kind not in CONVERTERS:
-        raise ConversionError(f"no kind of file {kind!r}: choose one of {', '.join(CONVERTERS)}")
+        raise ConversionError(f"unknown kind {kind!r}: choose one of {', '.join(CONVERTERS)}")
     check_target(target)
     settings_file = target.with_suffix(".yaml")
     _check_not_replaced(source, target)
@@ -65,7 +65,7 @@ def convert_checkpoint(
     weights = weights_in(source, content)
     metadata = content.get("meta")
     metadata = metadata if isinstance(metadata, Mapping) else None
-    conversion = Conversion(weights, _shapes(cfg), keep, metadata)
+    conversion = Conversion(weights, _model_tensors(cfg), keep, metadata)
     conversion.file = Path(source)
     try:
         conversion.run(CONVERTERS[kind], cfg)
@@ -80,13 +80,13 @@ def convert_checkpoint(
 
 
 def _check_not_replaced(original, target: Path) -> None:
-    """Refuse to write over what was given; a config would then build on itself."""
+    """Refuse to overwrite an input; a config would then build on itself."""
     if original is not None and target.exists() and target.samefile(original):
-        raise ConversionError(f"{target} was given and would be written over: name OUT otherwise")
+        raise ConversionError(f"{target} is an input and would be overwritten: choose another OUT")
 
 
-def _shapes(cfg: CfgNode) -> dict:
-    """The tensors of cfg's model."""
+def _model_tensors(cfg: CfgNode) -> dict:
+    """Tensors of the model of cfg, with initial values."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"

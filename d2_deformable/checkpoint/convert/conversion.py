@@ -1,4 +1,4 @@
-"""What becomes of every tensor of a file: the table that each converter fills in."""
+"""The table that each converter fills in: what happens to every tensor of a file."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,40 +9,39 @@ from torch import Tensor
 
 
 class ConversionError(ValueError):
-    """A file that does not become the weights of a model, and why."""
+    """A file cannot be converted into the weights of a model; the message says why."""
 
 
 class _Source(dict):
-    """Tensors of a file; asking for one that it does not have is an error of the file."""
+    """Tensors of a file; a missing one raises ConversionError, since the file is at fault."""
 
     def __missing__(self, name):
         raise ConversionError(
-            f"the file has no {name!r}; it is a checkpoint of another network than the config's, "
-            "or of another depth or width (MODEL.RESNETS)"
+            f"the file has no {name!r}; it is from another network than the config's, or from one "
+            "of another depth or width (MODEL.RESNETS)"
         )
 
 
 class Conversion:
-    """From the tensors of a file to those of a model, with an account of both sides.
+    """Maps the tensors of a file to those of a model, and accounts for all of them.
 
-    A converter is a function of a Conversion and a config. It goes through the network once and
-    says for each tensor of the model where it comes from (`put`) or that the file has nothing for
-    it (`initial`), and for the rest of the file why it is not needed (`unused`). `check` then
-    refuses whatever was left out on either side.
+    A converter is a function of a Conversion and a config. It goes through the network once. For
+    each tensor of the model it states where it comes from (`put`) or that the file has nothing for
+    it (`initial`); for the rest of the file it states why it is not needed (`unused`). `check` then
+    rejects tensors of either side that were left out.
 
     Args:
-        source: tensors of the file by their names.
-        model: tensors of the model by their names (its `state_dict()`); of these only the shapes
-            and types matter.
-        keep: beginnings of names of the model that are to keep their initial values, whatever the
-            file has for them, e.g. "roi_heads.box_predictor" for other classes.
-        metadata: what the file says of itself beside its tensors, e.g. the "meta" of mmdetection's.
+        source: named tensors of the file.
+        model: named tensors of the model (its `state_dict()`); only shapes and types matter.
+        keep: prefixes of the model's tensors that keep their initial values, whatever the file has
+            for them, e.g. "roi_heads.box_predictor" for other classes.
+        metadata: what the file holds besides tensors, e.g. the "meta" of mmdetection.
 
     Attributes:
-        weights: tensors of the model, converted so far.
-        settings: {config key: value} that the model needs so as to compute what the source did.
-        assumptions: what the file does not tell and was taken for granted, in sentences.
-        file: that `source` was read from, if it was.
+        weights: tensors of the model that were converted so far.
+        settings: {config key: value} that the model needs to compute the same as the source.
+        assumptions: sentences on what the file does not state and was assumed.
+        file: the file that `source` was read from, if any.
         written: files that `convert_checkpoint` wrote.
     """
 
@@ -68,10 +67,10 @@ class Conversion:
         self._initial: dict[str, str] = {}
 
     def run(self, converter: Callable, cfg) -> None:
-        """Let a converter go through the network, then `check`.
+        """Run a converter on this conversion, then `check`.
 
         Raises:
-            ConversionError: whatever is wrong with the file.
+            ConversionError: anything is wrong with the file.
         """
         try:
             converter(self, cfg)
@@ -86,7 +85,7 @@ class Conversion:
             ValueError,
         ) as error:
             raise ConversionError(
-                "its tensors have other shapes than in a file of its kind "
+                "its tensors have other shapes than expected from a file of this kind "
                 f"({type(error).__name__}: {' '.join(str(error).split())})"
             ) from error
         self.check()
@@ -101,17 +100,17 @@ class Conversion:
         """Fill the model's tensor `name` from the file's tensors `sources`.
 
         Args:
-            using: a function of those tensors that gives the model's; None takes the only one as
-                it is. Without sources it gives a constant, e.g. zeros.
-            note: what it does, in words, for the table.
+            using: a function that maps those tensors to the model's; None copies the only one.
+                Without sources it returns a constant, e.g. zeros.
+            note: a description of `using` for the table.
 
         Raises:
-            ConversionError: the file or the model has no such tensor, the shape is another, or the
+            ConversionError: the file or the model has no such tensor, the shapes differ, or the
                 model's tensor is filled already.
         """
         if self.keep and name.startswith(self.keep) and name in self.model:
-            self.initial([name], "as asked for")
-            self.unused(sources, f"{name} keeps its initial value, as asked for")
+            self.initial([name], "as requested")
+            self.unused(sources, f"{name} keeps its initial value, as requested")
             return
         tensors = [self.source[source] for source in sources]
         if name not in self.model or name in self.weights:
@@ -133,48 +132,50 @@ class Conversion:
             raise ConversionError(
                 f"{name!r} would be {tuple(value.shape)}, from {' and '.join(sources)} "
                 f"{[tuple(tensor.shape) for tensor in tensors]}, but in the model of the config it "
-                f"is {tuple(expected.shape)}; take a config of the source's depth, width "
-                "(MODEL.RESNETS) and classes, or let it keep its initial values (keep, --keep)"
+                f"is {tuple(expected.shape)}; use a config with the source's depth, width "
+                "(MODEL.RESNETS) and classes, or keep its initial values (keep, --keep)"
             )
         self.weights[name] = value.to(expected.dtype).contiguous()
         self._origins[name] = (", ".join(sources), note)
         self._taken.update(sources)
 
     def unused(self, names: Iterable[str], why: str) -> None:
-        """Say of tensors of the file that the model has no place for them, and why that is right.
+        """State that the model does not need these tensors of the file, and why.
 
-        Names that were put somewhere, or that are not there, are passed over.
+        Names that were used already, or that the file does not have, are ignored.
         """
         for name in names:
             if name in self.source and name not in self._taken:
                 self._unused[name] = why
 
     def initial(self, names: Iterable[str], why: str) -> None:
-        """Say of tensors of the model that they keep their initial values, and why that is right.
+        """State that these tensors of the model keep their initial values, and why.
 
-        They are left out of the converted file. Names that were filled are passed over.
+        They are left out of the converted file. Names that were filled already are ignored.
         """
         for name in names:
             if name in self.model and name not in self.weights:
                 self._initial[name] = why
 
     def setting(self, key: str, value) -> None:
-        """Say that the model computes what the source did only with this value of a config key."""
+        """State that the model needs this value of a key to compute the same as the source."""
         self.settings[key] = value
 
     def check(self) -> None:
-        """Compare the account with the file and the model.
+        """Check that every tensor of the file and of the model is accounted for.
 
         Raises:
-            ConversionError: tensors of either side that nothing was said of, or that are not
-                finite; or `keep` names none of the model.
+            ConversionError: a tensor of either side is not, or is not finite; or an entry of `keep`
+                matches no tensor of the model.
         """
         left = [name for name in self.source if name not in self._taken | self._unused.keys()]
         empty = [name for name in self.model if name not in self.weights | self._initial]
         broken = [name for name, value in self.weights.items() if not torch.isfinite(value).all()]
-        astray = [begin for begin in self.keep if not any(n.startswith(begin) for n in self.model)]
+        unmatched = [
+            prefix for prefix in self.keep if not any(n.startswith(prefix) for n in self.model)
+        ]
         problems = {
-            "names to keep are the beginning of none in the model": astray,
+            "names to keep match none in the model": unmatched,
             "tensors of the file have no place in the model of the config": left,
             "tensors of the model are not in the file": empty,
             "converted tensors are not finite": broken,
@@ -188,7 +189,7 @@ class Conversion:
             raise ConversionError("; ".join(found))
 
     def table(self) -> str:
-        """What landed where, one line for each tensor of the model and of the file."""
+        """Table of where tensors went, one line for each tensor of the model and of the file."""
         rows = [
             (name, "x".join(map(str, self.weights[name].shape)) or "scalar", *self._origins[name])
             for name in self.weights

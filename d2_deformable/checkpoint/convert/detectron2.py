@@ -1,4 +1,4 @@
-"""Files of Detectron2's model zoo, and Detectron's before it, into plain or deformable models."""
+"""Convert files of Detectron2's model zoo, and of Detectron, into plain or deformable models."""
 
 import re
 
@@ -11,21 +11,21 @@ from .conversion import Conversion, ConversionError
 # Epsilon of Detectron2's FrozenBatchNorm2d, which takes (running_var + eps) ** -0.5.
 FROZEN_BN_EPS = 1e-5
 NOT_NEEDED = {
-    r"(num_batches_tracked|_momentum)$": "state of training",
+    r"(num_batches_tracked|_momentum)$": "training state",
     r"anchor_generator\.cell_anchors": "the config gives the anchors",
-    r"^(fc1000|pred|linear)[._]": "classifier of ImageNet",
+    r"^(fc1000|pred|linear)[._]": "ImageNet classifier",
     r"^(stem\.)?conv1[._]b(ias)?$": "Detectron has no bias there",
 }
-# What Detectron2's own deformable layers do, whatever the config says.
+# Behaviour of Detectron2's own deformable layers, independent of the config.
 DEFORM = {"DEFORM_BORDER": "zero", "DEFORM_OFFSET_DILATION": 0, "DEFORM_OFFSET_CLAMP": 0.0}
 
 
 def convert(conversion: Conversion, cfg: CfgNode) -> None:
-    """Names of Detectron2, or of Caffe2; of a whole detector, or of its backbone.
+    """Convert a whole detector or its backbone, with the names of Detectron2 or of Caffe2.
 
-    Offset layers that the file does not have are zero, so that the network computes what the plain
-    one does. Detectron2's modulated layers take sigmoid(mask), this package's 2 * sigmoid(mask):
-    their weights are halved, which is exact.
+    Offset layers that the file does not have are set to zero, so that the network computes the same
+    as the plain one. Detectron2's modulated layers use sigmoid(mask), this package's use
+    2 * sigmoid(mask): their weights are halved, which is exact.
 
     Raises:
         ConversionError: the file and the model of the config are different networks.
@@ -33,7 +33,7 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
     originals = {name: name for name in conversion.source}
     values = conversion.source
     if not any("." in name for name in values):
-        values, originals = _of_caffe2(conversion)
+        values, originals = _from_caffe2(conversion)
     whole = any(_find(name, values) for name in conversion.model if "backbone." not in name)
     for name, value in conversion.model.items():
         plain, offset = re.subn(r"\.conv_offset\.", "_offset.", name)
@@ -51,14 +51,14 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
             )
         elif offset:
             conversion.put(name, using=_zeros(value), note="zero: as without offsets")
-        elif ".offset_fc." in name:  # of whose layers only the last is zero
+        elif ".offset_fc." in name:  # only its last layer is zero
             conversion.put(name, using=lambda x=value: x, note="initial: offsets start at zero")
         elif name.endswith(".running_mean") and _is_affine(name, values):
             conversion.put(name, using=_zeros(value), note="affine in the file")
         elif name.endswith(".running_var") and _is_affine(name, values):
             if f"{name.removesuffix('running_var')}num_batches_tracked" in conversion.model:
                 raise ConversionError(
-                    "the file's normalisations are affine, without statistics: set "
+                    "the file's normalisation layers are affine, without statistics: set "
                     f"MODEL.RESNETS.NORM to FrozenBN instead of {cfg.MODEL.RESNETS.NORM}"
                 )
             one = torch.full_like(value, 1 - FROZEN_BN_EPS)
@@ -66,7 +66,7 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
         elif name.endswith(".num_batches_tracked"):
             conversion.initial([name], "count of training steps")
         elif not whole and not _is_trunk(name):
-            conversion.initial([name], "the file is of a backbone")
+            conversion.initial([name], "the file holds a backbone only")
     if any(name.endswith("conv2_offset.weight") for name in values):
         for key, setting in DEFORM.items():
             conversion.setting(f"MODEL.RESNETS.{key}", setting)
@@ -80,20 +80,20 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
             conversion.setting(key, values[name].flatten().tolist())
 
 
-def _of_caffe2(conversion):
-    """The tensors by Detectron2's names, and the file's name of each."""
+def _from_caffe2(conversion):
+    """Convert to Detectron2's names: the tensors by these names, and the file's name of each."""
     blobs = {k: v for k, v in conversion.source.items() if not k.endswith("_momentum")}
     try:
         return convert_c2_detectron_names(blobs)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ConversionError(
-            "its names are neither Detectron2's nor Caffe2's, as "
+            "its names are neither Detectron2's nor Caffe2's, for example "
             f"{', '.join(list(conversion.source)[:3])}"
         ) from error
 
 
 def _find(name: str, values) -> str | None:
-    """The longest end of `name`, from a dot on, that is a name of the file."""
+    """Find the longest suffix of `name`, starting after a dot, that is a name of the file."""
     while name and name not in values:
         name = name.partition(".")[2]
     return name or None
@@ -104,7 +104,7 @@ def _is_affine(name: str, values) -> bool:
 
 
 def _is_trunk(name: str) -> bool:
-    """Whether it is of the ResNet itself, which every file has."""
+    """Return True for tensors of the ResNet itself, which every file has."""
     return re.match(r"backbone\.(bottom_up\.)?(stem|res\d)\.", name) is not None
 
 

@@ -1,4 +1,4 @@
-"""ResNets of torchvision's layout, which timm shares, as backbones."""
+"""Convert ResNets of torchvision's layout, which timm shares, into backbones."""
 
 import re
 
@@ -16,25 +16,25 @@ NAME = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)((?:stem|res\d\.\d
 def convert_resnet(
     conversion: Conversion, cfg: CfgNode, mean=IMAGENET_MEAN, std=IMAGENET_STD
 ) -> None:
-    """Fill the ResNet of a model; its other parts keep their initial values, offsets are zero.
+    """Fill the ResNet of a model; other parts keep their initial values, and offsets are zero.
 
     Args:
-        mean, std: of the source's images, RGB in 0..1. The settings are those of the same network
-            on RGB images in 0..255, whose stride lies in the 3x3 convolutions.
+        mean, std: mean and standard deviation of the source's images, RGB in 0..1. The settings
+            describe the same network on RGB images in 0..255, with strides in 3x3 convolutions.
 
     Raises:
-        ConversionError: the file or the model of the config is no such ResNet.
+        ConversionError: the file or the model of the config is not such a ResNet.
     """
     trunk = {name: match[1] for name in conversion.model if (match := NAME.fullmatch(name))}
     if not any(name.endswith("stem.conv1.weight") for name in trunk):
         raise ConversionError(
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} builds no ResNet with Detectron2's "
-            "stem; take build_deform_resnet_backbone or build_deform_resnet_fpn_backbone"
+            "stem; use build_deform_resnet_backbone or build_deform_resnet_fpn_backbone"
         )
     if not any(name.endswith("running_mean") for name in trunk):
         raise ConversionError(
-            f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r} has no running statistics, the file's "
-            "batch normalisation has: take FrozenBN, BN or SyncBN"
+            f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r} has no running statistics, but the "
+            "file's batch normalisation has: use FrozenBN, BN or SyncBN"
         )
     for name, inner in trunk.items():
         if "conv_offset." in inner:
@@ -44,9 +44,9 @@ def convert_resnet(
             inner.endswith("num_batches_tracked") and _source(inner) not in conversion.source
         ):
             conversion.put(name, _source(inner))
-    conversion.initial(conversion.model, "no part of an ImageNet network")
+    conversion.initial(conversion.model, "not part of an ImageNet network")
     conversion.unused(
-        [name for name in conversion.source if name.startswith("fc.")], "classifier of ImageNet"
+        [name for name in conversion.source if name.startswith("fc.")], "ImageNet classifier"
     )
     conversion.unused(
         [name for name in conversion.source if name.endswith("num_batches_tracked")],
@@ -64,7 +64,8 @@ def convert_resnet(
 
 
 def _source(inner: str) -> str:
-    """stem.conv1.norm.bias -> bn1.bias, res4.0.shortcut.weight -> layer3.0.downsample.0.weight"""
+    """Name in the file, e.g. bn1.bias for stem.conv1.norm.bias, and layer3.0.downsample.0.weight
+    for res4.0.shortcut.weight."""
     name = inner.removeprefix("stem.")
     name = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", name)
     name = re.sub(r"conv(\d)\.norm", r"bn\1", name)

@@ -1,13 +1,15 @@
-"""Faster and Mask R-CNN with FPN of mmdetection 2.x and 3.x, plain and deformable.
+"""Convert Faster and Mask R-CNN with FPN of mmdetection 2.x and 3.x, plain and deformable.
 
-What differs from Detectron2's networks, beside the names:
+Besides the names, they differ from Detectron2's networks as follows:
 
-- The mask of a modulated convolution is a plain sigmoid there and twice that here, so its weight is
-  halved, which is exact.
+- The mask of a modulated convolution is sigmoid(mask) there and 2 * sigmoid(mask) here, so the
+  weight of the convolution is halved, which is exact.
 - Deformable RoI pooling has its own sampling and one set of offset layers per level: it becomes
-  POOLER_TYPE "DeformROIAlign" (dpool) or "ModulatedDeformROIAlign" (mdpool). It shifts in x first.
-- Images are RGB, and a block strides in its 3x3 convolution (style "pytorch"), or BGR and in its
-  first 1x1 (style "caffe"). The weights do not tell; the config in the file's metadata does.
+  POOLER_TYPE "DeformROIAlign" (dpool) or "ModulatedDeformROIAlign" (mdpool). Its offsets are x
+  first.
+- With style "pytorch", images are RGB and a block has its stride in the 3x3 convolution. With style
+  "caffe", images are BGR and the stride is in the first 1x1 convolution. The weights do not tell
+  which; the config in the file's metadata does.
 
 Source: mmdetection 3.3.0 (configs/_base_/models, models/), mmcv 2.2.0 (ops/).
 """
@@ -22,15 +24,15 @@ from .mmdet_config import lookup, read_config
 
 
 def _counted_from(first: int, name: str):
-    """Replaces a number that counts from 0 by `name` with one that counts from `first`."""
+    """Replace a number counted from 0 by `name` and the same number counted from `first`."""
     return lambda match: f"{name}{int(match[1]) + first}"
 
 
-# What becomes of a name, one after the other.
+# Renaming rules, applied in this order.
 NAMES = [
     (r"^backbone\.(conv1|bn1)\.", r"backbone.bottom_up.stem.\1."),
-    (r"^backbone\.layer(\d)", _counted_from(1, "backbone.bottom_up.res")),  # there from 1
-    (r"\.conv2_offset\.", ".conv2.conv_offset."),  # as mmcv's first versions named it
+    (r"^backbone\.layer(\d)", _counted_from(1, "backbone.bottom_up.res")),  # theirs count from 1
+    (r"\.conv2_offset\.", ".conv2.conv_offset."),  # the name in mmcv's first versions
     (r"\.bn(\d)\.", r".conv\1.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
@@ -47,7 +49,7 @@ NAMES = [
     (r"^roi_head\.mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
     (r"^roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_head.predictor."),
 ]
-# In every such network.
+# Tensors of every such network.
 NEEDED = (
     "backbone.conv1.weight",
     "neck.lateral_convs.0.conv.weight",
@@ -59,11 +61,11 @@ EXAMPLE = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
 
 
 def convert(conversion: Conversion, cfg) -> None:
-    """Weights of mmdetection's Faster or Mask R-CNN with FPN for the model of `cfg`.
+    """Convert mmdetection's Faster or Mask R-CNN with FPN for the model of `cfg`.
 
     Raises:
-        ConversionError: the file is of another network, of mmdetection 1.x, or of another network
-            than that of `cfg`; it says which keys to change.
+        ConversionError: the file is from an unsupported network, from mmdetection 1.x, or from
+            another network than that of `cfg`; the message says which keys to change.
     """
     settings = read_config(conversion.metadata)
     _check_network(conversion, settings)
@@ -72,8 +74,8 @@ def convert(conversion: Conversion, cfg) -> None:
     _check_convolutions(conversion, names)
     for name, target in names.items():
         if target not in conversion.model:
-            continue  # left over, unless it is said of it below that it may be
-        if cfg.MODEL.RESNETS.DEFORM_MODULATED and _is_steered(target, conversion.model):
+            continue  # an error, unless it is marked as unused below
+        if cfg.MODEL.RESNETS.DEFORM_MODULATED and _is_deformable(target, conversion.model):
             conversion.put(target, name, using=_halved, note="halved: the mask is 2 * sigmoid")
         elif LAST_OFFSET_LAYER.match(target):
             conversion.put(target, name, using=_y_first, note="rows of dy before those of dx")
@@ -93,8 +95,8 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _is_steered(name: str, model) -> bool:
-    """Whether `name` is the weight of a deformable convolution."""
+def _is_deformable(name: str, model) -> bool:
+    """Return True if `name` is the weight of a deformable convolution."""
     return name.removesuffix("weight") + "conv_offset.weight" in model
 
 
@@ -103,11 +105,11 @@ def _halved(weight: Tensor) -> Tensor:
 
 
 def _y_first(parameter: Tensor) -> Tensor:
-    """Rows of dx, then of dy -> rows of dy, then of dx."""
+    """Reorder rows of dx, then of dy, to rows of dy, then of dx."""
     return torch.cat(parameter.chunk(2)[::-1])
 
 
-# ---- Is it such a network, and that of the config ------------------------------------------------
+# ---- Checks of the network -----------------------------------------------------------------------
 
 
 def _check_network(conversion: Conversion, settings) -> None:
@@ -115,8 +117,8 @@ def _check_network(conversion: Conversion, settings) -> None:
     version = str(conversion.metadata.get("mmdet_version", ""))
     if "bbox_head.fc_cls.weight" in source or version.startswith(("0.", "1.")):
         raise ConversionError(
-            "the file is of mmdetection before 2.0, where the background is the first class and "
-            "boxes include their last pixel; bring it to 2.0 with mmdetection's own "
+            "the file is from mmdetection before 2.0, where the background is the first class and "
+            "boxes include their last pixel; upgrade it to 2.0 with mmdetection's own "
             "tools/model_converters/upgrade_model_version.py"
         )
     if "roi_head.bbox_head.0.fc_cls.weight" in source:
@@ -127,18 +129,18 @@ def _check_network(conversion: Conversion, settings) -> None:
     for name in NEEDED:
         if name not in source:
             raise ConversionError(
-                f"the file has no {name!r}: it is no Faster or Mask R-CNN with FPN of mmdetection "
-                "2.x or 3.x"
+                f"the file has no {name!r}: it is not a Faster or Mask R-CNN with FPN of "
+                "mmdetection 2.x or 3.x"
             )
     if "backbone.fpn_lateral2.weight" not in conversion.model:
         raise ConversionError(
-            f"the file's network has an FPN and the config's has none; take one like {EXAMPLE}.yaml"
+            f"the file's network has an FPN and the config's has none; use one like {EXAMPLE}.yaml"
         )
     anchors = len(lookup(settings, "rpn_head.anchor_generator.ratios", RATIOS))
     if len(lookup(settings, "rpn_head.anchor_generator.scales", SCALES)) != 1:
         raise ConversionError(
-            "the file's RPN has anchors of several scales per level, ordered otherwise than "
-            "Detectron2's; one per level is supported"
+            "the file's RPN has anchors of several scales per level, ordered differently from "
+            "Detectron2's; only one scale per level is supported"
         )
     outputs = source["rpn_head.rpn_cls.weight"].shape[0]
     if outputs != anchors:
@@ -149,7 +151,7 @@ def _check_network(conversion: Conversion, settings) -> None:
 
 
 def _check_convolutions(conversion: Conversion, names) -> None:
-    """The same convolutions must be deformable, in the same way."""
+    """Check that the same convolutions are deformable, with the same offset layers."""
 
     def offset_layers(tensors):
         return {
@@ -166,19 +168,19 @@ def _check_convolutions(conversion: Conversion, names) -> None:
     modulated = False
     if theirs:
         channels, inputs = next(iter(theirs.values()))[:2]
-        # 18 channels per group, or 27 with masks; of groups that divide the input channels.
+        # A group has 18 channels, or 27 with masks; the groups divide the input channels.
         modulated = channels % 18 != 0 or inputs % (channels // 18) != 0
         groups = channels // (27 if modulated else 18)
         keys += [f"DEFORM_MODULATED {modulated}", f"DEFORM_NUM_GROUPS {groups}"]
     part = "_mdconv_c3-c5" if modulated else "_dconv_c3-c5" if theirs else ""
     raise ConversionError(
-        f"the file has {len(theirs) or 'no'} deformable convolutions, but the config others: set "
-        f"{', '.join(keys)} and the file's depth, or take a config like {EXAMPLE}{part}.yaml"
+        f"the file has {len(theirs) or 'no'} deformable convolutions, but the config has others: "
+        f"set {', '.join(keys)} and the file's depth, or use a config like {EXAMPLE}{part}.yaml"
     )
 
 
 def _check_pooling(conversion: Conversion, cfg) -> str:
-    """POOLER_TYPE of the boxes in the file."""
+    """Return the POOLER_TYPE of the file's box head, after checking that the config has it."""
     prefix = "roi_head.bbox_roi_extractor.roi_layers.0."
     pooler, part = "ROIAlignV2", ""
     if f"{prefix}offset_fc.0.weight" in conversion.source:
@@ -191,13 +193,13 @@ def _check_pooling(conversion: Conversion, cfg) -> str:
     heads = "DeformROIHeads" if part else "StandardROIHeads"
     raise ConversionError(
         f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {given}, but the file's network pools as {pooler}"
-        + (", mmcv's sampling with offset layers of each level" if part else "")
-        + f": set it, and MODEL.ROI_HEADS.NAME {heads}, or take a config like "
+        + (", mmcv's sampling with offset layers for each level" if part else "")
+        + f": set it, and MODEL.ROI_HEADS.NAME {heads}, or use a config like "
         f"{EXAMPLE}{part}.yaml"
     )
 
 
-# ---- What the model computes beside its weights --------------------------------------------------
+# ---- Settings ------------------------------------------------------------------------------------
 
 RATIOS = [0.5, 1.0, 2.0]
 SCALES = [8]
@@ -212,9 +214,9 @@ def _put_input(conversion: Conversion, settings) -> None:
     style = lookup(settings, "backbone.style", "pytorch")
     if not settings:
         conversion.assumptions.append(
-            "the file holds no config of mmdetection: taken for a network of style pytorch (RGB, "
-            "stride in the 3x3 convolutions) with its usual anchors and thresholds; for one of "
-            "style caffe set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and "
+            "the file holds no mmdetection config: assumed a network of style pytorch (RGB, stride "
+            "in the 3x3 convolutions) with its usual anchors and thresholds; for one of style "
+            "caffe set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and "
             "MODEL.RESNETS.STRIDE_IN_1X1 True in the YAML"
         )
     mean, std = PIXELS.get(style, PIXELS["pytorch"])
@@ -234,8 +236,8 @@ def _put_input(conversion: Conversion, settings) -> None:
 
 
 def _put_detection(conversion: Conversion, settings, pooler: str) -> None:
-    def weights(of, stds):
-        stds = lookup(settings, f"{of}.bbox_coder.target_stds", stds)
+    def weights(head, stds):
+        stds = lookup(settings, f"{head}.bbox_coder.target_stds", stds)
         return [1 / std for std in stds]
 
     def test(key, value):

@@ -1,7 +1,7 @@
-"""The config in the metadata of an mmdetection checkpoint, read without running it.
+"""Read the config in the metadata of an mmdetection checkpoint, without running it.
 
-It is a Python text of assignments, `model = dict(type='FasterRCNN', backbone=dict(...))`: only
-literals and calls of `dict` are read, all else is passed over.
+It is Python source with assignments such as `model = dict(type='FasterRCNN', backbone=dict(...))`.
+Only literals and calls of `dict` are read; everything else is ignored.
 """
 
 import ast
@@ -9,19 +9,20 @@ from collections.abc import Mapping
 
 
 def read_config(metadata: Mapping[str, object]) -> dict:
-    """What a converter needs of the config in a checkpoint's "meta", else {}.
+    """Read the part of the config in a checkpoint's "meta" that the converter needs.
 
     Args:
-        metadata: with the text as "cfg" (mmdetection 3.x) or "config" (2.x), or without.
+        metadata: may hold the config as "cfg" (mmdetection 3.x) or "config" (2.x).
 
     Returns:
         the "model" of the config, with "test_cfg" from where the version keeps it, and "pixels":
-        {"mean": [...], "std": [...], "rgb": bool}, of the input's channel order.
+        {"mean": [...], "std": [...], "rgb": bool}, in the input's channel order; {} if there is no
+        readable config.
     """
     text = metadata.get("cfg") or metadata.get("config")
     try:
         statements = ast.parse(text).body if isinstance(text, str) else []
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # of any text
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the text may be anything
         return {}
     values = {
         statement.targets[0].id: _value(statement.value)
@@ -40,14 +41,14 @@ def read_config(metadata: Mapping[str, object]) -> dict:
 
 
 def lookup(config, path: str, default):
-    """The value at "a.b.c" of nested dicts; `default` where there is none, or None."""
+    """Look up "a.b.c" in nested dicts; `default` if it is missing or None."""
     for key in path.split("."):
         config = config.get(key) if isinstance(config, dict) else None
     return default if config is None else config
 
 
 def _value(node):
-    """A literal, or dict(...) of such; None for anything else."""
+    """Evaluate a literal, or dict(...) of literals; None for anything else."""
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict":
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):

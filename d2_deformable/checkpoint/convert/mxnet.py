@@ -1,20 +1,20 @@
-"""Checkpoints of msracver/Deformable-ConvNets, the networks released with the paper.
+"""Convert checkpoints of msracver/Deformable-ConvNets, the networks released with the paper.
 
-R-FCN, Faster R-CNN and DeepLab on ResNet v1 101 (or 50, 152), plain and deformable, and the
-ImageNet network that they started from, by the layers of its {rfcn,faster_rcnn,deeplab}/symbols.
-What differs there:
+These are R-FCN, Faster R-CNN and DeepLab on ResNet v1 101 (or 50, 152), plain and deformable, and
+the ImageNet network that they started from. Layers follow its {rfcn,faster_rcnn,deeplab}/symbols.
+Differences from this package:
 
 - Images are RGB.
-- Background is the first class of detectors, here the last.
-- RoI offsets are (dx, dy), here (dy, dx).
-- The RPN has two scores per anchor, background and object, and its anchors go by aspect ratio, then
-  by size; here it is one logit and the other way round.
-- Box outputs begin with four for the background, which nothing reads.
-- Box outputs are of normalised targets; the copies called *_test are not.
+- Background is the first class of detectors there, and the last one here.
+- RoI offsets are (dx, dy) there, and (dy, dx) here.
+- The RPN has two scores per anchor there, background and object, and its anchors are ordered by
+  aspect ratio, then by size; here it has one logit, and anchors are ordered by size first.
+- Box outputs begin with four for the background there, which are never read.
+- Box outputs predict normalised targets there; the copies called *_test do not.
 
-What no weight and no setting makes equal: images are resized by OpenCV there; final boxes that lie
-within the last pixel of the image are a pixel wide there; and boxes are brought to the size of the
-original image before the last NMS there, after it here.
+Three differences remain that neither weights nor settings can remove. Images are resized by OpenCV
+there. Final boxes within the last pixel of the image are one pixel wide there. Boxes are scaled to
+the original image before the last NMS there, and after it here.
 """
 
 import re
@@ -25,17 +25,17 @@ from torch import Tensor
 
 from .conversion import Conversion, ConversionError
 
-# A tensor that no other network has.
+# For each network, a tensor that no other one has.
 HEADS = {
     "R-FCN": "arg:rfcn_cls_weight",
     "Faster R-CNN": "arg:fc_new_1_weight",
     "DeepLab": "arg:fc6_weight",
 }
 RATIOS = [0.5, 1.0, 2.0]
-# Standard deviations of the box targets (dx, dy, dw, dh), means are 0: BBOX_STDS of
-# experiments/*/cfgs. Detectron2 has their reciprocals.
+# Standard deviations of the box targets (dx, dy, dw, dh), BBOX_STDS of experiments/*/cfgs; means
+# are 0. Detectron2 uses their reciprocals.
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
-# What changes shapes: the model is built again where the config has another value.
+# Keys that change shapes: the model is built again if the config has another value.
 SHAPES = ("MODEL.RESNETS.DEFORM_NUM_GROUPS", "MODEL.RESNETS.DEFORM_MODULATED")
 NORM = {
     "weight": "arg:{}_gamma",
@@ -47,14 +47,14 @@ BRANCHES = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
 
 
 def convert(conversion: Conversion, cfg) -> None:
-    """Fill in `conversion` from the tensors of a .params file, as `read_mxnet_params` gives them.
+    """Fill in `conversion` from the tensors of a .params file, as `read_mxnet_params` returns them.
 
-    `conversion.settings` are all keys whose value the network needs so as to compute what it did
-    in MXNet. The sizes of the anchors and the number of detections stand in no file and remain
-    those of `cfg`.
+    `conversion.settings` gets all keys that the network needs to compute the same as in MXNet. The
+    sizes of the anchors and the number of detections are not in the file and remain those of `cfg`.
 
     Raises:
-        ConversionError: a file of another project, or of another network than the config's.
+        ConversionError: the file is from another project, or from another network than the
+            config's.
     """
     source = conversion.source
     if "arg:conv1_weight" not in source:
@@ -65,24 +65,24 @@ def convert(conversion: Conversion, cfg) -> None:
     network = next((name for name, head in HEADS.items() if head in source), "ImageNet")
     for key, value in _settings(source, network, cfg).items():
         conversion.setting(key, value)
-    conversion.model = _model(conversion, cfg)
+    conversion.model = _model_tensors(conversion, cfg)
 
     backbone = _backbone(conversion, cfg.INPUT.FORMAT)
     if network == "ImageNet":
         trunk = (f"{backbone}stem.", f"{backbone}res")
         rest = (n for n in conversion.model if not n.startswith(trunk) or ".conv_offset." in n)
-        conversion.initial(rest, "no part of the ImageNet network")
+        conversion.initial(rest, "not part of the ImageNet network")
     elif network == "DeepLab":
         _deeplab(conversion)
     else:
-        _both(conversion, f"{backbone}reduction.", "conv_new_1")
+        _put_layer(conversion, f"{backbone}reduction.", "conv_new_1")
         _rpn(conversion, cfg)
         bins = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2
         (_rfcn if network == "R-FCN" else _faster_rcnn)(conversion, bins)
-    conversion.unused(("arg:fc1000_weight", "arg:fc1000_bias"), "classifier of ImageNet")
+    conversion.unused(("arg:fc1000_weight", "arg:fc1000_bias"), "ImageNet classifier")
 
 
-# ---- What the network needs ----------------------------------------------------------------------
+# ---- Settings ------------------------------------------------------------------------------------
 
 
 def _settings(source, network: str, cfg) -> dict:
@@ -131,8 +131,8 @@ def _settings(source, network: str, cfg) -> dict:
     return settings
 
 
-def _model(conversion: Conversion, cfg):
-    """Tensors of the model that `cfg` with the settings gives."""
+def _model_tensors(conversion: Conversion, cfg):
+    """Tensors of the model that is built from `cfg` with the settings."""
     with_settings = cfg.clone()
     with_settings.defrost()
     for key in SHAPES:
@@ -144,18 +144,18 @@ def _model(conversion: Conversion, cfg):
     try:
         return build_model(with_settings).state_dict()
     except ValueError as error:
-        raise ConversionError(f"the file's offsets fit no model of the config: {error}") from error
+        raise ConversionError(f"the file's offsets do not fit the config: {error}") from error
 
 
 # ---- Layers --------------------------------------------------------------------------------------
 
 
 def _backbone(conversion: Conversion, image_format: str) -> str:
-    """Fill the ResNet; the prefix of its names."""
+    """Fill the ResNet, and return the prefix of its names."""
     stems = [name for name in conversion.model if name.endswith("stem.conv1.weight")]
     if not stems:
         raise ConversionError(
-            "the model of the config has no ResNet, but the file has; take a config of "
+            "the model of the config has no ResNet, but the file has; use a config with "
             "MODEL.BACKBONE.NAME build_deform_resnet_backbone"
         )
     prefix = stems[0].removesuffix("stem.conv1.weight")
@@ -175,12 +175,12 @@ def _backbone(conversion: Conversion, image_format: str) -> str:
         conversion.put(match[0], f"arg:res{unit}_weight")
         _norm(conversion, f"{layer}norm.", f"bn{unit}")
         if f"arg:res{unit}_offset_weight" in conversion.source:
-            _both(conversion, f"{layer}conv_offset.", f"res{unit}_offset")
+            _put_layer(conversion, f"{layer}conv_offset.", f"res{unit}_offset")
     return prefix
 
 
 def _unit(source, stage: str, block: int) -> str:
-    """How the file calls a block: a, b, c, d, ..., or, in long stages, a, b1, b2, b3, ..."""
+    """Name of a block in the file: a, b, c, d, ..., or in long stages a, b1, b2, b3, ..."""
     letter = "abcdefghijklmnopqrstuvwxyz"[min(block, 25)]
     numbered = f"b{block}"
     return numbered if f"arg:res{stage}{numbered}_branch2a_weight" in source else letter
@@ -189,21 +189,21 @@ def _unit(source, stage: str, block: int) -> str:
 def _norm(conversion: Conversion, prefix: str, layer: str) -> None:
     for ours, theirs in NORM.items():
         conversion.put(prefix + ours, theirs.format(layer))
-    conversion.initial([f"{prefix}num_batches_tracked"], "a counter of training")
+    conversion.initial([f"{prefix}num_batches_tracked"], "count of training steps")
 
 
-def _both(conversion: Conversion, prefix: str, layer: str, using=None, note="") -> None:
-    """Fill weight and bias; `using` is of tensors whose rows are the layer's outputs."""
+def _put_layer(conversion: Conversion, prefix: str, layer: str, using=None, note="") -> None:
+    """Fill weight and bias; `using` takes tensors whose rows are the layer's outputs."""
     for part in ("weight", "bias"):
         conversion.put(prefix + part, f"arg:{layer}_{part}", using=using, note=note)
 
 
 def _rows(x: Tensor, *sizes: int) -> Tensor:
-    """The outputs of a layer as (-1, *sizes, ...)."""
+    """Reshape the outputs of a layer to (-1, *sizes, ...)."""
     group = torch.Size(sizes).numel()
     if len(x) % group:
         raise ConversionError(
-            f"a layer of {len(x)} outputs does not fall into groups of {group}; take a config "
+            f"a layer of {len(x)} outputs cannot be divided into groups of {group}; use a config "
             "with the source's MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"
         )
     return x.unflatten(0, (-1, *sizes))
@@ -221,15 +221,15 @@ def _rpn(conversion: Conversion, cfg) -> None:
         )
     order = torch.arange(num_anchors).view(len(RATIOS), len(sizes)).t().flatten()
     head = "proposal_generator.rpn_head."
-    _both(conversion, f"{head}conv.", "rpn_conv_3x3")
-    _both(
+    _put_layer(conversion, f"{head}conv.", "rpn_conv_3x3")
+    _put_layer(
         conversion,
         f"{head}objectness_logits.",
         "rpn_cls_score",
         using=lambda x: (x[num_anchors:] - x[:num_anchors])[order],
         note="object minus background; anchors by size",
     )
-    _both(
+    _put_layer(
         conversion,
         f"{head}anchor_deltas.",
         "rpn_bbox_pred",
@@ -240,23 +240,23 @@ def _rpn(conversion: Conversion, cfg) -> None:
 
 def _rfcn(conversion: Conversion, bins: int) -> None:
     predictor = "roi_heads.box_predictor."
-    _both(
+    _put_layer(
         conversion,
         f"{predictor}cls_score.score_maps.",
         "rfcn_cls",
         using=lambda x: _rows(x, bins).roll(-1, 0).flatten(0, 1),
         note="background last",
     )
-    _boxes(conversion, f"{predictor}bbox_pred.score_maps.", "rfcn_bbox", bins)
+    _put_box_layer(conversion, f"{predictor}bbox_pred.score_maps.", "rfcn_bbox", bins)
     if "arg:rfcn_cls_offset_t_weight" in conversion.source:
-        _both(
+        _put_layer(
             conversion,
             f"{predictor}cls_score.offset_maps.",
             "rfcn_cls_offset_t",
             using=lambda x: _rows(x, 2, bins).roll(-1, 0).flip(1).flatten(0, 2),
             note="background last; (dx, dy) to (dy, dx)",
         )
-        _both(
+        _put_layer(
             conversion,
             f"{predictor}bbox_pred.offset_maps.",
             "rfcn_bbox_offset_t",
@@ -267,17 +267,17 @@ def _rfcn(conversion: Conversion, bins: int) -> None:
 
 def _faster_rcnn(conversion: Conversion, bins: int) -> None:
     for i in (1, 2):
-        _both(conversion, f"roi_heads.box_head.fc{i}.", f"fc_new_{i}")
-    _both(
+        _put_layer(conversion, f"roi_heads.box_head.fc{i}.", f"fc_new_{i}")
+    _put_layer(
         conversion,
         "roi_heads.box_predictor.cls_score.",
         "cls_score",
         using=lambda x: x.roll(-1, 0),
         note="background last",
     )
-    _boxes(conversion, "roi_heads.box_predictor.bbox_pred.", "bbox_pred", 1)
+    _put_box_layer(conversion, "roi_heads.box_predictor.bbox_pred.", "bbox_pred", 1)
     if "arg:offset_weight" in conversion.source:
-        _both(
+        _put_layer(
             conversion,
             "roi_heads.box_pooler.roi_pool.offset_fc.",
             "offset",
@@ -286,7 +286,7 @@ def _faster_rcnn(conversion: Conversion, bins: int) -> None:
         )
 
 
-def _boxes(conversion: Conversion, prefix: str, layer: str, bins: int) -> None:
+def _put_box_layer(conversion: Conversion, prefix: str, layer: str, bins: int) -> None:
     """Fill a layer of box deltas, whose rows are (class, coordinate, bin) with background first."""
     stds = torch.tensor(BOX_STDS)[:, None]
 
@@ -307,7 +307,7 @@ def _boxes(conversion: Conversion, prefix: str, layer: str, bins: int) -> None:
             if given.shape != twin.shape or not torch.allclose(given, twin, rtol=1e-3, atol=1e-6):
                 raise ConversionError(
                     f"{test!r} is not {name!r} times {BOX_STDS}, as the released code writes it "
-                    "beside it; the file mixes two trainings, or one with other BBOX_STDS"
+                    "beside it; the file mixes two trainings, or was trained with other BBOX_STDS"
                 )
             conversion.unused([test], f"{name} times {BOX_STDS}, which the model applies")
         else:
@@ -320,8 +320,8 @@ def _boxes(conversion: Conversion, prefix: str, layer: str, bins: int) -> None:
 
 
 def _deeplab(conversion: Conversion) -> None:
-    _both(conversion, "sem_seg_head.hidden.", "fc6")
-    _both(conversion, "sem_seg_head.predictor.", "score")
+    _put_layer(conversion, "sem_seg_head.hidden.", "fc6")
+    _put_layer(conversion, "sem_seg_head.predictor.", "score")
     name = "arg:upsampling_weight"
     kernel = conversion.source.get(name)
     if kernel is None:
@@ -331,7 +331,7 @@ def _deeplab(conversion: Conversion) -> None:
         kernel.double(), torch.outer(side, side).double().expand_as(kernel), atol=1e-3
     ):
         raise ConversionError(
-            f"{name!r} {tuple(kernel.shape)} is no bilinear interpolation by 16, as the released "
-            "code keeps it; DeepLabHead knows no other upsampling"
+            f"{name!r} {tuple(kernel.shape)} is not the bilinear interpolation by 16 of the "
+            "released code; DeepLabHead supports no other upsampling"
         )
     conversion.unused([name], "bilinear interpolation by 16, which the head computes")

@@ -1,4 +1,4 @@
-"""The YAML that a converted checkpoint is used with."""
+"""The YAML that goes with a converted checkpoint."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ...utils.files import replacing
 
 
 def value_of(cfg: CfgNode, key: str):
-    """cfg's value of "MODEL.PIXEL_MEAN"; a tuple as a list."""
+    """Value of a key of cfg, e.g. "MODEL.PIXEL_MEAN"; tuples become lists."""
     for part in key.split("."):
         cfg = cfg[part]
     return list(cfg) if isinstance(cfg, tuple) else cfg
@@ -33,7 +33,7 @@ def write_yaml(settings: dict, weights: Path, cfg: CfgNode, config_file=None) ->
 
 
 def _difference(content: dict, base: dict) -> dict:
-    """What `content` has and `base` has not, or with another value."""
+    """Keys of `content` that `base` lacks or has with another value."""
     result = {}
     for key, value in content.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):

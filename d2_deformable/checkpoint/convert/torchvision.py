@@ -1,4 +1,4 @@
-"""ImageNet ResNets of torchvision as backbones."""
+"""Convert ImageNet ResNets of torchvision into backbones."""
 
 from detectron2.config import CfgNode
 
@@ -7,5 +7,5 @@ from .imagenet_resnet import convert_resnet
 
 
 def convert(conversion: Conversion, cfg: CfgNode) -> None:
-    """torchvision.models.resnet18 to 152, resnext and wide_resnet, see `convert_resnet`."""
+    """Convert torchvision.models.resnet18 to 152, resnext and wide_resnet, see `convert_resnet`."""
     convert_resnet(conversion, cfg)

@@ -37,11 +37,11 @@ def test_a_yaml_of_other_weights_does_not_stay(source, tmp_path):
 
 def test_what_was_given_is_not_written_over(source, tmp_path):
     before = source.read_bytes()
-    with pytest.raises(ConversionError, match="source.pth was given and would be written over"):
+    with pytest.raises(ConversionError, match="source.pth is an input and would be over"):
         convert(source, source)
     config = tmp_path / "net.yaml"
     config.write_text(f"_BASE_: {FPN}\n")
-    with pytest.raises(ConversionError, match="net.yaml was given and would be written over"):
+    with pytest.raises(ConversionError, match="net.yaml is an input and would be over"):
         convert(source, tmp_path / "net.pth", config=config)
     assert config.read_text() == f"_BASE_: {FPN}\n" and source.read_bytes() == before
     assert not (tmp_path / "net.pth").exists()
@@ -53,7 +53,7 @@ def test_names_to_keep(source, tmp_path):
     conversion = convert(source, tmp_path / "b.pth", keep=stem)
     assert "backbone.bottom_up.res2.0.conv1.weight" in conversion.weights
     assert f"{stem}.conv1.weight" not in conversion.weights
-    with pytest.raises(ConversionError, match="1 names to keep are .* none in the model: steem"):
+    with pytest.raises(ConversionError, match="1 names to keep match none in the model: steem"):
         convert(source, tmp_path / "c.pth", keep=["steem"])
 
 

@@ -134,13 +134,13 @@ def test_a_plain_file_loads_into_a_deformable_model(name, modulated, tmp_path, c
     stages = RES34 if name.endswith("C4") else RES345  # their C4's head is plain
     model = loaded(our_config(name, [*stages, *modulated]), file)
     assert_same_objects(model, theirs)
-    assert "model_final.pkl is of the plain network: all offsets" in caplog.text
+    assert "model_final.pkl is from the plain network: all offsets" in caplog.text
 
 
 def test_another_file_than_the_zoos_must_hold_the_offsets(tmp_path):
     state = detector(their_config("faster_FPN")).state_dict()
     torch.save({"model": state}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="model.pth is of another network, .* 26 not in the file"):
+    with pytest.raises(ValueError, match="pth is from another network, .* 26 not in the file"):
         loaded(our_config("faster_FPN", RES345), tmp_path / "model.pth")
 
 
@@ -238,8 +238,8 @@ def test_a_backbone_of_caffe2(tmp_path):
     cfg, target = our_config("faster_FPN", RES345), tmp_path / "b.pth"
     conversion = convert_checkpoint("detectron2", tmp_path / "R-50.pkl", target, cfg)
     table = " ".join(conversion.table().split())
-    assert "fc1000_w classifier of ImageNet" in table and "conv1_b Detectron has no bias" in table
-    assert "roi_heads.box_head.fc1.weight initial values the file is of a backbone" in table
+    assert "fc1000_w ImageNet classifier" in table and "conv1_b Detectron has no bias" in table
+    assert "roi_heads.box_head.fc1.weight initial values the file holds a backbone only" in table
     weights, name = read_weights(target), "backbone.bottom_up.res4.3.conv2.weight"
     assert torch.equal(weights[name], state[name])
     with pytest.raises(ConversionError, match="MODEL.RESNETS.NORM to FrozenBN instead of BN"):

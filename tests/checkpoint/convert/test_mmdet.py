@@ -286,7 +286,9 @@ def test_settings_of_the_config_in_the_file(meta, expected, image, converter):
     state_dict = network(image).state_dict()
     conversion = converter.convert(state_dict, config("faster_rcnn_R_50_FPN_1x"), meta)
     assert {key: conversion.settings[key] for key in expected} == expected
-    assert any("no config" in said for said in conversion.assumptions) == (len(expected) == 1)
+    assert any("no mmdetection config" in said for said in conversion.assumptions) == (
+        len(expected) == 1
+    )
 
 
 def test_what_has_no_place_is_said(image, converter):
