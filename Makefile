@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12     the Python that creates .venv (3.11 to 3.13)
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
+#   TORCH=2.14.1          another PyTorch than constraints.txt pins, of TORCHVISION_* below; .venv keeps it until the next TORCH=
 #   MAX_JOBS=2            number of parallel compilers
 #   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
 #   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
@@ -13,12 +14,20 @@ MAX_JOBS ?= $(shell nproc)
 TEST_JOBS ?= $(shell nproc)
 export D2_SOURCE MAX_JOBS
 
+VENV := .venv
+
+# The torchvision that belongs to each supported torch; docs/versions.md says what was run with which.
+TORCHVISION_2.11.0 := 0.26.0
+TORCHVISION_2.13.0 := 0.28.0
+TORCHVISION_2.14.1 := 0.29.1
+TORCH ?= $(shell sed -n 's/^torch==//p' $(VENV)/constraints.txt 2>/dev/null)
+
 # Every pip below uses the same constraints file, including those that Detectron2's installer starts.
-export PIP_CONSTRAINT := constraints.txt
+CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
+export PIP_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := $(VENV)/setup.log
@@ -34,7 +43,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: help setup demo zoo results bench test test-all build-cuda cuda-all lint format clean
+.PHONY: always help setup demo zoo results bench test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -85,7 +94,15 @@ clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and
 
 # Finished steps are skipped: each file below is touched when its step is done.
 
-$(VENV)/.deps: constraints.txt
+# constraints.txt with another torch, written only when it differs, so that nothing is installed twice.
+$(VENV)/constraints.txt: constraints.txt always
+	@test "$(TORCHVISION_$(TORCH))" || { \
+	  echo "make: TORCH=$(TORCH) is not supported: use $(patsubst TORCHVISION_%,%,$(sort $(filter TORCHVISION_%,$(.VARIABLES))))"; exit 1; }
+	@mkdir -p $(VENV)
+	@sed -E 's/^(torch)==.*/\1==$(TORCH)/; s/^(torchvision)==.*/\1==$(TORCHVISION_$(TORCH))/' $< >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/.deps: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "make: Python 3.11, 3.12 or 3.13 is needed, '$(PYTHON)' is not one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -95,7 +112,7 @@ $(VENV)/.deps: constraints.txt
 	@echo "make: installing the pinned dependencies into $(VENV) (PyTorch is large: this takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call quietly,$(PIP) install pip setuptools wheel)
-	@$(call quietly,$(PIP) install --no-build-isolation -r constraints.txt)
+	@$(call quietly,$(PIP) install --no-build-isolation -r $(CONSTRAINTS))
 	@touch $@
 
 $(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py

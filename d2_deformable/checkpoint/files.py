@@ -63,7 +63,9 @@ def named_tensors(path, content) -> dict[str, Tensor]:
         raise FileFormatError(f"{path} holds a {type(content).__name__}; expected named tensors")
     if not content:
         raise FileFormatError(f"{path} holds no weights")
-    tensors = OrderedDict((name, _tensor(path, name, value)) for name, value in content.items())
+    # An array under many names is converted once, or a small file would fill the memory.
+    converted = {id(value): _tensor(path, name, value) for name, value in content.items()}
+    tensors = OrderedDict((name, converted[id(value)]) for name, value in content.items())
     if hasattr(content, "_metadata"):
         tensors._metadata = content._metadata
     return tensors

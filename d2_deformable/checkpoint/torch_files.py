@@ -50,8 +50,9 @@ class _Screen(Unpickler):
     sizes = None  # {storage key: bytes of its record}; None if not known
 
     def persistent_load(self, identity):
-        _, storage, key, _, numel, *_ = identity
-        if not (isinstance(storage, ClaimedStorage) and type(numel) is int and numel >= 0):
+        kind, storage, key, _, numel, *_ = identity
+        claimed = kind == "storage" and isinstance(storage, ClaimedStorage)
+        if not (claimed and type(numel) is int and numel >= 0):
             raise pickle.UnpicklingError("it has a storage without type or size")
         size = numel * storage.itemsize
         if self.sizes is None:

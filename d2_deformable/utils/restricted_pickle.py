@@ -1,45 +1,33 @@
 """Unpickling that builds data and runs nothing, for files that anyone may have written.
 
-A pickle is a program: it names functions, and Python's own unpickler imports and calls them. This
-one knows the few that the arrays of numpy and the tensors of torch are made with, calls its own
-version of each, and refuses every other name. It follows Python 2's pickles, as those of
-Detectron's model zoo, and numpy's names before and after 2.0.
+A pickle is a program: it names functions, and Python's own unpickler imports and calls them. Here
+`find_class` imports nothing. It maps the few names that arrays of numpy and tensors of torch are
+made with to functions of this module, and refuses every other name. Python 2's pickles (those of
+Detectron's model zoo) are read too, with numpy's names before and after 2.0.
 
-What is built is bounded by the size of the file: a few bytes cannot ask for gigabytes. For
-`torch.load` this module is a `pickle_module`.
+What is built is bounded by the size of the file: a few bytes cannot ask for gigabytes. This is
+why the base class is the unpickler in Python: that in C allocates memo and byte strings as long as
+the pickle claims, and hashes any key, which overflows the stack if tuples are nested deeply.
+
+For `torch.load` this module is a `pickle_module`.
 """
 
 import io
 import math
 import pickle
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-# Numbers and texts, no objects; dates are not needed.
-_TYPE = re.compile(r"[biufcSU]\d{0,9}")
 # Bytes of an element of torch's storages.
-_STORAGES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-}
-_KEYS = (str, bytes, int, float, type(None))
+_STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
+_STORAGES |= {"Char": 1, "Byte": 1, "Bool": 1}
 # Checkpoints of these hold a training's log as their own objects, beside the weights.
 _PASSED_OVER = ("mmengine", "mmcv", "mmdet")
-# Opcodes of plain values, containers, the memo, and calls, which are checked below. Left out are
-# instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets, buffers out of band (protocol
-# 5), and persistent ids as text.
+# All but instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets, buffers out of band
+# (protocol 5), and persistent ids as text.
 _OPCODES = """
 PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8
@@ -47,35 +35,20 @@ SHORT_BINUNICODE BINBYTES BINBYTES8 SHORT_BINBYTES BYTEARRAY8 EMPTY_LIST APPEND 
 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS GET BINGET LONG_BINGET PUT
 BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID
 """
-
-
-def _dispatch() -> dict:
-    codes = [getattr(pickle, name)[0] for name in _OPCODES.split()]
-    return {code: pickle._Unpickler.dispatch[code] for code in codes}
+_CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
 
 
 @dataclass(frozen=True, slots=True)
-class _Name:
-    """What a pickle may name; `call` is None where it may only hand it on."""
+class _Function:
+    """What a name stands for. Only `Unpickler.load_reduce` can call it."""
 
-    name: str
-    call: object = None
+    call: object
 
 
 class _PassedOver:
-    """Stands for a class of `_PASSED_OVER`, its functions and its instances. Nothing is made or
-    called, and what the pickle would put into one is dropped."""
+    """Stands for a class of `_PASSED_OVER`, its functions and its instances: nothing is made."""
 
     __slots__ = ()
-
-
-class _DType:
-    """A dtype in the making: numpy's is one for all, and a pickle would change it in place."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value):
-        self.value = value
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +57,11 @@ class ClaimedStorage:
 
     numel: int
     itemsize: int
+
+
+def _check(condition, message: str) -> None:
+    if not condition:
+        raise pickle.UnpicklingError(message)
 
 
 class Unpickler(pickle._Unpickler):
@@ -102,23 +80,22 @@ class Unpickler(pickle._Unpickler):
         file.seek(start)
         super().__init__(file, encoding=encoding)
         self._left = 4 * max(rest, limit) + 4096
-        calls = {
+        self._calls = {
             "collections.OrderedDict": self._ordered_dict,
             "_codecs.encode": self._encode,
-            "builtins.bytes": self._bytes,
+            "builtins.bytes": lambda: b"",
             "builtins.bytearray": self._bytearray,
-            "numpy.ndarray": None,
+            "builtins.getattr": lambda target, name: _passed_over(target),
+            "numpy.ndarray": None,  # an argument of _reconstruct
             "numpy.dtype": _dtype,
-            "numpy._core.multiarray._reconstruct": _empty_array,
-            "numpy._core.multiarray.scalar": self._scalar,
+            "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0, np.int8),
+            "numpy._core.multiarray.scalar": lambda dtype, data: self._array(data, dtype, ())[()],
             "numpy._core.numeric._frombuffer": self._array,
-            "builtins.getattr": _passed_over,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
         }
-        self._names = {name: _Name(name, call) for name, call in calls.items()}
 
     def load(self):
         try:
@@ -126,42 +103,41 @@ class Unpickler(pickle._Unpickler):
         except pickle.UnpicklingError:
             raise
         except EOFError:
-            raise pickle.UnpicklingError("it ends in the midst") from None
-        except Exception as error:  # of a damaged pickle any type
+            raise pickle.UnpicklingError("it is truncated") from None
+        except Exception as error:  # a damaged pickle raises any type
             raise pickle.UnpicklingError(
                 f"it is damaged, or no pickle of arrays ({type(error).__name__}: {error})"
             ) from error
 
     def find_class(self, module, name):
-        module = {"__builtin__": "builtins"}.get(module, module)
-        full = re.sub(r"^numpy\.core\.", "numpy._core.", f"{module}.{name}")
-        if full in self._names:
-            return self._names[full]
+        module = module.replace("__builtin__", "builtins").replace("numpy.core.", "numpy._core.")
+        if f"{module}.{name}" in self._calls:
+            return _Function(self._calls[f"{module}.{name}"])
         if module.partition(".")[0] in _PASSED_OVER:
             return _PassedOver()
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
-        if module in ("torch", "torch.cuda") and name in _STORAGES:
-            return ClaimedStorage(0, _STORAGES[name])
+        itemsize = _STORAGES.get(name.removesuffix("Storage"))
+        if module in ("torch", "torch.cuda") and name.endswith("Storage") and itemsize:
+            return ClaimedStorage(0, itemsize)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither number nor array")
 
     def _spend(self, size: int) -> None:
         """Account for bytes or items that are about to be built."""
         self._left -= size
-        if self._left < 0:
-            raise pickle.UnpicklingError("it claims to hold more than it has bytes for")
+        _check(self._left >= 0, "it claims to hold more than it has bytes for")
 
-    # Opcodes that Python's own unpickler does not check.
+    # Opcodes that would make, call, change or hash what a pickle likes.
 
     def load_newobj(self):
         self.stack.pop()
-        self.stack[-1] = _passed_over(self.stack[-1])
+        _passed_over(self.stack[-1])
 
     def load_reduce(self):
         arguments = self.stack.pop()
         function = self.stack[-1]
-        if not (isinstance(function, _Name) and function.call and isinstance(arguments, tuple)):
-            raise pickle.UnpicklingError("it calls what is no function of numpy or torch")
+        allowed = isinstance(function, _Function) and function.call and type(arguments) is tuple
+        _check(allowed, "it calls what is no function of numpy or torch")
         self.stack[-1] = function.call(*arguments)
 
     def load_build(self):
@@ -169,137 +145,96 @@ class Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         if type(target) is np.ndarray and target.shape == (0,):
             *_, shape, dtype, fortran, data = state
-            data, dtype = self._checked(data, dtype, shape)
-            target.__setstate__((1, shape, dtype, bool(fortran), data))
-        elif isinstance(target, _PassedOver):
-            pass
-        elif isinstance(target, _DType):
-            _set_byte_order(target, state)
-        elif type(target) is OrderedDict and isinstance(state, dict):
+            target.__setstate__((1, shape, dtype, bool(fortran), self._data(data, dtype, shape)))
+        elif isinstance(target, np.dtype):  # a copy, see _dtype
+            _, order, *structure = state[:5]
+            _check(structure == [None] * 3, "it holds an array of structures")
+            target.__setstate__(target.newbyteorder(order).__reduce__()[2])
+        elif type(target) is OrderedDict and type(state) is dict:
             if "_metadata" in state:  # versions of the layers, of a state_dict
                 target._metadata = state["_metadata"]
         else:
-            raise pickle.UnpicklingError(f"it changes a {type(target).__name__}")
+            _check(isinstance(target, _PassedOver), f"it changes a {type(target).__name__}")
 
     def load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
+        self._set(self.stack[-1], [(key, value)])
 
     def load_setitems(self):
-        self._set(self.pop_mark())
+        items = self.pop_mark()
+        self._set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
     def load_dict(self):
         items = self.pop_mark()
-        self.append({})
-        self._set(items)
+        self.append(self._set({}, zip(items[::2], items[1::2], strict=True)))
 
-    def _set(self, items):
-        target = self.stack[-1]
-        if type(target) not in (dict, OrderedDict):
-            raise pickle.UnpicklingError(f"it fills a {type(target).__name__}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
-
-    def load_appends(self):
-        items = self.pop_mark()
-        if type(self.stack[-1]) is not list:
-            raise pickle.UnpicklingError(f"it appends to a {type(self.stack[-1]).__name__}")
-        self.stack[-1].extend(items)
-
-    def load_append(self):
-        value = self.stack.pop()
-        if type(self.stack[-1]) is not list:
-            raise pickle.UnpicklingError(f"it appends to a {type(self.stack[-1]).__name__}")
-        self.stack[-1].append(value)
+    def _set(self, target, items):
+        _check(type(target) in (dict, OrderedDict), f"it fills a {type(target).__name__}")
+        for key, value in items:
+            simple = isinstance(key, (str, bytes, int, float, type(None)))
+            _check(simple, f"a dict of it has a key that is a {type(key).__name__}")
+            target[key] = value
+        return target
 
     def load_bytearray8(self):
         # Python's own allocates the length that the pickle claims before it looks.
-        size = int.from_bytes(self.read(8), "little")
-        data = self.read(size)
-        if len(data) != size:
-            raise EOFError
-        self.append(bytearray(data))
+        self.load_binbytes8()
+        self.stack[-1] = bytearray(self.stack[-1])
 
-    def load_binpersid(self):
-        identity = self.stack.pop()
-        if not isinstance(identity, tuple) or identity[:1] not in (("storage",), (b"storage",)):
-            raise pickle.UnpicklingError("it refers to what is no storage of torch")
-        self.append(self.persistent_load(identity))
-
-    dispatch = _dispatch() | {
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES} | {
         pickle.NEWOBJ[0]: load_newobj,
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
-        pickle.APPEND[0]: load_append,
-        pickle.APPENDS[0]: load_appends,
         pickle.BYTEARRAY8[0]: load_bytearray8,
-        pickle.BINPERSID[0]: load_binpersid,
     }
 
-    # What the names of `_names` stand for.
+    # What the names of `_calls` stand for.
 
     def _ordered_dict(self, items=()):
         self._spend(len(items))
-        return OrderedDict((_key(key), value) for key, value in items)
+        return self._set(OrderedDict(), items)
 
-    def _encode(self, text, encoding):
+    def _encode(self, text, encoding="latin1"):
         """Bytes in a pickle of protocol 2."""
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+        _check(encoding in ("latin1", "latin-1"), f"it encodes as {encoding!r}")
         self._spend(len(text))
         return text.encode("latin1")
 
-    def _bytes(self, data=b""):
-        if not isinstance(data, bytes):
-            raise pickle.UnpicklingError(f"it makes bytes of a {type(data).__name__}")
-        return data
-
-    def _bytearray(self, data=b"", encoding="latin1"):
-        data = self._encode(data, encoding) if isinstance(data, str) else self._bytes(data)
+    def _bytearray(self, data=b"", *encoding):
+        data = self._encode(data, *encoding) if encoding else data
+        _check(isinstance(data, bytes), f"it makes bytes of a {type(data).__name__}")
         self._spend(len(data))
         return bytearray(data)
 
     def _array(self, data, dtype, shape, order="C"):
-        data, dtype = self._checked(data, dtype, shape)
+        data = self._data(data, dtype, shape)
         return np.frombuffer(data, dtype).reshape(shape, order=order).copy(order="K")
 
-    def _scalar(self, dtype, data):
-        return self._array(data, dtype, ())[()]
-
-    def _checked(self, data, dtype, shape) -> tuple[bytes, np.dtype]:
-        """Data and type of an array of this shape."""
-        if isinstance(data, str):  # of Python 2
-            data = data.encode("latin1")
-        if not (
-            isinstance(dtype, _DType)
-            and isinstance(data, (bytes, bytearray))
-            and isinstance(shape, tuple)
-            and len(shape) <= 32
-            and all(type(size) is int and 0 <= size < 2**62 for size in shape)
-            and math.prod(shape) * dtype.value.itemsize == len(data)
-            and dtype.value.itemsize
-        ):
-            raise pickle.UnpicklingError("an array of it has another size than its data")
+    def _data(self, data, dtype, shape) -> bytes:
+        """The data of an array of this type and shape."""
+        data = data.encode("latin1") if isinstance(data, str) else data  # str: of Python 2
+        fits = isinstance(dtype, np.dtype) and isinstance(data, (bytes, bytearray))
+        fits = fits and _are_sizes(shape) and dtype.itemsize
+        fits = fits and math.prod(shape) * dtype.itemsize == len(data)
+        _check(fits, "an array of it has another size than its data")
         self._spend(len(data))
-        return bytes(data), dtype.value
+        return bytes(data)
 
     def _tensor(self, storage, offset, size, stride, *_):
         """requires_grad, hooks and metadata are left out: of a checkpoint only values count."""
         if isinstance(storage, torch.storage.TypedStorage):  # screened as a ClaimedStorage before
             return torch._utils._rebuild_tensor(storage, offset, size, stride)
-        if not isinstance(storage, ClaimedStorage):
-            raise pickle.UnpicklingError("a tensor of it has no storage")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        numbers = (offset, *size, *stride)
-        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or (
-            math.prod(size) and last >= storage.numel
-        ):
-            raise pickle.UnpicklingError("a tensor of it has another size than its storage")
+        _check(isinstance(storage, ClaimedStorage), "a tensor of it has no storage")
+        fits = _are_sizes(size) and _are_sizes(stride) and _are_sizes((offset,))
+        fits = fits and len(size) == len(stride)
+        if fits and math.prod(size):
+            last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+            fits = last < storage.numel
+        _check(fits, "a tensor of it has another size than its storage")
         self._spend(math.prod(size) * storage.itemsize)
-        return None
 
 
 def load(file, *, encoding="latin1", limit=0):
@@ -307,36 +242,25 @@ def load(file, *, encoding="latin1", limit=0):
     return Unpickler(file, encoding=encoding, limit=limit).load()
 
 
-def _key(key):
-    if not isinstance(key, _KEYS):  # the hash of a tuple of tuples of ... overflows the stack
-        raise pickle.UnpicklingError(f"a dict of it has a key that is a {type(key).__name__}")
-    return key
+def _are_sizes(numbers) -> bool:
+    """Whether these are sizes or strides whose products are numbers of ordinary length."""
+    return (
+        isinstance(numbers, tuple)
+        and len(numbers) <= 64
+        and all(type(number) is int and 0 <= number < 2**62 for number in numbers)
+    )
 
 
-def _dtype(name, *_):
-    if not (isinstance(name, str) and _TYPE.fullmatch(name)):
-        raise pickle.UnpicklingError("it holds an array of what are neither numbers nor texts")
-    return _DType(np.dtype(name))
+def _dtype(name, *_) -> np.dtype:
+    """A copy, since a pickle changes the byte order in place and numpy's own is one for all."""
+    dtype = np.dtype(name, False, True) if isinstance(name, str) else None
+    plain = dtype is not None and dtype.kind in "biufcSU"
+    _check(plain, "it holds an array of what are neither numbers nor texts")
+    return dtype
 
 
-def _set_byte_order(dtype: _DType, state) -> None:
-    _, order, *structure = state[:5]
-    if order not in ("<", ">", "|", "=") or any(part is not None for part in structure):
-        raise pickle.UnpicklingError("it holds an array of structures")
-    if order in ("<", ">"):
-        dtype.value = dtype.value.newbyteorder(order)
-
-
-def _passed_over(target, *_) -> _PassedOver:
-    """What comes of a class or an instance that is passed over: an instance, or an attribute."""
-    if not isinstance(target, _PassedOver):
-        raise pickle.UnpicklingError(f"it makes or asks an instance of {type(target).__name__}")
+def _passed_over(target) -> _PassedOver:
+    """A class that is passed over for its instance, or either for an attribute of it."""
+    passed_over = isinstance(target, _PassedOver)
+    _check(passed_over, f"it makes or asks an instance of {type(target).__name__}")
     return target
-
-
-def _empty_array(*_):
-    return np.empty(0, np.int8)
-
-
-def _parameter(data, *_):
-    return data

@@ -1,7 +1,9 @@
 """Damaged, wrong and hostile files by the hundred: one sentence each; nothing runs or is left."""
 
+import pickle
 import resource
 
+import numpy as np
 import pytest
 import torch
 from checkpoint import hostile
@@ -86,6 +88,12 @@ def test_programs(refuse, bounded, tmp_path, layout):
 def test_lies(refuse, bounded):
     for name, data in hostile.lies().items():
         refuse(name, data)
+
+
+def test_one_array_under_many_names(refuse, bounded):
+    array = np.zeros(2**14, np.float32)
+    data = pickle.dumps({f"a{i}": array for i in range(10_000)})
+    refuse("many_names", data, may_pass=True)
 
 
 def test_other_files(refuse):

@@ -13,7 +13,7 @@ from cuda_emulator import emulator
 TORCH = Path(torch.__file__).parent
 NAMESPACE = "d2_emulated"  # of the library, which d2_deformable's own shall not meet
 FLAGS = [
-    *("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w"),
+    *("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-w"),
     *("-DD2_CUDA_EMULATOR", f"-Dd2_deformable={NAMESPACE}"),
     f"-I{emulator.HERE / 'shim'}",
     f"-isystem{TORCH / 'include'}",

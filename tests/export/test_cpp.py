@@ -29,7 +29,7 @@ def detect(tmp_path_factory):
         pytest.skip("no g++ on the PATH")
     program = tmp_path_factory.mktemp("cpp") / "detect"
     libraries = f"-L{TORCH}/lib -ltorch_cpu -lc10 -ldl -Wl,--disable-new-dtags,-rpath,{TORCH}/lib"
-    command = [compiler, "-std=c++17", SOURCE, "-o", program, f"-I{TORCH}/include"]
+    command = [compiler, "-std=c++20", SOURCE, "-o", program, f"-I{TORCH}/include"]
     subprocess.run([*command, *libraries.split()], check=True)
     return program
 

@@ -1,0 +1,34 @@
+"""The supported torch versions are those of the Makefile's table wherever they are named."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TABLE = dict(
+    re.findall(r"^TORCHVISION_(\S+) := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
+)
+PINNED = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+
+
+def test_pinned_pair():
+    assert TABLE[PINNED["torch"]] == PINNED["torchvision"]
+
+
+def test_ci_runs_every_version():
+    """The pinned one at each push, the others weekly."""
+    ci, weekly = (
+        yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"]["cpu"]
+        for name in ("ci.yml", "torch.yml")
+    )
+    assert "torch" not in ci["strategy"]["matrix"]
+    assert set(weekly["strategy"]["matrix"]["torch"]) == TABLE.keys() - {PINNED["torch"]}
+    assert weekly["steps"][-1]["env"]["TORCH"] == "${{ matrix.torch }}"
+
+
+def test_docs_show_every_pair():
+    rows = re.findall(
+        r"^\| ([\d.]+) \| ([\d.]+) \|", (ROOT / "docs/versions.md").read_text(), flags=re.M
+    )
+    assert dict(rows) == TABLE
