@@ -30,7 +30,7 @@ FIXED = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PR
 
 @pytest.fixture
 def weights(tmp_path):
-    """weights(yaml, ...) -> a checkpoint of the tiny network; offset layers are random, not zero."""
+    """weights(yaml, ...) -> a checkpoint of the tiny network; its offset layers are not zero."""
 
     def weights(yaml, *overrides):
         cfg = load(yaml)

@@ -1,4 +1,4 @@
-"""The emulator can fail: bugs planted in a copy of csrc/, each with the alarm that must go off."""
+"""The emulator finds bugs: each one planted in a copy of csrc/ must raise the expected alarm."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ class Mutant:
     wrong: str
 
 
-# At least one of every operator, most in the one that compiles fastest.
+# At least one of every operator; most are in the operator that compiles fastest.
 QUICK = {
     "add that is not atomic": Mutant(
         RACE,

@@ -1,5 +1,5 @@
-"""Block kernels in the emulator: one that uses all of csrc/cuda/simt.h is right, and each way in
-which it could be wrong sets off its alarm."""
+"""Block kernels in the emulator: a kernel that uses all of csrc/cuda/simt.h is right, and each bug
+planted in it raises its alarm."""
 
 import re
 import shutil
