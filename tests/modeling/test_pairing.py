@@ -29,7 +29,7 @@ def built(path, overrides=()):
 
 
 def different(plain, deformable):
-    """Names of shared parameters and buffers that differ, and of those that only one of them has."""
+    """Names of parameters and buffers that differ or that only one of the networks has."""
     plain, deformable = plain.state_dict(), deformable.state_dict()
     wrong = [n for n in plain if n not in deformable or not torch.equal(plain[n], deformable[n])]
     return wrong + [n for n in deformable.keys() - plain if not any(o in n for o in OFFSETS)]
