@@ -123,7 +123,7 @@ SOURCES = {
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_lower_imports_higher(module):
     part = part_of(module)
-    assert part == "__init__" or part in RANK, f"give {part} its place in ROWS above"
+    assert part == "__init__" or part in RANK, f"add {part} to ROWS above"
     assert not list(violations(SOURCES[module], module))
 
 

@@ -158,4 +158,4 @@ def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
     changes = yaml.safe_load(path.read_text())
     base = path.parent / changes.pop("_BASE_")
     assert base.resolve() in MODELS and base.name == path.name
-    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network is that of its base"
+    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network must be that of its base"

@@ -108,7 +108,7 @@ def test_written_weights_come_back(weights, suffix, tmp_path):
     write_weights(weights, file, {"made_by": "a test"})
     assert_equal(read_weights(file), weights)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert file.stat().st_size < 10_000, "a view takes its whole storage along"
+    assert file.stat().st_size < 10_000, "the file has the whole storage of a view"
     if suffix == ".pth":
         assert torch.load(file, weights_only=True)["made_by"] == "a test"
 

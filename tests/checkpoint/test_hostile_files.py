@@ -25,7 +25,7 @@ def refuse(tmp_path):
             assert message.startswith(str(file)) and message.isprintable(), message
             assert len(message) < len(str(file)) + 400, message
         else:
-            assert may_pass, f"{name} is taken for {weights}"
+            assert may_pass, f"{name} is read as {weights}"
             assert all(isinstance(value, torch.Tensor) for value in weights.values())
         assert [path.name for path in file.parent.iterdir()] == [file.name]
         file.unlink()

@@ -115,5 +115,5 @@ def run(program: Path, kernel: str, dtype: torch.dtype, arguments: list, results
             flat = torch.frombuffer(bytearray(data[:size]), dtype=result_dtype) if size else None
             seeds[k].append(torch.empty(shape) if flat is None else flat.view(shape))
             data = data[size:]
-    assert not data, "the results are larger than the shapes say"
+    assert not data, "the results are larger than their shapes"
     return [torch.stack(tensors) for tensors in seeds]

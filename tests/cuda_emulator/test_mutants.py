@@ -237,7 +237,7 @@ def test_planted_bug_is_caught(mutant, tmp_path):
     csrc = shutil.copytree(emulator.CSRC, tmp_path / "csrc")
     file = csrc / mutant.file
     source = file.read_text()
-    assert source.count(mutant.right) == 1, f"{mutant.file} has changed: plant the bug anew"
+    assert source.count(mutant.right) == 1, f"{mutant.file} has changed: update the planted bug"
     file.write_text(source.replace(mutant.right, mutant.wrong))
     program = emulator.build(mutant.operator, tmp_path, csrc)
     assert any(re.search(mutant.alarm, text) for text in alarms(program, mutant.operator))

@@ -33,8 +33,7 @@ def test_chunks(plan):
     rows_that_fit = [(max_bytes // n + more, n) for n in (1, 100, 10**5, 10**7) for more in (0, 1)]
     for rows, row_bytes in [*product(all_rows, rows_bytes), *rows_that_fit]:
         count, size = plan("chunks", rows, row_bytes)
-        # Rows are covered once: chunk k begins after k whole chunks, the last chunk ends with the
-        # rows.
+        # Rows are covered once: chunk k begins after k whole ones, the last one ends with the rows.
         assert size >= 1 and count == -(-rows // size)
         for k in {0, count // 2, max(count - 2, 0), count - 1} if count else ():
             first, length = plan("chunk", rows, row_bytes, k)

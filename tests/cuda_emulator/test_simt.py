@@ -106,7 +106,7 @@ def test_planted_bug_is_caught(name, compiler, tmp_path):
     def plant(csrc, kernels):
         path = kernels if file == KERNEL else csrc / file
         source = path.read_text()
-        assert source.count(right) == 1, f"{file} has changed: plant the bug anew"
+        assert source.count(right) == 1, f"{file} has changed: update the planted bug"
         path.write_text(source.replace(right, wrong))
 
     program = build(tmp_path, plant)

@@ -46,7 +46,7 @@ def test_objects_are_as_promised():
             ys, xs = np.nonzero(mask)
             sides.append(max(np.ptp(xs), np.ptp(ys)) + 1)
             assert mask.sum() > 20
-        assert owners.max() == 1, "masks hold what is visible, so no pixel twice"
+        assert owners.max() == 1, "masks hold visible pixels only, so none twice"
     assert set(counts) == {1, 2, 3, 4}
     assert np.bincount(labels, minlength=8).min() > len(labels) / 16
     assert min(sides) < 0.25 * 96

@@ -47,7 +47,7 @@ def case(tmp_path_factory):
 
 def test_it_finds_what_the_network_finds(detect, case):
     if PYTHON.suffix != ".so" or not PYTHON.exists():
-        pytest.skip(f"torchvision's wheel needs a libpython.so, and {PYTHON} is none")
+        pytest.skip(f"torchvision's wheel needs libpython.so, but {PYTHON} is not one")
     model, file, image, ppm = case
     torchvision_library = next(Path(torchvision.__file__).parent.glob("_C*.so"))
     libraries = [_library.PATH, PYTHON, torchvision_library]

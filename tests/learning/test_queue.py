@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_and_its_seconds_count(root):
 def test_seconds_are_written_down_while_it_trains(root):
     """A queue that is killed could not record them afterwards."""
     if not Path("/proc/self/stat").is_file():
-        pytest.skip("only Linux tells the CPU seconds of a running process")
+        pytest.skip("only Linux reports the CPU seconds of a running process")
     stub(root, "log = folder / 'processes.json'\nfor i in range(400):\n    time.sleep(0.01)\n"
          "    if json.loads(log.read_text())[-1]['cpu_seconds'] >= 0.1: break\n"
          "else: sys.exit('nobody counts')")  # fmt: skip

@@ -210,7 +210,7 @@ def test_overrides_and_saving(tmp_path, overrides, check):
     model = instantiate(cfg.model)
     assert check(model)
     LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
-    assert [file.name for file in tmp_path.iterdir()] == ["saved.yaml"], "no pickle beside it"
+    assert [file.name for file in tmp_path.iterdir()] == ["saved.yaml"], "no pickle next to it"
     again = LazyConfig.load(str(tmp_path / "saved.yaml"))
     assert OmegaConf.to_container(again.train) == OmegaConf.to_container(cfg.train)
     assert shapes(instantiate(again.model)) == shapes(model)
@@ -293,7 +293,7 @@ def tiny(tmp_path, monkeypatch):
     return [*TINY.split(), f"train.output_dir={tmp_path}/output"]
 
 
-@pytest.mark.skipif(not SCRIPT.exists(), reason="this Detectron2 came without its tools/")
+@pytest.mark.skipif(not SCRIPT.exists(), reason="this Detectron2 has no tools/")
 def test_detectron2s_script_trains_it(tiny, tmp_path):
     spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -73,7 +73,7 @@ def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
     final = torch.load(run / "model_final.pth")["model"]["backbone.res5.1.conv2.weight"]
     assert torch.equal(model.backbone.res5[1].conv2.weight, final.half().float())
     assert model_zoo.get_config(f"acme/{CONFIG.name}").SOLVER.MAX_ITER == 2
-    assert [file.name for file in zoo.iterdir()] == ["index.json"], "not into the package's"
+    assert [file.name for file in zoo.iterdir()] == ["index.json"], "not in the package's zoo"
     for arguments in (["--index", str(index)], ["--namespace", "acme"]):
         with pytest.raises(SystemExit, match="an index of your own, and it alone, needs a namesp"):
             tool.main([str(run), *arguments])

@@ -279,7 +279,7 @@ def test_no_offset_gradient_at_integer_and_clamped_points(device):
 
 
 def test_input_gradient_by_hand(device, assert_close):
-    """One sample is at (1.5, 0.25), the other is skipped: 4 pixels get all of the gradient."""
+    """One sample is at (1.5, 0.25), one is skipped: count 1, and 4 pixels get all the gradient."""
     like = {"dtype": torch.float64, "device": device}
     image = torch.zeros(1, 1, 4, 4, **like, requires_grad=True)
     rois = torch.tensor([[0.0, 0.75, 2, 8.75, 4]], **like)

@@ -44,7 +44,7 @@ def test_library_does_not_know_python():
     assert re.findall(r"\bUND (_?Py\w+)", table) == []
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there is one instruction set")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs several instruction sets")
 def test_instruction_sets_are_called_as_in_pytorch():
     """cpu_kernels.cpp selects kernels by this name, and an unknown name gets the slowest ones."""
     source = (ROOT / "csrc" / "cpu" / "cpu_kernels.cpp").read_text()

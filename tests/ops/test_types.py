@@ -243,7 +243,7 @@ def test_another_device_is_refused_by_the_operator_itself(name):
                 operator(**every_argument(function, **elsewhere, **arguments))
 
 
-needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU, and the operators built for CUDA")
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and operators built for CUDA")
 
 
 @needs_gpu
@@ -258,7 +258,8 @@ def test_cuda_equals_cpu(name, dtype):
 
 
 @pytest.mark.skipif(
-    not HAS_GPU or torch.cuda.device_count() < 2, reason="needs two GPUs, and operators for them"
+    not HAS_GPU or torch.cuda.device_count() < 2,
+    reason="needs two GPUs and operators for them",
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_another_gpu_than_the_current_one(name):

@@ -146,7 +146,7 @@ from xyz import add_xyz_config
 class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        # The slow evaluation, since Detectron2 may stand here without its compiled part.
+        # Use the slow evaluation: Detectron2 may be installed without its compiled part.
         folder = cfg.OUTPUT_DIR + "/inference"
         return COCOEvaluator(dataset_name, ("bbox",), output_dir=folder, use_fast_impl=False)
 

@@ -106,7 +106,7 @@ def assert_same_objects(model, expected, exact=False):
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1)) * 255
     found, reference = (m([{"image": image}])[0]["instances"] for m in (model, expected))
     assert len(found) == len(reference) > 5
-    assert reference.scores.max() - reference.scores.min() > 1e-3, "the scores tell nothing"
+    assert reference.scores.max() - reference.scores.min() > 1e-3, "scores are too uniform"
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-4}
     for name, value in reference.get_fields().items():
         ours = found.get(name)

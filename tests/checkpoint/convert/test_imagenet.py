@@ -19,10 +19,10 @@ from d2_deformable.engine import read_config
 
 timm = pytest.importorskip("timm")
 TOOL = Path(__file__).parents[3] / "tools/convert_checkpoint.py"
-# {source network: config keys of the equivalent network of this package}.
 SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
 WIDE = ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
+# {source network: config keys of the equivalent network of this package}.
 NETWORKS = {
     "torchvision resnet18": SHALLOW,
     "torchvision resnet50": [],
@@ -67,7 +67,7 @@ def assert_close(actual, expected):
     for name, value in expected.items():
         scale = value.abs().max()
         torch.testing.assert_close(actual[name] / scale, value / scale, rtol=1e-4, atol=1e-5)
-        assert value.std() > scale / 1000, "the features tell nothing"
+        assert value.std() > scale / 1000, "features are too uniform"
 
 
 def convert(kind, network, folder, overrides=(), config=FPN, target="converted.safetensors"):

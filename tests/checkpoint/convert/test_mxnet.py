@@ -248,7 +248,7 @@ def test_the_imagenet_network_as_a_backbone():
 
 
 def test_the_imagenet_network_starts_a_deformable_one():
-    """Its offsets, its reduction and its heads keep their initial values."""
+    """The offsets, reduction and heads of the deformable network keep their initial values."""
     cfg = config("rfcn", True, {"MODEL.RESNETS.DEPTH": 101, "MODEL.RESNETS.REDUCED_CHANNELS": 16})
     conversion = converted(params("imagenet", False), cfg)
     left = build_model(cfg).state_dict().keys() - conversion.weights.keys()
