@@ -1,4 +1,4 @@
-"""Devices and tolerances, one table for all tests."""
+"""Devices and tolerances for all tests."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 
 from devices import DEVICES
 
-# cuBLAS wants it for deterministic products, and reads it once.
+# cuBLAS needs this for deterministic matrix multiplies, and reads it once.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Sums of a few hundred products of numbers near 1.
@@ -26,7 +26,7 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def assert_close():
-    """assert_close(actual, expected): tensors, or sequences of tensors, within the table."""
+    """assert_close(actual, expected) compares tensors or sequences of them, with TOLERANCES."""
 
     def check(actual, expected):
         tensor = actual if isinstance(actual, torch.Tensor) else actual[0]
@@ -37,8 +37,8 @@ def assert_close():
 
 @pytest.fixture
 def assert_same(assert_close):
-    """assert_same(actual, expected): equal to the bit on the CPU; on CUDA, where atomic adds come
-    in any order, close."""
+    """assert_same(actual, expected): equal to the bit on the CPU; close on CUDA, where atomic adds
+    run in any order."""
 
     def check(actual, expected):
         if actual[0].device.type == "cpu":

@@ -13,7 +13,7 @@ FPN = CONFIGS / "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 
 
 def randomize(network: nn.Module) -> nn.Module:
-    """Statistics and affine parameters of batch normalisation too, which start as 0 and 1."""
+    """Randomise batch norms, whose statistics and affine parameters start as 0 and 1."""
     for module in network.modules():
         if isinstance(getattr(module, "running_var", None), torch.Tensor):
             nn.init.uniform_(module.weight, 0.3, 0.8)
@@ -24,7 +24,7 @@ def randomize(network: nn.Module) -> nn.Module:
 
 
 def load(yaml, *overrides):
-    """The detector of a YAML with its MODEL.WEIGHTS, as training loads them, and its config."""
+    """Build a YAML's detector with its MODEL.WEIGHTS, loaded as in training; return it and cfg."""
     size = ("INPUT.MIN_SIZE_TEST", 64, "MODEL.DEVICE", "cpu")
     cfg = read_config(yaml, [*size, *overrides])
     model = build_model(cfg).eval()
@@ -34,7 +34,8 @@ def load(yaml, *overrides):
 
 @torch.no_grad()
 def features(model, cfg, image) -> dict:
-    """What the ResNet of a detector makes of an image file, read, normalised and padded by it."""
+    """Features of a detector's ResNet for an image file, which the detector reads, normalises and
+    pads."""
     inputs = DatasetMapper(cfg, False)({"file_name": str(image)})
     images = model.preprocess_image([inputs])
     return getattr(model.backbone, "bottom_up", model.backbone)(images.tensor)

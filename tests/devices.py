@@ -1,4 +1,4 @@
-"""The devices that tests run on: the CPU, and CUDA where there is a GPU and operators for it."""
+"""The devices that tests run on: the CPU, and CUDA if there are a GPU and operators for it."""
 
 import torch
 

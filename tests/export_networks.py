@@ -1,4 +1,4 @@
-"""Small networks of each kind that is exported, from the YAMLs, with random weights."""
+"""Small networks of each kind that can be exported, from YAMLs, with random weights."""
 
 import torch
 from detectron2.modeling import build_model
@@ -13,7 +13,7 @@ NETWORKS = {
     "cascade_rcnn": "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
     "mask_rcnn": "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool.yaml",
 }
-# What converted networks of the released code and of mmdetection are made of.
+# Overrides that give the networks converted from the released code and from mmdetection.
 CONVERTED = {
     "faster_rcnn_released": (
         "faster_rcnn",
@@ -56,5 +56,5 @@ def small_network(name: str, *overrides):
 
 
 def noise(height: int, width: int) -> torch.Tensor:
-    """An image as exported networks take it."""
+    """A random image in the format that exported networks take."""
     return torch.rand(3, height, width) * 255

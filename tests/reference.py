@@ -1,9 +1,10 @@
-"""What the operators mean: slow, obvious, differentiable PyTorch, one formula after the other.
+"""The definition of the operators: slow, obvious, differentiable PyTorch, one formula at a time.
 
-Everything rests on the paper's equations (3) and (4): a map is read at a real point p as the sum
-over all its pixels q of G(q, p) * x(q), with G(q, p) = g(q_y, p_y) * g(q_x, p_x) and the hat
-function g(a, b) = max(0, 1 - |a - b|). Pixels outside the map are 0 by absence. Kernels never do it
-this way, which is what makes this page worth comparing with. Autograd gives the gradients.
+Everything is based on the paper's equations (3) and (4): the value of a map at a real point p is
+the sum over all its pixels q of G(q, p) * x(q), with G(q, p) = g(q_y, p_y) * g(q_x, p_x) and the
+hat function g(a, b) = max(0, 1 - |a - b|). Pixels outside the map are absent, so they count as 0.
+Kernels never compute it this way, which makes the comparison meaningful. Autograd gives the
+gradients.
 
 At integer coordinates the hat function has a kink, where the operators define one-sided gradients;
 compare gradients away from integers.

@@ -1,4 +1,4 @@
-"""Nothing lower imports higher: the direction of imports, read from the sources."""
+"""The direction of imports, read from the sources: lower parts never import higher ones."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "d2_deformable"
-# From low to high; a part may import its own row and those above it in this list.
+# From low to high. A part may import from its own row and from rows above it in this list.
 ROWS = [
     {"utils", "compat", "needs_detectron2"},
     {"ops"},
@@ -38,7 +38,7 @@ def imported(source, module):
 
 
 def part_of(name):
-    """The part that a module or a name in it belongs to; "" for what is not ours."""
+    """The part that a module or a name in it belongs to; "" if it is not ours."""
     top, *rest = name.split(".")
     if top == PACKAGE:
         return rest[0] if rest else "__init__"
@@ -56,11 +56,11 @@ def violations(source, module):
         elif part in ROWS[0] and other not in {part, ""}:
             yield f"{module} imports {name}: it may import nothing of ours"
         elif part != "__init__" and RANK.get(other, -1) > RANK[part]:
-            yield f"{module} imports {name}: {part} stands lower than {other}"
+            yield f"{module} imports {name}: {part} is lower than {other}"
 
 
 def graphs(sources):
-    """What imports what, inside functions too: {part: parts}, {module: modules}.
+    """Import graphs, including imports inside functions: {part: parts}, {module: modules}.
 
     Args:
         sources: {module: source}, named as `imported` takes them.
@@ -70,7 +70,7 @@ def graphs(sources):
         for name in imported(source, module):
             if part_of(name) not in {"", part_of(module), "__init__"}:
                 parts.setdefault(part_of(module), set()).add(part_of(name))
-            while name:  # of a name in a module, the module
+            while name:  # for a name in a module, find the module
                 found = {name, f"{name}.__init__"} & sources.keys()
                 if found:
                     modules.setdefault(module, set()).update(found)
@@ -81,7 +81,7 @@ def graphs(sources):
 
 
 def circle(graph):
-    """Nodes that import each other in a circle, or None."""
+    """Find nodes that import each other in a circle; None if there are none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -93,7 +93,8 @@ def includes(path):
 
 
 def test_kernels_know_nothing_of_aten():
-    """One more architecture is to cost seconds, and the emulator needs no CUDA."""
+    """Kernels without ATen compile for another architecture in seconds, and run in the emulator
+    without CUDA."""
     csrc = ROOT / "csrc"
     todo = [*csrc.glob("cuda/*.cu"), csrc / "cpu" / "kernels" / "cpu_kernel_table.cpp"]
     todo += [*csrc.glob("c*/kernels/*.h"), *csrc.glob("cuda/*plan.h")]
@@ -106,7 +107,7 @@ def test_kernels_know_nothing_of_aten():
         seen.add(path)
         foreign = {name for name in includes(path) if re.match("ATen|torch|c10", name)}
         assert foreign <= allowed, path
-        # What they include of ours, too.
+        # Follow their includes of our own headers.
         todo += [p.resolve() for name in includes(path) if (p := path.parent / name).exists()]
     names = {path.name for path in seen}
     assert {"sampling.h", "simt.h", "simd.h", "roi_plan.h", "gemm.h", "bin_axis.h"} <= names
@@ -122,7 +123,7 @@ SOURCES = {
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_lower_imports_higher(module):
     part = part_of(module)
-    assert part == "__init__" or part in RANK, f"give {part} its place in ROWS above"
+    assert part == "__init__" or part in RANK, f"add {part} to ROWS above"
     assert not list(violations(SOURCES[module], module))
 
 

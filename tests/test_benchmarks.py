@@ -1,4 +1,4 @@
-"""The benchmarks run, and record what they saw, failures too."""
+"""The benchmarks run, and record their results and failures."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def one_thread(threads):
     threads(1)
 
 
-# Both commands, from end to end.
+# Both commands, end to end.
 
 
 def test_ops_writes_all_rows(tmp_path, capsys, device, one_thread):
@@ -59,8 +59,8 @@ def test_ops_writes_all_rows(tmp_path, capsys, device, one_thread):
         assert (PLAIN in row["ours_to"]) == (row["base"] == PLAIN)
     for key in ("machine", "threads", "versions", "commit", "date", "cpu_capability", "command"):
         assert data[key]
-    said = capsys.readouterr().out
-    assert all(name in said for name in ("torchvision / ours", "ours / plain", *labels))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("torchvision / ours", "ours / plain", *labels))
     assert (tmp_path / "ops.png").stat().st_size > 10_000
 
 
@@ -102,11 +102,11 @@ def test_half_precision(one_thread):
     assert smoke(ops, "--dtype", "bfloat16", "--only", "res4 256ch 38x63, ") == 0
 
 
-# What they rest on.
+# The parts that they are based on.
 
 
 def rounds_of(seconds, guard=None, rounds=3, **options):
-    """The order of runs, and what `interleave` makes of functions that say they take so long."""
+    """The order of runs, and the result of `interleave`, for functions that report `seconds`."""
     order = []
 
     def run(name):
@@ -139,14 +139,14 @@ def test_ratios_are_taken_within_a_round():
 
 def test_rounds_end_at_the_deadline_and_go_on():
     order, result = rounds_of({"ours": 2.0, "plain": 1.0}, deadline=0.0)
-    assert order == [(0, "ours"), (0, "plain")]  # one, or none would ever be done
+    assert order == [(0, "ours"), (0, "plain")]  # one round, since otherwise none would ever run
     order, result = rounds_of({"ours": 2.0, "plain": 4.0}, earlier=result)
     assert order[0] == (0, "plain")
     assert result.ms == {"ours": [2e3] * 3, "plain": [1e3, 4e3, 4e3]}
 
 
 class BusyAt:
-    """A guard that finds the machine busy at these looks."""
+    """A guard that finds the machine busy at the given checks."""
 
     def __init__(self, *busy):
         self.busy, self.looks = busy, -1
@@ -179,7 +179,7 @@ def test_guard_notices_a_slower_machine():
     assert guard.is_quiet()
     Clock.now = 1.2
     assert not guard.is_quiet()
-    Clock.now = 0.5  # the best so far was none
+    Clock.now = 0.5  # faster than the best so far
     assert guard.is_quiet()
     Clock.now = 1.0
     assert not guard.is_quiet()
@@ -239,7 +239,7 @@ def test_offsets_are_of_two_pixels():
 
 
 def test_poison_is_what_a_next_call_gets(device):
-    """Sooner or later: the C library may give out other blocks of the size first."""
+    """One of the next calls gets it: the C library may first return other blocks of that size."""
     size = 100, 100  # large blocks may go back to the system
     clock.poison({"output": torch.empty(size, device=device)}, torch.float32)
     blocks = [torch.empty(size, device=device) for _ in range(200)]
@@ -255,7 +255,7 @@ def test_peak_memory_is_that_beyond_the_results(device):
     peak = clock.clock_of(device).peak_memory(call)
     if peak is None:
         pytest.skip("not Linux")
-    # The ones of the output die too.
+    # The 8 MiB of ones are temporary, too.
     assert 24 <= peak <= 40
 
 
@@ -310,7 +310,7 @@ def test_gpu_needs_one(tmp_path):
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    """The script, as on a machine with a GPU and an operator library for it."""
+    """The script as on a machine with a GPU and an operator library for it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "machine", lambda: "a GPU")
     monkeypatch.setattr(gpu, "needs_kernels", lambda run: None)
@@ -352,7 +352,7 @@ def test_gpu_reads_the_summary_of_pytest(with_gpu, tmp_path, monkeypatch):
 
 
 def test_gpu_sanitizes_something():
-    """The selection is of tests that exist, here by their names on the CPU."""
+    """The selected tests exist; here they are found by their names on the CPU."""
     folder, flag, selection = gpu.SANITIZED
     selected = subprocess.run(
         [*gpu.PYTEST, "--collect-only", folder, flag, selection.replace("cuda", "cpu")],

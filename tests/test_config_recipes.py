@@ -1,8 +1,8 @@
-"""Every number of every plain recipe: the defaults, but for what the tables below say.
+"""Every number of every plain recipe: the defaults, except for the tables below.
 
-Those at stride 16 are held by NETWORK, DETECTOR, DATA_SET and BACKBONE, those with a feature
-pyramid by Detectron2's own; the others by test_derived_recipes.py. Paths are those of the released
-code.
+NETWORK, DETECTOR, DATA_SET and BACKBONE define the recipes at stride 16. Recipes with a feature
+pyramid equal Detectron2's own. test_derived_recipes.py checks the others. Paths are those of the
+released code.
 """
 
 import re
@@ -29,7 +29,7 @@ from yamls import (
 
 # ---- Stride 16 -----------------------------------------------------------------------------------
 
-# What R-FCN, Faster R-CNN and, as far as it has these parts, class-aware RPN have in common.
+# Settings that R-FCN, Faster R-CNN and (for the parts that it has) class-aware RPN share.
 NETWORK = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     # The trunk: */symbols/resnet_v1_101_*.py, lib/utils/image.py.
@@ -43,8 +43,8 @@ NETWORK = {
     "INPUT.FORMAT": "BGR",  # the order of Detectron2's MSRA weights; the released code reads RGB
     "MODEL.PIXEL_MEAN": [103.06, 115.90, 123.15],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-    # What deformable layers take: paper sec. 2.1 and 2.2, */symbols/resnet_v1_101_*_dcn.py. One
-    # group of offsets is the paper's (by the parameters of its table 4); the released code has 4.
+    # Deformable layers: paper sec. 2.1 and 2.2, */symbols/resnet_v1_101_*_dcn.py. The paper has one
+    # group of offsets (by the parameters in its table 4); the released code has 4.
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": 1,
     "MODEL.RESNETS.DEFORM_BORDER": "zero",
     "MODEL.RESNETS.DEFORM_OFFSET_DILATION": 0,
@@ -128,7 +128,7 @@ DETECTOR = {
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": False,
         "SOLVER.LR_MULTIPLIERS": [],
     },
-    # Paper sec. 2.3 and 4.1; no code of it was released.
+    # Paper sec. 2.3 and 4.1; its code was not released.
     "class_aware": {
         "MODEL.META_ARCHITECTURE": "ClassAwareRPN",
         "MODEL.RESNETS.OUT_FEATURES": ["res5_reduced"],
@@ -192,7 +192,7 @@ def test_plain_stride_16(path):
     assert flat(load(path)) == flat(load()) | ours
 
 
-# Images until the learning rate falls, images in all, learning rate per image.
+# Images until the learning rate drops, images in total, learning rate per image.
 IMAGE_VISITS = {
     ("VOC-Detection", "released"): (159.9e3, 231.7e3, 0.0005),
     ("VOC-Detection", "paper"): (160e3, 240e3, 0.001),
@@ -219,7 +219,7 @@ def test_image_visits(path):
     "name, gpus", [("VOC-Detection/rfcn_R_50", 4), ("COCO-Detection/rfcn_R_50", 8)]
 )
 def test_recipe_on_another_number_of_gpus(name, gpus):
-    """SOLVER.REFERENCE_WORLD_SIZE rescales; on one GPU the warm-up is as released for one."""
+    """SOLVER.REFERENCE_WORLD_SIZE rescales; warm-up on one GPU is as released for one."""
     cfg = load(CONFIGS / f"{name}.yaml")
     cfg.SOLVER.REFERENCE_WORLD_SIZE = gpus
     one = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
@@ -229,9 +229,9 @@ def test_recipe_on_another_number_of_gpus(name, gpus):
 
 # ---- Segmentation --------------------------------------------------------------------------------
 
-# DeepLab: paper sec. 2.3, deeplab/symbols/resnet_v1_101_deeplab.py. The trunk is NETWORK's, and so
-# is what deformable layers take: the released DeepLab predicts its offsets otherwise (dilation 1,
-# biases at twice the rate).
+# DeepLab: paper sec. 2.3, deeplab/symbols/resnet_v1_101_deeplab.py. The trunk and the settings of
+# deformable layers are NETWORK's, although the released DeepLab predicts its offsets differently
+# (dilation 1, biases at twice the rate).
 DEEPLAB_NETWORK = {
     key: value
     for key, value in NETWORK.items()

@@ -1,6 +1,6 @@
-"""Every YAML: that it builds, its parameters, one training step.
+"""Every YAML builds and has the right parameters; one of each kind runs a training step.
 
-What its keys are set to is held by test_config_recipes.py and test_derived_recipes.py.
+test_config_recipes.py and test_derived_recipes.py check the values of its keys.
 """
 
 import math
@@ -43,11 +43,11 @@ KINDS = [
     CONFIGS / "VOC-Detection/rfcn_R_101_dconv3_dpool_3x3.yaml",
 ]
 
-_models = {}  # YAMLs that differ only in their recipe share one
+_models = {}  # YAMLs that differ only in their recipe share a model
 
 
 def without_memory(path, overrides=()):
-    """The model of a YAML on the meta device: shapes, but no numbers."""
+    """Build a YAML's model on the meta device, which has shapes but no numbers."""
     cfg = load(path)
     cfg.merge_from_list([*overrides])
     cfg.MODEL.DEVICE = "meta"
@@ -82,7 +82,7 @@ def test_bases_stay_inside_configs():
 
 @pytest.mark.parametrize("path", STRIDE_16 + FPN + SEGMENTATION, ids=relative)
 def test_learning_rates_of_layers(path):
-    """As released: R-FCN's reduction learns at 3 times the rate, the offsets of RoIs at 0.01,
+    """As released: R-FCN's reduction learns at 3 times the rate, RoI offsets at 0.01 times, and
     DeepLab's biases at twice the rate."""
     expected = {}
     if path in DEEPLAB:
@@ -102,15 +102,15 @@ def test_learning_rates_of_layers(path):
 
 
 def num_parameters(module):
-    """Weights and biases, and the affine pair of batch norms, which are buffers where frozen."""
+    """Number of weights, biases and affine pairs of batch norms, which are buffers if frozen."""
     frozen = [m for m in module.modules() if isinstance(m, FrozenBatchNorm2d)]
     trained = sum(p.numel() for p in module.parameters())
     return trained + sum(m.weight.numel() + m.bias.numel() for m in frozen)
 
 
-# Paper table 4, with Detectron2's heads: all parameters, those without the RPN (which the paper
-# trains separately on VOC), and what the YAML adds to its plain twin. The paper's growth on VOC is
-# 2.4 M for R-FCN and 1.6 M for Faster R-CNN.
+# Paper table 4, with Detectron2's heads: the number of all parameters, of those without the RPN
+# (which the paper trains separately on VOC), and of those that the YAML adds to its plain twin. In
+# the paper the growth on VOC is 2.4 M for R-FCN and 1.6 M for Faster R-CNN.
 PARAMETERS = [
     ("VOC-Detection/class_aware_rpn_R_101", 49_432_865, 49_432_865, 0),
     ("VOC-Detection/class_aware_rpn_R_101_dconv3", 49_681_751, 49_681_751, 248_886),
@@ -144,12 +144,12 @@ def test_parameters(name, total, without_rpn, growth):
     path = CONFIGS / f"{name}.yaml"
     model, plain = without_memory(path), without_memory(plain_twin(path))
     assert num_parameters(model) == total
-    rpn = getattr(model, "proposal_generator", None)  # class-aware RPN is all one
+    rpn = getattr(model, "proposal_generator", None)  # class-aware RPN is one network
     assert total - (num_parameters(rpn) if rpn else 0) == without_rpn
     assert total - num_parameters(plain) == growth
 
 
-# Input channels of the 3x3 convolutions, the last one first.
+# Input channels of the 3x3 convolutions, last one first.
 WIDTHS = {
     "R_50": [512] * 3 + [256] * 6,
     "R_101": [512] * 3 + [256] * 23,
@@ -162,7 +162,7 @@ GROWING = [p for p in STRIDE_16 + SEGMENTATION + QUICK if p in VARIANTS and "3x3
 
 @pytest.mark.parametrize("path", GROWING, ids=relative)
 def test_a_variant_grows_by_its_offset_layers(path):
-    """3x3 bins are not among them: with them the score maps shrink, and PARAMETERS counts."""
+    """Without the variants with 3x3 bins, whose score maps shrink; PARAMETERS covers those."""
     network = re.search(r"R_\d+|AIR", path.stem)[0]
     widths = WIDTHS[f"quick/{network}" if path in QUICK else network]
     bins, cfg = 7 * 7, load(path)
@@ -194,7 +194,7 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
         )
     if "dpool" in parts(path):
         expected += 2 * bins * (inputs + 1)
-    if "_mmdet" in path.stem:  # of each of four levels
+    if "_mmdet" in path.stem:  # on each of four levels
         expected += 4 * ((inputs + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 2 * bins)
     if "_mdpool_mmdet" in path.stem:
         expected += 4 * ((inputs + 1) * 1024 + (1024 + 1) * bins)
@@ -204,8 +204,8 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
 
 RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text()
 COMMANDS = re.findall(r"^python train_net.py (.*)", RECIPES, re.MULTILINE)
-# Groups of offsets, dilation and learning rate of the bias of their layers, and the parameters of
-# RoI offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.
+# Offset groups, dilation and bias learning rate of offset layers, and the parameters of RoI
+# offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.
 RELEASED = [
     ("rfcn_R_101_dconv3_dpool", 4, 2, 1.0, (2 * 49 * 21 + 2 * 49) * (1024 + 1)),
     ("faster_rcnn_R_101_dconv3_dpool", 4, 2, 1.0, 2 * 49 * (256 * 49 + 1)),
@@ -215,7 +215,7 @@ RELEASED = [
 
 @pytest.mark.parametrize("name, groups, dilation, rate, of_rois", RELEASED)
 def test_released_deformable_layers_by_override(name, groups, dilation, rate, of_rois):
-    """The commands of docs/recipes.md, the detectors' also with Faster R-CNN."""
+    """The commands of docs/recipes.md; the one for detectors is also checked with Faster R-CNN."""
     detector, deeplab = (train_net.parse_args(shlex.split(command)) for command in COMMANDS)
     args = deeplab if name.startswith("deeplab") else detector
     path = (CONFIGS.parent / args.config_file).with_stem(name)
@@ -241,7 +241,7 @@ def test_released_deformable_layers_by_override(name, groups, dilation, rate, of
 
 # ---- One step ------------------------------------------------------------------------------------
 
-# The structure of the real networks at the cost of toys.
+# Overrides that keep the structure of the real networks, but make them small.
 SMALL = {
     "MODEL.WEIGHTS": "",
     "MODEL.PIXEL_STD": [57.4, 57.1, 58.4],
@@ -268,7 +268,7 @@ DETECTORS = [p for p in QUICK + KINDS if p not in DEEPLAB]
 
 
 def train_one_step(cfg, model, inputs):
-    """Its losses, after checks of every loss and gradient."""
+    """Train one step, check every loss and gradient, and return the losses."""
     optimizer = build_optimizer(cfg, model)
     with EventStorage():
         losses = model(inputs)

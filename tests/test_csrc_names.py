@@ -1,4 +1,4 @@
-"""File names in csrc: one stem finds one thing, whatever folder it lies in."""
+"""File names in csrc: a stem identifies one thing in any folder."""
 
 import re
 from collections import defaultdict
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def shared_stems(paths):
-    """{stem: paths} of stems that occur in several folders. x.h beside x.cpp is one thing."""
+    """{stem: paths} of stems that occur in several folders. x.h next to x.cpp is one thing."""
     found = defaultdict(list)
     for path in paths:
         found[path.stem].append(path)

@@ -1,6 +1,6 @@
-"""What nvcc makes of the CUDA kernels: no register spills, and vector instructions in kernels that
+"""nvcc's output for the CUDA kernels: no register spills, and vector instructions in kernels that
 are written for them. No GPU is used. The toolkit is the one that setup.py finds, or that of
-make build-cuda; without any these tests are skipped."""
+make build-cuda; without one these tests are skipped."""
 
 import functools
 import re
@@ -16,13 +16,13 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 MAIN = "90"
 
-# 16 bytes at once, in PTX. Constant: through the read-only cache.
+# PTX instructions for 16 bytes at once. Constant: through the read-only cache.
 LOAD = r"ld\.global\.(v4\.[ubf]32|v2\.[ubf]64)"
 LOAD_CONSTANT = r"ld\.global\.nc\.v4\.[ubf]32"
 STORE = r"st\.global(\.wb)?\.v4\.[ubf]32"
 ADD = r"(atom|red)\.global\.add\.v4\.f32"
 BYTE = r"(ld|st)\.global(\.nc)?\.[usb]8"
-# Kernels (all whose name matches), and what must be in their PTX.
+# Patterns of kernel names, and of the instructions that must be in their PTX.
 VECTORS = {
     "DeformConv2dColumnsKernel<.*, true>": [LOAD_CONSTANT, STORE],
     "DeformConv2dGradientsKernel<.*, true>": [LOAD, LOAD_CONSTANT, STORE],
@@ -34,9 +34,9 @@ VECTORS = {
 
 @pytest.fixture(scope="session")
 def toolkit():
-    """(its folder, the folders of headers)"""
+    """(folder of the toolkit, folders of headers)."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("CUDA_HOME", "")  # setup.py may write there: this takes it back
+        environment.setenv("CUDA_HOME", "")  # undoes what setup.py may write there
         setup = runpy.run_path(str(ROOT / "setup.py"))
         home = setup["find_toolkit"]()
     pip_toolkit = runpy.run_path(str(ROOT / "tools" / "build_cuda.py"))["PIP_TOOLKIT"]
@@ -50,7 +50,7 @@ def toolkit():
 
 @pytest.fixture(scope="session")
 def kernels(toolkit, tmp_path_factory):
-    """kernels(source, architecture) -> {name: (the assembler's remarks, PTX)}"""
+    """kernels(source, architecture) -> {name: (the assembler's remarks, PTX)}."""
     home, headers = toolkit
 
     @functools.cache
@@ -108,7 +108,7 @@ def test_vector_instructions(kernel, kernels):
 
 
 def test_no_bytes(kernels):
-    """Where nvcc does not know an alignment, it takes vectors apart."""
+    """If nvcc does not know an alignment, it splits vectors into bytes."""
     for source in SOURCES:
         for name, (_, ptx) in kernels(source, MAIN).items():
             assert not re.search(BYTE, ptx), f"{name} reads or writes single bytes"

@@ -1,7 +1,8 @@
-"""What a recipe says otherwise than the one it is derived from, and nothing else.
+"""A recipe differs from the one it is derived from as expected, and in nothing else.
 
-A variant differs from its plain twin by the parts of its name, a `_paper` one from the YAML it is
-named after by the paper's settings, one of model_zoo/ from a network of ours by its training.
+A variant differs from its plain twin by the parts of its name. A `_paper` recipe differs from the
+YAML it is named after by the paper's settings. A YAML of model_zoo/ differs from one of our
+networks by its training.
 """
 
 import pytest
@@ -24,7 +25,7 @@ from yamls import (
 
 # ---- The paper's training ------------------------------------------------------------------------
 
-# Paper sec. 4.1: 30 k and 240 k iterations of 8 images; on COCO it trains on train + val of 2014.
+# Paper sec. 4.1: 30 k and 240 k iterations of 8 images; COCO training uses train + val of 2014.
 PAPER_SETTINGS = {
     "VOC-Detection": {
         "SOLVER.IMS_PER_BATCH": 8,
@@ -40,7 +41,7 @@ PAPER_SETTINGS = {
         "SOLVER.MAX_ITER": 240000,
         "SOLVER.STEPS": (160000,),
     },
-    # 30 k and 45 k; it mentions no crop, and nothing of the resolution of mIoU.
+    # 30 k and 45 k; the paper mentions neither a crop nor the resolution of mIoU.
     "VOC-SemanticSegmentation": {
         "SOLVER.IMS_PER_BATCH": 8,
         "SOLVER.BASE_LR": 0.008,
@@ -69,7 +70,7 @@ def test_paper(path):
 
 # ---- Variants ------------------------------------------------------------------------------------
 
-# What a part of a name stands for.
+# The settings that a part of a name means.
 CONVOLUTIONS = {
     "dconv_c3-c5": {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True]},
     "mdconv_c3-c5": {
@@ -98,8 +99,8 @@ DPOOL = {
     "mask": FASTER_DPOOL,
     "cascade": FASTER_DPOOL | {"MODEL.ROI_HEADS.NAME": "DeformCascadeROIHeads"},
 }
-# Paper sec. 4.3. It gives no cap of the longer side; 2000 is that of scale 1400 in the released
-# tester of FPN (experiments/fpn/cfgs).
+# Paper sec. 4.3. It has no limit for the longer side; 2000 is the limit for scale 1400 in the
+# released tester of FPN (experiments/fpn/cfgs).
 MULTI_SCALE = {
     "TEST.AUG.ENABLED": True,
     "TEST.AUG.MIN_SIZES": (480, 576, 688, 864, 1200, 1400),
@@ -120,12 +121,12 @@ OTHER = MMDET_DPOOL | {
 
 
 def changes(path):
-    """What a YAML of configs/ says by its name, and its plain twin does not."""
+    """Settings that a YAML of configs/ must have by its name, and its plain twin lacks."""
     values = {}
     for part in parts(path):
         values |= DPOOL[detector(path)] if part == "dpool" else (CONVOLUTIONS | OTHER)[part]
     if path in QUICK and "dconv" in path.stem:
-        # From scratch, the offsets of convolutions learn slower; what else has a factor keeps it.
+        # Trained from scratch, convolution offsets learn more slowly; other factors stay.
         key = "SOLVER.LR_MULTIPLIERS"
         of_plain = flat(load(plain_twin(path)))[key]
         values[key] = of_plain + [["conv_offset", 0.1]] + values.get(key, [])
@@ -141,9 +142,9 @@ def test_a_variant_differs_by_the_parts_of_its_name(path):
 def test_a_variant_says_only_what_its_base_does_not(path):
     base, *test = bases_of(path)
     own = {key: value for key, value in changes(path).items() if key not in changes(base)}
-    expected = {k: str(v) if isinstance(v, tuple) else v for k, v in own.items()}  # as YAML has it
+    expected = {k: str(v) if isinstance(v, tuple) else v for k, v in own.items()}  # as in the YAML
     if test:
-        expected = {}  # Base-COCO-M.yaml and Base-COCO-MB.yaml say it once for all
+        expected = {}  # Base-COCO-M.yaml and Base-COCO-MB.yaml have these settings
     names = [file.name for file in (base, *test)]
     expected["_BASE_"] = names if test else names[0]
     assert flat(yaml.safe_load(path.read_text())) == expected
@@ -157,4 +158,4 @@ def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
     changes = yaml.safe_load(path.read_text())
     base = path.parent / changes.pop("_BASE_")
     assert base.resolve() in MODELS and base.name == path.name
-    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network is that of its base"
+    assert set(changes) <= {"DATASETS", "SOLVER", "TEST"}, "the network must be that of its base"

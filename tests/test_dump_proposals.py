@@ -1,4 +1,4 @@
-"""Fixed proposals from end to end: a separate RPN, its proposals, a detector trained on them."""
+"""Fixed proposals, end to end: a separate RPN, its proposals, and a detector trained on them."""
 
 import pickle
 from importlib.util import module_from_spec, spec_from_file_location
@@ -35,7 +35,7 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tool():
-    # By path: some builds of Detectron2 install a package named "tools".
+    # Load by path: some builds of Detectron2 install a package named "tools".
     spec = spec_from_file_location("dump_proposals", ROOT / "tools/dump_proposals.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

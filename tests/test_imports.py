@@ -1,4 +1,4 @@
-"""What an import loads, and what it needs: each in a Python of its own."""
+"""Packages that an import loads and needs; each test runs in its own Python process."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def python(*lines, missing=()) -> subprocess.CompletedProcess:
 
 
 def test_operators_need_torch_alone():
-    """`deform_roi_align`, which is made of torchvision's RoIAlign, needs torchvision too."""
+    """Only `deform_roi_align`, which uses torchvision's RoIAlign, also needs torchvision."""
     missing = ["detectron2", "fvcore", "iopath", "matplotlib", "omegaconf", "pycocotools"]
     done = python(OPERATORS, missing=[*missing, "cv2", "torchvision"])
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The parts of tools/install_detectron2.py that need no network."""
+"""The parts of tools/install_detectron2.py that do not need a network."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ TOOL = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
 
 @pytest.fixture
 def tool():
-    # By path: some builds of Detectron2 install a package named "tools".
+    # Load by path: some builds of Detectron2 install a package named "tools".
     spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -83,7 +83,7 @@ def test_placeholder_imports_like_any_module(placeholder):
     assert scope["_C"] is scope["same"]
     assert Path(scope["_C"].__file__).name == "_C.py"
     assert not hasattr(scope["_C"], "__path__")
-    # What Detectron2 prints about itself at the start of a training.
+    # Detectron2 prints these versions at the start of training.
     assert "no C++" in scope["_C"].get_compiler_version() + scope["_C"].get_cuda_version()
     assert scope["_C"].has_cuda() is False
 

@@ -1,5 +1,5 @@
-"""MODEL_ZOO.md: every network of configs/ once, with a link that leads there, and the published
-numbers, those of the paper's tables 1, 3 and 5 and of the released code's README."""
+"""MODEL_ZOO.md lists every network of configs/ once, with a working link, and the numbers published
+in the paper's tables 1, 3 and 5 and in the released code's README."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ LAYERS = ("", "_dconv1", "_dconv2", "_dconv3", "_dconv6")
 DILATIONS = ("", "_atrous4", "_atrous6", "_atrous8", "_dconv3")
 POOLING = ("_dpool", "_dconv3_dpool")
 
-# The rows of tables 1 and 3 as they are printed, AP50 and AP70 or mIoU.
+# The rows of tables 1 and 3 as printed: AP50 and AP70, or mIoU.
 RESNET_101 = {
     "VOC-Detection/class_aware_rpn": [
         (LAYERS, "68.0 73.5 74.3 74.5 74.6", "44.9 54.4 56.3 57.2 57.7"),
@@ -81,7 +81,7 @@ RELEASED = {
 
 
 def published_by_the_paper():
-    """{file: its numbers}; a number that two tables print differently is there twice."""
+    """{file: its numbers}; a number that differs between two tables is listed twice."""
     numbers = {f"COCO-Detection/{name}": row.split() for name, row in COCO.items()}
     for network, tables in RESNET_101.items():
         for suffixes, *metrics in tables:
@@ -94,7 +94,7 @@ def published_by_the_paper():
 
 
 def rows():
-    """{file: its cells}"""
+    """{file: its cells}."""
     row = r"^\| \[`\S+`\]\(configs/(\S+)\.yaml\) \|(.*)\|(.*)\|(.*)\|$"
     return {file: cells for file, *cells in re.findall(row, PAGE, re.MULTILINE)}
 
@@ -104,7 +104,7 @@ def rows():
     [
         (0, published_by_the_paper()),
         (1, {file: row.split() for file, row in RELEASED.items()}),
-        (2, {}),  # none of them has been trained to its end
+        (2, {}),  # none of them has been fully trained
     ],
     ids=["paper", "released code", "ours"],
 )

@@ -1,4 +1,4 @@
-"""What another project imports: every public name is there, sorted, and says what it does."""
+"""The names that other projects import: every public name exists, is sorted and has a docstring."""
 
 import importlib
 
@@ -16,7 +16,7 @@ def test_public_names_are_documented(name):
     assert names == sorted(names)
     for public in (getattr(package, name) for name in names):
         if callable(public):
-            # Not what a class inherits or a dataclass writes by itself.
+            # A docstring that a class inherits or a dataclass generates does not count.
             doc = vars(public).get("__doc__") if isinstance(public, type) else public.__doc__
             assert doc and not doc.startswith(f"{public.__name__}("), public
 

@@ -1,4 +1,4 @@
-"""README's commands run, its YAML holds, its links lead somewhere."""
+"""README's commands run, its YAML is valid, and its links lead somewhere."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ MANY = [command for command in PYTHON if "--num-gpus" in command]
 
 
 def test_commands_run(tmp_path, monkeypatch):
-    """In README's order, as its user would: each may need what the ones before it left."""
+    """Runs in README's order, as a user would: a command may need the output of earlier ones."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     small = (

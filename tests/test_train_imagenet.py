@@ -53,7 +53,7 @@ def write_images(folder, number):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three classes, noise around one colour each: 4 images of each to train on, 3 to test on."""
+    """Three classes, each noise around one colour, with 4 training and 3 test images per class."""
     write_images(tmp_path / "data/train", 4)
     write_images(tmp_path / "data/val", 3)
     return tmp_path / "data"
@@ -61,7 +61,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def arguments(data, tmp_path):
-    """A run of seconds: an Aligned-Inception-ResNet of few channels on 32 x 32 crops."""
+    """A run of a few seconds: an Aligned-Inception-ResNet with few channels on 32 x 32 crops."""
     small = ["--arch", "AIR_26", "--size", "32", "--batch-size", "6", "--num-workers", "0"]
     return [str(data), "--output", str(tmp_path / "run"), "--epochs", "2", *small, *SMALL]
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_continues_with_the_same_numbers(tool, data, tmp_path
 
 
 class Draws(torch.utils.data.Dataset):
-    """Images whose order and whose random numbers, as crops draw them, are kept."""
+    """Images that record the order of access and the random numbers that crops would draw."""
 
     def __init__(self):
         self.order, self.numbers = [], []
@@ -144,7 +144,7 @@ def test_every_epoch_has_its_order_and_its_crops(tmp_path):
 
 
 def test_top_1_and_top_5():
-    """Of scores that fall with the class, the best is class 0 and the best five are 0 to 4."""
+    """Scores decrease with the class, so the best is class 0 and the best five are 0 to 4."""
     model = nn.Linear(7, 7)
     nn.init.eye_(model.weight)
     nn.init.zeros_(model.bias)
@@ -159,7 +159,7 @@ def test_schedule():
 
 
 def test_two_processes_train_one_network_and_test_every_image(arguments, tmp_path):
-    """The 9 images of val do not divide by two; each is counted once."""
+    """The 9 images of val are not divisible by two, and each is counted once."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     result = subprocess.run(
         [*torchrun, "--nproc_per_node", "2", str(TOOL), *arguments, "--epochs", "1"],
@@ -203,7 +203,7 @@ def test_every_weight_lands_in_a_detector(tool, arguments, tmp_path, name, caplo
     for key in set(state) - new:
         assert torch.equal(state[key], trained[f"backbone.{key}"]), key
 
-    # The same pixels give the same features as in the classifier.
+    # Equal pixels give the same features as in the classifier.
     norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 45 and all(m.running_var.ne(1).any() for m in norms)
     classifier = Classifier(tool.classifier_cfg("AIR_26", SMALL), 3).eval()

@@ -1,4 +1,4 @@
-"""The command line, in this process: training, resuming, evaluating, refusing."""
+"""The command line, run in this process: it trains, resumes, evaluates and refuses bad input."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[1] / "configs/quick"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs train_net.py's main on four tiny images and gives what it returns."""
+    """Run train_net.py's main on four tiny images and return its result."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
 
     def run(*arguments, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
@@ -102,7 +102,7 @@ def test_segments(run, tmp_path):
 def test_the_same_seed_gives_the_same_weights(run, tmp_path):
     weights = []
     for _ in range(2):
-        # On a GPU gradients are added up in any order.
+        # On a GPU gradients are summed in any order.
         run("SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu")
         weights.append(torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"])
         shutil.rmtree(tmp_path / "output")
@@ -135,7 +135,7 @@ def test_evaluates_nothing_that_it_cannot_load_or_use(run, tmp_path):
     run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
     weights = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
     name = "roi_heads.box_predictor.cls_score.score_maps.bias"
-    weights[name] = weights[name][:-49]  # one class less
+    weights[name] = weights[name][:-49]  # one class fewer
     torch.save({"model": weights}, file)
     with pytest.raises(ValueError, match=f"other.pth is .*another number of classes: .*{name}"):
         run("--eval-only", "MODEL.WEIGHTS", file)

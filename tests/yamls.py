@@ -1,4 +1,4 @@
-"""Every YAML of configs/ by its kind, and how a test reads one."""
+"""Every YAML of configs/ by its kind, and functions that read one."""
 
 import re
 from functools import cache
@@ -18,7 +18,7 @@ STRIDE_16 = [p for p in MODELS if p.parent.name.endswith("-Detection") and p not
 DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
 SEGMENTATION = [p for p in DEEPLAB if p not in QUICK]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
-# The parts of a name that say how a YAML differs from its plain twin.
+# The parts of a name that tell how a YAML differs from its plain twin.
 PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|dpool|group4|atrous\d|3x3|MB?)(?=_|$)")
 VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO]
 PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO]
@@ -29,7 +29,7 @@ def parts(path):
 
 
 def detector(path):
-    """rfcn, faster, ...; the names of quick/ begin with their data set."""
+    """The detector in a name: rfcn, faster, ...; names in quick/ begin with their data set."""
     return re.search(r"rfcn|faster|mask|cascade|class_aware|rpn", path.stem)[0]
 
 
@@ -38,8 +38,11 @@ def plain_twin(path):
 
 
 def bases_of(path):
-    """The `_BASE_` of a variant: its plain twin; or, changed in one more way, the network whose
-    name lacks that part, and for a test at several scales how that is done."""
+    """The `_BASE_` of a variant.
+
+    It is the plain twin, or the network whose name lacks the last of several changes. Tests at
+    several scales have a second base with the test settings.
+    """
     if m := re.search(r"_(MB?)$", path.stem):
         return [path.with_stem(path.stem.removesuffix(m[0])), path.with_stem(f"Base-COCO-{m[1]}")]
     if m := re.search(r"_(3x3|group4)$", path.stem):
@@ -52,11 +55,11 @@ def relative(path):
 
 
 def load(path=None):
-    """The settings of a YAML; without one, the defaults."""
+    """The config of a YAML, or the defaults if there is none."""
     return _load(path).clone()
 
 
-@cache  # most YAMLs are read by many tests
+@cache  # many tests read the same YAMLs
 def _load(path):
     cfg = get_cfg()
     add_deformable_config(cfg)
@@ -66,7 +69,7 @@ def _load(path):
 
 
 def flat(node, prefix=""):
-    """{"MODEL.RPN.NMS_THRESH": 0.7, ...} of a config, or of what is read from a YAML."""
+    """{"MODEL.RPN.NMS_THRESH": 0.7, ...} for a config, or for the content of a YAML."""
     values = {}
     for key, value in node.items():
         if isinstance(value, dict):

@@ -60,13 +60,13 @@ def test_fixed_proposals_are_as_many_as_an_RPN_would_keep():
 
 
 class Clock:
-    """Stands in for time.perf_counter; modules let it run."""
+    """Replaces time.perf_counter; modules advance it."""
 
     def __init__(self):
         self.now = 0.0
 
 
-class Takes(nn.Module):
+class TimedModule(nn.Module):
     def __init__(self, clock, seconds, output):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
@@ -78,14 +78,14 @@ class Takes(nn.Module):
 
 
 class Detector(nn.Module):
-    """Network for 1 + 2 seconds, NMS for 4, then 8 seconds without a module."""
+    """1 + 2 seconds in the network, 4 in NMS, then 8 outside of any module."""
 
     def __init__(self, clock):
         super().__init__()
         self.clock = clock
-        self.backbone = Takes(clock, 1, {"res5": torch.zeros(1)})
-        self.head = Takes(clock, 2, ([torch.zeros(1)], None))
-        self.nms = Takes(clock, 4, (Instances((1, 1)), {}))
+        self.backbone = TimedModule(clock, 1, {"res5": torch.zeros(1)})
+        self.head = TimedModule(clock, 2, ([torch.zeros(1)], None))
+        self.nms = TimedModule(clock, 4, (Instances((1, 1)), {}))
 
     def forward(self, inputs):
         self.backbone(), self.head(), self.nms()

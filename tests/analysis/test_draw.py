@@ -11,7 +11,7 @@ from d2_deformable.analysis import draw
 
 
 def pixels(figure):
-    """What the figure shows, (H, W, 3) uint8."""
+    """The rendered figure, (H, W, 3) uint8."""
     file = io.BytesIO()
     figure.savefig(file)
     return np.asarray(Image.open(file).convert("RGB")).astype(int)
@@ -38,7 +38,7 @@ def test_boxes_lie_where_they_are_at_every_image_size(size):
     for y, x in ((450, 600), (700, 300), (700, 899)):
         assert is_color(shown[y, x], draw.class_color(0)), (y, x)
     assert (shown[700, 600] == 255).all()
-    # The label stands on the box, at its left.
+    # The label is on top of the box, at its left edge.
     assert is_color(shown[440, 302], draw.class_color(0))
 
 

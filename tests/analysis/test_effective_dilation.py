@@ -47,7 +47,7 @@ def test_zero_offsets_give_the_dilation(dilation, kernel_size):
 
 def test_mean_over_the_6_horizontal_and_6_vertical_pairs():
     assert (effective_dilation(conv((1, 3))) == 2).all()
-    # The centre tap moves by (0, 1): of its 4 pairs one has length 1, one 3, two sqrt(5).
+    # The centre tap moves by (0, 1): its 4 pairs now have lengths 1, 3, sqrt(5) and sqrt(5).
     offset = torch.zeros(9, 2, 1, 1)
     offset[4, 1] = 1
     expected = (8 * 2 + 1 + 3 + 2 * math.sqrt(5)) / 12
@@ -70,7 +70,7 @@ def test_filters_that_leave_the_map():
     assert leaves.shape == (6, 7)
     assert not leaves[2:4, 2:5].any()
     assert leaves.sum() == 6 * 7 - 2 * 3
-    # Beyond half a cell outside there is no nearest cell of the map.
+    # A point more than half a cell outside has no nearest cell on the map.
     offset = torch.zeros(9, 2, 1, 1)
     offset[0, 0] = -0.5
     assert not leaves_the_map(conv((2, 2), offset=offset))[0, 2:4, 2:5].any()
@@ -84,7 +84,7 @@ def test_centers_in_original_pixels():
     assert x.tolist() == [4, 12, 20, 28]
 
 
-CENTERS = torch.arange(5, 400, 10.0), torch.arange(5, 600, 10.0)  # of 10 x 10 pixels each
+CENTERS = torch.arange(5, 400, 10.0), torch.arange(5, 600, 10.0)  # of cells of 10 x 10 pixels
 
 
 def sizes_of(boxes, image_size=(400, 600), pixel=(1.0, 1.0), **rules):
@@ -97,7 +97,7 @@ def sizes_of(boxes, image_size=(400, 600), pixel=(1.0, 1.0), **rules):
 
 def test_sizes_by_area():
     assert sizes_of([]) == {"small": 0, "medium": 0, "large": 0, "background": 2400, "outside": 0}
-    assert sizes_of([[0, 0, 95, 96]])["small"] == 9 * 10  # centres up to 95 and 96, half open
+    assert sizes_of([[0, 0, 95, 96]])["small"] == 9 * 10  # half-open: centres below 95 and 96
     assert sizes_of([[0, 0, 96, 96]])["medium"] == 10 * 10
     assert sizes_of([[0, 0, 224, 224]])["medium"] == 22 * 22
     assert sizes_of([[0, 0, 225, 224]])["large"] == 22 * 22
@@ -112,7 +112,7 @@ def test_of_overlapping_boxes_the_smallest_or_the_largest_counts():
 
 
 def test_areas_of_the_network_input():
-    # 100 x 100 original pixels are 50 x 50 of the input.
+    # 100 x 100 original pixels are 50 x 50 input pixels.
     assert sizes_of([[0, 0, 100, 100]], pixel=(2.0, 2.0))["medium"] == 100
     assert sizes_of([[0, 0, 100, 100]], pixel=(2.0, 2.0), area="input")["small"] == 100
 
@@ -160,7 +160,7 @@ class Net(nn.Module):
 
 
 INPUTS = {"image": torch.rand(3, 20, 30), "height": 40, "width": 60}
-BOXES = torch.tensor([[0.0, 0.0, 8.0, 40.0]])  # 10 x 2 filters of 4 x 4 original pixels each
+BOXES = torch.tensor([[0.0, 0.0, 8.0, 40.0]])  # 10 x 2 filters, each 4 x 4 original pixels
 
 
 def test_table_of_a_network():

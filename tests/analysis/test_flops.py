@@ -17,7 +17,7 @@ GEOMETRY = [
 
 
 class Net(nn.Module):
-    """A layer as a Detectron2 model of one image."""
+    """Wrap a layer as a Detectron2 model for one image."""
 
     def __init__(self, layer, *args):
         super().__init__()
@@ -28,7 +28,7 @@ class Net(nn.Module):
         return [{"sem_seg": self.layer(x["image"][None], *self.args)} for x in batch]
 
 
-def of_both(layer, image, *args):
+def count_by_both(layer, image, *args):
     model, inputs = Net(layer, *args).eval(), [{"image": image}]
     by_kind = count_macs(model, inputs)
     assert by_kind["total"] == count_macs_by_torch(model, inputs)
@@ -39,10 +39,10 @@ def of_both(layer, image, *args):
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_deformable_convolution_is_a_plain_one_and_its_samples(geometry, modulated):
     image = torch.rand(4, 11, 13)
-    plain = of_both(nn.Conv2d(4, 6, 3, **geometry), image)
+    plain = count_by_both(nn.Conv2d(4, 6, 3, **geometry), image)
     layer = DeformConv2d(4, 6, 3, offset_groups=2, modulated=modulated, **geometry)
-    predictor = of_both(layer.conv_offset, image)
-    counted = of_both(layer, image)
+    predictor = count_by_both(layer.conv_offset, image)
+    counted = count_by_both(layer, image)
     positions = layer(image[None])[0, 0].numel()
     samples = positions * 9 * 4  # per tap and channel
     assert counted["convolutions"] == predictor["convolutions"]
@@ -53,23 +53,24 @@ def test_a_deformable_convolution_is_a_plain_one_and_its_samples(geometry, modul
 
 def test_roi_pooling_costs_its_samples():
     rois = torch.tensor([[0, 0, 0, 40.0, 40], [0, 8, 8, 30, 30], [0, 0, 8, 20, 30]])
-    counted = of_both(DeformRoIPool(4, 2, samples_per_part=3), torch.rand(4, 8, 8), rois, 1 / 8)
+    layer = DeformRoIPool(4, 2, samples_per_part=3)
+    counted = count_by_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)
     one_pooling = 3 * 4 * (2 * 2) * 3**2 * 4
     assert counted["deformable RoI pooling"] == 2 * one_pooling  # predicts, then pools
     assert counted["matrix multiplies"] == 3 * 16 * 8
 
     layer = PSRoIPredictor(4, 5, 2, spatial_scale=1 / 8, offset_classes=5)
-    counted = of_both(layer, torch.rand(4, 8, 8), rois)
+    counted = count_by_both(layer, torch.rand(4, 8, 8), rois)
     per_output = 3 * (2 * 2) * 4**2 * 4
     assert counted["deformable RoI pooling"] == (5 + 10) * per_output
     assert counted["convolutions"] == 64 * 4 * (5 + 10) * 4
 
 
 def test_roi_align_counts_as_both_counters_have_it():
-    """Neither knows torchvision's RoIAlign: of mmdetection's pooling the layers alone count."""
+    """Neither counts torchvision's RoIAlign, so only the layers of mmdetection's pooling count."""
     rois = torch.tensor([[0, 0, 0, 40.0, 40], [0, 8, 8, 30, 30]])
     layer = DeformRoIAlign(4, 2, hidden_channels=5)
-    counted = of_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)
+    counted = count_by_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)
     expected = 2 * (16 * 5 + 5 * 5 + 5 * 8)
     assert counted == {"matrix multiplies": expected, "total": expected}
 
@@ -88,7 +89,8 @@ def test_training_counts_too():
     assert backward[ops.deform_conv2d_backward] == 2 * (2 * conv + 3 * samples)
     one_pooling = 2 * 6 * 4 * 16 * 4
     assert forward[ops.deform_roi_pool] == 2 * one_pooling
-    # With offsets twice; the pooling that predicts them needs no slopes.
+    # Pooling with offsets costs twice as much; the pooling that predicts them has no offset
+    # gradient.
     assert backward[ops.deform_roi_pool_backward] == 3 * one_pooling
 
 

@@ -11,7 +11,7 @@ def conv():
 
 
 class Inception(nn.Module):
-    """Two branches beside a shortcut, one of a single layer and one of two."""
+    """A shortcut and two branches: one has a single layer, the other two."""
 
     def __init__(self):
         super().__init__()

@@ -31,7 +31,7 @@ SMALL = [
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A registered data set of three images, without annotations and class names."""
+    """A registered data set of three images, without annotations or class names."""
     name = "report_test"
     records = []
     for i, size in enumerate([(40, 40), (90, 60), (64, 80)]):
@@ -71,7 +71,7 @@ def make_run(tmp_path, dataset):
 
 @pytest.fixture
 def two_objects(monkeypatch):
-    """Every image shows two objects: a random network finds none for sure."""
+    """Make every image show two objects; a random network might find none."""
 
     def inspect(model, inputs):
         inspection = inspect_image(model, inputs)
@@ -144,7 +144,7 @@ def test_report_of_a_plain_network_shows_detections_only(make_run, two_objects):
 
 @pytest.fixture
 def evaluable_run(make_run, tmp_path, monkeypatch):
-    """OUTPUT_DIR of a run whose test set is two images with annotations."""
+    """OUTPUT_DIR of a run whose test set has two images with annotations."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     folder = make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
     cfg = yaml.safe_load((folder / "config.yaml").read_text())
@@ -231,7 +231,7 @@ def test_report_of_a_segmentation(make_run, dataset, variant, tmp_path):
 
 
 def test_picture_of_a_segmentation():
-    """Ignored pixels, and those of classes without a name, stay bare."""
+    """Ignored pixels and pixels of classes without a name are not coloured."""
     image = np.full((4, 6, 3), 100, np.uint8)
     labels, truth = np.zeros((4, 6), np.int64), np.full((4, 6), 255, np.uint8)
     truth[0] = 1
@@ -286,7 +286,7 @@ def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypat
 
 @pytest.fixture
 def load_tool():
-    """load_tool(name) imports tools/<name>.py, which lies in no package."""
+    """load_tool(name) imports tools/<name>.py, which is not part of a package."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     def load(name):

@@ -25,7 +25,7 @@ from d2_deformable.modeling.poolers import DeformROIPooler
 
 
 def conv_offsets(offset=None, size=(16, 16), groups=1, stride=1, dilation=1, padding=None):
-    """A 3x3 layer over a map of `size` whose offsets are zero or `offset`."""
+    """A 3x3 layer on a feature map of `size`; its offsets are zero or `offset`."""
     padding = dilation if padding is None else padding
     out = [(n + 2 * padding - 2 * dilation - 1) // stride + 1 for n in size]
     zeros = torch.zeros(groups, 9, 2, *out)
@@ -75,7 +75,7 @@ def test_each_tap_takes_its_own_offset_of_the_nearest_cell():
     upper.offset[0, 8, :, 4, 4] = torch.tensor([0.6, -0.2])
     lower.offset[0, 1, :, 6, 5] = torch.tensor([1.0, 2.0])
     points, _ = compose_taps([lower, upper], cell(4, 4))
-    # Tap 8 of cell (4, 4) is at (5.6, 4.8), nearest to cell (6, 5); tap 1 of that is (-1, 0).
+    # Tap 8 of cell (4, 4) is at (5.6, 4.8), nearest to cell (6, 5), whose tap 1 is at (-1, 0).
     torch.testing.assert_close(points[0, 8 * 9 + 1], torch.tensor([5.6, 6.8]))
     torch.testing.assert_close(points[0, 8 * 9 + 0], torch.tensor([4.6, 3.8]))
 
@@ -85,7 +85,8 @@ def test_what_lies_beyond_the_border_leads_nowhere():
     _, inside = compose_taps([layer], cell(0, 0))
     assert inside.tolist() == [[False] * 4 + [True, True] + [False] + [True, True]]
     points, inside = compose_taps([layer, layer], cell(0, 0))
-    # Along each axis 5 of the 9 paths stay on the map; tap 0 leaves it although its tap 8 is back.
+    # Along each axis 5 of the 9 paths stay on the map. The path of tap 0 leaves it, although its
+    # own tap 8 is on the map again.
     assert inside.sum() == 25
     assert points[0, 8].tolist() == [0, 0]
     assert not inside[0, 8]
@@ -120,7 +121,7 @@ def test_points_are_in_pixels_of_the_original_image():
     assert points[0, 0].tolist() == [3.5 * 32, 1.5 * 8]
     assert points[0, 728].tolist() == [15.5 * 32, 13.5 * 8]
     assert inside.all()
-    # Beyond the image: the last cell.
+    # A point beyond the image belongs to the last cell.
     assert conv_sampling_points(inspection, (9e9, -5.0)).unit.tolist() == [15.5 * 32, 4]
 
 
@@ -171,7 +172,7 @@ def test_points_are_where_the_gradient_goes(stride):
     assert record.input_size == (15, 21)
     for y, x in ((0, 0), (3, 5), (output.shape[2] - 1, output.shape[3] - 1)):
         points, inside = compose_taps(record.convs, cell(y, x))
-        # The part of the gradient that does not pass through the offsets.
+        # Keep only the part of the gradient that does not pass through the offsets.
         hook = layer.offset_prediction.register_forward_hook(
             lambda _, args, prediction: OffsetPrediction(prediction.offset.detach(), None)
         )
@@ -215,7 +216,7 @@ def coordinates(height, width):
 
 
 def sample_means(parts, samples):
-    """Mean (y, x) of the samples in each part: they lie at the top left of their cells."""
+    """Mean (y, x) of the samples in each part; samples are at the top left of their cells."""
     size = parts[..., 2:] - parts[..., :2]
     return (parts[..., :2] + size * (samples - 1) / (2 * samples)).flip(-1)
 
@@ -236,7 +237,7 @@ def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
 
     def head(model, x):
         for i, axis in enumerate("yx"):
-            # Every score map is the coordinate itself.
+            # Make every score map equal to the coordinate.
             nn.init.zeros_(predictor.score_maps.weight)
             predictor.score_maps.weight[:, i] = 1
             maps = predictor.score_maps(x)
@@ -266,7 +267,7 @@ def test_parts_of_faster_rcnn_are_where_the_operator_samples_on_every_level():
     k, samples = 3, 4
     pool = DeformRoIPool(2, k)
     nn.init.normal_(pool.offset_fc.bias, std=0.5)
-    # Larger than the level's canonical 224 pixels, and smaller.
+    # Boxes larger and smaller than the canonical 224 pixels.
     boxes = torch.cat([BOXES, torch.tensor([[100.2, 90.0, 520.7, 600.0]])])
     pooler = DeformROIPooler(pool, scales=(1 / 8, 1 / 16))
     pooled = []
@@ -308,7 +309,7 @@ def test_parts_of_levels_with_layers_of_their_own(modulated):
     ("pool", "expected"),
     [
         (DeformRoIPool(2, 1), [[1, 3, 11, 13], [-1, 3, 8, 3.8], [0, 0, 8, 8]]),
-        # mmcv takes boxes as they are.
+        # mmcv neither rounds boxes nor enlarges them.
         (
             DeformRoIAlign(2, 1, hidden_channels=4),
             [[0.5, 2.5, 10.5, 12.5], [-0.5, 3, 8, 3.2], [0.49999997, 0, 8, 8]],

@@ -1,4 +1,4 @@
-"""The analysis commands on tiny networks, as a user types them."""
+"""The analysis commands on tiny networks, run as a user would type them."""
 
 import json
 from importlib.util import module_from_spec, spec_from_file_location
@@ -30,7 +30,7 @@ FIXED = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PR
 
 @pytest.fixture
 def weights(tmp_path):
-    """weights(yaml, ...) -> a checkpoint of the tiny network, random where offsets start at 0."""
+    """weights(yaml, ...) -> a checkpoint of the tiny network; its offset layers are not zero."""
 
     def weights(yaml, *overrides):
         cfg = load(yaml)
@@ -56,11 +56,11 @@ def image(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(tool, arguments...) -> what its JSON file holds."""
+    """run(tool, arguments...) -> the content of its JSON file."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
 
     def run(name, *argv):
-        # By path: some builds of Detectron2 install a package named "tools".
+        # Load by path: some builds of Detectron2 install a package named "tools".
         spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
         tool = module_from_spec(spec)
         spec.loader.exec_module(tool)

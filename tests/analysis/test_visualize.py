@@ -10,7 +10,7 @@ IMAGE = torch.zeros(64, 96, 3, dtype=torch.uint8).numpy()
 
 
 def inspection(convs=1, pools=1, boxes=(), scores=(), labels=None):
-    """Cells of 8 x 8 pixels; taps shifted by 1 cell to the right, parts by 0.1 RoIs downwards."""
+    """Cells of 8 x 8 pixels; taps move 1 cell to the right, parts of class 1 down by 0.1 RoIs."""
     conv = ConvOffsets(
         name="conv",
         offset=torch.tensor([0.0, 1.0])[:, None, None].expand(1, 9, 2, 8, 12),
@@ -36,10 +36,10 @@ def inspection(convs=1, pools=1, boxes=(), scores=(), labels=None):
     return Inspection(record, found, (64, 96), (1.0, 1.0), labels)
 
 
-def shown(inspection, **wanted):
+def shown(inspection, **options):
     return {
         kind: numbers
-        for kind, _, numbers in figures(IMAGE, inspection, CLASSES, FigureOptions(**wanted))
+        for kind, _, numbers in figures(IMAGE, inspection, CLASSES, FigureOptions(**options))
     }
 
 
@@ -97,7 +97,7 @@ def test_parts_of_given_boxes_take_the_offsets_of_their_class(name):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("options", "message"),
     [
         ({"points": [(96, 3)]}, "point 96 3 .* outside the image of 96 x 64"),
         ({"boxes": [["1", "2", "x", "4", "cat"]]}, "box 1 2 x 4: expected X0 Y0 X1 Y1"),
@@ -111,9 +111,9 @@ def test_parts_of_given_boxes_take_the_offsets_of_their_class(name):
         ({"num_layers": 0}, "0 layers"),
     ],
 )
-def test_wrong_wishes_are_told(wanted, message):
+def test_wrong_wishes_are_told(options, message):
     with pytest.raises(ValueError, match=message):
-        shown(inspection(), **wanted)
+        shown(inspection(), **options)
 
 
 def test_boxes_need_deformable_roi_pooling():

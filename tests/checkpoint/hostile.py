@@ -1,4 +1,4 @@
-"""Files that are damaged or written to harm, made from good ones; seeded."""
+"""Damaged and malicious files, made from good ones; seeded."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def truncated(count: int) -> dict[str, bytes]:
 
 
 def flipped(count: int) -> dict[str, bytes]:
-    """Good files with one to four bits the other way round, `count` of each."""
+    """Good files with one to four flipped bits, `count` of each."""
     rng = random.Random(0)
     result = {}
     for name, data in good_files().items():
@@ -59,7 +59,7 @@ def flipped(count: int) -> dict[str, bytes]:
 
 
 def noise(count: int) -> dict[str, bytes]:
-    """Bytes by chance, some behind the magic of a format."""
+    """Random bytes, some after the magic number of a format."""
     rng = random.Random(1)
     starts = [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95", good_files()["legacy"][:15]]
     starts += [b"\x10\0\0\0\0\0\0\0{", (0x112).to_bytes(16, "little")]
@@ -70,7 +70,7 @@ def noise(count: int) -> dict[str, bytes]:
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """An object that pickles as a function call."""
 
     def __init__(self, function, *arguments, state=None):
         self.value = (function, arguments) if state is None else (function, arguments, state)
@@ -80,18 +80,18 @@ class Call:
 
 
 def name(module: str, function: str, arguments: bytes = b")", then: bytes = b"R.") -> bytes:
-    """A pickle that calls what Python could not be made to pickle."""
+    """A pickle that calls a function which Python itself would not pickle."""
     return b"\x80\x02c" + f"{module}\n{function}\n".encode() + arguments + then
 
 
 def command(sign) -> bytes:
-    """The arguments of a call that leaves `sign`, (text,)."""
+    """The pickled arguments (text,) of a call that creates the file `sign`."""
     text = f"touch {sign}".encode()
     return b"X" + struct.pack("<I", len(text)) + text + b"\x85"
 
 
 def programs(sign) -> dict[str, bytes]:
-    """Pickles that make the file `sign`, or ask for more than they hold; as .pkl."""
+    """Pickles that create the file `sign`, or ask for more data than they hold; as .pkl."""
     run = command(sign)
     code = f"open({str(sign)!r}, 'w')".encode()
     python = b"X" + struct.pack("<I", len(code)) + code + b"\x85"
@@ -196,7 +196,7 @@ def programs(sign) -> dict[str, bytes]:
 
 
 def as_torch(data: bytes, zipped: bool, records=()) -> bytes:
-    """A file of torch whose pickle is `data`."""
+    """A torch file whose pickle is `data`."""
     if not zipped:
         good = good_files()["legacy"]
         end = good.index(b"}q\x00X\x05\x00\x00\x00model") - 2
@@ -211,7 +211,7 @@ def as_torch(data: bytes, zipped: bool, records=()) -> bytes:
 
 
 def tensor(numel=2, size=(2,), stride=(1,), offset=0, storage="FloatStorage", key="0") -> bytes:
-    """The pickle of {"a": tensor} with any claims."""
+    """The pickle of {"a": tensor} with any claimed sizes, strides, offset, storage and key."""
 
     def number(n):
         return b"\x8a\x08" + int(n).to_bytes(8, "little", signed=True)
@@ -229,8 +229,8 @@ def tensor(numel=2, size=(2,), stride=(1,), offset=0, storage="FloatStorage", ke
     return b"\x80\x02}" + text("a") + call + b"s."
 
 
-def lies() -> dict[str, bytes]:
-    """Files whose numbers do not agree with each other."""
+def inconsistent() -> dict[str, bytes]:
+    """Files whose numbers contradict each other."""
     record = [("0", np.float32([1, 2]).tobytes())]
     claims = {
         "storage_too_long": {"numel": 10**6},
@@ -249,7 +249,7 @@ def lies() -> dict[str, bytes]:
         "path_as_key": {"key": "../../../etc/passwd"},
     }
     result = {f"zip_{k}": as_torch(tensor(**claim), True, record) for k, claim in claims.items()}
-    # Which also lack the record, or its length.
+    # The legacy files also lack the record, or its length.
     result |= {f"legacy_{k}": as_torch(tensor(**claim), False) for k, claim in claims.items()}
     assert as_torch(tensor(), True, record)
     good = zipfile.ZipFile(io.BytesIO(good_files()["zip"]))
@@ -270,24 +270,24 @@ def lies() -> dict[str, bytes]:
             if change == "twice":
                 archive.filelist.append(archive.filelist[-1])
         result[f"zip_{change}"] = buffer.getvalue()
-    # One record in many places.
+    # One record that many entries point to.
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(WEIGHTS and {"a": 1}, 2))
         archive.writestr("archive/data/0", bytes(10**6))
         for i in range(1, 60):
             copy = zipfile.ZipInfo(f"archive/data/{i}")
-            shown = archive.filelist[1]
-            copy.header_offset, copy.CRC = shown.header_offset, shown.CRC
-            copy.file_size = copy.compress_size = shown.file_size
+            entry = archive.filelist[1]
+            copy.header_offset, copy.CRC = entry.header_offset, entry.CRC
+            copy.file_size = copy.compress_size = entry.file_size
             archive.filelist.append(copy)
             archive.NameToInfo[copy.filename] = copy
     result["zip_overlapping"] = buffer.getvalue()
-    result |= {f"safetensors_{k}": data for k, data in safetensors_lies().items()}
+    result |= {f"safetensors_{k}": data for k, data in inconsistent_safetensors().items()}
     return result
 
 
-def safetensors_lies() -> dict[str, bytes]:
+def inconsistent_safetensors() -> dict[str, bytes]:
     def file(header, data=bytes(8), length=None):
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
         return struct.pack("<Q", len(text) if length is None else length) + text + data

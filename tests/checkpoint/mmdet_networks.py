@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN with FPN by the names and conventions of mmdetection 3.3.0 and mmcv 2.2.0.
 
-Small, for inference on one image, and apart from what they are compared with: convolutions are
-torchvision's, deformable RoI pooling is made of grid_sample.
+They are small, run inference on one image, and share no code with the networks that they are
+compared with: convolutions are torchvision's, and deformable RoI pooling uses grid_sample.
 """
 
 import math
@@ -15,7 +15,7 @@ STRIDES = (4, 8, 16, 32, 64)
 
 
 class DeformConv2dPack(nn.Conv2d):
-    """mmcv's DCN, or with masks DCNv2."""
+    """mmcv's DCN, or DCNv2 if modulated."""
 
     def __init__(self, *args, groups, modulated, **kwargs):
         super().__init__(*args, bias=False, **kwargs)
@@ -240,10 +240,10 @@ class MaskHead(nn.Module):
 
 
 class RCNN(nn.Module):
-    """FasterRCNN, or with `mask` MaskRCNN.
+    """FasterRCNN, or MaskRCNN if `mask` is true.
 
     Args:
-        dcn: {"groups": int, "modulated": bool} of the convolutions in layer2 to layer4, or None.
+        dcn: {"groups": int, "modulated": bool} for the convolutions in layer2 to layer4, or None.
         pool: "RoIAlign", "DeformRoIPoolPack" or "ModulatedDeformRoIPoolPack".
     """
 
@@ -271,7 +271,7 @@ class RCNN(nn.Module):
         self.eval()
 
     def features(self, image):
-        """image: (3, H, W) BGR, 0..255, of sides that 32 divides, as mmdetection reads it."""
+        """image: (3, H, W) BGR, 0..255, as mmdetection reads it; 32 must divide its sides."""
         mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
         if self.style == "caffe":
             mean, std = mean[::-1], [1.0, 1.0, 1.0]
@@ -283,7 +283,7 @@ class RCNN(nn.Module):
 
     @torch.no_grad()
     def heads(self, image, boxes):
-        """What the layers give: of each level, and of boxes (R, 4)."""
+        """Outputs of the layers for each level and for boxes (R, 4)."""
         maps = self.features(image)
         rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
         scores, deltas = zip(*map(self.rpn_head, maps), strict=True)
@@ -343,8 +343,10 @@ def decode(boxes, deltas, size):
 
 
 def randomise(model: RCNN, image) -> None:
-    """Weights at random, offsets that move samples; the statistics of batch norms are those of the
-    image, so that activations of every layer are near one."""
+    """Randomise the weights so that offsets move samples.
+
+    Batch norm statistics are those of the image, so that activations of every layer are near one.
+    """
     generator = torch.Generator().manual_seed(0)
     scales = {"conv_offset": 0.3, "offset_fc.4": 3, "rpn_cls": 4, "rpn_reg": 0.3, "fc_cls": 4}
     for name, parameter in model.named_parameters():

@@ -1,9 +1,10 @@
-"""Files of MXNet, written by hand: what `mx.nd.save` of its versions leaves.
+"""MXNet files written by hand, as the versions of `mx.nd.save` write them.
 
-Little-endian: 0x112 and 0 as 64-bit words; the number of arrays, the arrays; the number of names,
-and for each its length and its bytes. An array of version 1, 2 or 3 has its magic word, (from 2 on)
-the storage type, the number of dimensions, the dimensions in 64 bits, device type and number, the
-type of its values, and the values. Version 0 has no magic word and dimensions in 32 bits.
+A file is little-endian. It holds 0x112 and 0 as 64-bit words; the number of arrays and the arrays;
+the number of names, and the length and bytes of each name. An array of version 1, 2 or 3 has its
+magic word, the storage type (from version 2 on), the number of dimensions, the dimensions in 64
+bits, device type and number, the type of its values, and the values. Version 0 has no magic word
+and has dimensions in 32 bits.
 """
 
 import struct

@@ -1,8 +1,8 @@
-"""The networks of msracver/Deformable-ConvNets, stated layer by layer from its symbols.
+"""The networks of msracver/Deformable-ConvNets, written layer by layer from its symbols.
 
-Slow and obvious, on a dictionary of tensors with the names of its checkpoints. Nothing here knows
-of the converter or of this package's operators. Boxes are inclusive: (x1, y1, x2, y2) has the width
-x2 - x1 + 1. Images are RGB minus the mean.
+They are slow and obvious, and run on a dictionary of tensors with the names of its checkpoints.
+Nothing here uses the converter or this package's operators. Boxes are inclusive: (x1, y1, x2, y2)
+has the width x2 - x1 + 1. Images are RGB minus the mean.
 
 Sources: {rfcn,faster_rcnn,deeplab}/symbols, rfcn/operator_cxx, rfcn/operator_py/proposal.py,
 lib/rpn/generate_anchor.py, lib/bbox/bbox_transform.py, {rfcn,deeplab}/core/tester.py.
@@ -21,11 +21,11 @@ MEAN = (123.15, 115.90, 103.06)  # RGB
 
 @dataclass
 class Network:
-    """What the symbols fix and a test makes smaller.
+    """Sizes that the symbols fix and that a test reduces.
 
     kind: "rfcn", "faster_rcnn", "deeplab" or "imagenet".
     width: channels of res2's 3x3 convolutions, 64 as released; the others follow.
-    classes: with the background.
+    classes: number of classes, background included.
     """
 
     kind: str
@@ -100,7 +100,7 @@ def shapes(net: Network) -> dict[str, tuple]:
 def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
     """A checkpoint as core/callback.py writes it, of random float32 values.
 
-    Offsets reach over cells and parts, scores are far from even, and boxes leave the image.
+    Offsets span several cells and parts, scores are far from uniform, and boxes leave the image.
     """
     g = torch.Generator().manual_seed(seed)
     params = {}
@@ -145,7 +145,7 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 class Layers:
-    """The layers of the symbols, by name, in float64."""
+    """The layers of the symbols, called by name, in float64."""
 
     def __init__(self, params):
         self.params = {name: value.double() for name, value in params.items()}
@@ -204,7 +204,7 @@ def max_pool_full(x):
 
 
 def deformable_conv(x, offset, weight, groups):
-    """3x3, dilation and padding 2, by the 2017 operator; x (1, C, H, W)."""
+    """The 2017 operator with a 3x3 kernel, dilation 2 and padding 2; x (1, C, H, W)."""
     _, channels, height, width = x.shape
     rows = torch.arange(height, dtype=x.dtype)[:, None]
     columns = torch.arange(width, dtype=x.dtype)
@@ -222,7 +222,7 @@ def deformable_conv(x, offset, weight, groups):
 
 
 def bilinear(x, channels, y, z):
-    """x (C, H, W) in `channels`, at rows y and columns z, neighbours clamped to the map."""
+    """`channels` of x (C, H, W) at rows y and columns z; neighbours are clamped to the map."""
     height, width = x.shape[1:]
     y, z = y.clamp(0, height - 1), z.clamp(0, width - 1)
     y0, z0 = y.floor().long(), z.floor().long()
@@ -238,7 +238,7 @@ def c_round(x: float) -> int:
 
 
 def deformable_psroi_pool(x, rois, trans, output_dim, group):
-    """DeformablePSROIPooling, sample_per_part 4, trans_std 0.1, no_trans where trans is None.
+    """DeformablePSROIPooling with sample_per_part 4, trans_std 0.1, and no_trans if trans is None.
 
     x (1, C, H, W), rois (R, 4), trans (R, 2 * classes, 7, 7) of x, then y -> (R, output_dim, 7, 7).
     """
@@ -309,7 +309,7 @@ def roi_max_pool(x, rois):
 
 
 def base_anchors(net: Network):
-    """(A, 4), by ratio, then by scale."""
+    """(A, 4), ordered by ratio, then by scale."""
     anchors = []
     for ratio in net.ratios:
         w = round(math.sqrt(STRIDE**2 / ratio))
@@ -357,7 +357,7 @@ def nms(boxes, scores, threshold):
 
 
 def proposals(layers: Layers, net: Network, conv4, size):
-    """Probabilities of an object (A, Hf, Wf), and the best boxes with their probabilities."""
+    """Object probabilities (A, Hf, Wf), and the best boxes with their probabilities."""
     x = layers.conv(conv4, "rpn_conv_3x3", padding=1).relu()
     scores, deltas = layers.conv(x, "rpn_cls_score"), layers.conv(x, "rpn_bbox_pred")
     _, _, rows, columns = scores.shape
@@ -379,9 +379,9 @@ def proposals(layers: Layers, net: Network, conv4, size):
 
 
 def detect(params, net: Network, image):
-    """The test network on one image (1, 3, H, W), and what core/tester.py makes of it."""
+    """Run the test network and core/tester.py's post-processing on one image (1, 3, H, W)."""
     layers = Layers(params)
-    # utils/load_model.py, process=True: the test copies take the places of their originals.
+    # utils/load_model.py, process=True: the test copies replace their originals.
     for name in [name for name in layers.params if name.endswith("_test")]:
         layers.params[name.removesuffix("_test")] = layers.params.pop(name)
     size = image.shape[2:]

@@ -23,7 +23,7 @@ def network():
 
 @pytest.fixture
 def trained(network, tmp_path):
-    """What training leaves: weights, optimizer and iteration."""
+    """A checkpoint as training writes it: weights, optimizer and iteration."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.rand(1, 3, 5, 5)).sum().backward()
     optimizer.step()
@@ -55,7 +55,7 @@ def test_loads_into_a_float32_model_as_float32(trained, network, tmp_path):
     StrictCheckpointer(network).load(str(tmp_path / "out.pth"))
     for name, value in network.state_dict().items():
         assert value.dtype == expected[name].dtype
-        # Half a unit in the last place of float16; its smallest step for tiny numbers.
+        # Half a unit in the last place of float16; for tiny numbers, its smallest step.
         rtol, atol = (0, 0) if name.startswith("1.r") else (2**-11, 2**-25)
         torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol)
 

@@ -1,4 +1,4 @@
-"""Files of weights: what each format holds comes back, and a failure leaves what was there."""
+"""Weight files: every format reads back what was written, and a failure keeps the old file."""
 
 import pickle
 import sys
@@ -45,7 +45,7 @@ CONTENTS = {
     },
     "state_dict": lambda weights: {"state_dict": weights, "meta": {"CLASSES": ("a", "b")}},
     "arrays": lambda weights: {"model": arrays(weights), "__author__": "Somebody"},
-    # What weights_only refuses.
+    # Content that weights_only refuses.
     "tensors_and_arrays": lambda weights: {"model": weights, "best": np.float64(3), "b": b"\xff"},
     "parameters": lambda weights: {
         name: torch.nn.Parameter(value, requires_grad=False) for name, value in weights.items()
@@ -108,7 +108,7 @@ def test_written_weights_come_back(weights, suffix, tmp_path):
     write_weights(weights, file, {"made_by": "a test"})
     assert_equal(read_weights(file), weights)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert file.stat().st_size < 10_000, "a view takes its whole storage along"
+    assert file.stat().st_size < 10_000, "the file has the whole storage of a view"
     if suffix == ".pth":
         assert torch.load(file, weights_only=True)["made_by"] == "a test"
 
@@ -159,7 +159,7 @@ def test_where_nothing_can_be_written(tmp_path):
 
 
 class Harmless:
-    """Of a module that only this test knows."""
+    """A class that only this test module has."""
 
 
 @pytest.mark.parametrize("saved", ["torch", "pickle"])
@@ -182,11 +182,11 @@ def test_trust_is_not_used_where_it_is_not_needed(weights, tmp_path, recwarn):
     assert not recwarn.list
 
 
-# ---- Logs of a training beside the weights -------------------------------------------------------
+# ---- Training logs stored with the weights -------------------------------------------------------
 
 
 class Log:
-    """Stands in for mmengine's HistoryBuffer: numbers, and functions of its class."""
+    """Stub of mmengine's HistoryBuffer: numbers, and functions of its class."""
 
     def __init__(self):
         self.values = np.arange(3.0)
@@ -198,7 +198,7 @@ class Log:
 
 @pytest.fixture
 def mmengine(monkeypatch):
-    """While a file is written there is such a package; read() reads without it."""
+    """Make mmengine importable until read(path), which reads a file without it."""
     package = types.ModuleType("mmengine")
     package.Log = Log
     monkeypatch.setitem(sys.modules, "mmengine", package)

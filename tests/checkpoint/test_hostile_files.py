@@ -1,4 +1,5 @@
-"""Damaged, wrong and hostile files by the hundred: one sentence each; nothing runs or is left."""
+"""Hundreds of damaged, wrong and hostile files: each gives a one-sentence error, runs nothing and
+leaves nothing behind."""
 
 import pickle
 import resource
@@ -13,7 +14,7 @@ from d2_deformable.checkpoint import FileFormatError, StrictCheckpointer, read_w
 
 @pytest.fixture
 def refuse(tmp_path):
-    """refuse(name, data) reads a file; it must be refused, or with `may_pass` give weights."""
+    """refuse(name, data) checks that a file is refused; with `may_pass` it may give weights."""
 
     def refuse(name, data, may_pass=False):
         file = tmp_path / "input" / f"{name}.pth"
@@ -26,7 +27,7 @@ def refuse(tmp_path):
             assert message.startswith(str(file)) and message.isprintable(), message
             assert len(message) < len(str(file)) + 400, message
         else:
-            assert may_pass, f"{name} is taken for {weights}"
+            assert may_pass, f"{name} is read as {weights}"
             assert all(isinstance(value, torch.Tensor) for value in weights.values())
         assert [path.name for path in file.parent.iterdir()] == [file.name]
         file.unlink()
@@ -58,7 +59,7 @@ def test_truncated(refuse, bounded):
 
 
 def test_flipped_bits(refuse, bounded):
-    """Of formats without checksums some flips are other numbers."""
+    """In formats without checksums some flips only change numbers."""
     for name, data in hostile.flipped(60).items():
         refuse(name, data, may_pass=True)
 
@@ -80,13 +81,13 @@ def test_programs(refuse, bounded, tmp_path, layout):
     for name, data in hostile.programs(sign).items():
         if layout != "pickle":
             data = hostile.as_torch(data, layout == "zip")
-        # In the older layout another pickle follows.
+        # In the legacy layout another pickle follows.
         refuse(name, data, may_pass=layout == "legacy" and name == "no_end")
         assert not sign.exists(), name
 
 
 def test_lies(refuse, bounded):
-    for name, data in hostile.lies().items():
+    for name, data in hostile.inconsistent().items():
         refuse(name, data)
 
 

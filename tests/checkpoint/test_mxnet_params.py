@@ -1,4 +1,4 @@
-"""The reader of MXNet's .params, on files written by hand and on one of MXNet itself."""
+"""The reader of MXNet's .params, on files written by hand and on one written by MXNet."""
 
 import resource
 import struct
@@ -11,8 +11,8 @@ from checkpoint.mxnet_files import array_bytes, file_bytes
 from d2_deformable.checkpoint import FileFormatError, read_weights
 from d2_deformable.checkpoint.mxnet_params import read_mxnet_params
 
-# What MXNet 1.9.1 wrote of mx.nd.save(file, {"arg:w": [[0, 1, 2], [3, 4, 5]] in float32,
-# "aux:h": [1, 2] in float16}).
+# Written by mx.nd.save(file, {"arg:w": [[0, 1, 2], [3, 4, 5]] in float32,
+# "aux:h": [1, 2] in float16}) of MXNet 1.9.1.
 BY_MXNET = bytes.fromhex(
     "120100000000000000000000000000000200000000000000"
     "c9fa93f9000000000200000002000000000000000300000000000000010000000000000000000000"
@@ -20,7 +20,7 @@ BY_MXNET = bytes.fromhex(
     "c9fa93f90000000001000000020000000000000001000000000000000200000 0003c0040"
     "02000000000000000500000000000000 6172673a77 0500000000000000 6175783a68".replace(" ", "")
 )
-# {"a": the identity of 3 x 3} as mx.nd.sparse.csr_matrix, up to its shape.
+# The beginning, up to the shape, of {"a": 3 x 3 identity as mx.nd.sparse.csr_matrix}.
 CSR = struct.pack("<IiI2qI2q", 0xF993FAC9, 2, 1, 3, 0, 2, 3, 3)
 ARRAYS = {
     "arg:conv1_weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -53,7 +53,7 @@ def test_a_file_of_mxnet(read):
         "aux:h": np.array([1, 2], dtype=np.float16),
     }
     assert_same(read(BY_MXNET), arrays)
-    assert file_bytes(arrays) == BY_MXNET  # which vouches for the writer of the other tests
+    assert file_bytes(arrays) == BY_MXNET  # so the writer of the other tests is right
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
@@ -159,7 +159,7 @@ def test_a_file_cut_off_anywhere(read, version):
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_every_bit_of_a_file_turned_over(read, version):
-    """Either other values or other names, or the one error: never another, never much memory."""
+    """A flipped bit changes values or names, or raises FileFormatError; memory use stays low."""
     content = file_bytes({"a": np.ones((1, 2), dtype=np.float16), "b": np.ones(1)}, version)
     refused = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-// Runs a grid on the CPU: one block after another, each thread of a block a fiber, which gives way
+// Runs a grid on the CPU, one block after another. Each thread of a block is a fiber, which yields
 // where it waits for others.
 #include <ucontext.h>
 
@@ -20,9 +20,9 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   State state;
-  int line;        // of its barrier or exchange
-  unsigned lanes;  // that take part in the exchange
-  int source;      // the one whose value it wants
+  int line;        // source line of its barrier or exchange
+  unsigned lanes;  // lanes that take part in the exchange
+  int source;      // lane whose value it reads
   uint64_t value;
 };
 std::vector<Fiber> fibers;
@@ -50,7 +50,7 @@ void wait(Fiber::State state, int line) {
   swapcontext(&fiber.context, &scheduler);
 }
 
-// All threads are at one barrier, or some wait for what will not come.
+// Lets all threads pass the barrier that they wait at; fails on a deadlock.
 void pass_barrier() {
   const Fiber& first = fibers[0];
   for (size_t k = 0; k < fibers.size(); ++k) {

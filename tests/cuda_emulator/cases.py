@@ -1,7 +1,7 @@
-"""Tiny calls of every kernel, and what the reference says to them.
+"""Tiny calls of every kernel, compared with the reference.
 
-check(program, kernel, dtype) launches the kernel, on its own grid and on others, and compares all
-that it wrote. In what is expected, NaN stands where nobody may write.
+check(program, kernel, dtype) launches the kernel on its own grid and on others, and compares
+everything that it wrote. In the expected results, NaN marks places that must not be written.
 """
 
 import math
@@ -13,22 +13,22 @@ import torch.nn.functional as F
 import reference
 from cuda_emulator import emulator
 
-TOLERANCES = {  # absolute and relative; for half precision, that of the last digit
+TOLERANCES = {  # absolute and relative; for half precision, one unit in the last digit
     torch.float64: 1e-10,
     torch.float32: 1e-4,
     torch.float16: 2**-10,
     torch.bfloat16: 2**-7,
 }
-# Of shared memory, per block: all of sm_90; less than a plane of a RoI operator's call takes.
+# Bytes of shared memory per block: all that sm_90 has; less than one plane of a RoI operator.
 SHARED, NO_SHARED = 227 << 10, 100
-PROCESSORS = 2  # so few that RoIs are not split among blocks, unless more are asked for
+PROCESSORS = 2  # so few that RoIs are not split among blocks; some cases have more
 BORDERS = ("zero", "legacy")
-# No integer of 64 bits holds these, or none of 32.
+# Values that do not fit in a 64-bit integer, or not in a 32-bit one.
 WILD = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e19, -1e19, 3e9, -3e9]
 
 
 def sum_type(dtype: torch.dtype) -> torch.dtype:
-    """Of coordinates and sums."""
+    """The type of coordinates and sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -41,16 +41,16 @@ def assert_close(actual, expected):
 
 
 def random_rois(rois, images, dtype):
-    """(R, 5), some of which reach beyond a map of about 10 x 10 pixels at scale 1/4."""
+    """(R, 5); some RoIs reach beyond a feature map of about 10 x 10 pixels at scale 1/4."""
     corner = torch.rand(rois, 2, dtype=dtype) * 40 - 6
     index = torch.randint(images, (rois, 1))
     return torch.cat([index, corner, corner + torch.rand(rois, 2, dtype=dtype) * 30], dim=1)
 
 
 def make_rois(case, dtype):
-    """(R, 5) as given to the kernel, and others that it shall take for the same."""
-    meant = random_rois(case.rois, case.images, dtype)
-    given = meant.clone()
+    """(R, 5) RoIs for the kernel, and RoIs for the reference that must give the same results."""
+    equivalent = random_rois(case.rois, case.images, dtype)
+    given = equivalent.clone()
     if case.image_index is not None:
         given[0, 0] = case.image_index
     if case.wild:
@@ -66,27 +66,30 @@ def make_rois(case, dtype):
         ]
         index = torch.randint(case.images, (len(pairs), 1))
         wild = [torch.cat([index, torch.tensor(b, dtype=dtype)], dim=1) for b in zip(*pairs)]
-        given, meant = torch.cat([given, wild[0]]), torch.cat([meant, wild[1]])
-    return given, meant
+        given, equivalent = torch.cat([given, wild[0]]), torch.cat([equivalent, wild[1]])
+    return given, equivalent
 
 
 def gradients(total, leaves):
-    """Zeros where nothing depends on the leaves."""
+    """Gradients of `total`, or zeros if it does not depend on the leaves."""
     if not total.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     return torch.autograd.grad(total, leaves)
 
 
 def some_gradients(shape, dtype):
-    """(R, Ctop, bins_h, bins_w), some of them zero, which kernels pass over."""
+    """(R, Ctop, bins_h, bins_w); some are zero, which kernels skip."""
     return torch.randn(shape, dtype=dtype) * (torch.rand(shape) > 0.2)
 
 
 @dataclass(frozen=True)
 class DeformConv2d:
-    """The sides of map and output and the number of taps all differ. 24 channels of an offset group
-    are three packs of half precision, which leave one of four lanes idle, and a ragged number of
-    float32; weight groups of 16 cut them."""
+    """The sides of input and output and the number of taps all differ.
+
+    An offset group has 24 channels. In half precision these are three packs, which leave one of
+    four lanes idle; in float32 the number of packs is ragged. Weight groups of 16 channels cut the
+    offset groups.
+    """
 
     kernels = ("columns", "gradients", "gradients_of_points", "owned_input_gradient")
 
@@ -102,7 +105,7 @@ class DeformConv2d:
     mask: bool = True
     border: str = "zero"
     rows: tuple | None = None  # first, count; None: all
-    wild: bool = False  # some offsets are no numbers
+    wild: bool = False  # some offsets are NaN, infinite or huge
 
     def packed(self, dtype):
         """Whether 16 bytes divide each group's channels."""
@@ -115,7 +118,7 @@ class DeformConv2d:
         geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         planes = torch.zeros(1, 1, *self.size), torch.zeros(1, 1, *self.kernel)
         out_size = F.conv2d(*planes, **geometry).shape[2:]
-        # About two pixels, and not near integers, where gradients jump.
+        # Offsets of about two pixels, not near integers, where gradients jump.
         offset_shape = (self.images, self.offset_groups * taps * 2, *out_size)
         offset = (2 * torch.randn(offset_shape, dtype=sums)).round()
         offset += 0.1 + 0.8 * torch.rand(offset_shape, dtype=sums)
@@ -125,9 +128,9 @@ class DeformConv2d:
         if self.wild:
             places = torch.randperm(offset.numel())[: 10 * len(WILD)]
             given.view(-1)[places] = torch.tensor(WILD, dtype=sums).repeat(10)
-            offset = torch.where(given == offset, offset, 1e4)  # as far outside as any
+            offset = torch.where(given == offset, offset, 1e4)  # far outside
 
-        # Columns are what a convolution gives that copies each channel of each tap.
+        # Columns are the output of a convolution that copies each channel of each tap.
         leaves = [image.to(sums), offset] + ([mask] if self.mask else [])
         for leaf in leaves:
             leaf.requires_grad_()
@@ -166,7 +169,7 @@ class DeformConv2d:
         results = [(t.shape, dtype if t is columns else sums) for t in expected]
         actual = emulator.run(program, kernel, dtype, arguments, results)
         assert_close(actual, expected)
-        if kernel == "owned_input_gradient":  # in an order that does not depend on the threads'
+        if kernel == "owned_input_gradient":  # sums in an order that threads do not change
             assert torch.equal(actual[0], actual[0][:1].expand_as(actual[0]))
 
 
@@ -189,7 +192,7 @@ class DeformRoiPool:
     round_rois: bool = True
     shared: int = SHARED
     processors: int = PROCESSORS
-    wild: bool = False  # some offsets are no numbers, some RoIs are none
+    wild: bool = False  # some offsets and RoIs are NaN, infinite or huge
     image_index: float | None = None  # of the first RoI, for the kernel
 
     def check(self, program, kernel, dtype):
@@ -248,7 +251,7 @@ class PsRoiPool:
     round_rois: bool = True
     shared: int = SHARED
     processors: int = PROCESSORS
-    wild: bool = False  # some RoIs are none
+    wild: bool = False  # some RoIs are NaN, infinite or huge
     image_index: float | None = None  # of the first RoI, for the kernel
 
     def check(self, program, kernel, dtype):
@@ -330,7 +333,7 @@ CASES = {
 
 
 def calls(operator: str):
-    """(name of the case, case, kernel) of one operator"""
+    """(name of the case, case, kernel) for every kernel of one operator."""
     for name, case in CASES[operator].items():
         for kernel in case.kernels:
             if kernel != "offset_gradient" or case.parts:

@@ -11,7 +11,7 @@ def compiler():
 
 @pytest.fixture(scope="session")
 def program(compiler, tmp_path_factory):
-    """program(operator): its kernels, compiled once."""
+    """program(operator) -> the operator's kernels, compiled once."""
     folder, programs = tmp_path_factory.mktemp("cuda_emulator"), {}
 
     def build(operator):

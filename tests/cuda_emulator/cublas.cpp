@@ -1,4 +1,4 @@
-// Products of matrices that are stored in columns, as cuBLAS defines them, by plain loops.
+// cuBLAS' matrix multiply of column-major matrices, by plain loops.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/util/BFloat16.h>
@@ -10,11 +10,11 @@ namespace {
 
 cublasContext handle{CUBLAS_DEFAULT_MATH};
 
-// What each product was asked for, and what the handle's mode was.
-struct Asked {
+// The compute type that each multiply was called with, and the handle's mode at that time.
+struct Gemm {
   int32_t compute_type, math_mode;
 };
-std::vector<Asked> asked;
+std::vector<Gemm> gemms;
 
 template <typename T>
 struct Matrix {
@@ -34,7 +34,7 @@ void multiply(const Matrix<const In>& a, const Matrix<const In>& b, const Matrix
       Sum sum = 0;
       for (int64_t l = 0; l < k; ++l) sum += Sum(a.at(i, l)) * Sum(b.at(l, j));
       sum *= alpha;
-      if (beta != 0) sum += beta * Sum(c.at(i, j));  // else c may hold anything
+      if (beta != 0) sum += beta * Sum(c.at(i, j));  // otherwise c may be uninitialised
       c.at(i, j) = Out(sum);
     }
   }
@@ -44,7 +44,7 @@ void multiply(const Matrix<const In>& a, const Matrix<const In>& b, const Matrix
 
 namespace at::cuda {
 
-// ATen lets the handle's mode follow the setting of matrix products.
+// In ATen the handle's mode follows the precision setting of matrix multiplies.
 cublasHandle_t getCurrentCUDABlasHandle() {
   const bool tf32 = globalContext().float32Precision(Float32Backend::CUDA, Float32Op::MATMUL) ==
                     Float32Precision::TF32;
@@ -68,7 +68,7 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(
       !at_least(ldb, turn_b ? n : k) || !at_least(ldc, m) || a_type != b_type) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
-  asked.push_back({compute_type, handle->math_mode});
+  gemms.push_back({compute_type, handle->math_mode});
   const auto run = [&](auto in, auto out, auto sum) {
     using In = decltype(in);
     using Out = decltype(out);
@@ -97,12 +97,13 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(
   return CUBLAS_STATUS_INVALID_VALUE;
 }
 
-// For the tests: the products since the last call, at most `size`; -> their number. And the mode
-// that the last one left in the handle.
-extern "C" int64_t take_products(Asked* to, int64_t size) {
-  const int64_t count = asked.size();
-  std::copy_n(asked.begin(), std::min(count, size), to);
-  asked.clear();
+// For the tests: writes the multiplies since the last call, at most `size`, and returns their
+// number.
+extern "C" int64_t take_products(Gemm* to, int64_t size) {
+  const int64_t count = gemms.size();
+  std::copy_n(gemms.begin(), std::min(count, size), to);
+  gemms.clear();
   return count;
 }
+// The mode that the last multiply left in the handle.
 extern "C" int32_t math_mode() { return handle.math_mode; }

@@ -1,4 +1,4 @@
-// Calls one kernel with what emulator.py wrote into a file, and writes its results into another.
+// Calls one kernel with the arguments in a file from emulator.py, and writes its results to a file.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -12,7 +12,7 @@
 
 namespace cuda_emulator {
 
-// What a kernel reads or writes, in device memory of just this size.
+// An array that a kernel reads or writes, in device memory of exactly this size.
 template <typename T>
 class Array {
  public:
@@ -58,7 +58,7 @@ class File {
   std::FILE* file_;
 };
 
-// The arguments in their order; emulator.py holds the other half of the format.
+// Reads the arguments in order; emulator.py has the other half of the format.
 class Arguments {
  public:
   explicit Arguments(const char* path) : file_(path, "rb") {}
@@ -95,7 +95,7 @@ void launch_grid(const Kernel& kernel, const d2_deformable::Grid& grid) {
 }
 
 // Operator::run<scalar_t, acc_t>(kernel, arguments, results) picks a kernel by its name. The same
-// launch runs for each seed, and its results follow one another.
+// launch runs once per seed, and its results are written one after another.
 template <typename Operator>
 int main(int argc, char** argv) {
   if (argc != 6) fail("usage: %s kernel dtype arguments results seeds", argv[0]);

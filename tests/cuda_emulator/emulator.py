@@ -1,4 +1,5 @@
-"""Compiles the CUDA kernels for the CPU, every use of memory watched, and calls them: README.md."""
+"""Compiles the CUDA kernels for the CPU with every memory access checked, and calls them: see
+README.md."""
 
 import atexit
 import ctypes
@@ -24,26 +25,26 @@ FLAGS = [
     f"-I{HERE / 'shim'}",
     f"-isystem{Path(torch.__file__).parent / 'include'}",
 ]
-# The grid as launched, and two small ones whose threads have much to do.
+# The grid as launched, and two small ones whose threads do more work.
 SEEDS = 3
 
 
 class EmulatorError(Exception):
-    """A kernel was stopped; the text is what it or a sanitizer said."""
+    """A kernel was stopped; the text is its own message or a sanitizer's."""
 
 
 def build(operator: str, folder: Path, csrc: Path = CSRC, kernels: Path | None = None) -> Path:
-    """Compiles the kernels of one operator, and what calls them, to a program in `folder`."""
+    """Compile the kernels of one operator and their driver to a program in `folder`."""
     source = kernels or csrc / "cuda" / f"{operator}_kernels.cu"
     driver, kernels = folder / f"{operator}.o", folder / f"{operator}_kernels.o"
     program = folder / operator
     flags = [*FLAGS, f"-I{csrc}", f"-I{source.parent}"]
-    # The thread sanitizer's calls without its library: memory.cpp has the functions.
+    # Use the thread sanitizer's instrumentation without its library; memory.cpp has the functions.
     watched = [*SANITIZE, "-fsanitize=thread", "-g1"]
     for command in (
         [*flags, "-c", HERE / f"{operator}.cpp", "-o", driver],
         [*flags, *watched, "-c", "-x", "c++", source, "-o", kernels],
-        # Of code in several, the first one's is taken.
+        # Where several object files define the same code, the linker takes the first.
         [*SANITIZE, "-no-pie", *runtime(), kernels, driver, "-o", program],
     ):
         subprocess.run([COMPILER, *command], check=True)
@@ -52,7 +53,7 @@ def build(operator: str, folder: Path, csrc: Path = CSRC, kernels: Path | None =
 
 @functools.cache
 def runtime() -> list[Path]:
-    """What is the same for all kernels, compiled once."""
+    """Compile the code that all kernels share, once."""
     folder = Path(tempfile.mkdtemp(prefix="cuda_emulator"))
     atexit.register(shutil.rmtree, folder)
     objects = [folder / "blocks.o", folder / "memory.o"]
@@ -63,7 +64,7 @@ def runtime() -> list[Path]:
 
 
 class Library:
-    """<name>.cpp, of functions of integers that write integers to their last argument."""
+    """<name>.cpp; its functions take integers and write integers to their last argument."""
 
     def __init__(self, name: str, folder: Path, csrc: Path = CSRC):
         path = folder / f"{name}.so"
@@ -72,14 +73,14 @@ class Library:
         self.library = ctypes.CDLL(path)
 
     def __call__(self, function: str, *arguments: int, size: int = 2) -> list[int]:
-        """-> the `size` integers that the function writes"""
+        """Return the `size` integers that the function writes."""
         results = (ctypes.c_int64 * size)()
         getattr(self.library, function)(*map(ctypes.c_int64, arguments), results)
         return list(results)
 
 
 def pack(argument) -> bytes:
-    """driver.h holds the other half of the format."""
+    """Serialise an argument; driver.h has the other half of the format."""
     if argument is None:
         return struct.pack("=q", -1)
     if isinstance(argument, torch.Tensor):
@@ -89,7 +90,7 @@ def pack(argument) -> bytes:
 
 
 def run(program: Path, kernel: str, dtype: torch.dtype, arguments: list, results: list) -> list:
-    """Launches a kernel once per seed.
+    """Launch a kernel once per seed.
 
     arguments: int, bool, float, tensors and None, in the order in which <operator>.cpp reads them
     results: (shape, dtype) of each result
@@ -114,5 +115,5 @@ def run(program: Path, kernel: str, dtype: torch.dtype, arguments: list, results
             flat = torch.frombuffer(bytearray(data[:size]), dtype=result_dtype) if size else None
             seeds[k].append(torch.empty(shape) if flat is None else flat.view(shape))
             data = data[size:]
-    assert not data, "the results are larger than the shapes say"
+    assert not data, "the results are larger than their shapes"
     return [torch.stack(tensors) for tensors in seeds]

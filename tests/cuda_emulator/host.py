@@ -1,5 +1,5 @@
-"""Compiles the unchanged host code of an operator, its kernels and the emulator to a library, which
-runs them on tensors of the CPU."""
+"""Compiles an operator's unchanged host code, its kernels and the emulator to a library that runs
+on CPU tensors."""
 
 import ctypes
 import shutil
@@ -11,7 +11,7 @@ import torch
 from cuda_emulator import emulator
 
 TORCH = Path(torch.__file__).parent
-NAMESPACE = "d2_emulated"  # of the library, which d2_deformable's own shall not meet
+NAMESPACE = "d2_emulated"  # of the library; it must not clash with d2_deformable's own
 FLAGS = [
     *("-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-w"),
     *("-DD2_CUDA_EMULATOR", f"-Dd2_deformable={NAMESPACE}"),
@@ -22,7 +22,7 @@ FLAGS = [
 
 
 def build(operator: str, folder: Path, csrc: Path) -> Path:
-    """-> the library, in `folder`"""
+    """Build the library in `folder` and return its path."""
     library = folder / f"{operator}_host.so"
     sources = [
         csrc / "cuda" / f"{operator}_cuda.cpp",
@@ -38,7 +38,7 @@ def build(operator: str, folder: Path, csrc: Path) -> Path:
 
 
 def copy_with(replacements: list[tuple[str, str, str]], folder: Path) -> Path:
-    """A copy of csrc/ in which text of files is replaced: (file, text, its replacement)."""
+    """Copy csrc/ and apply replacements (file, text, its replacement)."""
     csrc = Path(shutil.copytree(emulator.CSRC, folder / "csrc"))
     for name, text, replacement in replacements:
         source = (csrc / name).read_text()
@@ -48,7 +48,7 @@ def copy_with(replacements: list[tuple[str, str, str]], folder: Path) -> Path:
 
 
 class Operator:
-    """Calls what the library registers for CUDA, with tensors of the CPU."""
+    """Calls the kernels that the library registers for CUDA, with CPU tensors."""
 
     def __init__(self, name: str, library: Path):
         self.definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -72,7 +72,7 @@ class Operator:
         return self._call(f"{self.name}_backward", arguments, keywords)
 
     def take_products(self):
-        """(compute type, math mode of the handle) of each product of cuBLAS since the last call"""
+        """(compute type, math mode of the handle) of each cuBLAS GEMM since the last call."""
         words = (ctypes.c_int32 * 2000)()
         count = self.library.take_products(words, ctypes.c_int64(len(words) // 2))
         assert count <= len(words) // 2

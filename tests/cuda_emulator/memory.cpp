@@ -4,7 +4,7 @@
 
 #include <map>
 
-extern const char __executable_start, end;  // of the program, by the linker
+extern const char __executable_start, end;  // of the program, defined by the linker
 
 namespace cuda_emulator {
 
@@ -24,7 +24,7 @@ void Users::add(const Running& now) {
 }
 
 namespace {
-std::map<const char*, Memory*> memories;  // by their margins' beginnings
+std::map<const char*, Memory*> memories;  // by the beginning of their margins
 constexpr const char* kVerbs[] = {"reads", "writes", "adds to"};
 constexpr const char* kOthers[] = {"another has read", "another has written",
                                    "another has added to"};
@@ -97,7 +97,7 @@ void use(const void* address, size_t bytes, Use use, const void* at) {
 
 }  // namespace cuda_emulator
 
-// What the compiler calls.
+// The functions that compiled kernels call.
 #define D2_USE(address, bytes, kind) \
   cuda_emulator::use(address, bytes, cuda_emulator::Use::kind, __builtin_return_address(0))
 extern "C" {

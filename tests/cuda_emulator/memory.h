@@ -1,8 +1,8 @@
-// The memory that kernels may reach, and who reached which byte of it.
+// The memory that kernels may use, and which thread used which byte of it.
 //
 // The kernels are compiled with -fsanitize=thread, which puts a call of a __tsan_ function before
-// every read and write. These functions are our own (memory.cpp): they know the arrays of a launch,
-// and its blocks and barriers, and so see what no order of the threads would show.
+// every read and write. These functions are our own (memory.cpp). They know the arrays of a launch,
+// its blocks and its barriers, and so find races that no order of the threads would show.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@
 
 namespace cuda_emulator {
 
-void print_place();  // of the running thread in the source
+void print_place();  // prints the running thread's place in the source
 
 template <typename... Values>
 [[noreturn]] void fail(const char* format, Values... values) {
@@ -26,19 +26,19 @@ template <typename... Values>
   std::abort();
 }
 
-// The thread that runs. Block -1: none, but the host's code.
+// The running thread. Block -1: the host's code.
 struct Running {
   int block = -1, thread;
-  int phase;  // how many barriers lie behind the block
+  int phase;  // number of barriers that the block has passed
   const char* stack_begin;
   const char* stack_end;
-  const void* at;  // in its code
+  const void* at;  // place in its code
 };
 inline Running running;
 
 enum class Use { kRead, kWrite, kAdd };
 
-// The uses, of one kind, of one byte in one launch: who may not follow without a race.
+// The uses of one kind of one byte in one launch; decides whether another use is a race.
 class Users {
  public:
   bool race(const Running& now) const;
@@ -49,10 +49,10 @@ class Users {
   int block_ = kNobody, phase_, thread_;
 };
 
-// An array, of as many bytes as a kernel was given and not one more.
+// An array of exactly as many bytes as a kernel was given.
 class Memory {
  public:
-  // written: by the host. What nobody has written, nobody may read.
+  // written: the host has written it. Reading a byte that nobody has written is an error.
   Memory(std::string name, size_t bytes, bool written);
   ~Memory();
   Memory(const Memory&) = delete;
@@ -63,13 +63,13 @@ class Memory {
 
   void use(const char* address, size_t bytes, Use use);
 
-  // The memory that holds the address, or to which it is nearest.
+  // The memory that holds the address, or the nearest one.
   static Memory* find(const char* address);
   static void start_launch();
   static int count();
 
  private:
-  static constexpr size_t kMargin = 1 << 16;  // to know whose bounds were meant
+  static constexpr size_t kMargin = 1 << 16;  // tells whose bounds were exceeded
   struct Byte {
     bool written;
     Users users[3];  // by Use
@@ -81,7 +81,7 @@ class Memory {
   std::vector<Byte> bytes_;
 };
 
-// The running thread's use of any address, at a place in its code; stops the process if it is
+// Checks the running thread's use of an address at a place in its code; stops the process if it is
 // wrong.
 void use(const void* address, size_t bytes, Use use, const void* at);
 

@@ -1,4 +1,4 @@
-// csrc/cuda/plan.h and divisor.h as Python can call them, by ctypes.
+// Functions of csrc/cuda/plan.h and divisor.h for Python's ctypes.
 #include "cuda/plan.h"
 
 #include "cuda/divisor.h"

@@ -1,4 +1,4 @@
-// What the drivers of both RoI operators do alike.
+// Code shared by the drivers of both RoI operators.
 #pragma once
 
 #include "cuda/kernels/roi_lists.h"
@@ -7,7 +7,7 @@
 
 namespace cuda_emulator {
 
-// The RoIs of each image, as a launch before that of the kernel leaves them.
+// The RoIs of each image, listed by a launch before that of the kernel.
 template <typename acc_t, typename Bins>
 struct ListedRois {
   template <typename Sizes>
@@ -32,7 +32,7 @@ void launch_plan(const Kernel& kernel) {
   launch_grid(kernel, {kernel.plan.pieces(), kernel.plan.threads, kernel.plan.shared_bytes});
 }
 
-// launch(where planes are written, where they are added to), then the gradient in the maps' type.
+// Runs launch(planes to write to, planes to add to), then writes the gradient in the maps' type.
 template <typename scalar_t, typename acc_t, typename Launch>
 void write_gradient(const d2_deformable::RoiPlan& plan, int64_t pixels, File& out,
                     const Launch& launch) {

@@ -1,4 +1,4 @@
-// csrc/cuda/roi_plan.h as Python can call it, by ctypes.
+// Functions of csrc/cuda/roi_plan.h for Python's ctypes.
 #include "cuda/roi_plan.h"
 
 #include <iterator>

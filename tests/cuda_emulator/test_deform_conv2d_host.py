@@ -1,6 +1,6 @@
-"""The host code of deform_conv2d on CUDA, unchanged, on the CPU: chunks, views, products and
-launches against the reference. Only the device is missing: products are plain loops, the kernels
-run in the emulator."""
+"""The unchanged CUDA host code of deform_conv2d, run on the CPU: chunks, views, matrix multiplies
+and launches against the reference. Only the device is missing: matrix multiplies are plain loops,
+and the kernels run in the emulator."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from cuda_emulator import host
 
-# So few that every call has several chunks, some of which end in an image.
+# So few that every call has several chunks, some of which end in the middle of an image.
 COLUMN_BYTES = 6000
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -39,7 +39,7 @@ class Call:
     bias: bool = True
     border: str = "zero"
     channels_last: bool = False
-    float_offset: bool = False  # beside half precision
+    float_offset: bool = False  # float32 offsets with half-precision input
 
     def tensors(self, dtype):
         """input, offset, weight, bias, mask, grad_output"""
@@ -52,7 +52,7 @@ class Call:
         half = dtype in (torch.float16, torch.bfloat16)
         coordinates = torch.float32 if half and self.float_offset else dtype
         shape = (self.images, self.offset_groups * taps * 2, *out_size)
-        # About two pixels, and not near integers, where gradients jump.
+        # Offsets of about two pixels, not near integers, where gradients jump.
         offset = (2 * torch.randn(shape)).round() + 0.25 + 0.5 * torch.rand(shape)
         mask = torch.rand(self.images, self.offset_groups * taps, *out_size)
         input = torch.randn(self.images, self.channels, *self.size, dtype=dtype)
@@ -112,14 +112,14 @@ def restore():
 
 
 def expected(call, tensors):
-    """Output and gradients in float64, of the same rounded tensors."""
+    """Output and gradients of the reference in float64, for the same rounded tensors."""
     leaves = [None if t is None else t.double().requires_grad_() for t in tensors[:5]]
     input, offset, weight, bias, mask = leaves
     output = reference.deform_conv2d(
         input, offset, weight, bias, *call.geometry, mask=mask, border=call.border
     )
-    wanted = [leaf for leaf in (input, offset, weight, mask) if leaf is not None]
-    grads = torch.autograd.grad(output, wanted, tensors[5].double())
+    given = [leaf for leaf in (input, offset, weight, mask) if leaf is not None]
+    grads = torch.autograd.grad(output, given, tensors[5].double())
     return output.detach(), grads
 
 
@@ -153,7 +153,7 @@ def test_equals_reference(name, dtype, in_order, operator):
 
 
 class Record(TorchDispatchMode):
-    """The names of ATen's operators that are not views."""
+    """Records the names of ATen operators, without views."""
 
     VIEWS = {"permute", "transpose", "view", "narrow", "slice", "select", "detach", "expand", "t"}
 
@@ -180,12 +180,12 @@ def record(call, operator, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", ["channels-last", "weight groups"])
 def test_channels_last_is_not_copied(name, operator):
-    """Products write to the output, to which the bias is written beforehand; backward clears and
-    copies no more than the result's layout asks for."""
+    """Matrix multiplies add to the output, which already holds the bias. Backward clears and copies
+    no more than the layout of the result requires."""
     call = dataclasses.replace(CALLS[name], mask=False)
     forward, backward = record(call, operator)
     assert forward == ["copy_", "empty", "empty"]  # columns and output
-    # grad_weight goes to the weight's contiguous format.
+    # grad_weight is copied to the weight's contiguous format.
     assert set(backward) == {"empty", "zeros", "_to_copy"} and backward.count("_to_copy") == 1
     without_bias, _ = record(dataclasses.replace(call, bias=False), operator)
     assert without_bias == ["empty", "empty"]
@@ -193,12 +193,12 @@ def test_channels_last_is_not_copied(name, operator):
 
 # cublasComputeType_t
 COMPUTE_64F, COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 70, 68, 77
-# cublasMath_t: all that is left to the compute type
+# cublasMath_t: only the compute type decides the precision
 DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 
 
 def settings():
-    """What PyTorch says of the precision of products."""
+    """PyTorch's settings for the precision of matrix multiplies."""
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return (
         (cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision),
@@ -222,5 +222,5 @@ def test_products_have_the_precision_of_convolutions(conv, matmul, dtype, operat
     assert len(products) > 4
     assert set(products) == {(compute_type, DISALLOW_REDUCED_PRECISION_REDUCTION)}
     assert settings() == before
-    # What ATen has set, for whoever uses the handle next.
+    # The mode that ATen set is restored for the next user of the handle.
     assert operator.library.math_mode() == (3 if matmul == "tf32" else 0)

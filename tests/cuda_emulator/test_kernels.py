@@ -1,5 +1,5 @@
-"""Every CUDA kernel, compiled for the CPU with every use of memory watched, against the
-slow reference."""
+"""Every CUDA kernel, compiled for the CPU with every memory access checked, against the slow
+reference."""
 
 import math
 from dataclasses import replace

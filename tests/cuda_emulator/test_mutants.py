@@ -1,4 +1,4 @@
-"""The emulator can fail: bugs planted in a copy of csrc/, each with the alarm that must go off."""
+"""The emulator finds bugs: each one planted in a copy of csrc/ must raise the expected alarm."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ class Mutant:
     wrong: str
 
 
-# At least one of every operator, most in the one that compiles fastest.
+# At least one of every operator; most are in the operator that compiles fastest.
 QUICK = {
     "add that is not atomic": Mutant(
         RACE,
@@ -237,7 +237,7 @@ def test_planted_bug_is_caught(mutant, tmp_path):
     csrc = shutil.copytree(emulator.CSRC, tmp_path / "csrc")
     file = csrc / mutant.file
     source = file.read_text()
-    assert source.count(mutant.right) == 1, f"{mutant.file} has changed: plant the bug anew"
+    assert source.count(mutant.right) == 1, f"{mutant.file} has changed: update the planted bug"
     file.write_text(source.replace(mutant.right, mutant.wrong))
     program = emulator.build(mutant.operator, tmp_path, csrc)
     assert any(re.search(mutant.alarm, text) for text in alarms(program, mutant.operator))

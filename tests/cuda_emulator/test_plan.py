@@ -1,7 +1,7 @@
-"""How csrc/cuda/plan.h cuts a call: properties of any sizes, also such as no memory holds.
+"""How csrc/cuda/plan.h divides a call: properties for all sizes, even those that exceed memory.
 
-Sizes are drawn from all orders of magnitude, with those around powers of two and the smallest ones
-among them. Python's integers have no limits: what overflows 64 bits in C++ differs from them.
+Sizes are drawn from all orders of magnitude, including the smallest ones and those around powers
+of two. Python's integers have no limits, so a 64-bit overflow in C++ shows as a difference.
 """
 
 import random
@@ -33,18 +33,18 @@ def test_chunks(plan):
     rows_that_fit = [(max_bytes // n + more, n) for n in (1, 100, 10**5, 10**7) for more in (0, 1)]
     for rows, row_bytes in [*product(all_rows, rows_bytes), *rows_that_fit]:
         count, size = plan("chunks", rows, row_bytes)
-        # Rows are covered once: chunk k begins where k whole ones end, the last one where rows do.
+        # Rows are covered once: chunk k begins after k whole ones, the last one ends with the rows.
         assert size >= 1 and count == -(-rows // size)
         for k in {0, count // 2, max(count - 2, 0), count - 1} if count else ():
             first, length = plan("chunk", rows, row_bytes, k)
             assert first == k * size and length == min(size, rows - first) > 0
         assert size == 1 or size * row_bytes <= max_bytes
-        # Multiples of gemm_rows where there is more than one chunk and bytes allow.
+        # Sizes are multiples of gemm_rows if there are several chunks and max_bytes permits.
         largest = max(max_bytes // row_bytes, 1)
         if count > 1 and largest >= gemm_rows:
             assert size % gemm_rows == 0
             largest -= largest % gemm_rows
-        # As few as possible, and so that the last is no remainder.
+        # There are as few chunks as possible, and the last one is not a small remainder.
         assert count == (-(-rows // largest) if rows > max_bytes // row_bytes else min(rows, 1))
         assert size <= -(-rows // max(count, 1)) + gemm_rows
 
@@ -57,7 +57,7 @@ def test_units(plan):
         assert lanes in (1, 2, 4, 8, 16, 32)
         assert lanes < 2 * packs, "half of the lanes have no pack"
         assert lanes == 32 or packs <= lanes * packs_per_lane
-        # Threads of all blocks reach each unit, and no block is without any.
+        # The threads of all blocks reach every unit, and every block has units.
         assert (blocks - 1) * (threads // lanes) < count <= blocks * (threads // lanes)
 
 

@@ -1,6 +1,6 @@
-"""How csrc/cuda/roi_plan.h shares out planes, RoIs and bins: properties of any sizes, also such as
-no memory holds. Python's integers have no limits: what overflows 64 bits in C++ differs from
-them."""
+"""How csrc/cuda/roi_plan.h divides planes, RoIs and bins: properties for all sizes, even those that
+exceed memory. Python's integers have no limits, so a 64-bit overflow in C++ shows as a
+difference."""
 
 import random
 from collections import Counter, namedtuple
@@ -15,8 +15,8 @@ GPUS = [(68, 64 << 10), (132, 227 << 10), (1, 48 << 10)]  # processors, shared m
 MAX_THREADS = 512
 
 
-def works(count):
-    """(planes, pixels, rois, bins) of each order of magnitude"""
+def workloads(count):
+    """(planes, pixels, rois, bins) of every order of magnitude."""
     draw = random.Random(0)
     yield from product([0, 1, 300], [1, 63, 2394], [0, 1, 33, 300], [1, 49])
     for most in [2**10, 2**30]:
@@ -29,8 +29,8 @@ def library(compiler, tmp_path_factory):
     return emulator.Library("roi_plan", tmp_path_factory.mktemp("roi_plan"))
 
 
-def readings(library):
-    for (planes, pixels, rois, bins), gpu, size in product(works(60), GPUS, [2, 4, 8]):
+def reading_plans(library):
+    for (planes, pixels, rois, bins), gpu, size in product(workloads(60), GPUS, [2, 4, 8]):
         for reads in (1, 25):
             sizes = (planes, pixels, rois, bins, reads, size, *gpu)
             yield (
@@ -40,8 +40,8 @@ def readings(library):
             )
 
 
-def addings(library):
-    for (planes, pixels, rois, bins), gpu, size in product(works(60), GPUS, [4, 8]):
+def adding_plans(library):
+    for (planes, pixels, rois, bins), gpu, size in product(workloads(60), GPUS, [4, 8]):
         for in_order in (0, 1):
             sizes = (planes, pixels, rois, bins, size, in_order, *gpu)
             yield (
@@ -64,37 +64,37 @@ def check_shared(plan, bytes_per_copy, gpu):
 
 
 def test_reading(library):
-    for (planes, pixels, rois, bins, reads, size), gpu, plan in readings(library):
+    for (planes, pixels, rois, bins, reads, size), gpu, plan in reading_plans(library):
         check_block(plan)
         check_shared(plan, pixels * size + 16, gpu)
         assert plan.planes == planes and plan.copies <= 1
         assert plan.threads % plan.roi_lanes == 0
-        # A plane is copied only if it is read about as often, by each of its blocks.
+        # A plane is copied to shared memory only if each of its blocks reads it about that often.
         assert not plan.shared or plan.splits * max(pixels // reads, 1) <= max(rois * bins, 1)
-        # No more blocks than fill the processors, if each is to have a split of its own.
+        # Splitting makes no more blocks than fill the processors.
         assert plan.splits == 1 or (plan.splits - 1) * max(planes, 1) < gpu[0] * 8
-        # No block without RoIs, no warp without bins.
+        # Every block has RoIs, and every warp has bins.
         assert (plan.splits - 1) * plan.roi_lanes < max(rois, 1)
         assert plan.threads // plan.roi_lanes <= max(bins, 1)
 
 
 def test_adding(library):
-    for (planes, pixels, _, _, size, in_order), gpu, plan in addings(library):
+    for (planes, pixels, _, _, size, in_order), gpu, plan in adding_plans(library):
         check_block(plan)
         check_shared(plan, pixels * size, gpu)
         assert plan.planes == planes and plan.splits == 1
-        # All planes that fit have an owner that writes them once.
+        # Every plane that fits has an owner, which writes it once.
         assert plan.shared == (pixels * size <= gpu[1])
         if in_order:
-            # A copy for each warp: nobody adds to the same place.
+            # Each warp has its own copy, so no two warps add to the same place.
             assert plan.threads == 32 * max(plan.copies, 1)
         else:
             assert plan.copies <= 1 and plan.threads % plan.roi_lanes == 0
 
 
 def test_every_bin_of_every_roi_once(library):
-    """As RoiShare (csrc/cuda/kernels/roi_planes.h) shares them out."""
-    for (_, pixels, rois, bins, _, size), _, plan in readings(library):
+    """Divide bins and RoIs among threads as RoiShare (csrc/cuda/kernels/roi_planes.h) does."""
+    for (_, pixels, rois, bins, _, size), _, plan in reading_plans(library):
         if rois * bins > 20000 or size != 4 or pixels > 2394:
             continue
         visits = Counter()

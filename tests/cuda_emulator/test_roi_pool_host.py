@@ -1,5 +1,5 @@
-"""The host code of the RoI operators on CUDA, unchanged, on the CPU: plans, lists of RoIs, layouts
-and launches against the reference. Only the device is missing: the kernels run in the emulator."""
+"""The unchanged CUDA host code of the RoI operators, run on the CPU: plans, RoI lists, layouts and
+launches against the reference. Only the device is missing: the kernels run in the emulator."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ TOLERANCES = {
     torch.float16: 2**-9,
     torch.bfloat16: 2**-6,
 }
-# Of shared memory, per block: all of sm_90; one plane of the calls below, or less than one.
+# Bytes of shared memory per block: all that sm_90 has; one plane of the calls below; less than one.
 ALL, ONE, NONE = 227 << 10, 2000, 100
 SHARED = "int64_t(properties->sharedMemPerBlockOptin)"
 FROM_ENVIRONMENT = 'std::atoi(std::getenv("SHARED_BYTES"))'
@@ -35,7 +35,7 @@ class Call:
     parts: tuple | None = (2, 3)  # None: no offset
     keywords: dict = field(default_factory=dict)
     channels_last: bool = False
-    float_coordinates: bool = False  # beside half precision
+    float_coordinates: bool = False  # float32 coordinates with half-precision input
 
     def tensors(self, dtype):
         """input, rois, offset, grad_output"""
@@ -59,7 +59,7 @@ class Call:
         return keywords | self.keywords
 
     def run(self, operator, tensors):
-        """-> output, gradients of input and offset"""
+        """Return the output and the gradients of input and offset."""
         input, rois, offset, grad_output = tensors
         if self.operator == "deform_roi_pool":
             output = operator.forward(input, rois, offset, **self.arguments)
@@ -69,8 +69,8 @@ class Call:
         return output, operator.backward(grad_output, rois, **self.arguments, **sizes)
 
     def expected(self, tensors):
-        """The same by the reference, in the type of coordinates and sums: whether a sample counts
-        may hang on its last digit."""
+        """Return the same from the reference, in the type of coordinates and sums: whether a sample
+        counts may depend on the last digit of its coordinate."""
         sums = cases.sum_type(tensors[0].dtype)
         input, rois, offset, grad_output = (t if t is None else t.to(sums) for t in tensors)
         leaves = [leaf for leaf in (input, offset) if leaf is not None]

@@ -1,5 +1,5 @@
-"""Block kernels in the emulator: one that uses all of csrc/cuda/simt.h is right, and each way in
-which it could be wrong sets off its alarm."""
+"""Block kernels in the emulator: a kernel that uses all of csrc/cuda/simt.h is right, and each bug
+planted in it raises its alarm."""
 
 import re
 import shutil
@@ -106,7 +106,7 @@ def test_planted_bug_is_caught(name, compiler, tmp_path):
     def plant(csrc, kernels):
         path = kernels if file == KERNEL else csrc / file
         source = path.read_text()
-        assert source.count(right) == 1, f"{file} has changed: plant the bug anew"
+        assert source.count(right) == 1, f"{file} has changed: update the planted bug"
         path.write_text(source.replace(right, wrong))
 
     program = build(tmp_path, plant)

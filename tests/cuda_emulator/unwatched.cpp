@@ -1,4 +1,4 @@
-// In the place of memory.cpp, where kernels run on tensors: nobody looks at what they reach.
+// Replaces memory.cpp where kernels run on tensors; nothing checks the memory that they use.
 #include "memory.h"
 
 namespace cuda_emulator {

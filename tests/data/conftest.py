@@ -19,13 +19,13 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def register(root):
-    """Registers {name: {FORMAT: ...}} as a YAML would; forgets the names afterwards."""
+    """Register {name: {FORMAT: ...}} as a YAML would; remove the names afterwards."""
     names = set()
 
     def register(**sets):
         cfg = get_cfg()
         add_deformable_config(cfg)
-        # Through a YAML file, so that values take the types that users' values take.
+        # Write a YAML file, so that values get the same types as users' values.
         file = root / "config.yaml"
         lines = [f"    {name}: {fields}" for name, fields in sets.items()]
         file.write_text("VERSION: 2\nDATASETS:\n  CUSTOM:\n" + "\n".join(lines) + "\n")
@@ -45,7 +45,7 @@ def register(root):
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """The warnings of the package, whatever a test before did to its logger."""
+    """The package's warnings, whatever an earlier test did to its logger."""
     monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
     caplog.set_level(logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records]
@@ -53,7 +53,7 @@ def warnings(caplog, monkeypatch):
 
 @pytest.fixture
 def write_voc(root):
-    """Writes one image of a data set in VOC's layout and its XML, and returns the XML's path."""
+    """Write one image of a data set in VOC's layout and its XML; return the XML's path."""
 
     def write(stem, objects="", size=(60, 40), header=None, suffix=".jpg", folder="set"):
         images, annotations = root / folder / "JPEGImages", root / folder / "Annotations"

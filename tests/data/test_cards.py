@@ -1,4 +1,4 @@
-"""The loaders on real photographs, where $DETECTRON2_DATASETS holds them."""
+"""The loaders on real photographs, if $DETECTRON2_DATASETS has them."""
 
 import os
 from pathlib import Path

@@ -12,7 +12,7 @@ WITH_CLASSES = COCO[:-1] + ", CLASSES: [%s]}"
 
 @pytest.fixture
 def content():
-    """A json with gaps in its ids, a crowd, and categories out of order, one of them unused."""
+    """A json with gaps in its ids, a crowd, and unordered categories, one of which is unused."""
     return {
         "images": [
             {"id": 7, "file_name": "b.png", "width": 60, "height": 40},

@@ -151,13 +151,13 @@ def test_check_datasets(register, write_voc, voc_object, root):
         cfg.MODEL.META_ARCHITECTURE = detector
         with pytest.raises(ValueError, match="NUM_CLASSES is 80, but check_a has the 2 classes"):
             check_datasets(cfg)
-    for other in ("ProposalNetwork", "Unknown"):  # Detectron2 refuses the latter when it builds it
+    for other in ("ProposalNetwork", "Unknown"):  # Detectron2 itself refuses to build the latter
         cfg.MODEL.META_ARCHITECTURE = other
         check_datasets(cfg)
 
 
 def test_fields_may_come_from_code(write_voc, root):
-    """Without a YAML: values of None stand for the default."""
+    """Without a YAML; None means the default value."""
     from d2_deformable.data.custom import parse
 
     write_voc("a")

@@ -1,4 +1,4 @@
-"""INPUT.DROP_DIFFICULT: training without them, evaluation with them."""
+"""INPUT.DROP_DIFFICULT: training skips difficult objects, evaluation keeps them."""
 
 import logging
 
@@ -14,7 +14,7 @@ HARD, EASY = "<difficult>1</difficult>", "<difficult>0</difficult>"
 
 @pytest.fixture
 def voc(write_voc, voc_object, root):
-    """Two images: an easy and a difficult object; a difficult one alone."""
+    """Two images: one with an easy and a difficult object, one with a difficult object only."""
     write_voc(
         "000001", voc_object("cat", (1, 1, 20, 20), EASY) + voc_object("dog", (5, 5, 9, 9), HARD)
     )

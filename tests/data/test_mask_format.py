@@ -1,4 +1,4 @@
-"""FORMAT mask: palettes as indices, one clear error for each fault, and the way to a model."""
+"""FORMAT mask: palettes are indices, each fault gives one clear error, and masks reach a model."""
 
 import os
 import re
@@ -21,7 +21,7 @@ LABELS = np.array([[0, 1, 1], [255, 0, 1]], np.uint8)  # 3 wide, 2 high
 
 @pytest.fixture
 def write(root):
-    """Writes one image of the data set "set" and its mask; gives the mask's path."""
+    """Write one image of the data set "set" and its mask; return the mask's path."""
 
     def write(stem, labels=LABELS, size=None, palette=True, mode=None):
         folder = root / "set"
@@ -30,7 +30,7 @@ def write(root):
         size = size or labels.shape[::-1]
         Image.new("RGB", size, (9, 99, 199)).save(folder / f"images/{stem}.jpg")
         mask = Image.fromarray(labels)
-        if palette:  # colours whose grey is no index
+        if palette:  # colours whose grey value is not an index
             mask.putpalette([(37 * i) % 256 for i in range(3 * 256)])
         path = folder / f"masks/{stem}.png"
         (mask.convert(mode) if mode else mask).save(path)
@@ -41,7 +41,7 @@ def write(root):
 
 @pytest.fixture
 def segmentor():
-    """Turns the cfg of `register` into that of a SemanticSegmentor of two classes."""
+    """Turn the cfg of `register` into one of a SemanticSegmentor with two classes."""
 
     def segmentor(cfg, *names):
         cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
@@ -161,7 +161,7 @@ def test_masks_without_a_label_are_refused(write, root):
 
 
 def test_a_class_without_a_pixel_is_told(write, root, warnings):
-    write("a", np.array([[0, 255]], np.uint8))  # 255 may have been meant as the second class
+    write("a", np.array([[0, 255]], np.uint8))  # 255 may be meant as the second class
     load(root)
     assert warnings() == [f"mask_faults: no pixel is dog, according to {root}/set/masks"]
 
@@ -213,7 +213,7 @@ def test_check_datasets(register, write, segmentor, write_voc, voc_object):
 
 
 def test_indices_reach_the_model(register, write, segmentor):
-    """Detectron2's own mapper takes a palette for colours and gives their grey."""
+    """Detectron2's own mapper reads a palette as colours and converts them to grey."""
     labels = np.repeat(np.repeat(LABELS, 20, 0), 20, 1)
     write("a", labels)
     cfg = segmentor(register(masks=FIELDS), "masks")
@@ -232,7 +232,7 @@ def test_indices_reach_the_model(register, write, segmentor):
 
 
 def test_mask_moves_with_the_image(register, root, segmentor):
-    """Crop and flip: the image's blue channel says where each pixel came from."""
+    """Crop and flip: the image's blue channel encodes the origin of each pixel."""
     for name in ("images", "masks"):
         (root / f"set/{name}").mkdir(parents=True)
     labels = (np.arange(40)[:, None] // 8 * 5 + np.arange(40) // 8).astype(np.uint8)

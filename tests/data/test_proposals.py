@@ -1,4 +1,4 @@
-"""Proposal files are checked before anything is trained."""
+"""Proposal files are checked before training starts."""
 
 import pickle
 
@@ -33,7 +33,7 @@ def write(root):
 
 @pytest.mark.parametrize("key", ["ids", "indexes"])
 def test_fits(cfg, write, key):
-    file = write(["000002", "another", "000001"], key)  # of a larger set, in any order
+    file = write(["000002", "another", "000001"], key)  # from a larger set, in any order
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = (file,)
     check_proposals(cfg)
     write(["000001", "000002"], key, dataset="dogs")
@@ -52,7 +52,7 @@ def test_of_another_data_set(cfg, write):
 
 @pytest.mark.parametrize("box", [(0, 0, 2000, 10), (0, 0, 10, 2000)])
 def test_boxes_of_other_images(cfg, write, box):
-    """Two data sets may number their images alike."""
+    """Two data sets may have the same image ids."""
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (write(["000001", "000002"]),)
     check_proposals(cfg, ("TRAIN",))
     write(["000001", "000002"], boxes=[np.zeros((0, 4)), np.array([box], float)])

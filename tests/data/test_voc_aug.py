@@ -1,4 +1,4 @@
-"""tools/prepare_voc_aug.py on made-up files in the layouts that people download."""
+"""tools/prepare_voc_aug.py on synthetic files in the layouts that people download."""
 
 import os
 import runpy
@@ -15,7 +15,7 @@ from d2_deformable.data.masks import MaskFormat, read_mask
 from d2_deformable.data.voc_aug import prepare_voc_aug
 
 TRAIN, VAL = ["t1", "t2"], ["v1", "v2"]
-SBD_TRAIN, SBD_VAL = ["t1", "s1", "v1"], ["s2", "v2"]  # overlap both of VOC's
+SBD_TRAIN, SBD_VAL = ["t1", "s1", "v1"], ["s2", "v2"]  # overlap both of VOC's splits
 RESULT = ["s1", "s2", "t1", "t2"]
 
 
@@ -54,7 +54,7 @@ def voc(root):
 
 @pytest.fixture
 def sbd(root, monkeypatch):
-    """SBD's layout; its .mat files are NumPy's here, and so is what reads them."""
+    """SBD's layout. Its .mat files are NumPy files here, and loadmat reads them with NumPy."""
     folder = root / "benchmark_RELEASE/dataset"
     write_lists(folder, train=SBD_TRAIN, val=SBD_VAL)
     (folder / "cls").mkdir()
@@ -94,7 +94,7 @@ def check(voc, bordered):
 
 
 def test_from_sbd(voc, sbd):
-    """VOC's own masks, which have borders, go before SBD's."""
+    """VOC's own masks, which have borders, take precedence over SBD's."""
     assert prepare_voc_aug(voc, sbd, expected=4) == 4
     check(voc, bordered=TRAIN)
 

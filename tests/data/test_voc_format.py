@@ -133,7 +133,7 @@ def test_odd_boxes_are_counted_and_listed(write_voc, voc_object, register, warni
     ]
     assert warnings() == expected
     DatasetCatalog.get("voc_odd")
-    assert warnings() == expected, "said once"
+    assert warnings() == expected, "reported once"
 
 
 GOOD = "<object><name>cat</name><bndbox>{}</bndbox></object>"

@@ -46,7 +46,7 @@ def test_objects_are_as_promised():
             ys, xs = np.nonzero(mask)
             sides.append(max(np.ptp(xs), np.ptp(ys)) + 1)
             assert mask.sum() > 20
-        assert owners.max() == 1, "masks hold what is visible, so no pixel twice"
+        assert owners.max() == 1, "masks hold visible pixels only, so none twice"
     assert set(counts) == {1, 2, 3, 4}
     assert np.bincount(labels, minlength=8).min() > len(labels) / 16
     assert min(sides) < 0.25 * 96
@@ -59,7 +59,7 @@ def test_shapes_fill_about_their_unit_square():
         inside = shape(u, v) > 0
         reach = np.abs(np.stack([u, v]))[:, inside].max()
         assert 0.7 < reach < 1.2, name
-        assert 0.6 < inside.mean() * 9 < 3, name  # area, of the square's 4
+        assert 0.6 < inside.mean() * 9 < 3, name  # area, where the square's is 4
 
 
 def test_files_hold_what_was_drawn(register):
@@ -121,7 +121,8 @@ def test_unusable_folder_is_named(root):
 
 
 def test_masks_of_classes(register, root):
-    """Those that detection has: drawn from its json, beside it, and the pictures stay."""
+    """Masks show detection's objects: they are drawn from its json and stored next to it, and the
+    pictures do not change."""
     fields = "{FORMAT: warped_shapes, SPLIT: val, NUM_IMAGES: 4, IMAGE_SIZE: 64, SEED: 2"
     register(boxes=f"{fields}}}")
     boxes = DatasetCatalog.get("boxes")

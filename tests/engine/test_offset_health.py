@@ -31,7 +31,7 @@ class Model(nn.Module):
     def forward(self, x):
         x = self.conv(x)
         with torch.no_grad():
-            self.vote(x, ROIS.flip(0)[:1])  # chooses RoIs only
+            self.vote(x, ROIS.flip(0)[:1])  # a pass that only selects RoIs
         pooled = self.pool(x[..., :12], ROIS[:1], 1 / 8), self.pool(x, ROIS[1:], 1 / 8)
         return sum(y.sum() for y in (*pooled, self.vote(x, ROIS), self.plain_vote(x, ROIS)))
 
@@ -56,12 +56,12 @@ def run(model, iterations=20, step=None, folder=None, **health):
     return loop
 
 
-def put(loop, name):
+def logged(loop, name):
     return [value for value, _ in loop.storage.history(f"offsets/{name}").values()]
 
 
 def shift(model, dy, dx):
-    """Constant offsets: cells of the convolution, fractions of the RoI of the others."""
+    """Set constant offsets, in cells for the convolution and in RoI sizes for the other layers."""
     with torch.no_grad():
         model.conv.conv_offset.bias.copy_(torch.tensor([dy, dx]).repeat(9))
         model.pool.offset_fc.bias.copy_(torch.tensor([dy] * 4 + [dx] * 4) / model.pool.gamma)
@@ -74,9 +74,9 @@ def test_length_of_constant_offsets(layer):
     model = Model()
     shift(model, 0.3, -0.4)
     loop = run(model, 20, period=10)
-    assert put(loop, f"{layer}/mean") == pytest.approx([0.5, 0.5])
-    assert put(loop, f"{layer}/std") == pytest.approx([0, 0], abs=1e-6)
-    assert put(loop, f"{layer}/p99") == pytest.approx([0.5, 0.5])
+    assert logged(loop, f"{layer}/mean") == pytest.approx([0.5, 0.5])
+    assert logged(loop, f"{layer}/std") == pytest.approx([0, 0], abs=1e-6)
+    assert logged(loop, f"{layer}/p99") == pytest.approx([0.5, 0.5])
     assert [i for _, i in loop.storage.history(f"offsets/{layer}/mean").values()] == [9, 19]
 
 
@@ -94,10 +94,11 @@ def test_roi_pooling_of_mmdetection(modulated, caplog):
     with torch.no_grad():
         model.pool.offset_fc[-1].bias.copy_(torch.tensor([0.3] * 4 + [-0.4] * 4) / 0.1)
     loop = run(model, 1, period=1)
-    assert put(loop, "pool/mean") == pytest.approx([0.5])
-    # Of 16 rows of cells none leaves the 20; of 4 columns of bins' samples on [0, 8) and [4, 12),
-    # 3.2 cells to the left, 3 of 8 and none.
-    assert put(loop, "pool/outside") == pytest.approx([(3 / 8 + 0) / 2])
+    assert logged(loop, "pool/mean") == pytest.approx([0.5])
+    # None of the RoIs' rows leaves the map of 20 rows. Bins have 4 columns of samples, which are on
+    # [0, 8) and [4, 12) and move 3.2 cells to the left: 3 of the first 8 leave the map, and none of
+    # the others.
+    assert logged(loop, "pool/outside") == pytest.approx([(3 / 8 + 0) / 2])
     with caplog.at_level(logging.WARNING):
         with torch.no_grad():
             model.pool.offset_fc[-1].bias.fill_(50.0)
@@ -110,27 +111,27 @@ def test_spread_of_offsets():
     with torch.no_grad():
         model.conv.conv_offset.bias[::2] = torch.arange(9.0)  # dy of each tap
     loop = run(model, 1, period=1)
-    assert put(loop, "conv/mean") == [4]
-    assert put(loop, "conv/std") == pytest.approx([(60 / 9) ** 0.5])
-    assert put(loop, "conv/p99") == [8]
+    assert logged(loop, "conv/mean") == [4]
+    assert logged(loop, "conv/std") == pytest.approx([(60 / 9) ** 0.5])
+    assert logged(loop, "conv/p99") == [8]
 
 
 def test_share_outside_the_map():
     model = Model()
     loop = run(model, 1, period=1)
-    rows, columns = 1 - 2 / 60, 1 - 2 / 48  # inside, of the 20 x 16 cells' 3 rows and columns
-    assert put(loop, "conv/outside") == pytest.approx([1 - rows * columns])
-    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [0]
+    rows, columns = 1 - 2 / 60, 1 - 2 / 48  # inside, of 3 x 3 taps of 20 x 16 cells
+    assert logged(loop, "conv/outside") == pytest.approx([1 - rows * columns])
+    assert logged(loop, "pool/outside") == logged(loop, "vote/outside") == [0]
 
-    shift(model, 0.0, 4.0)  # columns 4 and more to the right; 4 RoI sizes
+    shift(model, 0.0, 4.0)  # 4 cells to the right for conv, 4 RoI sizes for the others
     loop = run(model, 1, period=1)
     columns = 1 - (3 + 4 + 5) / 48
-    assert put(loop, "conv/outside") == pytest.approx([1 - rows * columns])
-    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [1]
+    assert logged(loop, "conv/outside") == pytest.approx([1 - rows * columns])
+    assert logged(loop, "pool/outside") == logged(loop, "vote/outside") == [1]
 
-    shift(model, -0.5, 0.0)  # the upper half of each RoI, and both begin at the top
+    shift(model, -0.5, 0.0)  # both RoIs begin at the top, so their upper halves leave
     loop = run(model, 1, period=1)
-    assert put(loop, "pool/outside") == put(loop, "vote/outside") == [0.5]
+    assert logged(loop, "pool/outside") == logged(loop, "vote/outside") == [0.5]
 
 
 @pytest.mark.parametrize(("round_rois", "outside"), [(True, 0), (False, 1 / 8)])
@@ -143,7 +144,7 @@ def test_rois_are_rounded_as_the_operator_does(round_rois, outside):
         def forward(self, x):  # the first of 8 columns of samples is outside, or rounded to 0
             return self.pool(x, torch.tensor([[0, -0.4, 0, 63.6, 128]]), 1 / 8).sum()
 
-    assert put(run(Pool(), 1, period=1), "pool/outside") == pytest.approx([outside])
+    assert logged(run(Pool(), 1, period=1), "pool/outside") == pytest.approx([outside])
 
 
 def test_boxes_of_mmdetection_have_no_smallest_size():
@@ -155,7 +156,7 @@ def test_boxes_of_mmdetection_have_no_smallest_size():
         def forward(self, x):  # on the last column's border, where samples count
             return self.pool(x, torch.tensor([[0, 128.0, 0, 128, 128]]), 1 / 8).sum()
 
-    assert put(run(Align(), 1, period=1), "pool/outside") == [0]
+    assert logged(run(Align(), 1, period=1), "pool/outside") == [0]
 
 
 def test_all_passes_of_a_step_count():
@@ -167,7 +168,7 @@ def test_all_passes_of_a_step_count():
             model(torch.ones(2, 4, 20, 16)).backward()
 
     loop = run(model, 1, two_passes, period=1)
-    assert put(loop, "conv/mean") == put(loop, "vote/mean") == [pytest.approx(2)]
+    assert logged(loop, "conv/mean") == logged(loop, "vote/mean") == [pytest.approx(2)]
 
 
 def test_a_pass_without_gradient_does_not():
@@ -182,18 +183,18 @@ def test_a_pass_without_gradient_does_not():
         shift(model, 3.0, 4.0)
         model(torch.ones(2, 4, 20, 16)).backward()
 
-    assert put(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(5)]
+    assert logged(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(5)]
 
 
 def test_autocast_changes_nothing():
     model = Model()
-    shift(model, 10.3, 0.0)  # bfloat16 would make 10.3125 of it
+    shift(model, 10.3, 0.0)  # bfloat16 would round it to 10.3125
 
     def step(trainer):
         with torch.autocast("cpu", torch.bfloat16):
             model(torch.ones(2, 4, 20, 16)).float().backward()
 
-    assert put(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(10.3, abs=1e-5)]
+    assert logged(run(model, 1, step, period=1), "conv/mean") == [pytest.approx(10.3, abs=1e-5)]
 
 
 def test_distributed_training_keeps_the_names(monkeypatch):
@@ -259,7 +260,7 @@ def test_a_short_training_tells_at_its_end(caplog):
 
 def test_unusably_small_offsets_are_told_of(caplog):
     model = Model()
-    shift(model, 0.002, 0.0)  # of a cell too little, of a RoI enough
+    shift(model, 0.002, 0.0)  # too small in cells, large enough in RoI sizes
     (text,) = warnings(caplog, model, 1)
     assert "conv (99th percentile 0.002 cells" in text
     assert "pool" not in text
@@ -268,24 +269,24 @@ def test_unusably_small_offsets_are_told_of(caplog):
 
 
 @pytest.mark.parametrize(
-    ("dy", "told"),
+    ("dy", "reported"),
     [
         (1.0, []),
         (9.0, ["conv", "pool", "vote"]),  # over half of 16 cells
         (float("nan"), ["conv", "pool", "vote"]),
     ],
 )
-def test_offsets_that_run_away_are_told_of_once(caplog, dy, told):
+def test_offsets_that_run_away_are_told_of_once(caplog, dy, reported):
     model = Model()
     shift(model, 0.0, dy)
 
-    def step(trainer):  # each layer alone: a NaN would spread
+    def step(trainer):  # each layer by itself, since a NaN would spread
         x = torch.ones(2, 4, 20, 16)
         model.conv(x), model.pool(x, ROIS, 1 / 8), model.vote(x, ROIS)
 
     texts = warnings(caplog, model, 5, step, period=1, max_outside=2.0)
-    assert len(texts) == bool(told)
-    for layer in told:
+    assert len(texts) == bool(reported)
+    for layer in reported:
         assert f"{layer} (99th percentile" in texts[0]
         assert "at iteration 1:" in texts[0]
         assert "DEFORM_OFFSET_CLAMP" in texts[0]
@@ -293,7 +294,7 @@ def test_offsets_that_run_away_are_told_of_once(caplog, dy, told):
 
 def test_samples_moved_out_of_the_map_are_told_of(caplog):
     model = Model()
-    shift(model, 0.0, -0.3)  # of the second RoI, which begins at column 4 of 16
+    shift(model, 0.0, -0.3)  # in RoI sizes; the second RoI begins at column 4 of 16
     assert not warnings(caplog, model, 1)
     shift(model, 0.0, -0.9)
     (text,) = warnings(caplog, model, 1)

@@ -91,7 +91,7 @@ def test_bad_multipliers_say_what_to_do(cfg, model, multipliers, message):
 
 
 def test_an_optimizer_of_another_project(model):
-    """Of any kind, over some parameters of the model and one that is not the model's."""
+    """An optimizer of any kind, over some of the model's parameters and one of another model."""
     model["norm"].requires_grad_(False)
     other = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.AdamW(

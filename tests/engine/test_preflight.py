@@ -22,7 +22,7 @@ def cfg():
 
 @pytest.fixture
 def register():
-    """Registers an entry as a user's project does; forgets it afterwards."""
+    """Register an entry as a user's project does; remove it afterwards."""
     entries = []
 
     def register(registry, entry):
@@ -211,7 +211,7 @@ def test_box_average_needs_raw_predictions(cfg, architecture, heads):
 def test_several_scales_need_a_detector_and_a_scale(cfg):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.TEST.AUG.ENABLED = True
-    check_settings(cfg)  # Detectron2's own way of GeneralizedRCNN
+    check_settings(cfg)  # Detectron2's own test-time augmentation of GeneralizedRCNN
     for sizes in ((), (0, 480)):
         cfg.TEST.AUG.MIN_SIZES = sizes
         with pytest.raises(ValueError, match="MIN_SIZES is .*; give one or more short sides"):

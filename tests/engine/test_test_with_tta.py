@@ -1,4 +1,4 @@
-"""Which tester Trainer.test_with_TTA takes, and what images it gets."""
+"""Which test-time augmentation Trainer.test_with_TTA selects, and which images it gets."""
 
 import pytest
 from detectron2.config import get_cfg
@@ -16,7 +16,7 @@ class Detector(nn.Module):
 
 @pytest.fixture
 def cfg(monkeypatch):
-    """Trainer.test then gives the config and the model that it got."""
+    """A config; Trainer.test is replaced by a function that returns the config and model it got."""
     monkeypatch.setattr(Trainer, "test", lambda cfg, model, evaluators: {"got": (cfg, model)})
     monkeypatch.setattr(Trainer, "build_evaluator", lambda *_: None)
     monkeypatch.setattr(trainer, "GeneralizedRCNNWithTTA", lambda cfg, model: "Detectron2's")

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 @pytest.fixture
 def data_set():
-    """Registers {image_id: [(class, box, flags), ...]}; forgets the name afterwards."""
+    """Register {image_id: [(class, box, flags), ...]}; remove the name afterwards."""
     names = []
 
     def data_set(truth, classes=("cat", "dog"), name="evaluated_set", size=(100, 100)):
@@ -37,7 +37,7 @@ def data_set():
 
 @pytest.fixture
 def process():
-    """Feeds {image_id: [(class, score, box), ...]} to an evaluator as a model's output."""
+    """Feed {image_id: [(class, score, box), ...]} to an evaluator as a model's output."""
 
     def process(evaluator, detections, size=(100, 100)):
         evaluator.reset()

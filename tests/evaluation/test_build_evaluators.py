@@ -41,8 +41,8 @@ def test_coco_and_voc_metrics(data_set, process, cfg, tmp_path):
 
 
 def test_equals_coco_where_both_are_exact(data_set, process, cfg):
-    """One object per class, found first, second or not at all: precision is flat in recall, so
-    101 points and the area agree; and no IoU equals a threshold."""
+    """Each class has one object, which is found first, second or not at all. So precision does not
+    depend on recall, and 101 points give the area exactly. No IoU equals a threshold."""
     truth = {"a": [(0, BOX), (1, BOX), (2, BOX)], "b": [(3, FAR)]}
     name = data_set(truth, classes=["first", "second", "never", "loose"])
     loose = (61, 61, 80, 80)  # IoU .9025
@@ -78,7 +78,7 @@ def test_empty_predictions(data_set, process, cfg):
 
 
 def test_images_without_objects(data_set, process, cfg):
-    """Detectron2 then leaves "annotations" out of its json; nothing to measure, but no crash."""
+    """Detectron2 then leaves "annotations" out of its json: nothing to measure, but no crash."""
     name = data_set({"a": []})
     assert process(build_evaluators(cfg, name), {"a": [(0, 0.9, BOX)]}).evaluate() == {}
 
@@ -100,7 +100,7 @@ def test_dev(tmp_path):
 
 
 def test_upload_for_coco_test_dev(test_dev, process, cfg, tmp_path):
-    """Its annotations are not public: the detections are written for the server, in its format."""
+    """Annotations of test-dev are not public: detections are written in the server's format."""
     detections = {1: [(0, 0.75, BOX), (79, 0.5, FAR)], 90100: []}
     results = process(build_evaluators(cfg, test_dev), detections).evaluate()
     assert results == {}
@@ -114,7 +114,7 @@ def test_upload_for_coco_test_dev(test_dev, process, cfg, tmp_path):
 
 
 def test_changed_data_set_is_evaluated_anew(data_set, process, cfg):
-    """Detectron2 alone would find the old conversion in the output folder, and in the metadata."""
+    """Detectron2 by itself would reuse the old conversion in the output folder and the metadata."""
     detections = {"a": [(0, 0.9, BOX)]}
     name = data_set({"a": [(0, BOX)]}, classes=["cat"])
     results = process(build_evaluators(cfg, name), detections).evaluate()

@@ -16,7 +16,7 @@ K = len(CLASSES)
 
 @pytest.fixture
 def mask_set(tmp_path):
-    """Registers masks (lists of (H, W) uint8 arrays, written as palette PNGs); forgets them."""
+    """Register masks ((H, W) uint8 arrays, written as palette PNGs); remove them afterwards."""
 
     def mask_set(masks, classes=CLASSES, ignore=255):
         records = []
@@ -40,7 +40,7 @@ def mask_set(tmp_path):
 
 
 def logits(labels):
-    """(K, H, W) whose best class is `labels`."""
+    """Logits (K, H, W) whose best class is `labels`."""
     one_hot = np.eye(K, dtype=np.float32)[labels].transpose(2, 0, 1)
     return torch.from_numpy(one_hot.copy()) * 3 - 1
 
@@ -53,7 +53,7 @@ def run(evaluator, predictions):
 
 
 def mean_iou(truths, predictions):
-    """Pixel by pixel, class by class, from the definition."""
+    """Compute mean IoU from its definition, pixel by pixel and class by class."""
     ious = {}
     for c in range(K):
         both = either = 0
@@ -69,7 +69,7 @@ def mean_iou(truths, predictions):
 @pytest.fixture
 def random_masks():
     rng = np.random.default_rng(0)
-    # Class 3 is nowhere; class 2 is predicted in both, but true in the second alone.
+    # Class 3 never occurs. Class 2 is predicted in both images, but true only in the second.
     truths = [rng.choice([0, 1, 255], (11, 13)), rng.choice([0, 1, 2, 255], (9, 8))]
     predictions = [rng.integers(0, 3, truth.shape) for truth in truths]
     return [truth.astype(np.uint8) for truth in truths], predictions
@@ -130,7 +130,7 @@ def opencv_nearest(labels, height, width):
 
 @pytest.mark.parametrize("size", [(7, 9), (20, 31)])
 def test_released_resolutions(mask_set, random_masks, size):
-    """The ground truth (VOC) or the prediction (Cityscapes) takes the other's size."""
+    """The ground truth (VOC) or the prediction (Cityscapes) is resized to the other's size."""
     truth = random_masks[0][0]
     predicted = np.random.default_rng(1).integers(0, 3, size)
     name = mask_set([truth])

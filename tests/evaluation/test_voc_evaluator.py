@@ -55,7 +55,7 @@ def test_hand_made_case(data_set, process):
     detections = {
         "a": [
             (0, 0.9, near),
-            (0, 0.8, BOX),  # a repetition, though it fits better
+            (0, 0.8, BOX),  # a duplicate, although it fits better
             (0, 0.4, FAR),
             (1, 0.3, FAR),  # the other class's object
         ],
@@ -64,8 +64,8 @@ def test_hand_made_case(data_set, process):
     results = evaluate(process, name, detections)
     # cat at .5 and .7: true, false, true, true of 3
     cat = (1 + 3 / 4 + 3 / 4) / 3 * 100
-    # cat at .75 and .8 to .9: the first two change places (IoU must exceed the threshold); the
-    # hit of .9 is lost at .9, and .95 keeps two hits: false, true, false, true
+    # cat at .75 and .8 to .9: the first two swap roles, since IoU must exceed the threshold. At .9
+    # the hit of IoU .9 is lost. Two hits are left, also at .95: false, true, false, true
     at_75, at_95 = (3 / 4 * 3) / 3 * 100, (1 / 2 + 1 / 2) / 3 * 100
     mean = (5 * cat + 3 * at_75 + 2 * at_95) / 10
     assert results == {
@@ -81,7 +81,7 @@ def test_hand_made_case(data_set, process):
 def test_each_detection_looks_at_its_best_ground_truth_only(data_set, process):
     shifted = (14, 10, 34, 30)  # IoU with BOX 2/3
     name = data_set({"a": [(0, BOX), (0, shifted)]})
-    # Both overlap BOX most; the second also overlaps `shifted` by .6 but is a repetition.
+    # Both overlap BOX most; the second also overlaps `shifted` by .6 but is a duplicate.
     detections = {"a": [(0, 0.9, BOX), (0, 0.8, (11, 10, 31, 30))]}
     results = evaluate(process, name, detections)
     assert results["AP50"] == pytest.approx(50)
@@ -152,7 +152,7 @@ def test_errors(data_set, process):
 
 
 def test_processes_are_gathered(data_set, process, monkeypatch):
-    """Ties in the score fall in the order of the data set, whichever process saw which image."""
+    """Equal scores are ranked in the order of the data set, whichever process saw which image."""
     name = data_set({"a": [(0, BOX)], "b": [(0, BOX)]}, classes=["cat"])
     detections = {"a": [(0, 0.5, FAR)], "b": [(0, 0.5, BOX)]}
     alone = evaluate(process, name, detections)
@@ -166,7 +166,7 @@ def test_processes_are_gathered(data_set, process, monkeypatch):
 
 
 def random_case(seed, classes=3, images=12):
-    """Integer ground truth, as in VOC, a fifth of it difficult; noisy detections of it and more."""
+    """Integer ground truth, as in VOC, a fifth of it difficult; noisy and false detections."""
     rng = np.random.default_rng(seed)
     truth, detections = {}, {}
     for i in range(images):
@@ -199,7 +199,7 @@ def random_case(seed, classes=3, images=12):
 
 
 def brute_force(truth, detections, c, threshold, metric):
-    """The devkit's loop, one detection after the other, in exact fractions where it matters."""
+    """The devkit's loop over single detections, in exact fractions where that matters."""
     found = sorted(
         ((s, i, box) for i, items in detections.items() for k, s, box in items if k == c),
         key=lambda item: -item[0],
@@ -250,7 +250,7 @@ def test_equals_brute_force(data_set, process, seed, metric):
 
 
 def write_voc_folder(root, truth, classes):
-    """The data set in VOC's layout, corners inclusive and 1-based."""
+    """Write the data set in VOC's layout, with inclusive 1-based corners."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
     (root / "ImageSets/Main/test.txt").write_text("\n".join(truth))
@@ -268,13 +268,13 @@ def write_voc_folder(root, truth, classes):
 
 @pytest.mark.parametrize(("year", "metric"), [(2007, "07"), (2012, "area")])
 def test_equals_detectron2_on_a_voc_folder(process, tmp_path, year, metric):
-    """Detectron2's inclusive boxes with "+ 1", read from files that hold every digit."""
+    """Detectron2 has inclusive boxes with "+ 1", and reads files that hold every digit."""
     classes = ["a", "b", "c"]
     truth, detections = random_case(seed=7)
     write_voc_folder(tmp_path, truth, classes)
     name = f"evaluated_voc_{year}"
     register_pascal_voc(name, str(tmp_path), "test", year, classes)
-    MetadataCatalog.get(name).evaluator_type = "pascal_voc"  # as Detectron2's own have
+    MetadataCatalog.get(name).evaluator_type = "pascal_voc"  # like Detectron2's own data sets
     try:
         results = evaluate(process, name, detections, metric)
     finally:

@@ -1,4 +1,4 @@
-"""docs/cpp/detect.cpp: compiled as its README says, it finds what the network finds."""
+"""docs/cpp/detect.cpp, compiled as its README says, finds the same objects as the network."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ PYTHON = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDLI
 
 @pytest.fixture(scope="module")
 def detect(tmp_path_factory):
-    """The compiled program; about 8 seconds."""
+    """The compiled program; takes about 8 seconds."""
     compiler = shutil.which("g++")
     if not compiler:
         pytest.skip("no g++ on the PATH")
@@ -36,7 +36,7 @@ def detect(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """A network, its file, an image that it was not traced with, and that as a PPM file."""
+    """A network, its file, an image that was not used for tracing, and that image as a PPM file."""
     folder = tmp_path_factory.mktemp("case")
     model, image = small_network("rfcn"), noise(70, 110).round()
     export_torchscript(model, noise(96, 128), folder / "detector.pt")
@@ -47,7 +47,7 @@ def case(tmp_path_factory):
 
 def test_it_finds_what_the_network_finds(detect, case):
     if PYTHON.suffix != ".so" or not PYTHON.exists():
-        pytest.skip(f"torchvision's wheel needs a libpython.so, and {PYTHON} is none")
+        pytest.skip(f"torchvision's wheel needs libpython.so, but {PYTHON} is not one")
     model, file, image, ppm = case
     torchvision_library = next(Path(torchvision.__file__).parent.glob("_C*.so"))
     libraries = [_library.PATH, PYTHON, torchvision_library]

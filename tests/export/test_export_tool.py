@@ -1,4 +1,4 @@
-"""tools/export.py as a user types it, on the detector that the package brings."""
+"""tools/export.py as a user types it, on the detector that comes with the package."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ SMALL = ("INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu")
 
 @pytest.fixture(scope="module")
 def tool():
-    # By path: some builds of Detectron2 install a package named "tools".
+    # Load by path: some builds of Detectron2 install a package named "tools".
     spec = spec_from_file_location("export", CONFIGS.parent / "tools/export.py")
     tool = module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -28,7 +28,7 @@ def tool():
 
 @pytest.fixture
 def run(tool, tmp_path, capsys):
-    """run(format, *arguments) -> what it prints; it writes tmp_path / "file"."""
+    """run(format, *arguments) -> the printed text; the tool writes tmp_path / "file"."""
 
     def run(format, *argv):
         given = "--config-file", YAML, "--weights", WEIGHTS, "--format", format
@@ -53,23 +53,23 @@ def photo(tmp_path_factory):
 def test_a_detector_is_written_and_compared(format, run, photo, tmp_path):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
-    # The log of this process stands there too: what another test of it has registered.
-    said = [line for line in run(format, "--image", photo).splitlines() if line[0] != "["]
-    assert said[0] == f"wrote {tmp_path / 'file'}"
+    # Skip log lines, which a handler that another test registered may print.
+    printed = [line for line in run(format, "--image", photo).splitlines() if line[0] != "["]
+    assert printed[0] == f"wrote {tmp_path / 'file'}"
     line = r"compared with the network, on 123 x 96 pixels, (\d+) detections: boxes by .* px, .*"
-    assert int(re.fullmatch(line, said[1])[1]) > 0 and len(said) == 2
+    assert int(re.fullmatch(line, printed[1])[1]) > 0 and len(printed) == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_without_a_photograph_there_are_drawn_shapes(run, tmp_path):
-    said = run("torchscript")
-    assert "on 96 x 96 pixels" in said and "no detections" not in said
+    printed = run("torchscript")
+    assert "on 96 x 96 pixels" in printed and "no detections" not in printed
     assert torch.jit.load(tmp_path / "file")(torch.zeros(3, 64, 64))[0].shape == (0, 4)
 
 
 def test_it_says_that_it_compared_nothing(run, photo):
-    said = run("torchscript", "--image", photo, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    assert "0 detections" in said and "no detections on this image" in said
+    printed = run("torchscript", "--image", photo, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    assert "0 detections" in printed and "no detections on this image" in printed
 
 
 def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Written files, also loaded by a process that knows nothing but them and the operators."""
+"""Exported files, also loaded in a process that has only the file and the operators."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from export_networks import CONVERTED, NETWORKS, noise, small_network
 
 EXPORTS = {"torchscript": export_torchscript, "torch_export": export_program}
 LOADS = {"torchscript": "torch.jit.load(f)", "torch_export": "torch.export.load(f).module()"}
-# torch.export takes seconds over each network, and longer over the pyramids.
+# torch.export takes seconds per network, and longer for feature pyramids.
 FILES = [("torchscript", name) for name in (*NETWORKS, *CONVERTED)]
 FILES += [("torch_export", name) for name in ("rfcn", "deeplab")]
 FILES += [
@@ -37,7 +37,7 @@ def score_thresholds(model):
 def written(tmp_path_factory):
     """written(format, name) -> a network, its file, and an image on which it finds nothing.
 
-    It was exported in training mode, and once for each pair.
+    The network is exported in training mode, once for each pair.
     """
 
     @cache
@@ -58,7 +58,7 @@ def written(tmp_path_factory):
 
 
 def check(model, image, outputs) -> int:
-    """How many detections there are."""
+    """Compare the exported outputs with the model's and return the number of detections."""
     found = differences(model, outputs, image)
     assert are_rounding(found), found
     return found.get("detections", 1)
@@ -74,7 +74,7 @@ def test_every_network_on_every_size(format, name, written):
 
 
 def test_the_traced_image_does_not_tell_what_is_found(written, tmp_path):
-    """Traced where nothing is found."""
+    """The network is traced on an image on which it finds nothing."""
     model, _, nothing = written("torchscript", "mask_rcnn")
     export_torchscript(model, nothing, tmp_path / "file")
     exported, image = load_exported(tmp_path / "file", "torchscript"), noise(*SIZES[0])

@@ -1,4 +1,4 @@
-"""A copy of the network as a function of one image: what eager gives, and nothing changed."""
+"""A copy of the network as a function of one image gives the eager results and changes nothing."""
 
 import threading
 
@@ -43,7 +43,7 @@ def test_outputs_have_the_shapes_of_their_names():
 
 def test_the_network_itself_stays_as_it_is():
     model = small_network("rfcn").train()
-    model.backbone.eval()  # as of a frozen part
+    model.backbone.eval()  # like a frozen part
     before = {name: (m, m.training) for name, m in model.named_modules()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     trainable = [p.requires_grad for p in model.parameters()]
@@ -95,7 +95,7 @@ def test_what_cannot_be_exported_is_told(overrides, message):
 
 
 def with_methods(name, **methods):
-    """A small network of a subclass with these methods, each given what the parent's returns."""
+    """A small network of a subclass. Each method gets the result of the parent's method."""
     model = small_network(name)
     parent = type(model)
 
@@ -142,7 +142,7 @@ def test_an_own_inference_of_one_stage_is_exported():
 
 
 def test_boxes_are_clipped_to_the_image():
-    """Also where a predictor of another project does not."""
+    """Boxes are clipped even if another project's predictor does not clip them."""
     model, image = small_network("rfcn"), noise(64, 96)
     predictor = model.roi_heads.box_predictor
 

@@ -1,4 +1,4 @@
-"""Whole networks in ONNX Runtime: on images of sizes not traced they give what eager code gives."""
+"""Whole networks in ONNX Runtime give the same results as eager code, also on untraced sizes."""
 
 import json
 import os
@@ -47,7 +47,8 @@ NETWORKS = {
     "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool": SMALL_FPN,
     "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5": SMALL_FPN,
 }
-# How far outputs of random layers are spread, so that they detect: logits, deltas and offsets.
+# Standard deviations given to the outputs of random layers (logits, deltas and offsets), so that
+# the networks detect something.
 SPREADS = {
     "objectness_logits": 2.0,
     "anchor_deltas": 0.3,
@@ -67,14 +68,14 @@ ZOO = "d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth"
 
 
 def picture(height: int, width: int, index=0) -> torch.Tensor:
-    """(3, height, width), BGR: cut out of a picture of warped_shapes."""
+    """A BGR image (3, height, width), cropped from a picture of warped_shapes."""
     pixels, _ = WarpedShapesFormat(image_size=max(height, width, 32), seed=7).draw(index)
     pixels = torch.from_numpy(pixels[:height, :width, ::-1].copy())
     return pixels.permute(2, 0, 1).float()
 
 
 def photograph(file, shorter: int) -> torch.Tensor:
-    """(3, height, width), BGR, the shorter side of that many pixels."""
+    """A BGR image (3, height, width) whose shorter side has `shorter` pixels."""
     pixels = read_image(file, "BGR")
     pixels = ResizeShortestEdge(shorter).get_transform(pixels).apply_image(pixels)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
@@ -87,11 +88,11 @@ def network(name: str, overrides=()) -> nn.Module:
 
 
 def spread(model: nn.Module, image: torch.Tensor) -> None:
-    """Scale the weights of the layers in SPREADS so that on this image their outputs are spread."""
+    """Scale the weights of the layers in SPREADS so that on this image outputs have that spread."""
 
     def scale_by(std):
         def scale(layer, inputs, output):
-            if output.numel() < 2:  # a level of a pyramid without RoIs
+            if output.numel() < 2:  # a pyramid level without RoIs
                 return output
             with torch.no_grad():
                 factor = std / output.std()
@@ -124,7 +125,7 @@ def zoo(tmp_path_factory):
 
 
 def check(model, file, images) -> int:
-    """How many detections there are."""
+    """Compare the file's outputs with the model's and return the number of detections."""
     run = load_exported(file, "onnx")
     found = [differences(model, run(image), image) for image in images]
     assert all(are_rounding(f) for f in found), found
@@ -206,7 +207,7 @@ def test_the_model_is_left_as_it_is(tmp_path):
 
 
 class Spectral(nn.Module):
-    """A layer that ONNX has no operator for."""
+    """A layer for which ONNX has no operator."""
 
     def forward(self, x):
         return x + torch.linalg.svdvals(x).sum()

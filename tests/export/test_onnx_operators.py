@@ -1,4 +1,4 @@
-"""Each operator, exported to ONNX, gives in ONNX Runtime what it gives in eager code."""
+"""Each operator, exported to ONNX, gives the same results in ONNX Runtime as in eager code."""
 
 import io
 
@@ -19,7 +19,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from d2_deformable.export import onnx_operators  # noqa: E402
 from d2_deformable.export.onnx import OPSET  # noqa: E402
 
-# torch says that this exporter is not its newest; constants of traces are checked by other sizes.
+# torch warns that this exporter is not its newest, and of constants in traces, which the tests with
+# other sizes check.
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 
@@ -34,7 +35,7 @@ class Function(nn.Module):
 
 
 def exported(function, tensors: dict, dynamic: dict, **arguments):
-    """function(**tensors, **arguments) in ONNX Runtime, with the sizes in `dynamic` left open."""
+    """function(**tensors, **arguments) in ONNX Runtime, with the sizes in `dynamic` dynamic."""
     file = io.BytesIO()
     with onnx_operators.standard_operators():
         torch.onnx.export(
@@ -92,8 +93,7 @@ def test_deform_conv2d(case, border):
 
 @pytest.mark.parametrize("border", ["zero", "legacy"])
 def test_deform_conv2d_at_the_border(border):
-    """Taps on, just inside, just outside and far beyond the border, of a size that was not
-    traced."""
+    """Taps lie on, just inside, just outside and far beyond the border; the size was not traced."""
     sizes = {2: "height", 3: "width"}
     case = conv.Case(images=1, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     traced = float32(case.inputs())
@@ -117,7 +117,7 @@ SIZES = {"input": {2: "height", 3: "width"}, "rois": {0: "rois"}, "offset": {0: 
 
 
 def hard_rois(rois: int, height: int, width: int) -> torch.Tensor:
-    """RoIs of one image, with corners at whole and half pixels, of any size, in and outside."""
+    """RoIs of one image, of any size, inside and outside; corners are at whole and half pixels."""
     extent = torch.tensor([width, height]) * 1.5
     first = torch.rand(rois, 2) * extent - extent / 6
     last = first + torch.rand(rois, 2) ** 3 * extent
@@ -126,7 +126,7 @@ def hard_rois(rois: int, height: int, width: int) -> torch.Tensor:
     corners[1::4] = corners[1::4].round()
     corners[::3] = corners[::3].clamp(min=0)  # many begin at the border
     corners[::5, 2:] = corners[::5, :2]  # no area
-    corners[::7, 2:] = corners[::7, :2] - 3  # less than none
+    corners[::7, 2:] = corners[::7, :2] - 3  # negative area
     return torch.cat([torch.zeros(rois, 1), corners], dim=1)
 
 
@@ -223,7 +223,7 @@ def candidates(boxes: int, classes: int, ties: bool) -> dict:
     tensors = {
         "boxes": torch.cat([corner, corner + torch.rand(boxes, 2) * 200], dim=1),
         "scores": torch.rand(boxes),
-        # To move so many apart rounds their coordinates to 16ths.
+        # Moving so many classes apart rounds box coordinates to multiples of 1/16.
         "classes": torch.randint(classes, (boxes,)) * 100,
     }
     if ties:
@@ -244,14 +244,14 @@ def nms(request):
 @pytest.mark.parametrize("classes", [1, 20])
 @pytest.mark.parametrize("boxes", [0, 1, 2, 999, 1000, 1001, 1500])
 def test_batched_nms(boxes, classes, ties, nms):
-    """The same boxes in the same order, where torchvision moves the classes apart and where not."""
+    """The same boxes come in the same order, whether or not torchvision moves classes apart."""
     run, threshold = nms
     for _ in range(3):
         tensors = candidates(boxes, classes, ties)
         expected = torchvision.ops.batched_nms(
             tensors["boxes"], tensors["scores"], tensors["classes"], threshold
         )
-        if boxes > 1000:  # there torchvision leaves the order of equal scores open
+        if boxes > 1000:  # then torchvision's order of equal scores is undefined
             expected = expected.sort().values
             order = tensors["scores"][expected].sort(descending=True, stable=True).indices
             expected = expected[order]

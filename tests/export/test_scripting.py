@@ -1,4 +1,4 @@
-"""torch.jit.script takes the operators themselves; the public functions' checks are Python."""
+"""torch.jit.script takes the operators themselves; the checks of public functions are Python."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Each stand-in for a function of Detectron2 gives what that gives."""
+"""Each replacement of a Detectron2 function gives the same results as the original."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def exporting(request, monkeypatch):
 
 
 def random_boxes(*shape):
-    """Some of them empty, some beyond an image of SIZE."""
+    """Boxes, of which some are empty and some reach beyond an image of SIZE."""
     corner = torch.rand(*shape, 2) * 120 - 10
     return torch.cat([corner, corner + torch.rand(*shape, 2) * 50 - 2], dim=-1)
 
 
-def spoil(*tensors):
-    """A few values that are not finite."""
+def add_non_finite(*tensors):
+    """Overwrite a few values by inf and nan."""
     for i, x in enumerate(tensors):
         x.view(-1)[3 + 7 * i] = torch.inf
         x.view(-1)[11 + 5 * i] = torch.nan
@@ -37,7 +37,7 @@ def spoil(*tensors):
 def test_proposals(exporting, finite):
     boxes, logits = [random_boxes(1, n) for n in (300, 40)], [torch.randn(1, n) for n in (300, 40)]
     if not finite:
-        spoil(*boxes)
+        add_non_finite(*boxes)
     arguments = (boxes, logits, [SIZE], 0.7, 100, 50, 1.0, False)
     (expected,) = find_top_rpn_proposals(*arguments)
     with traceable.traceable():
@@ -53,7 +53,7 @@ def test_detections(exporting, finite, classes_of_boxes):
     boxes = random_boxes(80, classes_of_boxes).flatten(1)
     probs = torch.randn(80, 6).softmax(1)
     if not finite:
-        spoil(boxes, probs)
+        add_non_finite(boxes, probs)
     arguments = (boxes, probs, SIZE, 0.1, 0.5, 60)
     expected, expected_rows = fast_rcnn_inference_single_image(*arguments)
     with traceable.traceable():
@@ -62,11 +62,11 @@ def test_detections(exporting, finite, classes_of_boxes):
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.pred_classes, expected.pred_classes)
-    if finite:  # else Detectron2's rows are those of what is left
+    if finite:  # otherwise Detectron2's rows count only the finite boxes
         assert torch.equal(rows, expected_rows)
 
 
-@pytest.mark.parametrize("boxes", [0, 1, 30, 1100])  # above 1000 torchvision goes class by class
+@pytest.mark.parametrize("boxes", [0, 1, 30, 1100])  # above 1000 torchvision runs NMS per class
 def test_nms(exporting, boxes):
     given = random_boxes(boxes).clamp(min=0), torch.rand(boxes), torch.randint(0, 3, (boxes,)), 0.5
     expected = torchvision.ops.batched_nms(*given)
@@ -115,6 +115,6 @@ def test_max_pooling(exporting, size, arguments, ceil_mode):
 
 
 def test_max_pooling_of_every_other_pixel(exporting):
-    """The last level of a pyramid."""
+    """The last level of a feature pyramid is computed like this."""
     x = torch.randn(2, 3, 5, 8)
     assert torch.equal(traceable._max_pool2d(x, 1, 2, 0), x[..., ::2, ::2])

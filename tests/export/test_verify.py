@@ -1,4 +1,4 @@
-"""Differences of exported files are found, and equal scores are no difference."""
+"""Differences of exported files are found; the order of detections is no difference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a deformable layer is for: it learns a filter whose size follows its input."""
+"""The purpose of a deformable layer: it learns a filter whose size follows its input."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ FILTER = torch.tensor([[0.5, -1.0, 0.25], [1.0, 0.75, -0.5], [-0.75, 0.5, 1.0]])
 
 
 def zoomed(generator, count=8, side=24):
-    """Smooth noise seen at `count` scales from 1 to 4, and what FILTER makes of it at that scale.
+    """Smooth noise at `count` scales from 1 to 4, and the output of FILTER at that scale.
 
     Returns:
         x (count, 2, side, side), the noise and a map of the scale; y (count, 1, side, side);
@@ -20,7 +20,7 @@ def zoomed(generator, count=8, side=24):
     step = torch.arange(side) - side / 2
 
     def seen(dy, dx):
-        """The noise at (pixel + scale * (dy, dx)) / scale: a zoom by the scale."""
+        """The noise at (pixel + scale * (dy, dx)) / scale, which zooms it by the scale."""
         grid = [step / scale[:, None] + shift for shift in (dx, dy)]
         x, y = (axis / 31.5 for axis in grid)
         points = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
@@ -45,7 +45,7 @@ def trained(layer, steps=400):
 
 
 def _inner(x):
-    """Without the border, where a wide filter looks beyond the map."""
+    """Crop the border, where a wide filter reads beyond the map."""
     return x[..., 4:-4, 4:-4]
 
 

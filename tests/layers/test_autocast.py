@@ -1,4 +1,4 @@
-"""Under torch.autocast layers predict their offsets in float32, whatever type comes in."""
+"""Under torch.autocast layers predict their offsets in float32, whatever the input type."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ ROIS = torch.tensor([[0, 1.5, 2, 40, 50], [1, 0, 0, 60, 30]])
 
 
 def layers() -> dict:
-    """Each layer with its further arguments; offset layers at random, not at zero."""
+    """Each layer with its further arguments; offset layers are random, not zero."""
     layers = {
         "DeformConv2d": (DeformConv2d(8, 6, 3, padding=1), ()),
         "modulated": (DeformConv2d(8, 6, 3, padding=1, modulated=True), ()),
@@ -40,7 +40,7 @@ def test_offsets_are_those_of_float32(name, dtype, half_input, device):
     with torch.autocast(device.type, dtype=dtype):
         offsets = layer.predict_offsets(x if half_input else x.float(), *arguments)
         output = layer(x if half_input else x.float(), *arguments)
-    # Pooling may take a half-precision map as it is, and rounds what it makes of it.
+    # Pooling may use a half-precision map directly, and rounds its result.
     tolerance = 0.05 if name.startswith("DeformRoI") and half_input else 1e-5
     for mine, expected in zip(offsets, full, strict=True):
         if expected is None:
@@ -53,6 +53,6 @@ def test_offsets_are_those_of_float32(name, dtype, half_input, device):
 
 
 def test_whole_layer_in_half_precision(device):
-    """Outside autocast a layer is of one type throughout, offsets too."""
+    """Outside autocast a layer has one type throughout, including its offsets."""
     layer = DeformConv2d(8, 6, 3, padding=1).to(device, torch.bfloat16)
     assert layer(torch.randn(1, 8, 5, 6, device=device).bfloat16()).dtype == torch.bfloat16

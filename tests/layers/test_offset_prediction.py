@@ -1,4 +1,4 @@
-"""All deformable layers return their predictions through one child, where hooks see them."""
+"""All deformable layers return their predictions through one child module, where hooks see them."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ NAMES = {
 
 
 def make(name):
-    """A layer whose offsets are not zero, and the arguments of a call."""
+    """A layer whose offsets are not zero, and the arguments of a call to it."""
     layer, rois = {
         "DeformConv2d": (DeformConv2d(4, 4, 3, padding=1, modulated=True), ()),
         "DeformRoIPool": (DeformRoIPool(4, 2), (ROIS, 0.25)),
@@ -53,7 +53,7 @@ LAYERS = pytest.mark.parametrize("name", NAMES)
 
 
 def watched(layer, arguments):
-    """(output, what a hook saw)."""
+    """(output, predictions that a hook saw)."""
     seen = []
     hook = layer.offset_prediction.register_forward_hook(
         lambda module, args, prediction: seen.append((args, prediction))
@@ -132,7 +132,7 @@ def test_exports_and_traces(name):
     program = torch.export.export(layer, arguments).module()
     torch.testing.assert_close(program(*arguments), expected)
 
-    class OfTensors(nn.Module):
+    class TensorsOnly(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = layer
@@ -142,6 +142,6 @@ def test_exports_and_traces(name):
 
     tensors = tuple(a for a in arguments if isinstance(a, torch.Tensor))
     file = io.BytesIO()
-    torch.jit.save(torch.jit.trace(OfTensors(), tensors), file)
+    torch.jit.save(torch.jit.trace(TensorsOnly(), tensors), file)
     file.seek(0)
     torch.testing.assert_close(torch.jit.load(file)(*tensors), expected)

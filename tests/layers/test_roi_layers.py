@@ -35,7 +35,7 @@ def test_deform_roi_pool_offsets_are_dy_then_dx():
 
 
 def test_deform_roi_align_starts_without_shifts():
-    """Modulated, it starts at half of what it pools, as mmcv's."""
+    """The modulated layer starts at half the pooled value, like mmcv's."""
     torch.manual_seed(0)
     x = torch.randn(2, 5, 9, 10)
     expected = ops.deform_roi_align(x, ROIS, output_size=3, spatial_scale=1 / 16)

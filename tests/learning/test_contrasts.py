@@ -1,4 +1,4 @@
-"""Paired differences, their intervals and the page, on counts made for the purpose."""
+"""Paired differences, their intervals and the page, on synthetic counts."""
 
 import json
 
@@ -15,14 +15,14 @@ TASK = "clothing_deeplab"
 
 
 def counts(share, images=20, seed=0):
-    """Two classes of 100 pixels an image, of which about `share` is right."""
+    """Counts for two classes of 100 pixels per image, about `share` of which is right."""
     right = np.random.default_rng(seed).binomial(100, share, (images, 2))
     predicted = right + (100 - right)[:, ::-1]
     return {"pixels": np.stack([right, predicted, np.full_like(right, 100)], axis=-1)}
 
 
 def record(arm, branch, share, trunk="a", **more):
-    """As benchmarks/learning/run.py writes it."""
+    """A record as benchmarks/learning/run.py writes it."""
     run = Run(TASK, 1, arm, branch)
     some = counts(share, seed=branch)
     dilation = {"res5.0.conv2": {size: [2.5, 0.1, 9] for size in page.SIZES}}
@@ -90,7 +90,7 @@ def test_verdicts(differences, interval, p, verdict):
 
 
 def test_holm():
-    """Against the steps written out: 3 * .01, 2 * .02, then never less than that."""
+    """Compare with the steps written out: 3 * .01, 2 * .02, and never less than the one before."""
     given = [
         Contrast(TASK, "mIoU", str(p), "", (), None, (0, 0), p) for p in (0.02, 0.01, 0.035, None)
     ]
@@ -115,7 +115,7 @@ def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
         ("dconv3", 0.8, {"zero_offsets": {"mIoU": 41.26}}),
     ):
         write_json(path_of(root, Run(TASK, 1, arm, 1)), record(arm, 1, share, **more))
-    for _ in range(2):  # the second changes nothing
+    for _ in range(2):  # the second time changes nothing
         page.write_page(root)
         text = (root / "docs/RESULTS.md").read_text()
         assert text.startswith("by hand: contrasts\n") and text.endswith("the end\n")

@@ -17,14 +17,14 @@ CLASSES, IMAGES = 4, 30
 
 @pytest.fixture
 def drawn():
-    """Detections in COCO's result format, and annotations of each image."""
+    """Detections in COCO's result format, and the annotations of each image."""
     rng = np.random.default_rng(0)
     found, truth = [], []
     for image in range(IMAGES):
         truth.append([])
         for _ in range(rng.integers(4)):
             box = np.concatenate([rng.uniform(0, 60, 2), rng.uniform(10, 40, 2)])
-            label = int(rng.integers(CLASSES - 1))  # the last class has detections alone
+            label = int(rng.integers(CLASSES - 1))  # the last class has only detections
             truth[-1].append(
                 {"bbox": box.tolist(), "bbox_mode": BoxMode.XYWH_ABS, "category_id": label}
             )
@@ -39,7 +39,7 @@ def drawn():
 
 
 def by_pycocotools(found, truth, images) -> list[float]:
-    """[AP, AP at IoU 0.7] where image images[k] stands as the k-th."""
+    """[AP, AP at IoU 0.7] where the k-th image is images[k]."""
     annotations, results = [], []
     for k, image in enumerate(images):
         for one in truth[image]:
@@ -79,7 +79,7 @@ def test_images_may_be_drawn_several_times(drawn):
     counts = matched(*drawn, CLASSES)
     expected = by_pycocotools(*drawn, images.tolist())
     found = [value("AP", counts, weights), value("AP70", counts, weights)]
-    # Detections of the same score, such as those of one image drawn twice, stand in any order.
+    # Detections of equal score, such as those of an image drawn twice, have no defined order.
     assert found == pytest.approx(expected, abs=0.5)
 
 

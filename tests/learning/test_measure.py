@@ -1,4 +1,4 @@
-"""What is measured of a trained network, on a small one with real layers."""
+"""The measurements of a trained network, on a small one with real layers."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture
 def images(tmp_path):
-    """Inputs and records of two images of different sizes, with masks of 9 classes and ignored."""
+    """Inputs and records of two images of different sizes; masks have 9 classes and ignore some."""
     rng = np.random.default_rng(0)
     inputs, records = [], []
     for k, (height, width) in enumerate([(64, 96), (80, 64)]):
@@ -70,7 +70,7 @@ def test_offsets_are_replaced_for_a_block_alone(model, images):
         zero = scores()
     with measure.replaced_offsets(outputs, measure.PreviousOffset()):
         other = scores()
-    assert torch.equal(other[0], learned[0])  # the first image has none before it
+    assert torch.equal(other[0], learned[0])  # the first image has no previous offsets
     for changed in (zero[0], zero[1], other[1]):
         assert not any(torch.equal(changed, one) for one in learned if one.shape == changed.shape)
     for layer in model.modules():
@@ -86,7 +86,7 @@ def test_offsets_of_rois_are_replaced_too():
     assert torch.equal(previous("layer", rois, first), first)
     assert torch.equal(previous("layer", rois, second), first[[0, 1, 2, 0, 1]])
     assert previous("layer", rois, torch.zeros(0, 2, 1, 1)).shape == (0, 2, 1, 1)
-    assert torch.equal(previous("layer", rois, first), first)  # the image before had no RoI
+    assert torch.equal(previous("layer", rois, first), first)  # the previous image had no RoIs
 
 
 def test_dilation_is_counted_by_the_size_of_regions(model, images):
@@ -107,7 +107,7 @@ def test_regions_are_connected_pieces_of_one_class():
 
 @pytest.fixture(scope="module")
 def thin():
-    """The network of Base-R_50_thin.yaml, and weights of its shapes under the names of ONNX."""
+    """The network of Base-R_50_thin.yaml, and random weights of its shapes with ONNX names."""
     cfg = read_config(str(ROOT / "benchmarks/learning/configs/clothing_deeplab.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
@@ -166,7 +166,7 @@ def test_every_arm_is_a_config_that_builds(repetition, thin):
 
 
 def test_a_trunk_loads_into_an_arm(thin, tmp_path):
-    """As MODEL.WEIGHTS: what the arm adds, and nothing else, keeps its start."""
+    """Loaded as MODEL.WEIGHTS; only the parameters that the arm adds keep their initial values."""
     model, _ = thin
     file = tmp_path / "trunk.pth"
     torch.save({"model": model.state_dict()}, file)

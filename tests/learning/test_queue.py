@@ -1,4 +1,4 @@
-"""The queue of trainings, with a stub in place of the training itself."""
+"""The training queue, with a stub instead of the training itself."""
 
 import fcntl
 import hashlib
@@ -129,7 +129,7 @@ def test_an_interrupted_run_goes_on_and_its_seconds_count(root):
     trainings = learning.run_queue(root, [FIRST], seconds_between_looks=0.01)
 
     def until_busy(_):
-        # The queue looks after its runs between two sleeps; this is one of them.
+        # The queue checks its runs between sleeps; this replaces one sleep.
         for _ in range(500):
             sleep(0.01)
             if (root / "busy").exists():
@@ -149,9 +149,9 @@ def test_an_interrupted_run_goes_on_and_its_seconds_count(root):
 
 
 def test_seconds_are_written_down_while_it_trains(root):
-    """A queue that is killed cannot ask afterwards."""
+    """A queue that is killed could not record them afterwards."""
     if not Path("/proc/self/stat").is_file():
-        pytest.skip("only Linux tells the CPU seconds of a running process")
+        pytest.skip("only Linux reports the CPU seconds of a running process")
     stub(root, "log = folder / 'processes.json'\nfor i in range(400):\n    time.sleep(0.01)\n"
          "    if json.loads(log.read_text())[-1]['cpu_seconds'] >= 0.1: break\n"
          "else: sys.exit('nobody counts')")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The files of the model zoo are whole, found by URL, and come with the wheel."""
+"""The files of the model zoo are intact, found by URL, and part of the wheel."""
 
 import shutil
 from distutils.core import run_setup
@@ -18,7 +18,7 @@ URL = f"d2_deformable://{NAME}"
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of the zoo's folder, in its place."""
+    """A copy that replaces the zoo's folder."""
     folder = shutil.copytree(catalog.FOLDER, tmp_path / "model_zoo")
     monkeypatch.setattr(catalog, "FOLDER", folder)
     return folder

@@ -1,4 +1,4 @@
-"""The checkpoint of the model zoo loads whole, detects, and can be fine-tuned."""
+"""The checkpoint of the model zoo loads completely, detects, and can be fine-tuned."""
 
 import logging
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_loads_whole_into_the_network_of_its_config():
 
 
 def test_detects(tmp_path, monkeypatch):
-    """Far below what it reaches on all 200 images (see the index), far above random weights."""
+    """The bound is far below the AP on all 200 images (see the index), far above random weights."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     overrides = ["MODEL.WEIGHTS", URL, "OUTPUT_DIR", str(tmp_path / "output")]
     overrides += ["DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES", "40"]

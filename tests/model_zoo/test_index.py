@@ -1,4 +1,4 @@
-"""Index files of one's own: found by name, refused in one sentence, no file taken unverified."""
+"""Users' index files: found by name, refused in one sentence, and no file is used unverified."""
 
 import http.server
 import json
@@ -21,14 +21,14 @@ TRAINED = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Remove what a test registers after the test."""
     monkeypatch.setattr(catalog, "_registered", {})
     monkeypatch.delenv(catalog.VARIABLE, raising=False)
 
 
 @pytest.fixture
 def lab(tmp_path):
-    """A folder with the packaged checkpoint under another name, its YAML and an index."""
+    """A folder that has the packaged checkpoint under another name, its YAML and an index."""
     folder = tmp_path / "lab"
     (folder / "acme").mkdir(parents=True)
     ours = PathManager.get_local_path(model_zoo.get_checkpoint_url(TRAINED))
@@ -139,7 +139,7 @@ def test_a_malformed_file(lab, text, message):
 
 
 def test_damaged_files(lab):
-    """Whatever a byte is changed to, there is one ValueError or an index that is whole."""
+    """Any changed byte gives one ValueError or a complete index."""
     good = (lab / "index.json").read_bytes()
     chance = random.Random(0)
     for _ in range(300):
@@ -171,7 +171,7 @@ def test_files_that_are_not_there(tmp_path):
 
 @pytest.fixture
 def served(lab, tmp_path, monkeypatch):
-    """The URL of the lab's folder."""
+    """A server of the lab's folder."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=lab)
     handler.log_message = None

@@ -1,4 +1,4 @@
-"""LazyConfig twins: what their YAMLs describe, to the bit, and every argument can be changed."""
+"""LazyConfig twins equal their YAMLs to the bit, and every argument can be changed."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ def shapes(model):
 
 
 def plain(value):
-    """Settings of a module in a form that compares: lists for all sequences, fields of objects."""
+    """Convert a module's settings to comparable values: sequences to lists, objects to fields."""
     if isinstance(value, Matcher | Box2BoxTransform):
         return type(value).__name__, plain(vars(value))
     if isinstance(value, dict | DictConfig):
@@ -52,11 +52,11 @@ def plain(value):
 
 
 def settings(model):
-    """{module: {attribute: value}} of what is no parameter, buffer or module."""
+    """{module: {attribute: value}} of all attributes except parameters, buffers and modules."""
     found = {}
     for name, module in model.named_modules():
         found[name] = plain({k: v for k, v in vars(module).items() if not k.startswith("_")})
-        if isinstance(module, FastRCNNOutputLayers):  # a loss that it does not name weighs 1 too
+        if isinstance(module, FastRCNNOutputLayers):  # losses that it does not name have weight 1
             found[name]["loss_weight"].setdefault("loss_cls", 1.0)
     return found
 
@@ -96,13 +96,13 @@ def outputs(model, inputs):
 
 
 def losses(model, inputs):
-    torch.manual_seed(2)  # of the samples
+    torch.manual_seed(2)  # for sampling
     with EventStorage():
         return model.train()(inputs)
 
 
 def assert_same_numbers(path, size):
-    """Outputs and losses of the YAML's network and of its twin with the same weights."""
+    """Compare outputs and losses of the YAML's network and of its twin with the same weights."""
     torch.manual_seed(1)
     cfg, lazy = load(path.with_suffix(".yaml")), LazyConfig.load(str(path))
     cfg.MODEL.DEVICE = "cpu"
@@ -111,10 +111,10 @@ def assert_same_numbers(path, size):
         if isinstance(module, DeformConv2d):
             nn.init.normal_(module.conv_offset.weight, std=0.05)
         if isinstance(module, FrozenBatchNorm2d):
-            module.weight.fill_(0.5)  # else a hundred random layers overflow
+            module.weight.fill_(0.5)  # otherwise a hundred random layers overflow
     twin.load_state_dict(theirs.state_dict())
     inputs = batch(cfg, size)
-    for compute in (losses, outputs):  # training moves the statistics of both alike
+    for compute in (losses, outputs):  # training changes the statistics of both equally
         expected, actual = compute(theirs, inputs), compute(twin, inputs)
         assert actual.keys() == expected.keys() and expected
         for name in expected:
@@ -158,7 +158,7 @@ def test_same_optimizer_and_schedule(path):
 
 
 def mapping(mapper):
-    """Settings of a DatasetMapper, those of its augmentations too."""
+    """Settings of a DatasetMapper, including those of its augmentations."""
     augmentations = [(type(aug).__name__, plain(vars(aug))) for aug in mapper.augmentations.augs]
     return plain(vars(mapper)) | {"augmentations": augmentations}
 
@@ -210,7 +210,7 @@ def test_overrides_and_saving(tmp_path, overrides, check):
     model = instantiate(cfg.model)
     assert check(model)
     LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
-    assert [file.name for file in tmp_path.iterdir()] == ["saved.yaml"], "no pickle beside it"
+    assert [file.name for file in tmp_path.iterdir()] == ["saved.yaml"], "no pickle next to it"
     again = LazyConfig.load(str(tmp_path / "saved.yaml"))
     assert OmegaConf.to_container(again.train) == OmegaConf.to_container(cfg.train)
     assert shapes(instantiate(again.model)) == shapes(model)
@@ -240,7 +240,7 @@ def test_by_name():
     same = model_zoo.get(trained.replace(".py", ".yaml"), trained=True, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters()))
     with pytest.raises(RuntimeError, match="rfcn_R_50.py is not available"):
-        model_zoo.get_config("VOC-Detection/rfcn_R_50.py")  # there is but the YAML
+        model_zoo.get_config("VOC-Detection/rfcn_R_50.py")  # it has only a YAML
 
 
 def rates(optimizer, model):
@@ -253,7 +253,7 @@ def rates(optimizer, model):
 
 
 def test_clipping():
-    """The step of Detectron2's optimizer, which clips each parameter by itself."""
+    """The step equals that of Detectron2's optimizer, which clips each parameter by itself."""
     cfg = load(RFCN.with_suffix(".yaml"))
     steps = []
     for build in ("lazy", "cfg"):
@@ -275,7 +275,7 @@ def test_clipping():
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
 
 
-# Comes with Detectron2's repository and with what pip builds of it, not with version 0.5 of PyPI.
+# Comes with Detectron2's repository and with pip's builds of it, not with version 0.5 on PyPI.
 SCRIPT = Path(detectron2.__file__).parents[1] / "tools/lazyconfig_train_net.py"
 TINY = """
 train.max_iter=2 train.log_period=1 train.device=cpu train.eval_period=0
@@ -288,12 +288,12 @@ model.proposal_generator.post_nms_topk=[20,20]
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The overrides of a short training into a temporary folder."""
+    """Overrides for a short training run in a temporary folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     return [*TINY.split(), f"train.output_dir={tmp_path}/output"]
 
 
-@pytest.mark.skipif(not SCRIPT.exists(), reason="this Detectron2 came without its tools/")
+@pytest.mark.skipif(not SCRIPT.exists(), reason="this Detectron2 has no tools/")
 def test_detectron2s_script_trains_it(tiny, tmp_path):
     spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     script = importlib.util.module_from_spec(spec)
@@ -306,7 +306,7 @@ def test_detectron2s_script_trains_it(tiny, tmp_path):
 
 
 def test_trains_and_tests(tiny):
-    """The same steps, for a Detectron2 without that script."""
+    """Runs the steps of that script, for a Detectron2 that comes without it."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(RFCN)), tiny)
     model = instantiate(cfg.model)
     cfg.optimizer.params.model = model

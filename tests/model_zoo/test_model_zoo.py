@@ -1,4 +1,4 @@
-"""Configs and models by name, as `detectron2.model_zoo` has them; and what a wheel holds."""
+"""Configs and models by name, like those of `detectron2.model_zoo`; and the content of a wheel."""
 
 import pickle
 from distutils.core import run_setup
@@ -52,7 +52,7 @@ def test_models():
 
 
 def test_untrained_weights_do_not_run(tmp_path, monkeypatch):
-    """MODEL.WEIGHTS of a YAML may be a .pkl, which Detectron2's own loader runs."""
+    """MODEL.WEIGHTS of a YAML may be a .pkl file, whose code Detectron2's own loader runs."""
     sign, yaml = tmp_path / "sign", tmp_path / "net.yaml"
 
     class Hostile:

@@ -16,7 +16,7 @@ NAME = f"{CONFIG.stem}.pth"
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    """A zoo with one other checkpoint, in the place of ours."""
+    """A zoo with one other checkpoint, which replaces ours."""
     folder = tmp_path / "zoo"
     folder.mkdir()
     other = {"config": "model_zoo/other.yaml", "sha256": "0" * 64}
@@ -28,7 +28,7 @@ def zoo(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """OUTPUT_DIR of two steps of training."""
+    """OUTPUT_DIR of a training run of two steps."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     overrides = {
         "OUTPUT_DIR": tmp_path / "output",
@@ -66,14 +66,14 @@ def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
 def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "_registered", {})
     index = tmp_path / "lab/index.json"
-    for _ in range(2):  # the second replaces the first
+    for _ in range(2):  # the second entry replaces the first
         tool.main([str(run), "--index", str(index), "--namespace", "acme"])
     assert catalog.register_index(index) == [f"acme/{NAME}"]
     model = model_zoo.get(f"acme/{CONFIG.name}", trained=True, device="cpu")
     final = torch.load(run / "model_final.pth")["model"]["backbone.res5.1.conv2.weight"]
     assert torch.equal(model.backbone.res5[1].conv2.weight, final.half().float())
     assert model_zoo.get_config(f"acme/{CONFIG.name}").SOLVER.MAX_ITER == 2
-    assert [file.name for file in zoo.iterdir()] == ["index.json"], "not into the package's"
+    assert [file.name for file in zoo.iterdir()] == ["index.json"], "not in the package's zoo"
     for arguments in (["--index", str(index)], ["--namespace", "acme"]):
         with pytest.raises(SystemExit, match="an index of your own, and it alone, needs a namesp"):
             tool.main([str(run), *arguments])

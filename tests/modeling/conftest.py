@@ -6,7 +6,7 @@ from d2_deformable import add_deformable_config
 
 @pytest.fixture
 def cfg():
-    """Detectron2's defaults and ours, on the CPU, without weights and without frozen layers."""
+    """Detectron2's and our defaults, on the CPU, without weights and without frozen layers."""
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
@@ -18,7 +18,7 @@ def cfg():
 
 @pytest.fixture
 def small_rcnn_cfg(cfg):
-    """A GeneralizedRCNN of three classes on a ResNet-18 at stride 16, for images of 64 x 96."""
+    """A GeneralizedRCNN with three classes on a ResNet-18 at stride 16, for images of 64 x 96."""
     cfg.merge_from_list(
         [
             *("MODEL.BACKBONE.NAME", "build_deform_resnet_backbone"),

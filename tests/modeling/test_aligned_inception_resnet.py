@@ -20,7 +20,7 @@ IMAGE = ShapeSpec(channels=3)
 
 
 def set_air(cfg, depth=26, out_features=("res4", "res5"), width=16):
-    """The network of that depth, of branches `width` and `width` / 2 wide in res2."""
+    """Set the network's depth, and the widths `width` and `width` / 2 of its branches in res2."""
     cfg.MODEL.BACKBONE.NAME = "build_aligned_inception_resnet_backbone"
     c = cfg.MODEL.RESNETS
     c.DEPTH, c.OUT_FEATURES, c.STRIDE_IN_1X1 = depth, list(out_features), False
@@ -75,7 +75,7 @@ def test_last_three_deformable_layers_are_those_of_the_last_block(cfg):
 
 
 def centre_of_receptive_field(branch):
-    """(y, x) of the middle of what the output of `branch` at (6, 8) reads."""
+    """(y, x) of the centre of the pixels that the output of `branch` at (6, 8) reads."""
     x = torch.ones(1, 8, 41, 41, requires_grad=True)
     branch(x)[0, :, 6, 8].sum().backward()
     read = x.grad[0].abs().sum(0)
@@ -103,7 +103,7 @@ def test_branches_are_centred_on_the_same_pixel(stride, dilation, stride_in_1x1)
 
 @pytest.mark.parametrize("dilation, stride", [(1, 32), (2, 16)])
 def test_moving_the_image_moves_the_features(cfg, dilation, stride):
-    """By whole strides, away from the border; float64, as the sum is over many layers."""
+    """Move by whole strides, away from the border; in float64, as many layers add up rounding."""
     c = set_air(cfg)
     c.RES5_DILATION, c.NORM = dilation, ""
     net = build(cfg).double()

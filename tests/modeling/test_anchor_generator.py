@@ -12,7 +12,7 @@ def anchors(cfg, stride=16, name="RoundedAnchorGenerator", grid=(2, 3)):
     return boxes.tensor.view(*grid, -1, 4)
 
 
-# rpn/generate_anchor.py, as printed in its own comment: the last pixel belongs to the box.
+# Copied from the comment in rpn/generate_anchor.py, where the last pixel belongs to the box.
 RELEASED = [
     [[-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199]],
     [[-56, -56, 71, 71], [-120, -120, 135, 135], [-248, -248, 263, 263]],

@@ -21,7 +21,7 @@ IMAGE = ShapeSpec(channels=3)
 
 
 def small(cfg, depth=50):
-    """A narrow network: the structure of the real one, the cost of a toy."""
+    """A narrow network with the structure of the real one."""
     cfg.MODEL.RESNETS.DEPTH = depth
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8 if depth < 50 else 16
@@ -50,7 +50,8 @@ def test_plain_network_is_detectron2s(cfg, dilation):
 
 @pytest.mark.parametrize(("height", "cells"), [(64, 16), (65, 16), (66, 16), (67, 17), (7, 2)])
 def test_stem_that_pools_as_released(cfg, height, cells):
-    """A cell is the largest of three rows and columns from an even one on, as far as they go."""
+    """A cell is the maximum of three rows and columns, starting at an even one; those at the end
+    may have fewer."""
     small(cfg).MODEL.RESNETS.STEM_POOL_CEIL = True
     stem = build_deform_resnet_backbone(cfg, IMAGE).stem
     x = torch.randn(1, 3, height, 64)
@@ -171,7 +172,7 @@ def test_detectron2s_deformable_checkpoints_load(cfg, modulated, tmp_path, caplo
     x = torch.randn(1, 64 * 2, 6, 7)
     hidden = torch.relu(block.conv1(x))
     prediction = their_block.conv2_offset(hidden)
-    if modulated:  # as their forward, whose operator does not run on the CPU
+    if modulated:  # like their forward, whose operator does not run on the CPU
         from torchvision.ops import deform_conv2d
 
         offset, mask = prediction[:, :18], prediction[:, 18:].sigmoid()

@@ -32,7 +32,7 @@ def build(name, device):
         cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
         cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-        # torchvision's RoIPool knows no autocast on the CPU.
+        # torchvision's RoIPool does not support autocast on the CPU.
         cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignV2"
     torch.manual_seed(3)
     model = build_model(cfg)
@@ -53,7 +53,7 @@ def make_inputs(device) -> list:
 
 
 def result(model, inputs) -> list:
-    """What inference finds, as tensors."""
+    """The results of inference as tensors."""
     with torch.no_grad():
         outputs = model.eval()(inputs)
     if "sem_seg" in outputs[0]:
@@ -93,7 +93,7 @@ def test_training_keeps_the_format(name, device):
 
 @pytest.mark.parametrize("name", ["class_aware_rpn", "deeplab", "air", "fpn"])
 def test_autocast(name, device):
-    """A training step and inference; the others stand in test_autocast.py."""
+    """A training step and inference; test_autocast.py has the other networks."""
     model, inputs = build(name, device), make_inputs(device)
     model = model.to(memory_format=torch.channels_last)
     with EventStorage(), torch.autocast(device.type, dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""MODEL.BACKBONE.ACTIVATION_CHECKPOINT: less memory, and not a bit else changes."""
+"""MODEL.BACKBONE.ACTIVATION_CHECKPOINT takes less memory and does not change a bit of anything."""
 
 import copy
 
@@ -34,7 +34,7 @@ def pair(cfg, name=RESNET, depth=18, norm="BN", freeze_at=0, deform_layers=3):
 
 
 def train_step(net, x, autocast=False) -> list:
-    """Features, gradients by all parameters, and all buffers after it."""
+    """Features, gradients with respect to all parameters, and all buffers after the step."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
         features = list(net(x).values())
     sum(feature.float().square().mean() for feature in features).backward()
@@ -42,7 +42,7 @@ def train_step(net, x, autocast=False) -> list:
 
 
 def saved_bytes(net, x) -> int:
-    """Memory that autograd keeps between the passes."""
+    """Bytes that autograd keeps between forward and backward."""
     storages = {}
 
     def pack(tensor):
@@ -72,13 +72,13 @@ def saved_bytes(net, x) -> int:
 def test_equal_to_the_bit(cfg, settings, device):
     plain, checkpointed = (net.train().to(device) for net in pair(cfg, **settings))
     x = torch.randn(2, 3, 64, 96, device=device)
-    for _ in range(2):  # the second on running statistics that the first has updated
+    for _ in range(2):  # the second step uses running statistics that the first has updated
         for actual, expected in zip(train_step(checkpointed, x), train_step(plain, x), strict=True):
             assert torch.equal(actual, expected)
 
 
 def test_blocks_are_computed_again_for_every_backward(cfg):
-    """retain_graph, then gradients' gradients: statistics are updated in the first pass only."""
+    """retain_graph, then second-order gradients; only the first pass updates statistics."""
     nets = [net.train() for net in pair(cfg)]
     x, results = torch.randn(2, 3, 64, 96), []
     for net in nets:

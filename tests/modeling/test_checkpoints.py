@@ -1,5 +1,5 @@
-"""Detectron2's checkpoint layouts load into plain and deformable detectors: every plain weight
-lands, and only what the file cannot hold is reported missing."""
+"""Detectron2's checkpoint layouts load into plain and deformable detectors: every plain weight is
+loaded, and only parameters that the file cannot hold are reported missing."""
 
 import pickle
 import re
@@ -13,7 +13,7 @@ from d2_deformable.layers import DeformConv2d
 
 
 def detector(cfg, num_layers):
-    """A narrow Faster R-CNN on ResNet-50, res5 dilated; deformable with num_layers > 0."""
+    """A narrow Faster R-CNN on ResNet-50 with dilated res5; deformable if num_layers > 0."""
     cfg = cfg.clone()
     cfg.MODEL.BACKBONE.NAME = "build_deform_resnet_backbone"
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
@@ -36,7 +36,7 @@ def detector(cfg, num_layers):
 
 
 def c2_names(state):
-    """ResNet weights under Caffe2's names, as in Detectron2's ImageNet files (R-50.pkl)."""
+    """ResNet weights with Caffe2's names, as in Detectron2's ImageNet files (R-50.pkl)."""
     names = {}
     for key, value in state.items():
         if not key.startswith("backbone.") or "running" in key:
@@ -61,7 +61,7 @@ def save(layout, model, path):
     if layout == "zoo":
         arrays = {key: value.numpy() for key, value in state.items()}
         content = {"model": arrays, "__author__": "Detectron2 Model Zoo"}
-    elif layout == "heuristics":  # as tools/convert-torchvision-to-d2.py writes it
+    elif layout == "heuristics":  # as tools/convert-torchvision-to-d2.py writes them
         backbone = {k.removeprefix("backbone."): v.numpy() for k, v in state.items()}
         backbone = {k: v for k, v in backbone.items() if k.startswith(("stem", "res"))}
         content = {"model": backbone, "__author__": "torchvision", "matching_heuristics": True}
@@ -73,7 +73,7 @@ def save(layout, model, path):
 
 
 class RecordingCheckpointer(DetectionCheckpointer):
-    """Keeps what `load_state_dict` reports, which the original only logs."""
+    """Stores the report of `load_state_dict`, which the original only logs."""
 
     def _load_model(self, checkpoint):
         self.incompatible = super()._load_model(checkpoint)

@@ -1,4 +1,4 @@
-"""ClassAwareRPN against slow and obvious statements of what it computes."""
+"""ClassAwareRPN against slow and obvious implementations."""
 
 import math
 
@@ -21,7 +21,7 @@ WEIGHTS = (2.0, 2.0, 0.5, 0.5)
 
 @BACKBONE_REGISTRY.register()
 class TwoLevels(Backbone):
-    """Each position sees a square of the image as large as its stride."""
+    """A backbone whose positions each see a square of the image as large as their stride."""
 
     size_divisibility = 32
 
@@ -38,7 +38,7 @@ class TwoLevels(Backbone):
 
 @pytest.fixture
 def toy(cfg):
-    """Nothing is at its default, so that every key shows. More anchors are sampled than exist."""
+    """No key has its default value, so that every key matters. The sample exceeds all anchors."""
     cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
     cfg.MODEL.BACKBONE.NAME = "TwoLevels"
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
@@ -63,7 +63,7 @@ def toy(cfg):
 
 
 def varied(cfg):
-    """The model with predictions that differ from anchor to anchor."""
+    """Build the model with predictions that differ from anchor to anchor."""
     torch.manual_seed(0)
     model = build_model(cfg)
     for name, layer in model.head.named_children():
@@ -78,9 +78,9 @@ def ground_truth(size, boxes, classes):
 
 
 def inputs(*gt):
-    """An image for each ground truth, by default two of different size, the first to be enlarged.
+    """Images for the ground truths, by default two of different sizes.
 
-    No anchor inside the first image overlaps its last object.
+    The first image is to be enlarged. No anchor inside the default one overlaps its last object.
     """
     boxes = [[10.0, 6, 44, 40], [50.0, 12, 90, 62], [0.0, 0, 8, 2]]
     gt = gt or (
@@ -104,7 +104,7 @@ def train(model, batch):
 
 @torch.no_grad()
 def predictions(model, batch):
-    """Per image and level [(anchor, K + 1 logits, 4 deltas), ...], as the maps lie in memory."""
+    """Per image and level [(anchor, K + 1 logits, 4 deltas), ...] in the maps' memory order."""
     x = model.preprocess_image(batch).tensor
     maps = model.head(list(model.backbone(x).values()))
     images = [[], []]
@@ -140,7 +140,7 @@ def softmax(logits):
 
 
 def slow_labels(anchors, gt, border):
-    """Per anchor its label and box: sec. 2.3's rule of Faster R-CNN, with the toy's thresholds."""
+    """Label and box of each anchor by the rule of Faster R-CNN (sec. 2.3), the toy's thresholds."""
     height, width = gt.image_size
     boxes, classes = gt.gt_boxes.tensor.tolist(), gt.gt_classes.tolist()
     labels, matched = [-1] * len(anchors), [[0.0] * 4] * len(anchors)
@@ -290,7 +290,7 @@ def slow_decode(image, size):
 
 
 def slow_detect(decoded):
-    """[(score, class, box), ...]: NMS of each class, best first."""
+    """[(score, class, box), ...] after NMS of each class, best first."""
     found = []
     for c in range(K):
         kept = []
@@ -302,7 +302,7 @@ def slow_detect(decoded):
 
 
 def original_pixels(boxes, x):
-    """Boxes in pixels of the original image."""
+    """Convert boxes to pixels of the original image."""
     height, width = x["image"].shape[1:]
     scale = [x.get("width", width) / width, x.get("height", height) / height] * 2
     return torch.tensor(boxes) * torch.tensor(scale)

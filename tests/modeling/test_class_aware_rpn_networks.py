@@ -11,7 +11,7 @@ from yamls import CONFIGS, load
 
 
 def num_parameters(model):
-    """Weights, biases, and the affine pair of frozen batch norms, which are buffers."""
+    """Number of weights, biases, and affine pairs of frozen batch norms, which are buffers."""
     frozen = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     return sum(p.numel() for p in model.parameters()) + sum(2 * len(m.weight) for m in frozen)
 

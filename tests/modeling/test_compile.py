@@ -34,7 +34,7 @@ def fresh_compiler():
 
 
 def build(cfg, name):
-    """A narrow network whose convolutions of the last stage read anywhere."""
+    """A narrow network whose convolutions in the last stage have random offsets."""
     cfg.MODEL.BACKBONE.NAME = BUILDERS.get(name, "build_deform_resnet_backbone")
     cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = SETTINGS["FPN"]["OUT_FEATURES"], 16
     narrow = {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 8, "WIDTH_PER_GROUP": 8}
@@ -92,13 +92,13 @@ def test_one_graph_serves_all_sizes(cfg, name, device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, backend=counter, fullgraph=True, dynamic=True)
     graphs = None
-    # An FPN adds maps of two strides: sides are multiples of 64, and one map of size 1 is a graph
-    # of its own.
+    # An FPN adds maps of two strides, so sides are multiples of 64. A map of size 1 would need a
+    # graph of its own.
     for size in ((128, 192), (192, 256)):
         x = torch.randn(2, 3, *size, device=device)
         actual = values_and_gradients(compiled, net, x)
         torch.testing.assert_close(actual, values_and_gradients(net, net, x))
-        graphs = graphs or counter.frame_count  # test_compile.py of ops/ says why
+        graphs = graphs or counter.frame_count  # see tests/ops/test_compile.py
     assert counter.frame_count == graphs
 
 
@@ -112,7 +112,7 @@ def test_inductor(cfg, device):
 
 
 def export(net, strict):
-    """With any number of images, and any sides that are multiples of 64."""
+    """Export with any number of images, and any sides that are multiples of 64."""
     height, width = (64 * Dim(side, min=2, max=32) for side in ("height", "width"))
     sizes = {0: Dim("images"), 2: height, 3: width}
     x = torch.randn(2, 3, 128, 192)
@@ -141,7 +141,7 @@ def test_exports_with_dynamic_shapes(cfg, name, strict):
 
 @slow
 def test_saved_program_runs_in_another_process(cfg, tmp_path):
-    """Which imports d2_deformable and nothing else of ours."""
+    """The other process imports d2_deformable and nothing else of ours."""
     net = build(cfg, "R-18")
     torch.export.save(export(net, strict=False), tmp_path / "net.pt2")
     x = torch.randn(1, 3, 128, 128)

@@ -1,4 +1,4 @@
-"""DeepLab's head: the released deconvolution, the loss, within SemanticSegmentor."""
+"""DeepLab's head: the released deconvolution, the loss, and its use in SemanticSegmentor."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def make_head(stride=16, **kwargs):
 
 
 def released_deconvolution(scores, stride=16):
-    """Fixed bilinear 32x32 deconvolution of stride 16, one group per class, cropped by 8."""
+    """Fixed bilinear 32x32 deconvolution with stride 16 and one group per class, cropped by 8."""
     size, classes = 2 * stride, scores.shape[1]
     ramp = 1 - (torch.arange(size) / stride - (size - 1) / size).abs()
     weight = (ramp[:, None] * ramp).expand(classes, 1, size, size).to(scores)
@@ -37,7 +37,7 @@ def test_upsampling_is_the_released_deconvolution(size):
         released = released_deconvolution(head.predictor(head.hidden(features["res5"])))
     assert losses == {}
     assert logits.shape == (2, 4, 16 * size[0], 16 * size[1])
-    # Neighbours outside the map count 0 there, so what is lost is what ones lose.
+    # Neighbours outside the map count as 0 there, which scales the output as it scales ones.
     fade = released_deconvolution(torch.ones(1, 1, *size))
     torch.testing.assert_close(released, logits * fade, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fade[..., 8:-8, 8:-8], torch.ones_like(fade)[..., 8:-8, 8:-8])
@@ -46,7 +46,7 @@ def test_upsampling_is_the_released_deconvolution(size):
 
 
 def test_scores_for_maps_that_end_before_the_image():
-    """The same scores, and those of the last row and column once more."""
+    """The scores are the same, with the last row and column repeated once."""
     head = make_head().eval()
     features = {"res5": torch.randn(1, 6, 2, 3)}
     with torch.no_grad():
@@ -144,8 +144,8 @@ def test_no_image_is_told(deeplab):
 def test_the_size_of_the_result_is_the_inputs_where_none_is_asked_for(deeplab):
     image = torch.zeros(3, 40, 50)
     deeplab.eval()
-    for size, asked in (((40, 50), {}), ((20, 30), {"height": 20, "width": 30})):
-        (result,) = deeplab([{"image": image} | asked])
+    for size, requested in (((40, 50), {}), ((20, 30), {"height": 20, "width": 30})):
+        (result,) = deeplab([{"image": image} | requested])
         assert result["sem_seg"].shape == (3, *size)
 
 

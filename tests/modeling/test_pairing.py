@@ -1,4 +1,5 @@
-"""A deformable network is its plain twin plus offsets: same start, same path without them."""
+"""A deformable network is its plain twin plus offsets: both start equal, and without offsets they
+stay equal in training."""
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def built(path, overrides=()):
 
 
 def different(plain, deformable):
-    """Names of shared parameters and buffers that differ, and of those that only one has."""
+    """Names of parameters and buffers that differ or that only one of the networks has."""
     plain, deformable = plain.state_dict(), deformable.state_dict()
     wrong = [n for n in plain if n not in deformable or not torch.equal(plain[n], deformable[n])]
     return wrong + [n for n in deformable.keys() - plain if not any(o in n for o in OFFSETS)]
@@ -60,7 +61,7 @@ def test_a_layer_that_draws_is_found(monkeypatch):
 
 
 def batch(seed):
-    """Two images of objects on noise, for either task."""
+    """Two images of objects on noise, for both tasks."""
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for _ in range(2):
@@ -85,7 +86,7 @@ def losses(path, overrides, steps=20):
     history = []
     with EventStorage():
         for step in range(steps):
-            torch.manual_seed(step)  # of the anchors and proposals that are sampled
+            torch.manual_seed(step)  # for sampling anchors and proposals
             total = sum(model(batch(step)).values())
             optimizer.zero_grad()
             total.backward()
@@ -95,7 +96,7 @@ def losses(path, overrides, steps=20):
 
 
 def zero_rate(cfg):
-    """LR_MULTIPLIERS of `cfg`, with offsets that stay at zero."""
+    """LR_MULTIPLIERS of `cfg`, changed so that offsets stay at zero."""
     others = [entry for entry in cfg.SOLVER.LR_MULTIPLIERS if entry[0] not in OFFSETS]
     return ["SOLVER.LR_MULTIPLIERS", [*others, ["|".join(OFFSETS), 0.0]]]
 
@@ -112,8 +113,8 @@ def _rois_of_doubles(boxes):
     "name", ["deeplab_R_18_dconv3", "class_aware_rpn_R_18_dconv3", "rfcn_R_18_dconv3_dpool"]
 )
 def test_without_its_offsets_it_follows_the_plain_network(name, monkeypatch):
-    """In double precision, as a rounding must not choose another proposal; Detectron2's boxes are
-    float32 always, which two of its functions must be helped with."""
+    """Runs in double precision, since rounding must not select other proposals. Detectron2's boxes
+    are always float32, so two of its functions are replaced."""
     monkeypatch.setattr(proposal_utils, "batched_nms", _nms_of_doubles)
     monkeypatch.setattr(rfcn, "convert_boxes_to_pooler_format", _rois_of_doubles)
     path = CONFIGS / f"quick/warped_shapes_{name}.yaml"

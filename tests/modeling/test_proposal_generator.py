@@ -1,4 +1,4 @@
-"""LegacyRPN: where it differs from Detectron2's RPN."""
+"""LegacyRPN, where it differs from Detectron2's RPN."""
 
 import math
 
@@ -24,7 +24,7 @@ def rpn():
 
 
 def proposals(rpn, deltas, height=40, width=33, cells=(3, 3)):
-    """Boxes of an image whose anchors are 16 x 16 at every cell; the first cells score best."""
+    """Boxes of an image with one 16 x 16 anchor per cell; the first cells score best."""
     scores = -torch.arange(cells[0] * cells[1], dtype=torch.float32)[None]
     deltas = torch.tensor(deltas, dtype=torch.float32).expand(1, cells[0] * cells[1], 4)
     images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
@@ -34,14 +34,14 @@ def proposals(rpn, deltas, height=40, width=33, cells=(3, 3)):
 
 
 def test_only_whole_cells_of_the_image_have_anchors(rpn):
-    """40 x 33 pixels: 2 x 2 cells, though the map has 3 x 3."""
+    """40 x 33 pixels are 2 x 2 whole cells, although the map has 3 x 3."""
     whole = torch.tensor([[0, 0, 16, 16], [16, 0, 32, 16], [0, 16, 16, 32], [16, 16, 32, 32.0]])
     assert torch.equal(proposals(rpn("LegacyRPN"), [0, 0, 0, 0]), whole)
     assert len(proposals(rpn("RPN"), [0, 0, 0, 0])) == 9
 
 
 def test_a_box_outside_the_image_is_clipped_to_a_pixel(rpn):
-    """Three widths to the right, or to the left: a column of each row of cells."""
+    """Boxes move three widths to the right or left; a column of pixels is left per row of cells."""
     right = proposals(rpn("LegacyRPN"), [3, 0, 0, 0])
     assert torch.equal(right, torch.tensor([[32, 0, 33, 16], [32, 16, 33, 32.0]]))
     left = proposals(rpn("LegacyRPN"), [-3, 0, 0, 0])
@@ -56,7 +56,7 @@ def test_a_box_inside_stays(rpn):
 
 
 def test_the_best_are_counted_among_those_of_the_image(rpn):
-    """Cells of the border take no place among PRE_NMS_TOPK."""
+    """Border cells do not count towards PRE_NMS_TOPK."""
     model = rpn("LegacyRPN")
     model.pre_nms_topk = {True: 3, False: 3}
     assert len(proposals(model.eval(), [0, 0, 0, 0])) == 3

@@ -1,4 +1,4 @@
-"""predict_raw of a GeneralizedRCNN: the ordinary inference follows from it."""
+"""predict_raw of a GeneralizedRCNN: ordinary inference follows from it."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_boxes_are_those_of_the_original_image(build, kind):
 @torch.no_grad()
 def test_boxes_are_clipped_to_the_original_image(build):
     model = build("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
-    model.roi_heads.box_predictor.bbox_pred.bias.fill_(0)[2:] = 20.0  # much wider and higher
+    model.roi_heads.box_predictor.bbox_pred.bias.fill_(0)[2:] = 20.0  # much wider and taller
     boxes, _ = predict_raw(model, [image(height=128, width=288)])[0]
     assert torch.equal(boxes, torch.tensor([0.0, 0, 288, 128]).expand_as(boxes))
 
@@ -127,7 +127,7 @@ def test_precomputed_proposals(build):
 
 def test_weights_fit_detectron2s_network(build, small_rcnn_cfg):
     theirs = build().state_dict()
-    small_rcnn_cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"  # as older YAMLs have it
+    small_rcnn_cfg.MODEL.META_ARCHITECTURE = "DeformRCNN"  # as in older YAMLs
     model = build_model(small_rcnn_cfg).eval()
     assert type(model) is DeformRCNN and model.state_dict().keys() == theirs.keys()
     model.load_state_dict(theirs)
@@ -157,7 +157,7 @@ def test_bad_input_is_named(build):
 
 def test_heads_with_a_way_of_their_own_are_refused(build):
     class OwnWay(RFCNHeads):
-        """Its `predict_boxes`, inherited, would predict something else than it detects."""
+        """Heads whose inherited `predict_boxes` would differ from what they detect."""
 
         def _forward_box(self, features, proposals):
             raise NotImplementedError

@@ -36,7 +36,7 @@ def rfcn(cfg, pooler="PSROIPool", sampling="random", agnostic=True):
 
 
 def inputs(num_gt=(2, 1), num_proposals=(20, 15), seed=0):
-    """Features, proposals and targets of two images of 96 x 128 pixels."""
+    """Features, proposals and targets for two images of 96 x 128 pixels."""
     generator = torch.Generator().manual_seed(seed)
 
     def boxes(n):
@@ -195,7 +195,7 @@ def test_roi_pooling_of_mmdetection(heads_cfg, name, pooler):
 
 
 def test_levels_may_have_layers_of_their_own():
-    """A level without RoIs takes part all the same: distributed training waits for its gradient."""
+    """A level without RoIs gets a gradient too, because distributed training waits for it."""
     torch.manual_seed(0)
     pools = nn.ModuleList(DeformRoIAlign(4, 3, hidden_channels=8) for _ in range(3))
     for pool in pools:
@@ -223,8 +223,8 @@ def test_legacy_roi_pooling_in_detectron2s_heads(heads_cfg, name):
 
 
 def test_legacy_roi_pooling_ends_with_the_last_pixel():
-    """Of 16 x 16 pixels that end with pixel 15: a cell, as 15 / 16 is rounded to 1 and 0 / 16 to 0,
-    and its neighbours; of 8 x 8, the cell alone."""
+    """A box of 16 x 16 pixels ends with pixel 15. As 15 / 16 rounds to 1 and 0 / 16 to 0, it covers
+    a cell and its neighbours. A box of 8 x 8 pixels covers only the cell."""
     x = torch.arange(16.0).view(1, 1, 4, 4)
     pooler = LegacyROIPooler(1, [1 / 16])
     boxes = [Boxes(torch.tensor([[0.0, 0, 16, 16], [0, 0, 8, 8], [16, 16, 25, 25]]))]

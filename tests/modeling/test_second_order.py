@@ -1,4 +1,4 @@
-"""Gradients of gradients through whole backbones: the penalty of a Wasserstein critic."""
+"""Second-order gradients through whole backbones: the gradient penalty of a Wasserstein critic."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from d2_deformable.layers import DeformConv2d
 
 
 def critic(cfg, modulated=True, checkpoint=False):
-    """A deformable network of float64 whose offsets are anywhere."""
+    """A deformable network in float64 with random offsets."""
     cfg.MODEL.BACKBONE.NAME = "build_deform_resnet_backbone"
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINT = checkpoint
     resnets = cfg.MODEL.RESNETS
@@ -37,14 +37,14 @@ def penalty(net, image):
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpointed"])
 @pytest.mark.parametrize("modulated", [False, True], ids=["v1", "v2"])
 def test_gradient_penalty(cfg, modulated, checkpoint, device):
-    """Its slope along a direction of all parameters is what small steps measure."""
+    """Its slope along a direction in parameter space equals the one that small steps measure."""
     net = critic(cfg, modulated, checkpoint).to(device)
     image = torch.randn(2, 3, 32, 48, dtype=torch.float64, device=device)
     parameters = list(net.parameters())
     value = penalty(net, image)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     assert sum(gradient is not None for gradient in gradients) > 0.9 * len(parameters)
-    # Against a gradient of 0 nothing could be seen.
+    # Move along the gradient, where the slope is not 0.
     directions = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
     norm = sum(d.square().sum() for d in directions).sqrt()
 
@@ -64,7 +64,7 @@ def test_gradient_penalty(cfg, modulated, checkpoint, device):
 
 
 def test_compiled_networks_have_first_gradients_only(cfg, device):
-    """PyTorch's compiler takes no gradients of gradients; it says so."""
+    """PyTorch's compiler does not support second-order gradients, and says so."""
     torch._dynamo.reset()
     layer = DeformConv2d(3, 4, 3, padding=1).to(device)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""Several scales and box average, against a slow statement of both."""
+"""Several scales and box averaging, against a slow implementation of both."""
 
 import math
 
@@ -12,8 +12,10 @@ from d2_deformable.modeling import DetectorWithTTA
 
 
 class Scripted(nn.Module):
-    """A detector that predicts what it was told: one (boxes, scores) per call, in pixels of the
-    image that it is given; it remembers what that was."""
+    """A detector that returns given answers, one (boxes, scores) per call, in pixels of its input.
+
+    It stores the arguments of its calls.
+    """
 
     def __init__(self, *answers):
         super().__init__()
@@ -26,7 +28,7 @@ class Scripted(nn.Module):
 
 
 def random_answer(rows=30, classes=3, agnostic=True, size=(60, 80)):
-    """Boxes in a few clusters, so that they overlap, and probabilities."""
+    """Boxes in a few clusters, so that they overlap, and their probabilities."""
     height, width = size
     centre = torch.tensor([width / 4, height / 4]) * torch.randint(1, 4, (rows, 1, 2))
     columns = 1 if agnostic else classes
@@ -48,7 +50,7 @@ def image(height=60, width=80):
 
 
 def detections(output):
-    """[(class, score, [x0, y0, x1, y1])] of the one image, in order."""
+    """[(class, score, [x0, y0, x1, y1])] of the only image, in order."""
     (found,) = output
     found = found["instances"]
     return list(
@@ -61,7 +63,7 @@ def detections(output):
     )
 
 
-# ---- The slow statement, in loops over single boxes ----------------------------------------------
+# ---- The slow implementation, in loops over single boxes -----------------------------------------
 
 
 def iou(a, b):
@@ -72,7 +74,7 @@ def iou(a, b):
 
 
 def candidates(answer, thresh=0.05):
-    """[(class, score, box)] of one raw prediction above the threshold."""
+    """[(class, score, box)] above the threshold in one raw prediction."""
     boxes, scores = answer
     found = []
     for row in range(len(scores)):
@@ -129,7 +131,7 @@ def test_scales_and_mirrored_images_are_one_union(agnostic, vote_iou):
     large, large_mirrored = candidates(answers[2]), mirrored(candidates(answers[3]), 120)
     union += scaled(large, 2 / 3, 2 / 3) + scaled(large_mirrored, 2 / 3, 2 / 3)
     expected = merge(union, vote_iou=vote_iou)
-    assert len(expected) == 12  # more are there: the best over all classes count
+    assert len(expected) == 12  # there are more: the best over all classes are kept
     assert_equal(detections(found), expected)
 
 
@@ -146,20 +148,20 @@ def test_a_pass_takes_the_boxes_of_the_one_before(agnostic):
     first[1][::4] = torch.tensor([0.01, 0.02, 0.01, 0.96])  # nothing but background
     found = candidates(first)
     boxes, scores = first
-    if agnostic:  # each box once, for all classes that it was found for
+    if agnostic:  # each box once, for all classes for which it was found
         rows = [row for row in range(20) if (scores[row, :3] > 0.05).any()]
         given = boxes[rows, 0]
-        wanted = [(scores[row, :3] > 0.05).tolist() for row in rows]
+        found_for = [(scores[row, :3] > 0.05).tolist() for row in rows]
     else:
         given = torch.tensor([box for _, _, box in found])
-        wanted = [[c == k for k in range(3)] for c, _, _ in found]
+        found_for = [[c == k for k in range(3)] for c, _, _ in found]
     second = random_answer(len(given), agnostic=agnostic)
     model = Scripted(first, second)
     output = wrap(model, iterations=2, vote_iou=0.5)([image()])
     assert model.calls[0][1] is None
     torch.testing.assert_close(model.calls[1][1], [given])
     silent = second[1].clone()
-    silent[:, :3] *= torch.tensor(wanted)  # a box has no say in classes that it was not found for
+    silent[:, :3] *= torch.tensor(found_for)  # a box does not vote for other classes
     expected = merge(found + candidates((second[0], silent)), vote_iou=0.5)
     assert_equal(detections(output), expected)
 
@@ -222,7 +224,7 @@ def test_no_image_is_told_and_no_gradients_are_needed(detector, small_rcnn_cfg):
 @torch.no_grad()
 def test_one_scale_is_ordinary_inference(detector, small_rcnn_cfg):
     small_rcnn_cfg.INPUT.MIN_SIZE_TEST, small_rcnn_cfg.INPUT.MAX_SIZE_TEST = 60, 80
-    inputs = [image(60, 72), image(60, 80)]  # differently large: no padding may tell
+    inputs = [image(60, 72), image(60, 80)]  # of different sizes: padding must not matter
     found = DetectorWithTTA(small_rcnn_cfg, detector)(inputs)
     for x, output in zip(inputs, found, strict=True):
         (expected,) = detector([x])

@@ -1,4 +1,4 @@
-"""Calls of torch.ops.d2_deformable, which has no default values."""
+"""Arguments for torch.ops.d2_deformable, whose operators have no default values."""
 
 import inspect
 
@@ -6,8 +6,7 @@ SIZES = ("stride", "padding", "dilation", "output_size")
 
 
 def every_argument(function, **arguments) -> dict:
-    """The arguments of a call of a public function as its operator takes them: with the function's
-    defaults, and sizes as pairs."""
+    """Convert a public function's arguments to its operator's: add defaults, make sizes pairs."""
     bound = inspect.signature(function).bind(**arguments)
     bound.apply_defaults()
     return {

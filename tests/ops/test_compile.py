@@ -104,7 +104,8 @@ def test_one_graph_serves_all_sizes(name, marked, device):
         fullgraph=True,
         dynamic=None if marked else True,
     )
-    # All unlike each other and the fixed sizes: the compiler takes equal ones for the same.
+    # All sizes differ from each other and from the fixed ones: the compiler treats equal sizes as
+    # one.
     rois = {} if name.startswith("conv") else {"rois": 17}
     sizes = {**rois, "images": 7, "height": 11, "width": 13}
     graphs = None
@@ -115,8 +116,8 @@ def test_one_graph_serves_all_sizes(name, marked, device):
         actual = values_and_gradients(compiled, inputs)
         expected = values_and_gradients(lambda inputs: op(**inputs, **arguments), inputs)
         torch.testing.assert_close(actual, expected)
-        # The compiler may run its backend twice for one graph: numbers like the scale are fixed
-        # at the second time.
+        # The compiler may run its backend twice for one graph: it fixes numbers such as the scale
+        # the second time.
         graphs = graphs or counter.frame_count
     assert counter.frame_count == graphs
 
@@ -158,7 +159,7 @@ def test_compiled_transforms(device):
 
 
 class Call(torch.nn.Module):
-    """An operator as torch.export takes it: a module of tensors alone."""
+    """An operator as torch.export takes it: a module whose inputs are tensors only."""
 
     def __init__(self, op, arguments, names):
         super().__init__()
@@ -169,7 +170,7 @@ class Call(torch.nn.Module):
 
 
 def dynamic_shapes(inputs) -> tuple:
-    """Of the tensors: N, H, W of maps and R of RoIs."""
+    """Mark as dynamic: N, H and W of feature maps, and R of RoIs."""
     map_sizes = {0: Dim("images"), 2: Dim("height", min=4), 3: Dim("width", min=4)}
     rois = {0: Dim("rois")}
     if "rois" in inputs:
@@ -203,7 +204,7 @@ def test_exports_with_dynamic_shapes(name, strict):
 
 
 def test_saved_programs_run_in_another_process(tmp_path):
-    """Which imports d2_deformable and nothing else of ours."""
+    """The other process imports d2_deformable and nothing else of ours."""
     for name in NAMES:
         _, make, _ = CALLS[name]
         program = exported(name, strict=False)

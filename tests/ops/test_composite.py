@@ -1,4 +1,4 @@
-"""The operators as standard tensor operations equal the kernels and the slow reference."""
+"""The operators made of standard tensor operations equal the kernels and the slow reference."""
 
 from dataclasses import replace
 
@@ -24,8 +24,10 @@ def composite_conv(input, offset, weight, bias=None, mask=None, border="zero", *
 
 
 def check_conv(inputs, case=CASE, border="zero", others=(ops.deform_conv2d,)):
-    """Values and gradients are those of the other implementations; the gradients written out in
-    the composite's own backward, too."""
+    """Check that values and gradients equal those of the other implementations.
+
+    The explicit gradients of the composite's own backward must equal them too.
+    """
     arguments = {**case.geometry(), "border": border}
     results = [
         conv.values_and_gradients(function, inputs, **arguments)
@@ -109,7 +111,7 @@ def test_deform_roi_pool(sizes, arguments, with_offset, round_rois, device):
 
 
 def edge_rois(device, wild=None) -> torch.Tensor:
-    """Corners at halves and whole numbers, empty and inverted boxes, and one outside the map."""
+    """Boxes with corners at halves and integers, empty and inverted boxes, one outside the map."""
     rois = [
         [0, 4, 4, 28, 28],
         [1, 2.5, -2.5, 2.5, 14.5],
@@ -187,7 +189,7 @@ def test_ps_roi_pool_of_nothing(images, device):
 
 
 def test_small_bins_of_a_large_map_do_not_suffer_from_float32(device):
-    """Running sums of 10^6 pixels of about 100 would lose all digits after the point."""
+    """Running sums of 10^6 pixels of about 100 would lose all decimal places."""
     image = 100 + torch.randn(1, 4, 1000, 1000, device=device)
     rois = torch.tensor([[0.0, 990, 990, 994, 994]], device=device)
     arguments = {"output_size": (2, 2), "spatial_scale": 1.0, "round_rois": True}

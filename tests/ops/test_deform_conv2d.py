@@ -17,7 +17,7 @@ BACKWARD = torch.ops.d2_deformable.deform_conv2d_backward.default
 
 @dataclass(frozen=True)
 class Case:
-    """One call; no two sizes are equal, so that none can be taken for another."""
+    """One call; no two sizes are equal, so that none can be mistaken for another."""
 
     images: int = 3
     channels: int = 12
@@ -128,7 +128,7 @@ def test_equals_torchvision(geometry, groups, offset_groups, mask, device, asser
     [
         Case(images=1),
         Case(images=65, size=(4, 5)),
-        # Several column buffers, which end in the middle of an image, and several channel blocks.
+        # Several column buffers, which end in the middle of an image; several channel blocks.
         Case(images=3, channels=130, size=(21, 23), kernel=(3, 3), stride=(1, 1), offset_groups=2),
     ],
     ids=["batch 1", "batch 65", "many columns"],
@@ -240,7 +240,7 @@ def test_borders_at_points_computed_by_hand(device, assert_close):
     ids=["channels_last", "every other", "transposed"],
 )
 def test_any_layout(layout, device, assert_same):
-    """Layouts are a matter of speed: results do not change by a bit."""
+    """Layouts affect only speed: results do not change by a bit."""
     case = Case(groups=2, offset_groups=2)
     inputs = case.inputs(device=device)
     strided = {name: layout(t.detach()).requires_grad_() for name, t in inputs.items()}
@@ -252,8 +252,8 @@ def test_any_layout(layout, device, assert_same):
 
 @pytest.mark.parametrize("channels", [12, 130])
 def test_results_do_not_depend_on_threads(channels, threads, assert_close):
-    """Whole-number weights and gradients make every order of a matrix product's sums exact: what is
-    left to differ in the gradients of input, offset and mask is our own order of adding."""
+    """Integer weights and gradients make a matrix multiply exact in any order of its sums. So the
+    gradients of input, offset and mask could differ only by our own order of summation."""
     case = Case(channels=channels, size=(33, 31), kernel=(3, 3), stride=(1, 1), bias=False)
     inputs = case.inputs(torch.float32)
     inputs["weight"] = (4 * inputs["weight"].detach()).round().requires_grad_()
@@ -364,7 +364,7 @@ def test_wrong_arguments_are_explained(call, message):
     ],
 )
 def test_operator_protects_memory(place, change, message):
-    """The registered operator checks sizes for those who call it without the public function."""
+    """The registered operator checks sizes, since it can be called without the public function."""
     inputs = {name: tensor.detach() for name, tensor in Case().inputs().items()}
     tensors = [inputs[name] for name in ("input", "offset", "weight", "bias")]
     call = [*tensors, [2, 1], [1, 2], [1, 2], inputs["mask"], "zero"]

@@ -1,5 +1,5 @@
-"""deform_conv2d's kernels for the CPU: shapes that cut their tiles, slices and vectors anywhere,
-each instruction set, and any number of threads."""
+"""deform_conv2d's CPU kernels: shapes that cut their tiles, slices and vectors at any place, each
+instruction set, and any number of threads."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ SHAPES = {
 
 
 def call(shape, dtype) -> tuple[dict, dict]:
-    """Tensors that want gradients, their offsets at least 0.1 pixels from integers; geometry."""
+    """Tensors that require gradients, with offsets at least 0.1 pixels from integers; geometry."""
     images, channels, size, outputs, kernel, *geometry, groups, offset_groups = shape
     generator = torch.Generator().manual_seed(1)
 
@@ -82,14 +82,14 @@ CAPABILITIES = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_each_instruction_set(capability):
-    """The tests above, in a process that may use no more than that."""
+    """Run the tests above in a process that is limited to one instruction set."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     answer = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    said = subprocess.run(
+    available = subprocess.run(
         [sys.executable, "-c", answer], env=environment, capture_output=True, text=True
     )
-    if said.stdout.strip() != CAPABILITIES[capability]:
-        pytest.skip(f"this machine has {said.stdout.strip()} instead")
+    if available.stdout.strip() != CAPABILITIES[capability]:
+        pytest.skip(f"this machine has {available.stdout.strip()} instead")
     tests = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         [*tests, "-k", "test_equals_reference or test_layouts"],
@@ -105,7 +105,7 @@ def test_each_instruction_set(capability):
     "name", ["odd channels", "32 groups", "depthwise, offset groups", "several slices"]
 )
 def test_layouts(name, dtype):
-    """Channels-last maps are read and written in place, with the same results to the bit."""
+    """Channels-last maps are read and written in place; results are equal to the bit."""
     tensors, geometry = call(SHAPES[name], dtype)
     expected = values_and_gradients(deform_conv2d, tensors, **geometry)
     last = tensors["input"].detach().contiguous(memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ def test_pixels_that_are_not_read_do_not_leak(channels, value, border):
     image[:, :, 0] = value
     offset = torch.zeros(1, 2, 6, 7)
     offset[:, 0] = 1.25
-    offset[:, 0, -2] = 1  # the last row alone, weighted 1
+    offset[:, 0, -2] = 1  # reads only the last row, with weight 1
     offset[..., 0] = 1e6
     tensors = {"input": image, "offset": offset, "weight": torch.randn(4, channels, 1, 1)}
     for tensor in tensors.values():
@@ -152,7 +152,7 @@ def test_pixels_that_are_not_read_do_not_leak(channels, value, border):
     output, *gradients = values_and_gradients(deform_conv2d, tensors, border=border)
     assert not output[..., 0].any()
     assert all(tensor.isfinite().all() for tensor in (output, *gradients))
-    # Nor do pixels that a bilinear weight of 0 leaves out.
+    # Pixels with a bilinear weight of 0 do not leak either.
     at_grid = deform_conv2d(image, torch.zeros_like(offset), tensors["weight"], border=border)
     assert at_grid[:, :, 1:].isfinite().all()
     below = torch.zeros_like(offset)
@@ -163,7 +163,7 @@ def test_pixels_that_are_not_read_do_not_leak(channels, value, border):
 
 
 def peak(function) -> int:
-    """The bytes that it allocates, at the highest."""
+    """Peak number of bytes that `function` allocates."""
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     held = highest = 0
@@ -176,8 +176,8 @@ def peak(function) -> int:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_columns_are_never_in_memory_as_a_whole(channels_last):
-    """What the operator itself allocates, forward and backward, at the highest: copies of its maps
-    and weights, and scratch memory, but no columns (9 times the map)."""
+    """The operator's peak allocation, forward and backward: copies of its maps and weights, and
+    scratch memory, but no columns (9 times the map)."""
     image = torch.randn(1, 32, 200, 220)
     if channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -196,7 +196,7 @@ def test_columns_are_never_in_memory_as_a_whole(channels_last):
 
 @pytest.mark.parametrize("channels", [1, 32])
 def test_narrow_offset_groups_are_not_padded(channels):
-    """Backward, with an offset group per channel: beside gradients, two copies of the map."""
+    """With an offset group per channel, backward allocates gradients and two copies of the map."""
     image = torch.randn(1, channels, 120, 130, requires_grad=True)
     offset = torch.randn(1, 18 * channels, 120, 130, requires_grad=True)
     weight = torch.randn(4, channels, 3, 3, requires_grad=True)
@@ -214,8 +214,10 @@ def test_narrow_offset_groups_are_not_padded(channels):
     "target, flags", [("avx2", ["-mavx2", "-mfma"]), ("avx512", ["-mavx512f", "-mfma"])]
 )
 def test_kernels_share_no_function_with_other_code(target, flags, tmp_path):
-    """A function that two object files define is kept once, whichever instructions it has: all that
-    the kernels define stands in the namespace of their instruction set."""
+    """If two object files define a function, the linker keeps either, whatever its instructions.
+
+    So everything that the kernels define must be in the namespace of their instruction set.
+    """
     source = Path(__file__).parents[2] / "csrc/cpu/kernels/cpu_kernel_table.cpp"
     built = tmp_path / "table.o"
     command = ["g++", "-std=c++20", "-O0", "-fno-exceptions", "-c", source, "-o", built]

@@ -10,7 +10,7 @@ from d2_deformable.ops import deform_roi_align
 
 
 def make_inputs(images=2, rois=5, channels=3, bins=(3, 3), dtype=torch.float64, device="cpu"):
-    """Input of 13 x 9 cells, RoIs of which some reach beyond it at scale 1/4, and an offset."""
+    """Input of 13 x 9 cells, RoIs (some reach beyond it at scale 1/4) and an offset."""
     like = {"dtype": dtype, "device": device}
     image = torch.randn(images, channels, 13, 9, **like)
     corner = torch.rand(rois, 2, **like) * 40 - 6
@@ -48,7 +48,7 @@ def test_gradcheck(arguments):
     image, rois, offset = make_inputs(rois=3, bins=reference.pair(arguments["output_size"]))
     arguments = arguments | {"spatial_scale": 0.25}
     assert gradcheck(lambda x, o: deform_roi_align(x, rois, o, **arguments), (image, offset))
-    # Either alone.
+    # Each input by itself.
     assert gradcheck(lambda x: deform_roi_align(x, rois, offset.detach(), **arguments), image)
     fixed = image.detach()
     assert gradcheck(lambda o: deform_roi_align(fixed, rois, o, **arguments), offset)
@@ -78,8 +78,8 @@ def test_without_offsets_it_is_roi_align(device):
 
 @pytest.mark.parametrize("start", [0.0, 3.3, 107.7, 1301.9])
 def test_bins_of_whole_cells_keep_their_samples(start):
-    """A box clipped to the image often has bins of exactly 6 cells; as boxes of their own float32
-    makes 6.00001 of some, and they would get 7 rows."""
+    """A box clipped to the image often has bins of exactly 6 cells. As separate boxes in float32,
+    some would become 6.00001 cells high and get 7 rows of samples."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 1, 64, 400, generator=generator)
     rois = torch.tensor([[0, start, 1.1, start + 4 * 42, 1.1 + 4 * 42]])
@@ -103,7 +103,7 @@ def test_offsets_are_dy_then_dx_in_units_of_gamma_and_the_roi():
 
 
 def test_border():
-    """Replicated within a pixel of the map, zero beyond, and zeros count."""
+    """Within a pixel of the map the border is replicated. Beyond, samples are zero and count."""
     image = torch.ones(1, 1, 4, 4)
     rois = torch.tensor([[0, 0.0, 0.0, 4.0, 4.0]])
 
@@ -112,7 +112,7 @@ def test_border():
         arguments = {"output_size": 1, "spatial_scale": 1.0, "gamma": 0.25} | arguments
         return deform_roi_align(image, rois, offset, **arguments).item()
 
-    # Rows at dy + 0, 1, 2, 3; those from -1 to 4 count as one.
+    # Rows are at dy + 0, 1, 2, 3; those from -1 to 4 have the value 1.
     assert [pooled(dy) for dy in (0.0, -1.0, -1.5, 1.0, 2.0, 9.0)] == [1, 1, 0.75, 1, 0.75, 0]
 
 
@@ -160,7 +160,7 @@ def test_half_precision_and_autocast(dtype, device, assert_close):
 
 
 def test_traces_without_offset_gradients():
-    """What inference needs is torchvision's and torch's operators alone."""
+    """Inference needs only operators of torchvision and torch."""
     image, rois, offset = (t.detach() for t in make_inputs(dtype=torch.float32))
 
     def function(image, rois, offset):

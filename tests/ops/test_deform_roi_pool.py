@@ -23,7 +23,7 @@ def make_inputs(
     dtype=torch.float64,
     device="cpu",
 ) -> tuple:
-    """Input, RoIs (some reach beyond the map at scale 1/4) and an offset; corners are no integers
+    """Input, RoIs (some reach beyond the map at scale 1/4) and an offset. Corners are not integers
     and offsets are random, so no sampling coordinate is an integer."""
     like = {"dtype": dtype, "device": device}
     image = torch.randn(images, top_channels * group_size**2, *size, **like)
@@ -37,7 +37,7 @@ def make_inputs(
 def values_and_gradients(function, image, rois, offset, **arguments) -> list:
     output = function(image, rois, offset, **arguments)
     weights = torch.cos(torch.arange(output.numel(), device=output.device)).to(output.dtype)
-    weights[::5] = 0  # gradients of zero are skipped, but only those
+    weights[::5] = 0  # kernels skip zero gradients, and no others
     total = (output * weights.view(output.shape)).sum()
     leaves = [image] if offset is None else [image, offset]
     return [output, *torch.autograd.grad(total, leaves)]
@@ -165,7 +165,7 @@ def test_meta_device_gives_shapes():
     assert output.shape == (5, 6, 4, 5)
 
 
-# Numbers by hand. On the ramp 10*y + x a bin is 10 * (mean y of its samples) + (mean x).
+# By hand: on the ramp 10*y + x a bin is 10 * (mean y of its samples) + (mean x).
 
 
 def ramp(height=10, width=10, **like) -> torch.Tensor:
@@ -184,11 +184,11 @@ def ramp(height=10, width=10, **like) -> torch.Tensor:
         ((-2, 0, 2, 4), {"output_size": 1}, [[11.5]]),
         # y samples 7.5, 8.5, 9.5 (counted, clamped to 9), 10.5 (skipped): mean 25/3; x as above.
         ((0, 8, 4, 12), {"output_size": 1}, [[250 / 3 + 1.125]]),
-        # One sample per bin stands at its top left corner.
+        # The only sample of a bin is at its top left corner.
         ((1, 2, 5, 6), {"output_size": 1, "samples_per_part": 1}, [[15.5]]),
         # Halves are rounded away from zero: x0 = 0.5 -> 1, y0 = 2.5 -> 3 (not to even, 0 and 2).
         ((0.5, 2.5, 5, 7), {"output_size": 1, "samples_per_part": 1}, [[25.5]]),
-        # ... and negative ones too: x0 = -0.5 -> -1; the width is 5 - -1 = 6, samples -1.5, 1.5.
+        # So are negative halves: x0 = -0.5 -> -1; the width is 5 - -1 = 6, samples -1.5, 1.5.
         ((-0.5, 1, 5, 2), {"output_size": (1, 2), "samples_per_part": 1}, [[0.0, 6.5]]),
         # x1 = 3.5 -> 4: the second bin starts at -0.5 + 4/2.
         ((0, 1, 3.5, 2), {"output_size": (1, 2), "samples_per_part": 1}, [[5.0, 6.5]]),
@@ -266,11 +266,11 @@ def test_no_offset_gradient_at_integer_and_clamped_points(device):
     like = {"dtype": torch.float64, "device": device}
     offset = torch.zeros(1, 2, 4, 4, **like, requires_grad=True)
     arguments = {"output_size": 4, "samples_per_part": 1}
-    # Scale 1/2 and corner 1 start at 0; bins stand at 0, 1, 2, 3.
+    # Scale 1/2 and corner 1 start at 0; bins are at 0, 1, 2, 3.
     rois = torch.tensor([[0.0, 1, 1, 9, 9]], **like)
     deform_roi_pool(ramp(**like), rois, offset, spatial_scale=0.5, **arguments).sum().backward()
     assert not offset.grad.any()
-    # Scale 1 and corner 0 start at -0.5, clamped; bins stand at -0.5, 0.5, 1.5, 2.5.
+    # Scale 1 and corner 0 start at -0.5, clamped; bins are at -0.5, 0.5, 1.5, 2.5.
     rois = torch.tensor([[0.0, 0, 0, 4, 4]], **like)
     deform_roi_pool(ramp(**like), rois, offset, spatial_scale=1.0, **arguments).sum().backward()
     moves = torch.tensor([0.0, 1, 1, 1], **like) * 0.1 * 4
@@ -279,7 +279,7 @@ def test_no_offset_gradient_at_integer_and_clamped_points(device):
 
 
 def test_input_gradient_by_hand(device, assert_close):
-    """One sample at (1.5, 0.25), the other skipped: count 1, all of the gradient to 4 pixels."""
+    """One sample is at (1.5, 0.25), one is skipped: count 1, and 4 pixels get all the gradient."""
     like = {"dtype": torch.float64, "device": device}
     image = torch.zeros(1, 1, 4, 4, **like, requires_grad=True)
     rois = torch.tensor([[0.0, 0.75, 2, 8.75, 4]], **like)
@@ -400,7 +400,7 @@ def test_wrong_arguments_are_explained(call, message):
     ],
 )
 def test_operator_protects_memory(change, message):
-    """The registered operator checks sizes for those who call it without the public function."""
+    """The registered operator checks sizes, since it can be called without the public function."""
     call = wrong(input=lambda t: t.float(), rois=lambda t: t.float(), offset=lambda t: t.float())
     with pytest.raises(RuntimeError, match=message):
         FORWARD(**{**every_argument(deform_roi_pool, **call), **change})

@@ -15,7 +15,7 @@ def random(*shape, device="cpu") -> torch.Tensor:
 
 
 def make_rois(*shape, images, device="cpu") -> torch.Tensor:
-    """(*shape, 5), of any of the images."""
+    """Random RoIs (*shape, 5) on any of the images."""
     corner = 10 * torch.rand(*shape, 2, dtype=torch.float64, device=device)
     side = 5 + 15 * torch.rand(*shape, 2, dtype=torch.float64, device=device)
     index = torch.randint(images, (*shape, 1), device=device).double()
@@ -49,7 +49,7 @@ FUNCTIONS = pytest.mark.parametrize("function", SHAPES, ids=lambda function: fun
 
 
 def make_arguments(function, batch=None, in_dims=None, device="cpu") -> list:
-    """Of one call, or with a further dimension, of size `batch`, where in_dims says one."""
+    """The arguments of one call; those with an in_dim get another dimension of size `batch`."""
     arguments = []
     for shape, dim in zip(SHAPES[function], in_dims or [None] * 5):
         size = () if dim is None else (batch,)
@@ -62,7 +62,7 @@ def make_arguments(function, batch=None, in_dims=None, device="cpu") -> list:
 
 
 def differentiable(function) -> tuple:
-    """The places of arguments that have a gradient."""
+    """The positions of arguments that have a gradient."""
     return tuple(k for k, shape in enumerate(SHAPES[function]) if shape is not None)
 
 
@@ -103,7 +103,7 @@ def test_grad_vjp_and_jacrev(function, device, assert_close):
 def test_hessian(function, device, assert_close):
     """Forward over reverse, reverse over reverse, reverse over forward."""
     arguments, places = make_arguments(function, device=device), differentiable(function)
-    if function is conv:  # one tap: smaller, and quick
+    if function is conv:  # one tap, to be small and fast
         shapes = (1, 2, 2, 2), (1, 2, 4, 4), (2, 2, 1, 1), (2,), (1, 1, 4, 4)
         arguments = [random(*shape, device=device) for shape in shapes]
     else:  # two rows and columns of the map, two RoIs
@@ -155,7 +155,7 @@ VMAP = pytest.mark.parametrize(
 
 
 def loop(function, in_dims, arguments, batch):
-    """What torch.vmap means."""
+    """The definition of torch.vmap: a loop over the mapped dimension."""
     results = [
         function(*(a if d is None else a.select(d, b) for a, d in zip(arguments, in_dims)))
         for b in range(batch)
@@ -180,7 +180,7 @@ def test_vmap(function, in_dims, device, assert_close):
 @VMAP
 @pytest.mark.filterwarnings("error:.*batching rule")
 def test_gradients_per_sample(function, in_dims, device, assert_close):
-    """Of all arguments, those too that the samples share."""
+    """Gradients of all arguments, including those that samples share."""
     arguments = make_arguments(function, 3, in_dims, device)
     gradients = func.grad(loss(function), argnums=differentiable(function))
     actual = func.vmap(gradients, in_dims)(*arguments)
@@ -217,7 +217,7 @@ def test_nested_vmap_and_second_order(function, device, assert_close):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_many_images_in_half_precision(dtype, device):
-    """A mapped dimension makes image indices that these types do not hold."""
+    """A mapped dimension gives image indices that these types cannot represent."""
     images = torch.arange(3000.0, device=device).remainder(100).to(dtype)
     images = images.view(3000, 1, 1, 1, 1).expand(3000, 1, 1, 2, 2)
     rois = torch.tensor([[0.0, 0, 0, 2, 2]], device=device, dtype=dtype)
@@ -242,7 +242,7 @@ def layers() -> dict:
 
 @pytest.mark.parametrize("name", layers())
 def test_layers(name, device, assert_close):
-    """functional_call, per-sample gradients by the parameters, and a Hessian-vector product."""
+    """functional_call, per-sample parameter gradients, and a Hessian-vector product."""
     layer, arguments = layers()[name]
     layer = layer.double().to(device)
     arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]

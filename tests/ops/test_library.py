@@ -1,4 +1,4 @@
-"""The operator library and its build: what goes wrong is said in one sentence."""
+"""The operator library and its build; each failure is reported in one sentence."""
 
 import platform
 import re
@@ -32,7 +32,7 @@ def test_broken_library_says_how_to_build_it(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files with readelf")
 def test_library_does_not_know_python():
-    """One binary serves every Python: it asks for no symbol and no library of Python's."""
+    """One binary serves every Python version: it needs no symbol and no library of Python."""
     table = subprocess.run(
         ["readelf", "--wide", "--dynamic", "--dyn-syms", _library.PATH],
         capture_output=True,
@@ -44,9 +44,9 @@ def test_library_does_not_know_python():
     assert re.findall(r"\bUND (_?Py\w+)", table) == []
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there is one instruction set")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs several instruction sets")
 def test_instruction_sets_are_called_as_in_pytorch():
-    """cpu_kernels.cpp goes by the name; one that it does not know would mean the slowest."""
+    """cpu_kernels.cpp selects kernels by this name, and an unknown name gets the slowest ones."""
     source = (ROOT / "csrc" / "cpu" / "cpu_kernels.cpp").read_text()
     known = re.findall(r'capability == "(\w+)"', source)
     assert known == ["AVX512", "AVX2"]
@@ -75,7 +75,7 @@ def test_every_schema_has_its_kernels_and_stands_in_library_cpp():
 
 
 def test_has_cuda_compiles():
-    """As every operator asks it for an input on CUDA."""
+    """Every operator calls it for an input on CUDA."""
     compiled = torch.compile(lambda x: x + ops.has_cuda(), backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1)).item() == ops.has_cuda()
 
@@ -121,13 +121,13 @@ def make_program(path, *lines):
 
 
 def test_setup_finds_the_toolkit_behind_a_script(monkeypatch, tmp_path):
-    """What stands on the PATH as nvcc may be a script far from the toolkit's headers."""
+    """The nvcc on the PATH may be a script that is not near the toolkit's headers."""
     home, script = tmp_path / "toolkit", tmp_path / "nvcc"
     version = torch.version.cuda or "13.0"
     make_program(home / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V1'")
     make_program(script, f"echo '#$ TOP={home}/bin/..' >&2")
     monkeypatch.setattr(torch.version, "cuda", version)
-    monkeypatch.setenv("CUDA_HOME", "")  # and what setup.py writes there is taken back
+    monkeypatch.setenv("CUDA_HOME", "")  # so that what setup.py writes there is undone
     monkeypatch.delenv("FORCE_CUDA", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: str(script))
     assert runpy.run_path(SETUP)["find_toolkit"]() == home
@@ -145,7 +145,7 @@ def test_setup_passes_over_a_toolkit_of_another_version(monkeypatch, tmp_path):
 
 
 def default_calls():
-    """Each operator with the arguments that have no default, and one gradient's leaf."""
+    """Each operator with the arguments that have no default, and the leaf of one gradient."""
     x = torch.randn(2, 8, 6, 5, requires_grad=True)
     rois = torch.tensor([[0, 1.0, 2, 40, 50], [1, 0, 0, 60, 30]])
     weight = torch.randn(4, 8, 1, 1, requires_grad=True)
@@ -167,7 +167,7 @@ def test_defaults_compile(index):
 
 @pytest.mark.parametrize("index", range(4))
 def test_gradients_are_contiguous(index):
-    """As their fake kernels say; compiled code relies on it."""
+    """Fake kernels say so, and compiled code relies on it."""
     function, arguments, keywords, leaf = default_calls()[index]
     (gradient,) = torch.autograd.grad(function(*arguments, **keywords).square().sum(), leaf)
     assert gradient.is_contiguous()

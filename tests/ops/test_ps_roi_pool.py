@@ -27,7 +27,7 @@ def make_inputs(
 def value_and_gradient(function, image, rois, **arguments) -> list:
     output = function(image, rois, **arguments)
     weights = torch.cos(torch.arange(output.numel(), device=output.device)).to(output.dtype)
-    weights[::5] = 0  # gradients of zero are skipped, but only those
+    weights[::5] = 0  # kernels skip zero gradients, and no others
     return [output, *torch.autograd.grad((output * weights.view(output.shape)).sum(), image)]
 
 
@@ -105,7 +105,7 @@ def test_meta_device_gives_shapes():
     assert ps_roi_pool(image, rois, output_size=(3, 2), spatial_scale=0.25).shape == (5, 4, 3, 2)
 
 
-# Numbers by hand. On the ramp 10*y + x a bin is 10 * (mean of its rows) + (mean of its columns).
+# By hand: on the ramp 10*y + x a bin is 10 * (mean of its rows) + (mean of its columns).
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_meta_device_gives_shapes():
         ((0.5, 2.5, 6.5, 6.5), 1, 1.0, [[48.5]]),
         # Cut to the map: rows 8, 9, columns 0, 1.
         ((-3, 8, 2, 20), 1, 1.0, [[85.5]]),
-        # An empty RoI at 3 covers 0.1 pixels: pixel 3 alone.
+        # An empty RoI at 3 covers 0.1 pixels: only pixel 3.
         ((3, 3, 3, 3), 1, 1.0, [[33.0]]),
         # Outside the map: empty.
         ((30, 30, 40, 40), 1, 1.0, [[0.0]]),
@@ -137,7 +137,7 @@ def test_bins_by_hand(roi, bins, scale, expected, device, assert_close):
 
 
 def test_exact_rois_by_hand(device, assert_close):
-    """Without rounding 0.5 .. 2.5 touches pixels 0, 1, 2 (rounded, 1 .. 3, pixels 1, 2)."""
+    """Without rounding, 0.5 .. 2.5 touches pixels 0, 1, 2; rounded to 1 .. 3, it touches 1, 2."""
     like = {"dtype": torch.float64, "device": device}
     image = torch.arange(4, **like).expand(1, 1, 4, 4)
     rois = torch.tensor([[0, 0.5, 0.5, 2.5, 2.5]], **like)
@@ -247,6 +247,6 @@ def test_wrong_arguments_are_explained(call, message):
     ],
 )
 def test_operator_protects_memory(change, message):
-    """The registered operator checks sizes for those who call it without the public function."""
+    """The registered operator checks sizes, since it can be called without the public function."""
     with pytest.raises(RuntimeError, match=message):
         FORWARD(**{**every_argument(ps_roi_pool, **wrong()), **change})

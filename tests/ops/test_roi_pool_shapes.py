@@ -1,4 +1,4 @@
-"""RoI pooling in the shapes by which the CPU chooses how to share out its work: blocks of channels,
+"""RoI pooling in the shapes by which the CPU selects how to divide its work: blocks of channels,
 planes, tiles, channels-last maps, and each instruction set."""
 
 import os
@@ -17,8 +17,10 @@ DTYPES = [torch.float64, torch.float32]
 def make_inputs(
     images=2, rois=6, top_channels=4, group_size=1, classes=0, parts=(3, 3), size=(13, 9), box=0.4
 ) -> tuple:
-    """Map, RoIs in image pixels at scale 1/4 (about `box` of the map in size, some reach beyond it,
-    images in any order) and an offset, or None; numbers that float32 holds exactly."""
+    """Map, RoIs in image pixels at scale 1/4, and an offset or None, all exact in float32.
+
+    The size of RoIs is about `box` of the map's. Some reach beyond it; images are in any order.
+    """
     image = torch.randn(images, top_channels * group_size**2, *size)
     map_size = 4 * torch.tensor([size[1], size[0]]).float()
     corner = (torch.rand(rois, 2) * 1.2 - 0.2) * map_size
@@ -34,12 +36,12 @@ def values_and_gradients(function, dtype, image, rois, offset, **arguments) -> l
     ]
     output = function(leaves[0], rois.to(dtype), *leaves[1:], **arguments)
     weights = torch.cos(torch.arange(output.numel())).to(dtype)
-    weights[::5] = 0  # gradients of zero are skipped, but only those
+    weights[::5] = 0  # kernels skip zero gradients, and no others
     total = (output * weights.view(output.shape)).sum()
     return [output.detach(), *torch.autograd.grad(total, leaves)]
 
 
-LARGE = (90, 100)  # not more channels than one vector of a block fit into the cache
+LARGE = (90, 100)  # so large that only one vector of channels fits in the cache
 CASES = {
     "class per channel": ({"top_channels": 5, "classes": 5, "rois": 37, "size": (9, 7)}, {}),
     "class per channel and group": (
@@ -116,7 +118,7 @@ def test_ps_roi_pool_equals_reference(sizes, dtype, assert_close):
     [(32, 0, 1), (32, 2, 1), (33, 1, 1), (32, 4, 1), (5, 1, 3), (5, 5, 3)],
 )
 def test_channels_last(top_channels, classes, group_size):
-    """Maps in place or copied: the same results to the bit, in the layout of the map."""
+    """Maps are read in place or copied: results are equal to the bit, in the layout of the map."""
     image, rois, offset = make_inputs(
         top_channels=top_channels, classes=classes, group_size=group_size
     )
@@ -147,12 +149,12 @@ def test_results_do_not_depend_on_threads(name, threads):
 
 @pytest.mark.parametrize("classes", [0, 1, 5])
 def test_pixels_between_and_beside_samples_do_not_matter(classes):
-    """Infinities that no sample touches: kernels read whole vectors, and weigh with 0."""
+    """No sample touches the infinite pixels, though kernels read whole vectors and weigh with 0."""
     image, _, _ = make_inputs(images=1, top_channels=5, size=(12, 24))
     rois = torch.tensor([[0.0, 2, 2, 10, 10]])
     offset = torch.zeros(1, 2 * classes, 1, 1) if classes else None
     arguments = {"output_size": 1, "spatial_scale": 1.0, "samples_per_part": 2}
-    # Samples stand at 1.5 and 5.5: pixels 1, 2, 5 and 6.
+    # Samples are at 1.5 and 5.5: they touch pixels 1, 2, 5 and 6.
     expected = values_and_gradients(
         deform_roi_pool, torch.float32, image, rois, offset, **arguments
     )
@@ -165,10 +167,10 @@ def test_pixels_between_and_beside_samples_do_not_matter(classes):
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_other_instruction_sets(capability):
-    """The tests above ran with the best instruction set of the machine; here with a lesser one."""
+    """Run the tests above, which used the machine's best instruction set, with a lesser one."""
     best = torch.backends.cpu.get_cpu_capability()
     if best == "DEFAULT" or best.lower() == capability:
-        pytest.skip(f"{capability} is what this machine runs anyway, or more than it has")
+        pytest.skip(f"this machine's best instruction set is {best}")
     again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     doubles = " or float64" if capability == "default" else ""  # vectors of two
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Derivatives of the gradients: against those of the slow reference, and numerically."""
+"""Second-order gradients against those of the slow reference, and numerically."""
 
 import pytest
 import torch
@@ -14,16 +14,17 @@ BORDERS = pytest.mark.parametrize("border", ["zero", "legacy"])
 
 
 def waves(tensor: torch.Tensor) -> torch.Tensor:
-    """A number that hangs on every element, each with a weight of its own."""
+    """A number that depends on every element, each with its own weight."""
     weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).to(tensor.dtype)
     return (weights.view(tensor.shape) * tensor * tensor).sum()
 
 
 def derivatives(function, leaves, order=2) -> list:
-    """Of `waves` of the function's value: gradients by all leaves, and so on up to the order."""
+    """Gradients of `waves` of the function's value with respect to all leaves, up to `order`."""
     results, total = [], waves(function(*leaves))
     for last in reversed(range(order)):
-        # What nothing depends on any more, as of a third derivative by a weight, is zero.
+        # Gradients that do not exist, such as a third derivative with respect to a weight, are
+        # zero.
         gradients = torch.autograd.grad(
             total, leaves, create_graph=last > 0, materialize_grads=True
         )
@@ -145,7 +146,7 @@ def test_ps_roi_pool_gradgradcheck(device):
 
 
 def test_forward_mode(device):
-    """Values with tangents are computed by the composites."""
+    """The composites compute values that have tangents."""
     case = conv.Case(images=1, channels=2, size=(3, 3), out_channels=2)
     inputs = case.inputs(device=device)
     image, rois, offset = deform_pool.make_inputs(
@@ -172,7 +173,7 @@ def test_forward_mode(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision(dtype, autocast, device):
-    """Second derivatives have the types of what they are derivatives by."""
+    """Second-order gradients have the types of the tensors that they are taken for."""
     case = conv.Case(groups=2, offset_groups=2)
     inputs = case.inputs(torch.float32, device)
     if not autocast:
@@ -200,7 +201,7 @@ def test_half_precision(dtype, autocast, device):
 
 
 def test_first_gradients_keep_no_graph(device):
-    """Only create_graph pays for second derivatives."""
+    """Only create_graph pays for second-order gradients."""
     inputs = conv.Case().inputs(device=device)
     output = ops.deform_conv2d(**inputs, **conv.Case().geometry())
     gradients = torch.autograd.grad(output.sum(), list(inputs.values()))

@@ -1,4 +1,4 @@
-"""What holds for every operator in every type: float64 to bfloat16, autocast, memory formats."""
+"""Properties of every operator in every type: float64 to bfloat16, autocast, memory formats."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ DTYPES = [torch.float64, torch.float32, *HALF_TYPES]
 
 
 def calls(dtype=torch.float32, coordinates=None, device="cpu") -> dict:
-    """Each operator with its tensors, of which all but RoIs want gradients, and its arguments."""
+    """Each operator with its arguments and its tensors, all of which except RoIs need gradients."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape, scale=1.0, to=None):
@@ -24,7 +24,7 @@ def calls(dtype=torch.float32, coordinates=None, device="cpu") -> dict:
         return tensor.to(device, to or dtype).requires_grad_()
 
     coordinates = coordinates or dtype
-    # All numbers are whole or halves: every type holds them exactly.
+    # All numbers are integers or halves, which every type represents exactly.
     rois = torch.tensor([[0, 1, 2, 40, 50], [1, 0, 0, 60, 30], [1, 10.5, 4, 30, 75]])
     rois = rois.to(device, coordinates)
     pool = {"output_size": 3, "spatial_scale": 0.25}
@@ -58,7 +58,7 @@ NAMES = list(calls())
 
 def values_and_gradients(function, tensors, arguments) -> list:
     output = function(**tensors, **arguments)
-    # Whole numbers: the gradient of the output is the same in every type.
+    # These are integers, so the gradient of the output is the same in every type.
     weights = (torch.arange(output.numel(), device=output.device) % 7 - 3.0).view(output.shape)
     leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
     return [output, *torch.autograd.grad((output * weights).sum(), leaves)]
@@ -69,8 +69,10 @@ def cast(tensors, dtype) -> dict:
 
 
 def assert_near(actual, expected, dtype):
-    """Tensors whose difference is small beside them (2-norms), as maps of dtype let expect: sums
-    of rounded numbers err by more than one rounding where they nearly cancel."""
+    """Check that differences are small relative to the tensors (2-norms) for maps of `dtype`.
+
+    Where sums of rounded numbers nearly cancel, their error exceeds one rounding.
+    """
     bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
     for mine, other in zip(actual, expected, strict=True):
         mine, other = mine.detach().double().cpu(), other.detach().double().cpu()
@@ -81,8 +83,8 @@ def assert_near(actual, expected, dtype):
 @pytest.mark.parametrize("coordinates", ["half", "float32"])
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_half_precision_rounds_the_result_alone(name, dtype, coordinates, device):
-    """Coordinates, weights and sums are float32: on the CPU the result is that of float32, rounded
-    once; CUDA rounds the sampled values too."""
+    """Coordinates, weights and sums are float32. On the CPU the result is that of float32, rounded
+    once; CUDA also rounds the sampled values."""
     kept = torch.float32 if coordinates == "float32" else dtype
     function, tensors, arguments = calls(dtype, kept, device)[name]
     actual = values_and_gradients(function, tensors, arguments)
@@ -96,8 +98,10 @@ def test_half_precision_rounds_the_result_alone(name, dtype, coordinates, device
 
 @pytest.mark.parametrize("name", NAMES)
 def test_far_coordinates_in_half_precision(name, device):
-    """At column 2,000 bfloat16 holds every 8th pixel only, float16 every second half: maps that
-    wide are read at the right place all the same, since the sums are made in float32."""
+    """Wide maps are read at the right place, because coordinates are summed in float32.
+
+    At column 2,000 bfloat16 represents only every 8th pixel, float16 only every second half pixel.
+    """
     function, tensors, arguments = calls(torch.bfloat16, torch.float32, device)[name]
     wide = torch.zeros(2, tensors["input"].shape[1], 13, 2049, device=device)
     wide[..., 2035] = 1
@@ -150,8 +154,8 @@ def test_memory_format_is_that_of_the_input(name, dtype, device, assert_same):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_autocast_keeps_coordinates(name, dtype, device):
-    """Maps and weights take autocast's type where a product of matrices gains from it; offsets,
-    masks and RoIs stay float32."""
+    """Maps and weights get autocast's type if a matrix multiply benefits from it; offsets, masks
+    and RoIs stay float32."""
     function, tensors, arguments = calls(torch.float32, device=device)[name]
     convolution = name == "deform_conv2d"
     halves = {"input": dtype, "weight": dtype, "bias": dtype} if convolution else {}
@@ -166,7 +170,7 @@ def test_autocast_keeps_coordinates(name, dtype, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_autocast_takes_what_layers_hand_it(name, dtype, device):
-    """Maps in half precision beside offsets in float32, and the other way round."""
+    """Maps in half precision with offsets in float32, and the other way round."""
     function, tensors, arguments = calls(torch.float32, device=device)[name]
     tensors = {n: t.detach() for n, t in tensors.items()}
     coordinates = {"offset", "mask", "rois"} & set(tensors)
@@ -176,7 +180,7 @@ def test_autocast_takes_what_layers_hand_it(name, dtype, device):
             mixed = {n: t.to(dtype) if n in half else t for n, t in tensors.items()}
             output = function(**mixed, **arguments)
             assert output.dtype == (dtype if "input" in half else expected.dtype)
-            if half == coordinates:  # rounded before they come, not by autocast
+            if half == coordinates:  # already rounded by the caller, not by autocast
                 rounded = {n: t.float() for n, t in mixed.items()}
                 expected_of_rounded = function(**rounded, **arguments)
                 torch.testing.assert_close(output, expected_of_rounded)
@@ -226,7 +230,7 @@ def test_integers_are_refused_by_the_operator_itself(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_device_is_refused_by_the_operator_itself(name):
-    """What torchvision's deform_conv2d answers with an illegal access (its issue 8744)."""
+    """In torchvision's deform_conv2d this is an illegal memory access (its issue 8744)."""
     function, tensors, arguments = calls()[name]
     operator = getattr(torch.ops.d2_deformable, name)
     for moved in set(tensors) - {"input"}:
@@ -239,7 +243,7 @@ def test_another_device_is_refused_by_the_operator_itself(name):
                 operator(**every_argument(function, **elsewhere, **arguments))
 
 
-needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU, and the operators built for CUDA")
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and operators built for CUDA")
 
 
 @needs_gpu
@@ -254,7 +258,8 @@ def test_cuda_equals_cpu(name, dtype):
 
 
 @pytest.mark.skipif(
-    not HAS_GPU or torch.cuda.device_count() < 2, reason="needs two GPUs, and operators for them"
+    not HAS_GPU or torch.cuda.device_count() < 2,
+    reason="needs two GPUs and operators for them",
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_another_gpu_than_the_current_one(name):
@@ -269,7 +274,7 @@ def test_another_gpu_than_the_current_one(name):
 @needs_gpu
 @pytest.mark.parametrize("name", ["deform_roi_pool", "ps_roi_pool"])
 def test_wrong_image_index_stops_the_kernel(name):
-    """In a process of its own, since no CUDA call works after a device-side assertion."""
+    """Runs in its own process, since no CUDA call works after a device-side assertion."""
     call = f"""
 import torch
 from d2_deformable import ops
@@ -287,7 +292,7 @@ torch.cuda.synchronize()
 @needs_gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_current_stream(name, assert_close):
-    """Kernels run on the current stream: they wait for what was put there before them."""
+    """Kernels run on the current stream: they wait for the work queued on it before them."""
     function, tensors, arguments = calls(device="cuda")[name]
     expected = function(**tensors, **arguments)
     image = tensors["input"].detach()
@@ -304,7 +309,7 @@ def test_current_stream(name, assert_close):
 @needs_gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_algorithms(name, assert_close):
-    """The same bits each time, and the gradients of any order but for rounding."""
+    """Results are equal to the bit each time, and equal those of any order up to rounding."""
     function, tensors, arguments = calls(device="cuda")[name]
     in_any_order = values_and_gradients(function, tensors, arguments)
     torch.use_deterministic_algorithms(True)

@@ -1,4 +1,5 @@
-"""A torch without a private name that torch.func needs: gradients stay, the rest is refused."""
+"""With a torch that lacks a private name which torch.func needs, gradients still work, and the rest
+is refused."""
 
 import subprocess
 import sys

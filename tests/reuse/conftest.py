@@ -10,7 +10,7 @@ NUM_CLASSES = 3
 
 @pytest.fixture
 def batch():
-    """Two images of 96 x 128 pixels with an object or two, as Detectron2's models take them."""
+    """Two images of 96 x 128 pixels with one or two objects, as Detectron2's models take them."""
     boxes = [[[8.0, 8, 60, 70]], [[20.0, 10, 90, 80], [50, 30, 120, 90]]]
     return [
         {

@@ -1,4 +1,4 @@
-"""Detectron2's and PyTorch's own tools take these models as they take any other."""
+"""Detectron2's and PyTorch's own tools work with these models as with any other."""
 
 import copy
 import io
@@ -69,7 +69,7 @@ def test_test_time_augmentation(rfcn_cfg, model, batch):
 
 
 def test_a_yaml_of_detectron2s_model_zoo():
-    """Its YAML plus one or two names: the deformable twin."""
+    """Its YAML plus one or two keys gives the deformable twin."""
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
@@ -108,7 +108,7 @@ def test_copies_of_a_model(model, batch, duplicate):
     twin.load_state_dict(model.state_dict())
     assert_same(detect(twin, batch), detect(model, batch))
 
-    # The hook that renames the offsets of Detectron2's layout is the copy's own.
+    # The copy has its own hook that renames the offset layers of Detectron2's layout.
     layout = {
         name.replace("conv1.conv_off", "conv1_off"): v for name, v in model.state_dict().items()
     }

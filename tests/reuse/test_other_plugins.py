@@ -1,4 +1,4 @@
-"""Beside the config functions, heads and networks of other plug-ins, in either order."""
+"""Use with config functions, heads and networks of other plug-ins, in either order."""
 
 import importlib
 
@@ -15,7 +15,7 @@ from d2_deformable.modeling import DeformPoolerMixin
 
 
 def add_neighbour_config(cfg):
-    """Keys of its own under every node that has some of ours."""
+    """Add keys under every node that has some of ours."""
     for node in (
         cfg.MODEL.RESNETS,
         cfg.MODEL.BACKBONE,
@@ -28,14 +28,14 @@ def add_neighbour_config(cfg):
 
 
 def add_dependent_config(cfg):
-    """Of a plug-in that builds on this one and chooses other defaults."""
+    """The config function of a plug-in that builds on this one and has other defaults."""
     add_deformable_config(cfg)
     cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 3
     cfg.SOLVER.LR_MULTIPLIERS = [["conv_offset", 0.1]]
 
 
 def projects(name):
-    """detectron2.projects.<name>: a wheel of 0.5 has none, and some need packages of their own."""
+    """detectron2.projects.<name>. A wheel of 0.5 has no projects; some need further packages."""
     try:
         return importlib.import_module(f"detectron2.projects.{name}")
     except ModuleNotFoundError as error:
@@ -185,7 +185,7 @@ def test_segmentation_on_the_deformable_backbone(rfcn_cfg, batch, project, head)
 
 def test_the_mixin_serves_heads_of_other_plugins(rfcn_cfg, batch):
     class NeighbourHeads(StandardROIHeads):
-        """Stands for those of a plug-in that knows nothing of this one."""
+        """Heads of a plug-in that knows nothing of this one."""
 
     class DeformNeighbourHeads(DeformPoolerMixin, NeighbourHeads):
         pass

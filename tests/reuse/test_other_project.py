@@ -1,7 +1,7 @@
-"""Another project, as its author would write it: train_net.py, config, YAML, backbone and heads.
+"""Another project as its author would write it: train_net.py, config, YAML, backbone and heads.
 
-It has Detectron2's DefaultTrainer and data, nothing of ours but what it names. It trains, saves,
-and `--eval-only` reads the checkpoint back, each in a process of its own.
+It has Detectron2's DefaultTrainer and data, and of ours only what it names. It trains and saves,
+and `--eval-only` reads the checkpoint back, each in its own process.
 """
 
 import json
@@ -146,7 +146,7 @@ from xyz import add_xyz_config
 class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        # The slow evaluation, since Detectron2 may stand here without its compiled part.
+        # Use the slow evaluation: Detectron2 may be installed without its compiled part.
         folder = cfg.OUTPUT_DIR + "/inference"
         return COCOEvaluator(dataset_name, ("bbox",), output_dir=folder, use_fast_impl=False)
 
@@ -183,7 +183,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The project's folder, with four images of its own in COCO's format."""
+    """The project's folder, with its own four images in COCO's format."""
     folder = tmp_path_factory.mktemp("project")
     for name, text in PROJECT.items():
         path = folder / name

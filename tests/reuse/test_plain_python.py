@@ -1,4 +1,4 @@
-"""Without cfg: explicit arguments, in plain Python and in Detectron2's LazyConfig."""
+"""Use without cfg: explicit arguments, in plain Python and in Detectron2's LazyConfig."""
 
 from functools import partial
 
@@ -227,7 +227,7 @@ def test_it_is_the_network_of_the_yaml(rfcn_cfg, batch):
 
 
 class WiderResNet(DeformResNet):
-    """As a user would: one more feature map."""
+    """A user's subclass with one more feature map."""
 
     def forward(self, x):
         features = super().forward(x)
@@ -290,7 +290,7 @@ def test_bad_arguments_of_the_heads():
 
 
 def test_data_sets_without_cfg(tmp_path):
-    """A format registers as any function of Detectron2's catalog does."""
+    """A format registers like any function in Detectron2's catalog."""
     shapes = WarpedShapesFormat(root=tmp_path, split="val", num_images=2, image_size=64)
     DatasetCatalog.register("shapes_without_cfg", partial(shapes.load, "shapes_without_cfg"))
     try:

@@ -1,4 +1,4 @@
-"""Files, and what a measurement says about where it comes from."""
+"""The commit that a measurement records."""
 
 import subprocess
 

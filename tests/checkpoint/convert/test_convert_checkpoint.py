@@ -1,4 +1,4 @@
-"""What `convert_checkpoint` writes over and what it refuses, whatever the kind of file."""
+"""Files that `convert_checkpoint` overwrites and input that it refuses, for every kind of file."""
 
 import pytest
 import torchvision
@@ -26,7 +26,7 @@ def convert(source, target, overrides=(), config=FPN, **kwargs):
 
 
 def test_a_yaml_of_other_weights_does_not_stay(source, tmp_path):
-    """Else the weights of a second conversion would be used with the settings of the first."""
+    """Otherwise a second conversion's weights would be used with the first one's settings."""
     convert(source, tmp_path / "b.pth", ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"])
     old = (tmp_path / "b.yaml").read_text()
     conversion = convert(source, tmp_path / "b.pth", [*SETTINGS, "MODEL.ROI_HEADS.NUM_CLASSES", 7])
@@ -48,7 +48,7 @@ def test_what_was_given_is_not_written_over(source, tmp_path):
 
 
 def test_names_to_keep(source, tmp_path):
-    """One name is a name, not its letters; and one that is misspelt keeps nothing."""
+    """A single name is not split into its letters, and a misspelt name keeps nothing."""
     stem = "backbone.bottom_up.stem"
     conversion = convert(source, tmp_path / "b.pth", keep=stem)
     assert "backbone.bottom_up.res2.0.conv1.weight" in conversion.weights

@@ -1,4 +1,4 @@
-"""Tensors that are not what a converter expects, by the hundred: a ConversionError, no other."""
+"""Hundreds of inputs that no converter expects: each raises ConversionError, nothing else."""
 
 import random
 from functools import cache
@@ -39,7 +39,7 @@ def model(kind):
 
 @cache
 def good(kind):
-    """Tensors that the converter takes; none for mmdetection's, of which other tests are."""
+    """Tensors that the converter takes. Not for mmdetection, which has tests of its own."""
     if kind == "mxnet":
         return mxnet_networks.random_params(
             mxnet_networks.Network(
@@ -72,7 +72,7 @@ def convert(kind, tensors, metadata=None):
 
 
 def damaged(tensors, rng):
-    """Some tensors missing, of other names, shapes or values."""
+    """Drop some tensors, or change their names, shapes or values."""
     tensors = dict(tensors)
     for name in rng.sample(sorted(tensors), min(len(tensors), rng.randint(1, 3))):
         value = tensors.pop(name)

@@ -1,5 +1,5 @@
-"""Files in the layouts of Detectron2's model zoo: Detectron2's detectors and this package's models
-with their weights find the same objects."""
+"""Files in the layouts of Detectron2's model zoo: this package's models with the weights of
+Detectron2's detectors find the same objects."""
 
 import pickle
 import re
@@ -29,8 +29,8 @@ MODULATED = ["MODEL.RESNETS.DEFORM_MODULATED", "True"]
 CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"
 DCONV = "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50"
-# Detectron2's config and further keys of both: the config here, or None for Detectron2's own with
-# the backbone of this package.
+# Detectron2's config and further keys of both -> this package's config, or None for Detectron2's
+# config with the backbone of this package.
 DETECTORS = {
     "faster_FPN": ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", [], "faster_rcnn_R_50_FPN_1x"),
     "mask_FPN": (f"{MASK}_FPN_1x.yaml", [], "mask_rcnn_R_50_FPN_1x"),
@@ -79,7 +79,7 @@ def their_modulated_convolution(monkeypatch):
 
 
 def detector(cfg):
-    """Random weights, statistics and scores that differ."""
+    """A detector with random weights and statistics, and different scores."""
     model = randomize(build_model(cfg))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -104,11 +104,11 @@ def loaded(cfg, file):
 @torch.no_grad()
 def assert_same_objects(model, expected, exact=False):
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1)) * 255
-    found, wanted = (m([{"image": image}])[0]["instances"] for m in (model, expected))
-    assert len(found) == len(wanted) > 5
-    assert wanted.scores.max() - wanted.scores.min() > 1e-3, "the scores tell nothing"
+    found, reference = (m([{"image": image}])[0]["instances"] for m in (model, expected))
+    assert len(found) == len(reference) > 5
+    assert reference.scores.max() - reference.scores.min() > 1e-3, "scores are too uniform"
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-4}
-    for name, value in wanted.get_fields().items():
+    for name, value in reference.get_fields().items():
         ours = found.get(name)
         if name == "pred_boxes":
             ours, value = ours.tensor, value.tensor
@@ -145,7 +145,7 @@ def test_another_file_than_the_zoos_must_hold_the_offsets(tmp_path):
 
 
 def converted(name, file, overrides=(), target="converted.safetensors", **kwargs):
-    """The model here with a file of Detectron2, converted."""
+    """This package's model with the converted weights of a Detectron2 file."""
     cfg = our_config(name, overrides)
     conversion = convert_checkpoint("detectron2", file, file.with_name(target), cfg, **kwargs)
     return loaded(cfg, file.with_name(target)), conversion
@@ -171,7 +171,10 @@ def test_converted_into_a_deformable_model(modulated, tmp_path):
 
 
 def caffe2_names(state) -> dict:
-    """Names and layout of Detectron for a Mask R-CNN with FPN: background first, affine norms."""
+    """Convert a Mask R-CNN with FPN to Detectron's names and layout.
+
+    The background comes first, and normalisation is affine.
+    """
     result = {}
     for name, value in state.items():
         if "running" in name:
@@ -213,7 +216,8 @@ def caffe2_names(state) -> dict:
 @pytest.mark.parametrize("way", ["MODEL.WEIGHTS", "convert"])
 def test_names_of_caffe2(way, deformable, tmp_path):
     theirs = detector(their_config("mask_FPN"))
-    for module in theirs.modules():  # as affine as in the file; to Detectron2 but for epsilon
+    # Make normalisation affine, as in the file. Detectron2 reads such a file ignoring epsilon.
+    for module in theirs.modules():
         if hasattr(module, "running_var"):
             module.running_mean.zero_()
             module.running_var.fill_(1 - module.eps if way == "convert" else 1)
@@ -229,7 +233,7 @@ def test_names_of_caffe2(way, deformable, tmp_path):
 
 
 def test_a_backbone_of_caffe2(tmp_path):
-    """As ImageNetPretrained/MSRA/R-50.pkl: with a classifier, and a bias that nobody uses."""
+    """A file like ImageNetPretrained/MSRA/R-50.pkl, with a classifier and an unused bias."""
     theirs = detector(their_config("faster_FPN"))
     state = {k: v for k, v in theirs.state_dict().items() if "bottom_up" in k}
     blobs = caffe2_names(state) | {"fc1000_w": torch.zeros(3, 8).numpy()}
@@ -281,7 +285,7 @@ def test_another_network_is_refused(name, into, overrides, message, tmp_path):
 
 
 def test_a_pkl_does_not_run_when_training_loads_it(tmp_path):
-    """What `Trainer` loads MODEL.WEIGHTS with."""
+    """`Trainer` loads MODEL.WEIGHTS with SafeCheckpointer, the base class of the one used here."""
     sign = tmp_path / "sign"
 
     class Hostile:
@@ -295,7 +299,7 @@ def test_a_pkl_does_not_run_when_training_loads_it(tmp_path):
 
 
 def test_weights_that_do_not_fit_say_what(tmp_path):
-    """As MODEL.WEIGHTS: the renamed offset layers are compared by torch, not by Detectron2."""
+    """In MODEL.WEIGHTS, torch compares the renamed offset layers, not Detectron2."""
     file = zoo_file(detector(their_config("dconv")).state_dict(), tmp_path / "model_final.pkl")
     with pytest.raises(ValueError, match=r"another network.*conv_offset.*\[18, .*\[27, "):
         loaded(our_config("dconv", MODULATED), file)

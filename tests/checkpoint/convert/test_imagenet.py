@@ -1,4 +1,4 @@
-"""ResNets of torchvision and timm give the same features as backbones, from the image file on."""
+"""ResNets of torchvision and timm give the same features as backbones, starting at image files."""
 
 import json
 import subprocess
@@ -19,10 +19,10 @@ from d2_deformable.engine import read_config
 
 timm = pytest.importorskip("timm")
 TOOL = Path(__file__).parents[3] / "tools/convert_checkpoint.py"
-# Of the source, and the keys of its twin here.
 SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
 WIDE = ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
+# {source network: config keys of the equivalent network of this package}.
 NETWORKS = {
     "torchvision resnet18": SHALLOW,
     "torchvision resnet50": [],
@@ -44,7 +44,7 @@ LARGE = {
 
 
 def source(network: str):
-    """The project and a network of it, with random weights and statistics."""
+    """A project's name and one of its networks, with random weights and statistics."""
     project, name = network.split()
     build = timm.create_model if project == "timm" else torchvision.models.get_model
     return project, randomize(build(name))
@@ -52,7 +52,7 @@ def source(network: str):
 
 @torch.no_grad()
 def expected_features(network, image, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
-    """The stages of a network of torchvision or timm, of RGB in 0..1, normalised."""
+    """Stage outputs of a torchvision or timm network for a normalised RGB image in 0..1."""
     rgb = np.asarray(Image.open(image).convert("RGB"), np.float32) / 255
     x = torch.from_numpy((rgb - np.float32(mean)) / np.float32(std)).permute(2, 0, 1)[None]
     x = network.maxpool(torch.relu(network.bn1(network.conv1(x))))
@@ -67,11 +67,11 @@ def assert_close(actual, expected):
     for name, value in expected.items():
         scale = value.abs().max()
         torch.testing.assert_close(actual[name] / scale, value / scale, rtol=1e-4, atol=1e-5)
-        assert value.std() > scale / 1000, "the features tell nothing"
+        assert value.std() > scale / 1000, "features are too uniform"
 
 
 def convert(kind, network, folder, overrides=(), config=FPN, target="converted.safetensors"):
-    """A YAML with the converted weights of a network."""
+    """Convert a network's weights and return the YAML that uses them."""
     torch.save(network.state_dict(), folder / "source.pth")
     cfg = read_config(config, overrides)
     convert_checkpoint(kind, folder / "source.pth", folder / target, cfg, config_file=config)
@@ -100,7 +100,7 @@ def test_a_deformable_backbone_starts_as_the_plain_one(modulated, image, tmp_pat
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_into_a_network_without_pyramid(norm, image, tmp_path):
-    """Paper's dilated C5, here not dilated, as the source is not."""
+    """The paper's C5 network, without dilation because the source has none."""
     project, network = source("torchvision resnet18")
     config = FPN.parents[1] / "VOC-Detection/rfcn_R_101_dconv3_dpool.yaml"
     overrides = [*SHALLOW, "MODEL.RESNETS.NORM", norm, "MODEL.RESNETS.RES5_DILATION", "1"]

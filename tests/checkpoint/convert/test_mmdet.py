@@ -1,4 +1,4 @@
-"""mmdetection's Faster and Mask R-CNN: the same outputs after conversion, and what is refused."""
+"""mmdetection's Faster and Mask R-CNN: equal outputs after conversion, and refused input."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from d2_deformable import add_deformable_config
 from d2_deformable.checkpoint.convert import ConversionError, convert_checkpoint, mmdet
 from yamls import CONFIGS, load
 
-# A YAML's network at the size of RCNN's.
+# Overrides that shrink a YAML's network to the size of RCNN.
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
@@ -26,7 +26,7 @@ SMALL = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
 }
 MODULATED = {"groups": 1, "modulated": True}
-# What is built there, and the YAML of it here.
+# Arguments of RCNN, and this package's YAML for the same network.
 NETWORKS = {
     "plain": ({}, "faster_rcnn_R_50_FPN_1x"),
     "mask": ({"mask": True}, "mask_rcnn_R_50_FPN_1x"),
@@ -70,7 +70,7 @@ def network(image, **kwargs):
 
 
 class Converter:
-    """Writes state dicts to files, as mmdetection does, and builds what they are converted to."""
+    """Writes state dicts to files, as mmdetection does, and builds the converted models."""
 
     def __init__(self, folder):
         self.source, self.target = folder / "epoch_12.pth", folder / "converted.pth"
@@ -81,7 +81,7 @@ class Converter:
         return convert_checkpoint("mmdet", self.source, self.target, cfg)
 
     def model(self, **changes):
-        """The model of the converter's YAML, changed; without one, of the config as it was."""
+        """Build the model of the converter's YAML, or of the given config if it wrote none."""
         cfg = self.cfg
         if (file := self.target.with_suffix(".yaml")).exists():
             cfg = get_cfg()
@@ -101,7 +101,7 @@ def converter(tmp_path):
 
 @torch.no_grad()
 def heads(model, cfg, image):
-    """What RCNN.heads gives."""
+    """The outputs that RCNN.heads returns, from a converted model."""
     image = image.flip(0) if cfg.INPUT.FORMAT == "RGB" else image
     features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
     maps = list(features.values())
@@ -170,7 +170,7 @@ def test_resnet_18(image, converter):
 
 
 def test_first_names_of_offset_layers(image, converter):
-    """mmcv's first versions had conv2_offset beside conv2."""
+    """In mmcv's first versions conv2_offset was a sibling of conv2."""
     kwargs, yaml = NETWORKS["mdconv"]
     theirs = network(image, **kwargs)
     state_dict = {
@@ -286,7 +286,7 @@ def test_settings_of_the_config_in_the_file(meta, expected, image, converter):
     state_dict = network(image).state_dict()
     conversion = converter.convert(state_dict, config("faster_rcnn_R_50_FPN_1x"), meta)
     assert {key: conversion.settings[key] for key in expected} == expected
-    assert any("no mmdetection config" in said for said in conversion.assumptions) == (
+    assert any("no mmdetection config" in text for text in conversion.assumptions) == (
         len(expected) == 1
     )
 

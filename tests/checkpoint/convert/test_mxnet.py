@@ -1,8 +1,8 @@
-"""Networks of msracver/Deformable-ConvNets, converted, compute what their own layers did.
+"""Converted networks of msracver/Deformable-ConvNets compute what the original layers compute.
 
-`mxnet_networks.py` states those layers. Sizes are small, but for the test marked slow; image sizes
-are no multiples of 16, so that maps differ where the stems pool differently and proposals stop
-before the border of the map.
+`mxnet_networks.py` defines those layers. Sizes are small except in the test marked slow. Image
+sizes are not multiples of 16, so that feature maps differ where the stems pool differently, and
+proposals stop before the border of the feature map.
 """
 
 from functools import cache
@@ -83,7 +83,7 @@ def rgb():
 
 
 def pixels(image=None):
-    """As the source network takes them."""
+    """The image as the source network takes it."""
     image = rgb() if image is None else image
     return (image - torch.tensor(source.MEAN)[:, None, None])[None].double()
 
@@ -103,7 +103,7 @@ def converted(tensors, cfg):
 
 
 def build(cfg, conversion, changes=()):
-    """The model of the converted weights, with fewer proposals, and with changed settings."""
+    """Build the model with the converted weights, fewer proposals and changed settings."""
     cfg = cfg.clone()
     fewer = {"MODEL.RPN.POST_NMS_TOPK_TEST": 40}
     for key, value in (conversion.settings | fewer | dict(changes)).items():
@@ -126,7 +126,7 @@ def distance(ours, theirs):
 
 
 def set_distance(ours, theirs):
-    """Of rows in any order, as nearly equal scores may change places."""
+    """Largest distance of rows in any order, since nearly equal scores may swap places."""
     if len(ours) != len(theirs):
         return float("inf")
     distances = torch.cdist(ours.double(), theirs, p=float("inf"))
@@ -135,7 +135,7 @@ def set_distance(ours, theirs):
 
 @torch.no_grad()
 def differences(model, theirs, net, image=None):
-    """{what: largest difference} of a detector from its source, boxes in hundreds of pixels."""
+    """{output: largest difference of a detector from its source}; boxes in hundreds of pixels."""
     image = rgb() if image is None else image
     inputs = [{"image": image.flip(0) if model.input_format == "BGR" else image}]
     images = model.preprocess_image(inputs)
@@ -146,11 +146,11 @@ def differences(model, theirs, net, image=None):
     (proposals,), _ = rpn(images, features, None)
     rpn.post_nms_topk = few
     ((boxes, probs),) = predict_raw(model, inputs)
-    # Here by size, then by ratio; there by ratio, then by size.
+    # This package orders anchors by size, then by ratio; the source by ratio, then by size.
     objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
     box_scale = TOLERANCE / PIXELS
     result = model(inputs)[0]["instances"]
-    # A box may begin within the last pixel here, and there at its first edge only.
+    # A box may begin anywhere in the last pixel here, but only at that pixel's first edge there.
     last = torch.tensor(image.shape[:0:-1] * 2) - 1
     boxes_and_more = [
         (result.pred_boxes.tensor - TO_LAST_PIXEL).minimum(last) * box_scale,
@@ -163,7 +163,7 @@ def differences(model, theirs, net, image=None):
         "scores of proposals": distance(proposals.objectness_logits.sigmoid(), theirs["scores"]),
         "proposals": box_scale
         * distance(proposals.proposal_boxes.tensor - TO_LAST_PIXEL, theirs["proposals"]),
-        # Background is the first class there.
+        # The source has the background as its first class.
         "probabilities": distance(probs.roll(1, dims=1), theirs["probs"]),
         "boxes": box_scale
         * distance((boxes - TO_LAST_PIXEL).minimum(last), theirs["boxes"][:, 1:]),
@@ -180,7 +180,7 @@ def differences(model, theirs, net, image=None):
 @pytest.mark.parametrize(("kind", "deform"), DETECTORS)
 def test_detectors(kind, deform):
     theirs = expected(kind, deform)
-    # What is compared is worth it: several cells of anchors, and scores that say something.
+    # Make sure that the comparison is meaningful: several cells of anchors, varied scores.
     assert theirs["probs"].std(dim=0).min() > 0.005 and len(theirs["rois"]) == 40
     found = differences(build(*small(kind, deform)), theirs, network(kind, deform))
     assert max(found.values()) < TOLERANCE, found
@@ -197,10 +197,10 @@ def test_an_rgb_config():
 
 @torch.no_grad()
 def difference_of_scores(model, theirs):
-    """The largest one from DeepLab's scores.
+    """The largest difference from DeepLab's scores.
 
-    Its deconvolution fades out towards the border of the map, by a factor that all classes share,
-    which this package's head leaves out.
+    DeepLab's deconvolution fades out towards the border of the map by a factor that all classes
+    share. This package's head leaves that factor out.
     """
     image = rgb().flip(0)
     inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
@@ -222,7 +222,7 @@ def test_deeplab(deform):
 
 
 def test_a_map_that_ends_before_the_image():
-    """178 pixels are 11 cells and 2 pixels more."""
+    """178 pixels are 11 cells plus 2 pixels."""
     model = build(*small("deeplab", False))
     assert model.backbone(pixels().float())["res5"].shape[2:] == (11, 10)
     inputs = [{"image": rgb(), "height": 178, "width": 151}]
@@ -248,7 +248,7 @@ def test_the_imagenet_network_as_a_backbone():
 
 
 def test_the_imagenet_network_starts_a_deformable_one():
-    """Its offsets, its reduction and its heads keep their initial values."""
+    """The offsets, reduction and heads of the deformable network keep their initial values."""
     cfg = config("rfcn", True, {"MODEL.RESNETS.DEPTH": 101, "MODEL.RESNETS.REDUCED_CHANNELS": 16})
     conversion = converted(params("imagenet", False), cfg)
     left = build_model(cfg).state_dict().keys() - conversion.weights.keys()
@@ -256,7 +256,7 @@ def test_the_imagenet_network_starts_a_deformable_one():
     assert not any(name.startswith("backbone.res") and "offset" not in name for name in left)
 
 
-# ---- Each trap, undone, is seen ------------------------------------------------------------------
+# ---- Leaving out any step of the conversion is noticed -------------------------------------------
 
 SCORES = "roi_heads.box_predictor.cls_score"
 BOXES = "roi_heads.box_predictor.bbox_pred"
@@ -265,7 +265,7 @@ OFFSET_FC = "roi_heads.box_pooler.roi_pool.offset_fc"
 
 
 def rows(*sizes, roll=None, flip=None):
-    """A change of the outputs of a layer, seen as `sizes`: rolled, or turned around, in a dim."""
+    """Make a function that rolls or flips one dimension of a layer's outputs, viewed as `sizes`."""
 
     def change(x):
         x = x.unflatten(0, sizes)
@@ -353,7 +353,7 @@ def test_another_setting_is_seen(kind, deform, key, value):
 
 @pytest.mark.parametrize(("kind", "name"), [("rfcn", "rfcn_bbox"), ("faster_rcnn", "bbox_pred")])
 def test_box_outputs_in_either_form(kind, name):
-    """Normalised alone, or the test copies alone, give the same weights as both."""
+    """The normalised layers or the test copies by themselves give the same weights as both."""
     cfg, both = small(kind, False)
     names = [f"arg:{name}_{part}" for part in ("weight", "bias")]
     for left_out in (names, [f"{n}_test" for n in names]):
@@ -440,7 +440,7 @@ def test_the_config_of_another_network_is_refused(kind, deform, other, message):
 
 @pytest.mark.parametrize(("kind", "deform"), [("rfcn", True), ("faster_rcnn", False)])
 def test_a_file_becomes_weights_and_a_yaml(kind, deform, tmp_path):
-    """The config that the user has needs no preparation: the YAML beside the weights says all."""
+    """The user's config needs no preparation: the YAML next to the weights has every setting."""
     arrays = {name: value.numpy() for name, value in params(kind, deform).items()}
     (tmp_path / "net-0007.params").write_bytes(file_bytes(arrays, version=1))
     target = tmp_path / "net.pth"
@@ -456,7 +456,7 @@ def test_a_file_becomes_weights_and_a_yaml(kind, deform, tmp_path):
 
 @pytest.mark.slow
 def test_the_released_size():
-    """ResNet-101 R-FCN, deformable, for COCO: as released but for the random weights."""
+    """The released deformable ResNet-101 R-FCN for COCO, except that its weights are random."""
     net = Network("rfcn", True, classes=81, scales=(4, 8, 16, 32), rois=40)
     tensors = source.random_params(net)
     cfg = load(CONFIGS / "COCO-Detection/rfcn_R_101_dconv3_dpool.yaml")

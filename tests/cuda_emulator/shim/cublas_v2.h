@@ -1,4 +1,4 @@
-// As much of cuBLAS as csrc/cuda/gemm_cublas.h uses; ../cublas.cpp computes it.
+// The part of cuBLAS that csrc/cuda/gemm_cublas.h uses; ../cublas.cpp implements it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// As much of CUDA as csrc/cuda/launch.cuh and simt.h use, in plain C++; ../blocks.cpp runs it.
+// The part of CUDA that csrc/cuda/launch.cuh and simt.h use, in plain C++; ../blocks.cpp runs it.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,8 @@ inline dim3 blockDim, gridDim;
 
 namespace cuda_emulator {
 
-// Of the order of blocks and threads. 0: in turn, on the grid as launched; else shuffled, on a grid
-// of that many blocks, so that each has to do the work of many.
+// Seed of the order of blocks and threads. 0: in order, on the grid as launched. Otherwise:
+// shuffled, on a grid of that many blocks, so that each does the work of many.
 inline unsigned seed = 0;
 
 // Runs call(kernel, arguments) in every thread.
@@ -51,12 +51,12 @@ using Call = void (*)(Kernel kernel, void** arguments);
 cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, Call call, Kernel kernel,
                      void** arguments);
 
-// What a thread does with others of its block. line: where, in the source.
+// What a thread does together with others of its block. line: source line.
 void* shared_memory();
 void barrier(int line);
 uint64_t exchange(unsigned lanes, uint64_t value, int source_lane, int line);
 
-// The functions so marked play the hardware: their own reads and writes do not count.
+// Marks functions that emulate the hardware: their own reads and writes are not checked.
 #define D2_HARDWARE __attribute__((no_sanitize("thread"), noinline))
 
 template <typename... Parameters, size_t... k>
@@ -69,7 +69,7 @@ void call(Kernel kernel, void** arguments) {
        std::index_sequence_for<Parameters...>());
 }
 
-inline std::map<Kernel, size_t> max_shared_bytes;  // of those that have more than all may take
+inline std::map<Kernel, size_t> max_shared_bytes;  // of kernels that exceed the default limit
 
 }  // namespace cuda_emulator
 

@@ -1,4 +1,4 @@
-// No operator's kernel, but one that does all that a block kernel can: for test_simt.py.
+// A kernel for test_simt.py, of no operator, that uses everything that a block kernel can.
 #pragma once
 
 #include "cuda/launch.h"

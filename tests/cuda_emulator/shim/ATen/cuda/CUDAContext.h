@@ -1,4 +1,4 @@
-// As much as the host code uses.
+// The part that the host code uses.
 #pragma once
 
 #include <c10/util/Exception.h>
