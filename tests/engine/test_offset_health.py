@@ -243,7 +243,7 @@ def warnings(caplog, *args, **kwargs):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_offsets_at_zero_are_told_of_once(caplog):
+def test_offsets_at_zero_are_reported_once(caplog):
     (text,) = warnings(caplog, Model(), 40, period=5, zero_after=12)
     assert "still at zero after 15 iterations" in text
     assert "conv (99th percentile 0 cells" in text
@@ -252,12 +252,12 @@ def test_offsets_at_zero_are_told_of_once(caplog):
     assert "[['conv_offset|offset_fc|offset_maps', 10.0]]" in text
 
 
-def test_a_short_training_tells_at_its_end(caplog):
+def test_a_short_training_reports_at_its_end(caplog):
     (text,) = warnings(caplog, Model(), 7, period=5, zero_after=1000)
     assert "still at zero after 7 iterations" in text
 
 
-def test_unusably_small_offsets_are_told_of(caplog):
+def test_unusably_small_offsets_are_reported(caplog):
     model = Model()
     shift(model, 0.002, 0.0)  # of a cell too little, of a RoI enough
     (text,) = warnings(caplog, model, 1)
@@ -268,14 +268,14 @@ def test_unusably_small_offsets_are_told_of(caplog):
 
 
 @pytest.mark.parametrize(
-    ("dy", "told"),
+    ("dy", "reported"),
     [
         (1.0, []),
         (9.0, ["conv", "pool", "vote"]),  # over half of 16 cells
         (float("nan"), ["conv", "pool", "vote"]),
     ],
 )
-def test_offsets_that_run_away_are_told_of_once(caplog, dy, told):
+def test_offsets_that_run_away_are_reported_once(caplog, dy, reported):
     model = Model()
     shift(model, 0.0, dy)
 
@@ -284,14 +284,14 @@ def test_offsets_that_run_away_are_told_of_once(caplog, dy, told):
         model.conv(x), model.pool(x, ROIS, 1 / 8), model.vote(x, ROIS)
 
     texts = warnings(caplog, model, 5, step, period=1, max_outside=2.0)
-    assert len(texts) == bool(told)
-    for layer in told:
+    assert len(texts) == bool(reported)
+    for layer in reported:
         assert f"{layer} (99th percentile" in texts[0]
         assert "at iteration 1:" in texts[0]
         assert "DEFORM_OFFSET_CLAMP" in texts[0]
 
 
-def test_samples_moved_out_of_the_map_are_told_of(caplog):
+def test_samples_moved_out_of_the_map_are_reported(caplog):
     model = Model()
     shift(model, 0.0, -0.3)  # of the second RoI, which begins at column 4 of 16
     assert not warnings(caplog, model, 1)
