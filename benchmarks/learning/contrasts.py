@@ -15,11 +15,12 @@ DRAWS = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much arm `a` exceeds arm `b` of a task, in points of `metric`.
+    """The difference between arms `a` and `b` of a task, a - b, in points of `metric`.
 
-    differences: of each repetition. interval: of Student's t over repetitions, None of one alone.
-    bootstrap: percentiles over draws of repetitions and test images. p: of the two-sided paired t
-    test, after `holm` corrected; None of one repetition.
+    differences: one per repetition.
+    interval: Student's t interval over repetitions; None for a single repetition.
+    bootstrap: percentile interval over draws of repetitions and test images.
+    p: of the two-sided paired t test, corrected by `holm`; None for a single repetition.
     """
 
     task: str
@@ -48,7 +49,8 @@ class Contrast:
 
 
 def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None:
-    """Of all repetitions that have both arms, from the same trunk; None where there are none."""
+    """Compare two arms over all repetitions that have both, from the same trunk; None if there are
+    none."""
     by_repetition = {}
     for record in records:
         if record["task"] == task and record["arm"] in (a, b):
@@ -77,7 +79,7 @@ def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple
     see the same images.
 
     Args:
-        pairs: counts of both arms, see `endpoints.value`, of each repetition.
+        pairs: for each repetition, the counts of both arms, see `endpoints.value`.
     """
     rng = np.random.default_rng(seed)
     images = len(next(iter(pairs[0][0].values())))
@@ -85,15 +87,15 @@ def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple
     for _ in range(draws):
         weights = rng.multinomial(images, np.full(images, 1 / images))
         drawn = rng.integers(len(pairs), size=len(pairs))
-        of_pair = {k: _difference(metric, *pairs[k], weights) for k in set(drawn.tolist())}
-        means.append(np.mean([of_pair[k] for k in drawn.tolist()]))
+        by_pair = {k: _difference(metric, *pairs[k], weights) for k in set(drawn.tolist())}
+        means.append(np.mean([by_pair[k] for k in drawn.tolist()]))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 
 def holm(contrasts: list[Contrast]) -> list[Contrast]:
-    """The contrasts of one task, their p corrected for their number (Holm 1979)."""
+    """Correct the p values of one task's contrasts for their number (Holm 1979)."""
     tested = sorted((c for c in contrasts if c.p is not None), key=lambda c: c.p)
     corrected, least = {}, 0.0
     for rank, c in enumerate(tested):

@@ -1,4 +1,4 @@
-"""Detections on the test images, matched to objects by pycocotools, as COCO's evaluation does."""
+"""Detections on the test images, matched to objects by pycocotools as in COCO's evaluation."""
 
 import contextlib
 import io
@@ -11,12 +11,12 @@ from pycocotools.cocoeval import COCOeval
 
 from .endpoints import IOUS
 
-MIN_SCORE = 0.01  # what lies below hardly moves AP, and would be most of the record
+MIN_SCORE = 0.01  # lower ones hardly change AP, and would make up most of the record
 
 
 @torch.no_grad()
 def detection_counts(model, inputs, records) -> dict[str, np.ndarray]:
-    """The counts that AP is made of, see endpoints.py."""
+    """The counts from which AP is computed, see endpoints.py."""
     found = []
     for index, one in enumerate(inputs):
         instances = model([one])[0]["instances"].to("cpu")
@@ -33,7 +33,8 @@ def detection_counts(model, inputs, records) -> dict[str, np.ndarray]:
 
 
 def matched(found, truth, num_classes: int) -> dict[str, np.ndarray]:
-    """`detection_counts` of detections in COCO's result format and of each image's annotations."""
+    """Compute `detection_counts` from detections in COCO's result format and the annotations of
+    each image."""
     annotations = []
     objects = np.zeros((len(truth), num_classes), int)
     for image, some in enumerate(truth):

@@ -1,8 +1,8 @@
-"""The metrics of the study, from the counts in the records: of any multiset of the test images.
+"""The metrics of the study, computed from the recorded counts for any multiset of test images.
 
-Counts of segmentation are {"pixels": (images, classes, 3)} pixels of each class, right, predicted
-and true. Those of detection are {"objects": (images, classes)} objects, and "detections" (D, 4) int
-of image, class, score in 1/10000, and the IoU thresholds at which it is right, a bit each.
+Segmentation: {"pixels": (images, classes, 3)}, for each class the pixels that are right, predicted
+and true. Detection: {"objects": (images, classes), the number of objects, "detections": (D, 4)
+int}: image, class, score in 1/10000, and a bit for each IoU threshold at which it is right.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def value(metric: str, counts: dict[str, np.ndarray], weights=None) -> float:
     """ "mIoU", "AP" (COCO's, over 10 IoUs) or "AP70" (at IoU 0.7), in percent.
 
     Args:
-        weights: how often each image counts, (images,) of integers; None: once.
+        weights: how often each image counts, (images,) integers; None: once.
     """
     images = len(counts["pixels" if metric == "mIoU" else "objects"])
     weights = np.ones(images, int) if weights is None else weights
@@ -26,14 +26,14 @@ def value(metric: str, counts: dict[str, np.ndarray], weights=None) -> float:
 
 
 def mean_iou(pixels: np.ndarray) -> float:
-    """mIoU in percent of (classes, 3) pixels, over the classes that are there."""
+    """mIoU in percent of (classes, 3) pixels, over the classes that occur."""
     right, predicted, true = pixels.astype(float).T
     union = predicted + true - right
     return float(100 * np.mean(right[union > 0] / union[union > 0]))
 
 
 def average_precision(counts, weights) -> dict[str, float]:
-    """{"AP": ..., "AP70": ...} in percent, over the classes that are there."""
+    """{"AP": ..., "AP70": ...} in percent, over the classes that occur."""
     objects, detections = counts["objects"], counts["detections"]
     image, label, score, bits = detections.T
     order = np.argsort(-score, kind="stable")
@@ -51,7 +51,11 @@ def average_precision(counts, weights) -> dict[str, float]:
 
 
 def _mean_precision(positives, total, objects: int) -> np.ndarray:
-    """(IoUs,) precision, made monotone, at 101 recalls, from cumulated numbers (D, IoUs)."""
+    """Mean over 101 recalls of the precision, made monotone, per IoU: (IoUs,).
+
+    Args:
+        positives, total: cumulated numbers of right and of all detections, (D, IoUs) and (D, 1).
+    """
     if not len(positives):
         return np.zeros(len(IOUS))
     precision = positives / np.maximum(total, 1)

@@ -1,6 +1,6 @@
-"""What a trained network does on the test images, image by image, and what its offsets are for.
+"""Measurements of a trained network on the test images, and of what its offsets contribute.
 
-For every image the numbers are kept of which the metric is a sum, so that contrasts can be
+The counts from which a metric is computed are kept for every image, so that contrasts can be
 bootstrapped over images without the network.
 """
 
@@ -31,13 +31,13 @@ LIMITS = (32, 96)
 
 
 def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
-    """Parameters; metric with the learned offsets, without, and with those of another image;
-    effective dilation by size; counts by image.
+    """Measure a checkpoint: its number of parameters; metrics with the learned offsets, without
+    them, and with those of another image; effective dilation by size; counts by image.
 
     Args:
         cfg: of the run, not frozen.
-        dataset: registered by cfg.
-        metrics: names of endpoints.py.
+        dataset: name of a data set that cfg registers.
+        metrics: names of metrics in endpoints.py.
     """
     register_custom_datasets(cfg)
     model = build_model(cfg)
@@ -64,7 +64,7 @@ def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
 
 @torch.no_grad()
 def segmentation_counts(model, inputs, records) -> dict[str, np.ndarray]:
-    """The counts that mIoU is made of, see endpoints.py; ignored pixels are left out."""
+    """The counts from which mIoU is computed, see endpoints.py; ignored pixels are left out."""
     counts = []
     for one, record in zip(inputs, records, strict=True):
         logits = model([one])[0]["sem_seg"]
@@ -81,8 +81,8 @@ def no_offset(_, args, offset):
 
 
 class PreviousOffset:
-    """The offsets that a layer had for the image before: its map resized to this one, or those of
-    its RoIs in their order, over and over."""
+    """Replaces a layer's offsets by those of the previous image: the offset map resized to the
+    current one, or the offsets of its RoIs in order, repeated as needed."""
 
     def __init__(self):
         self.kept = {}
@@ -98,13 +98,13 @@ class PreviousOffset:
 
 
 def offset_outputs(model) -> list[OffsetOutput]:
-    """What the predictions of all deformable layers pass through."""
+    """The modules that the predictions of all deformable layers pass through."""
     return [module for module in model.modules() if isinstance(module, OffsetOutput)]
 
 
 @contextmanager
 def replaced_offsets(outputs, replace):
-    """For the block, `outputs` give `replace(output, its arguments, offset)` as their offset."""
+    """A context in which `outputs` return `replace(output, its arguments, offset)` as offset."""
 
     def hook(output, args, prediction):
         return prediction._replace(offset=replace(output, args, prediction.offset))
@@ -118,8 +118,8 @@ def replaced_offsets(outputs, replace):
 
 
 def dilation_by_size(model, inputs, records) -> dict:
-    """{layer: {size: [mean, standard deviation, filters]}} of `EffectiveDilation`, by the size of
-    the object, or the connected region, that a filter stands on."""
+    """Effective dilation by the size of the object, or of the connected region, below a filter:
+    {layer: {size: [mean, standard deviation, number of filters]}}."""
     table = EffectiveDilation(model, Rules(limits=LIMITS))
     for one, record in zip(inputs, records, strict=True):
         boxes = annotated_boxes(record)
@@ -137,7 +137,7 @@ def dilation_by_size(model, inputs, records) -> dict:
 
 
 def region_boxes(labels: np.ndarray, background: int = 0, ignore: int = 255) -> torch.Tensor:
-    """Boxes (R, 4) of the connected regions of each class of (H, W), x0, y0, x1, y1."""
+    """Boxes (R, 4), x0, y0, x1, y1, of the connected regions of each class in labels (H, W)."""
     boxes = []
     for label in np.setdiff1d(np.unique(labels), [background, ignore]):
         mask = (labels == label).astype(np.uint8)

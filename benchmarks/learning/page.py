@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning.page
 
-Each stands in a block between two comments; what is written by hand around the blocks stays.
+Each table is a block between two comments. Text around the blocks is written by hand and stays.
 """
 
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("docs/RESULTS.md")
 FOREST = Path("docs/images/contrasts.png")
 SIZES = ("small", "medium", "large", "background", "all")
-# Of each task, the pairs of arms that docs/results/protocol.md names.
+# For each task, the pairs of arms that docs/results/protocol.md names.
 CONTRASTS = {
     "clothing_deeplab": [("dconv3", "plain"), ("dconv3", "dilation4"), ("dilation4", "plain")],
 }
@@ -41,7 +41,7 @@ ARMS = {
 
 
 def write_page(root) -> None:
-    """Bring the blocks of docs/RESULTS.md and the forest plot up to date.
+    """Update the blocks of docs/RESULTS.md and the forest plot.
 
     Raises:
         ValueError: the page lacks the comments of a block.
@@ -62,7 +62,7 @@ def write_page(root) -> None:
 
 
 def read_records(root) -> list[dict]:
-    """Those of the runs of the study that are arms, by their present commands."""
+    """Read the records of the study's arms, except those of outdated commands."""
     records = []
     for run in dict.fromkeys(run for repetition in PLAN for run in repetition.runs):
         file = Path(root) / RESULTS / f"{run.name}.json"
@@ -138,7 +138,7 @@ def by_arm(records, task) -> dict[str, list[dict]]:
 
 
 def mean_and_spread(values) -> str:
-    """Mean and sample standard deviation, "41.3 ± 0.8"; the one value where there is one only."""
+    """Mean and sample standard deviation, "41.3 ± 0.8"; just the value if there is only one."""
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
@@ -156,7 +156,7 @@ def _with_block(text, name, content):
 
 
 def forest_plot(contrasts) -> Figure:
-    """A line per contrast: the difference of each repetition, their mean and its interval."""
+    """Plot a line per contrast: the difference of each repetition, their mean and its interval."""
     figure = Figure((10, 1.2 + 0.5 * len(contrasts)), DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

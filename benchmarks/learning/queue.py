@@ -1,10 +1,10 @@
-"""Train every run of the study that has no record yet; goes on where it was stopped or killed.
+"""Train every run of the study that has no record yet; resume where it was stopped or killed.
 
     DETECTRON2_DATASETS=... python -m benchmarks.learning.queue --workers 1
     python -m benchmarks.learning.queue --list
 
-Each run is a process of one thread and the lowest priority, so that other work goes on. When one
-ends its record is written and docs/RESULTS.md is brought up to date; nothing is committed.
+Each run is a process with one thread and the lowest priority, so that other work can proceed. When
+a run ends, its record is written and docs/RESULTS.md is updated; nothing is committed.
 """
 
 import argparse
@@ -34,14 +34,14 @@ class Training:
         self.folder = root / run.output
 
     def start(self) -> str:
-        """Start it, or say what keeps it from starting."""
+        """Start the process. Return "", or the reason why it cannot start."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return "another process trains it"
-        # What each process of this run took: it has several if it was interrupted.
+        # CPU seconds of each process of this run: there are several if it was interrupted.
         self.log = self.folder / "processes.json"
         self.processes = json.loads(self.log.read_text()) if self.log.is_file() else []
         if any(process["command"] != self.run.command for process in self.processes):
@@ -56,13 +56,14 @@ class Training:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=stdout,
                 stderr=subprocess.STDOUT,
-                # Held as long as either process lives: a queue that is killed may leave a training.
+                # The lock is held while either process lives: a killed queue may leave a training.
                 pass_fds=[self.lock.fileno()],
             )
         return ""
 
     def has_ended(self, wait=False) -> bool:
-        """Also writes down the CPU seconds so far: those of a queue that is killed count too."""
+        """Whether the process has ended. Also records its CPU seconds so far, so that those of a
+        killed queue count."""
         pid, status, usage = os.wait4(self.process.pid, 0 if wait else os.WNOHANG)
         if pid:
             self.process.returncode = os.waitstatus_to_exitcode(status)
@@ -95,9 +96,9 @@ class Training:
 def missing(root: Path, repetition: Repetition) -> list[Run]:
     """Runs to train, the trunk before its arms.
 
-    Arms compare only with arms of the very same trunk. So where some are missing and the trunk at
-    hand is another file than that of the recorded ones (its checkpoint was lost, and training it
-    again on another machine gave other bits), all of the repetition are trained again.
+    Arms are only comparable with arms from the same trunk. The local trunk may differ from that of
+    the recorded arms: its checkpoint was lost, and training it again on another machine gave other
+    bits. If arms are missing then, all arms of the repetition are trained again.
     """
     found = {run: records.read(root, run) for run in repetition.runs}
     trunks = {record["trunk_sha256"] for record in found.values() if record}
@@ -105,7 +106,7 @@ def missing(root: Path, repetition: Repetition) -> list[Run]:
         return []
     trunk = root / repetition.trunk.checkpoint
     if not trunk.is_file() or records.read(root, repetition.trunk) is None:
-        return [repetition.trunk]  # and look again when it stands
+        return [repetition.trunk]  # its arms follow once it is trained
     at_hand = sha256(trunk)
     return [run for run, record in found.items() if not record or record["trunk_sha256"] != at_hand]
 
@@ -114,8 +115,8 @@ def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):
     """Train what is missing, in the order of `plan`, `workers` at a time.
 
     Yields:
-        (run, problem) of each training that ends; problem is "" where its record was written.
-        One with a problem is not tried again, nor is what waits for it.
+        (run, problem) of each training that ends; problem is "" if its record was written. A run
+        with a problem is not tried again, nor are the runs that wait for it.
     """
     root = Path(root)
     running, failed = [], set()
@@ -145,7 +146,7 @@ def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):
 
 
 def progress(root, plan=PLAN) -> str:
-    """A line for each run, and what the rest will take."""
+    """One line per run, and an estimate for the remaining ones."""
     lines, left, known = [], [], {}
     for run in dict.fromkeys(r for p in plan for r in (p.trunk, *p.runs)):
         record = records.read(root, run)
@@ -162,7 +163,7 @@ def progress(root, plan=PLAN) -> str:
 
 
 def _cpu_seconds(pid) -> float:
-    """User and system seconds of a running process; 0 where there is no /proc."""
+    """User and system seconds of a running process; 0 without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -172,8 +173,8 @@ def _cpu_seconds(pid) -> float:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, a core each")
-    parser.add_argument("--list", action="store_true", help="show what is done, and end")
+    parser.add_argument("--workers", type=int, default=1, help="concurrent trainings, a core each")
+    parser.add_argument("--list", action="store_true", help="show what is done, and exit")
     args = parser.parse_args(argv)
     print(progress(ROOT), flush=True)
     if args.list:
@@ -188,7 +189,7 @@ def main(argv=None):
         failed += bool(problem)
         write_page(ROOT)
     if failed:
-        sys.exit(f"queue: {failed} trainings failed; start again to try them again")
+        sys.exit(f"queue: {failed} trainings failed; start it again to retry them")
 
 
 if __name__ == "__main__":

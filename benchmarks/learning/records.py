@@ -20,7 +20,7 @@ def path_of(root, run: Run) -> Path:
 
 
 def read(root, run: Run) -> dict | None:
-    """The record of `run`; None where there is none, or one of another command."""
+    """Read the record of `run`; None if there is none, or only one of another command."""
     file = path_of(root, run)
     if not file.is_file():
         return None
@@ -29,7 +29,7 @@ def read(root, run: Run) -> dict | None:
 
 
 def write_json(file, content) -> None:
-    """NaN, which JSON does not know, becomes null. A reader sees the old file or the new one."""
+    """Write JSON atomically. NaN, which JSON does not have, becomes null."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
@@ -45,7 +45,7 @@ def _finite(value):
 
 
 def pack(counts: dict[str, np.ndarray]) -> dict:
-    """Arrays of integers as text: JSON of a few KB."""
+    """Pack integer arrays as text, for JSON files of a few KB."""
     packed = {}
     for name, array in counts.items():
         data = zlib.compress(np.ascontiguousarray(array, "<i4").tobytes(), 9)
@@ -55,7 +55,7 @@ def pack(counts: dict[str, np.ndarray]) -> dict:
 
 
 def unpack(packed: dict) -> dict[str, np.ndarray]:
-    """What `pack` was given."""
+    """Invert `pack`."""
     return {
         name: np.frombuffer(zlib.decompress(base64.b64decode(one["zlib_base64"])), "<i4").reshape(
             one["shape"]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.learning.run clothing_deeplab_trunk1_branch1_dconv3
 
-An interrupted training goes on from its last checkpoint. The queue adds what its processes took and
-moves the result to docs/results/.
+An interrupted training resumes from its last checkpoint. The queue adds the CPU seconds and moves
+the result to docs/results/.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CURVE_POINTS = 25
 
 
 def train_and_measure(name: str) -> dict:
-    """Everything that the JSON of the run called `name` holds but what its processes took."""
+    """Train and measure the run called `name`. Return its record, without the CPU seconds."""
     run, task = parse(name), TASKS[parse(name).task]
     started_from = commit()  # the checkout may move on meanwhile
     train_net.main(train_net.parse_args([*run.arguments[:2], "--resume", *run.arguments[2:]]))
@@ -48,7 +48,7 @@ def train_and_measure(name: str) -> dict:
             if key.startswith("offsets/")
         },
     }
-    if not run.arm:  # settings are chosen by `valid`; what is compared are the arms
+    if not run.arm:  # a trunk is not compared; settings are chosen by `valid`
         return result | {"sha256": sha256(run.checkpoint)}
     return (
         result
@@ -62,7 +62,7 @@ def sha256(file) -> str:
 
 
 def _curve(history, key: str, points: int) -> list[list[float]]:
-    """[[iteration, value], ...] where it was logged, at most `points`, the last included."""
+    """[[iteration, value], ...] of a logged value: at most `points`, including the last."""
     found = [[line["iteration"], round(line[key], 4)] for line in history if key in line]
     step = max(1, -(-len(found) // points))
     return found[::-1][::step][::-1]
@@ -70,7 +70,7 @@ def _curve(history, key: str, points: int) -> list[list[float]]:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="of the run, see benchmarks/learning/study.py")
+    parser.add_argument("name", help="name of the run, see benchmarks/learning/study.py")
     name = parser.parse_args(argv).name
     write_json(Path(parse(name).output) / "result.json", train_and_measure(name))
 

@@ -1,9 +1,9 @@
 """The experiments by name: trunks, the arms that branch from them, and their commands.
 
 A *trunk* is a plain network, trained from the pretrained backbone until its curve is flat. An *arm*
-starts from the trunk's checkpoint with new modules at zero and trains on, with the same data order
-and schedule as the other arms of its *repetition*: what it gains over the arm `plain` is its
-module's doing. docs/results/protocol.md says which comparisons were fixed before the runs.
+starts from the trunk's checkpoint with new modules at zero and continues training, with the same
+data order and schedule as the other arms of its *repetition*. So its gain over the arm `plain` is
+due to its modules. docs/results/protocol.md lists the comparisons that were fixed before the runs.
 """
 
 import shlex
@@ -19,12 +19,12 @@ class Task:
     """A network on a data set.
 
     name: of its YAML in CONFIGS.
-    metrics: endpoints, the first one first; see endpoints.py.
-    curve: the scalar of validation that is recorded while training.
-    valid, test: data sets; settings are chosen by the first, `test` is measured at the very end.
-    trunk, branch: (iterations, (steps of the learning rate)) of the two trainings.
-    rates: its LR_MULTIPLIERS; an arm adds to them.
-    arms: {name: KEY, VALUE, ... on top of the YAML}.
+    metrics: endpoints, the primary one first; see endpoints.py.
+    curve: the validation scalar that is recorded during training.
+    valid, test: data sets; settings are chosen on `valid`, `test` is measured at the very end.
+    trunk, branch: (iterations, (learning-rate steps)) of the two trainings.
+    rates: its LR_MULTIPLIERS, to which an arm adds.
+    arms: {name: (KEY, VALUE, ...) that override the YAML}.
     """
 
     name: str
@@ -70,9 +70,10 @@ TASKS = {task.name: task for task in (CLOTHING,)}
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a trunk, or where `arm` is given a branch of it.
+    """One training: a trunk, or a branch of it if `arm` is given.
 
-    seed: of the trunk; branch: of the branch, which arms of one repetition share.
+    seed: seed of the trunk.
+    branch: seed of the branch, shared by the arms of a repetition.
     """
 
     task: str
@@ -101,7 +102,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """Of train_net.py."""
+        """Arguments of train_net.py."""
         task = TASKS[self.task]
         iterations, steps = task.branch if self.arm else task.trunk
         settings = [
@@ -120,10 +121,10 @@ class Run:
 
 
 def parse(name: str) -> Run:
-    """The run of that name.
+    """Find the run of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such run.
     """
     for repetition in PLAN:
         for run in (repetition.trunk, *repetition.runs):
@@ -151,8 +152,8 @@ class Repetition:
 
 
 MAIN = ("plain", "dconv3", "dilation4")
-# In the order in which they are worth it: all arms once, on which settings are chosen; then the
-# main contrast five times, on three trunks; then the rest.
+# Most valuable first: all arms once, to choose settings; then the main contrast five times, on
+# three trunks; then the rest.
 PLAN = [
     Repetition("clothing_deeplab", 1, 1, (*MAIN, "dconv3_rate01", "dilation6", "dconv3_rate0")),
     Repetition("clothing_deeplab", 2, 2, MAIN),
