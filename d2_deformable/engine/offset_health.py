@@ -244,8 +244,8 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
     """offset: (R, classes * 2, k, k), rois: (R, 5)."""
     step = math.ceil(offset.numel() / MAX_ROI_VALUES) or 1
     shift, rois = layer.gamma * offset[::step], rois[::step].float()
-    # mmcv's pooling takes a number of samples that depends on the bin's size (4 stand for them
-    # here), and does not enlarge small boxes.
+    # In mmcv's pooling the number of samples depends on the bin's size, here approximated by 4 per
+    # axis, and small boxes are not enlarged.
     mmcv = isinstance(layer, DeformRoIAlign)
     k, samples = layer.output_size, 4 if mmcv else layer.samples_per_part
     min_size = None if mmcv else geometry.MIN_SIZE

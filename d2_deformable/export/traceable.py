@@ -147,8 +147,8 @@ def batched_nms(boxes, scores, classes, threshold: float):
         return _scripted_nms(boxes, scores, classes, threshold)
     boxes = boxes.double()
     extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    # Add two boxes apart from all others, with the lowest scores: an exported program of
-    # torchvision's nms assumes that it keeps at least two.
+    # Add two boxes apart from all others, with the lowest scores: in an exported program,
+    # torchvision's nms must keep at least two boxes.
     more = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
     boxes = torch.cat([boxes + (classes * extent)[:, None], more])
     least = scores.new_full([2], -torch.inf)

@@ -243,7 +243,7 @@ def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Ten
     if predict_boxes is None:
         raise ValueError(
             f"predict_raw does not know how {type(model.roi_heads).__name__} computes its boxes; "
-            "it knows heads with a method predict_boxes(features, proposals), and subclasses of "
+            "it supports heads with a method predict_boxes(features, proposals), and subclasses of "
             "StandardROIHeads and CascadeROIHeads that keep their _forward_box"
         )
     images = model.preprocess_image(inputs)

@@ -17,7 +17,7 @@ BLOCKS_PER_STAGE = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
 class InceptionResBlock(CNNBlockBase):
-    """Two branches of 3x3 convolutions beside a shortcut (paper figure 7).
+    """Two branches of 3x3 convolutions and a shortcut (paper figure 7).
 
         a: 1x1 w   - norm - ReLU - 3x3 w
         b: 1x1 w/2 - norm - ReLU - 3x3 w/2 - norm - ReLU - 3x3 w/2

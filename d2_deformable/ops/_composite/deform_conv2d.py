@@ -70,7 +70,7 @@ def deform_conv2d_backward(
 
 
 class _Taps:
-    """What the taps read: rows of a table (N*(H+2)*(W+2)*G, C/G).
+    """Sampling points of the taps, as rows of a table (N*(H+2)*(W+2)*G, C/G).
 
     The table is the map with one pixel of zeros around it; row 0 is a corner, hence zero. Columns
     are (N, positions, taps, G, C/G).

@@ -79,7 +79,7 @@ def deform_roi_pool_backward(
 
 
 class _Bins:
-    """What the bins' samples read: rows of a table (N*(H+1)*(W+1)*groups*classes, C_out/classes).
+    """Samples of the bins, as rows of a table (N*(H+1)*(W+1)*groups*classes, C_out/classes).
 
     The table is the map with a row and a column of zeros after its last ones. Samples form a
     product grid. Those of one row are read together, each with both neighbours in x:
