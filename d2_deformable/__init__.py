@@ -1,7 +1,7 @@
 """Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin.
 
-Importing it registers the models and the d2_deformable:// paths with Detectron2, and nothing more:
-other subpackages have imports of their own. Without Detectron2, `d2_deformable.ops` still works.
+Importing it registers the models and the d2_deformable:// paths with Detectron2, and nothing more.
+Import the other subpackages explicitly. `d2_deformable.ops` also works without Detectron2.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Importing this module says how to install Detectron2 where it is missing."""
+"""Import this module to raise an error that says how to install Detectron2 where it is missing."""
 
 try:
     import detectron2  # noqa: F401

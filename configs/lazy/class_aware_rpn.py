@@ -1,5 +1,5 @@
-"""Class-aware RPN (paper sec. 2.3 and 4.1): ../Base-class_aware_rpn.yaml, of ResNet-101 and with
-the 20 classes of VOC."""
+"""Class-aware RPN (paper sec. 2.3 and 4.1): ../Base-class_aware_rpn.yaml, with ResNet-101 and the
+20 classes of VOC."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.box_regression import Box2BoxTransform

@@ -1,4 +1,4 @@
-"""DeepLab (paper sec. 2.3): ../Base-deeplab.yaml, of ResNet-101 and with the 21 classes of VOC."""
+"""DeepLab (paper sec. 2.3): ../Base-deeplab.yaml, with ResNet-101 and the 21 classes of VOC."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,4 +1,4 @@
-"""What networks on a dilated conv5 share: ../Base-RCNN-DilatedC5.yaml, of ResNet-101."""
+"""Parts shared by networks on a dilated conv5: ../Base-RCNN-DilatedC5.yaml, with ResNet-101."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -47,5 +47,5 @@ rpn = L(RPN)(
 
 
 def dconv(model, last: int):
-    """Make the last 3x3 convolutions deformable (MODEL.RESNETS.DEFORM_NUM_LAYERS)."""
+    """Make so many of the last 3x3 convolutions deformable (MODEL.RESNETS.DEFORM_NUM_LAYERS)."""
     model.backbone.deform_num_layers = last

@@ -1,4 +1,4 @@
-"""Faster R-CNN (paper sec. 2.3): ../Base-faster_rcnn.yaml, of ResNet-101 and with the 20 classes of
+"""Faster R-CNN (paper sec. 2.3): ../Base-faster_rcnn.yaml, with ResNet-101 and the 20 classes of
 VOC."""
 
 from detectron2.config import LazyCall as L

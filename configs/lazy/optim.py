@@ -1,4 +1,4 @@
-"""SGD with learning rates multiplied by parameter name, as `Trainer` builds it from SOLVER."""
+"""SGD with learning-rate multipliers by parameter name, as `Trainer` builds it from SOLVER."""
 
 import torch
 from detectron2.config import LazyCall as L
@@ -19,5 +19,5 @@ SGD = L(torch.optim.SGD)(
 
 
 def clip(optimizer, norm: float):
-    """Clip the gradient of each parameter by its norm (SOLVER.CLIP_GRADIENTS)."""
+    """Clip the norm of each parameter's gradient (SOLVER.CLIP_GRADIENTS)."""
     optimizer.update(_target_=ClippedSGD, clip_norm=norm)

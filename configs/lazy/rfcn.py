@@ -1,4 +1,4 @@
-"""R-FCN (paper sec. 2.3): ../Base-rfcn.yaml, of ResNet-101 and with the 20 classes of VOC."""
+"""R-FCN (paper sec. 2.3): ../Base-rfcn.yaml, with ResNet-101 and the 20 classes of VOC."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,4 +1,5 @@
-"""What Detectron2's tools/lazyconfig_train_net.py reads beside model, data and optimizer."""
+"""The settings that Detectron2's tools/lazyconfig_train_net.py reads besides model, data and
+optimizer."""
 
 from detectron2 import model_zoo
 

@@ -1,8 +1,8 @@
-"""Effective dilation of 3x3 convolutions by the size of the object they stand on (paper table 2).
+"""Effective dilation of 3x3 convolutions by the size of the object below them (paper table 2).
 
-The effective dilation of one filter at one place is the mean distance over all adjacent pairs of
-its sampling points, in cells of the layer's map (paper sec. 4.2): 6 horizontal and 6 vertical pairs
-of a 3x3 grid. Without offsets it is exactly the dilation.
+The effective dilation of a filter at a position is the mean distance over all adjacent pairs of its
+sampling points, in cells of the layer's map (paper sec. 4.2). A 3x3 grid has 6 horizontal and 6
+vertical pairs. Without offsets it is exactly the dilation.
 """
 
 import math
@@ -23,13 +23,13 @@ COLUMNS = (*SIZES, "all")
 
 @dataclass(frozen=True)
 class Rules:
-    """What the paper leaves open about its table 2; the defaults are our reading.
+    """Choices that the paper leaves open for its table 2; the defaults are our reading.
 
     limits: sides of the squares between small, medium and large; 96 and 224 in the paper.
-    area: of objects in "original" pixels of the image, or in "input" pixels of the network.
-    overlap: of several boxes around a filter's centre the "smallest" counts, or the "largest".
-    groups: with several offset groups, "all" of them are filters, or the "first" alone, which is
-        all that the released pictures read.
+    area: measure objects in "original" pixels of the image, or in "input" pixels of the network.
+    overlap: where several boxes contain a filter's centre, the "smallest" or the "largest" counts.
+    groups: with several offset groups, count "all" of them as filters, or only the "first", which
+        is the only one that the released pictures show.
     border: "keep" filters with sampling points beyond their map, or "drop" them.
     """
 
@@ -77,7 +77,7 @@ class Moments:
 
 @dataclass
 class LayerDilation:
-    """One layer's row of the table: its fixed dilation (y, x), and `Moments` by column."""
+    """A layer's row of the table: its fixed dilation (y, x), and `Moments` by column."""
 
     dilation: tuple[int, int]
     deformable: bool
@@ -103,7 +103,7 @@ def effective_dilation(conv: ConvOffsets) -> torch.Tensor:
 
 
 def leaves_the_map(conv: ConvOffsets) -> torch.Tensor:
-    """Whether any sampling point of a filter lies beyond the input map, (G, H_out, W_out) bool."""
+    """Whether any sampling point of a filter is beyond the input map, (G, H_out, W_out) bool."""
     grid = tap_grid(conv.output_size, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     points = torch.stack(torch.broadcast_tensors(*grid), dim=-1) + conv.offset.movedim(2, -1)
     return ~is_inside(points, conv.input_size).all(dim=1)
@@ -123,7 +123,7 @@ def filter_centers(conv: ConvOffsets, input_size, pixel) -> tuple[torch.Tensor, 
 
 
 def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) -> torch.Tensor:  # noqa: B008
-    """Index into `SIZES` by the object that each centre falls on; -1 beyond the image.
+    """Size of the object below each centre, as an index into `SIZES`; -1 beyond the image.
 
     Args:
         centers: y (H,) and x (W,), in original image pixels.
@@ -136,7 +136,7 @@ def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) ->
     y, x = centers
     sizes = torch.full((len(y), len(x)), SIZES.index("background"))
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    # What comes last stays.
+    # Later boxes overwrite earlier ones.
     order = areas.argsort(descending=rules.overlap == "smallest")
     if rules.area == "input":
         areas = areas / (pixel[0] * pixel[1])
@@ -150,7 +150,7 @@ def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) ->
 
 
 def annotated_boxes(record: dict) -> torch.Tensor | None:
-    """Boxes (R, 4) of a record of a data set, crowds left out; None without annotations."""
+    """Boxes (R, 4) of a data set's record, without crowds; None if it has no annotations."""
     if "annotations" not in record:
         return None
     boxes = [
@@ -171,17 +171,20 @@ def last_stage_convs(model: nn.Module) -> list[str]:
 
 
 class DilationMap(NamedTuple):
-    """values: (H_out, W_out), NaN where a filter stands beyond the image. cell: (y, x) of a cell
-    in original image pixels."""
+    """Effective dilation of a layer on one image.
+
+    values: (H_out, W_out), NaN where a filter is beyond the image.
+    cell: size (y, x) of a cell in original image pixels.
+    """
 
     values: torch.Tensor
     cell: tuple[float, float]
 
 
 class EffectiveDilation:
-    """Gathers table 2 over images.
+    """Collects table 2 over images.
 
-    Layers are all deformable convolutions, and those of the backbone's last stage that are plain.
+    Its layers are all deformable convolutions, and the plain ones of the backbone's last stage.
 
     Args:
         model: in evaluation mode.
@@ -200,11 +203,11 @@ class EffectiveDilation:
 
         Args:
             inputs: "image" (C, H, W), resized, and "height", "width" of the original image.
-            boxes: of its objects, (R, 4) in original image pixels; None where they are not known,
-                then all filters count in the column "all" only.
+            boxes: of its objects, (R, 4) in original image pixels; None if they are not known: then
+                filters count in the column "all" only.
 
         Returns:
-            the effective dilation of each layer, the mean of its groups.
+            the effective dilation of each layer, averaged over its groups.
         """
         if needs_proposals(self.model):
             inputs = inputs | {"proposals": self._no_proposals(inputs["image"])}
@@ -240,7 +243,7 @@ class EffectiveDilation:
 
     @staticmethod
     def _no_proposals(image):
-        # Convolutions stand below the RoIs, which are of no concern here.
+        # RoIs come after the convolutions, so none are needed here.
         return Instances(
             tuple(image.shape[-2:]), proposal_boxes=Boxes([]), objectness_logits=torch.zeros(0)
         )
@@ -249,7 +252,7 @@ class EffectiveDilation:
         return self.model.get_submodule(conv.name)
 
     def as_dict(self) -> dict:
-        """{layer: {"dilation", "deformable", column: {"count", "mean", "std"}, ...}}"""
+        """The table: {layer: {"dilation", "deformable", column: {"count", "mean", "std"}, ...}}."""
         return {
             name: {"dilation": list(row.dilation), "deformable": row.deformable}
             | {column: moments.as_dict() for column, moments in row.columns.items()}

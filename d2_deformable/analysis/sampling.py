@@ -1,10 +1,10 @@
-"""Where a deformable network looks: the geometry of the paper's figures 5 and 6, without drawing.
+"""Where a deformable network samples: the geometry of the paper's figures 5 and 6, without drawing.
 
-`inspect_image` runs one image and keeps what the deformable layers predicted for it;
-`conv_sampling_points` and `part_boxes` turn that into points and boxes in pixels of the original
+`inspect_image` runs one image and records what the deformable layers predict for it.
+`conv_sampling_points` and `part_boxes` convert that to points and boxes in pixels of the original
 image. Points are (y, x), boxes (x0, y0, x1, y1).
 
-Pixel coordinates are continuous: the centre of cell i of a feature map lies at
+Pixel coordinates are continuous: the centre of cell i of a feature map is at
 (i + 0.5) * image size / map size (released lib/utils/show_offset.py).
 """
 
@@ -26,7 +26,7 @@ from .layer_order import layers_below
 
 @dataclass(frozen=True)
 class ConvOffsets:
-    """What one `DeformConv2d` predicted for one image.
+    """The offsets that one `DeformConv2d` predicted for one image.
 
     name: of the layer in its model.
     offset: (G, taps, 2, H_out, W_out) of (dy, dx) in pixels of the layer's input map.
@@ -51,10 +51,10 @@ class ConvOffsets:
 
 @dataclass(frozen=True)
 class PartOffsets:
-    """How one deformable RoI pooling places its parts in one image.
+    """How one deformable RoI pooling layer places its parts in one image.
 
-    predict: boxes (R, 4) in network input pixels -> normalised shifts (R, classes, 2, k, k) of
-        (dy, dx), and 1 / stride (R,) of the feature map that each box is pooled from.
+    predict: maps boxes (R, 4) in network input pixels to normalised shifts (R, classes, 2, k, k) of
+        (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from.
     num_classes: sets of shifts, background included; 1 when all classes share one.
     gamma, round_rois: see `d2_deformable.ops.deform_roi_pool`.
     min_size: see `d2_deformable.ops.geometry.roi_boxes`.
@@ -70,10 +70,10 @@ class PartOffsets:
 
 @dataclass
 class OffsetRecord:
-    """What `record_offsets` saw: layers in the order in which they ran.
+    """What `record_offsets` recorded: layers in the order in which they ran.
 
     input_size: (H, W) of the network input, padding included.
-    below: see `layers_below`; where a layer is missing, all that ran before count as below it.
+    below: see `layers_below`; for a missing layer, all that ran before it count as below it.
     """
 
     convs: list[ConvOffsets] = field(default_factory=list)
@@ -84,12 +84,12 @@ class OffsetRecord:
     def stack(self, num_layers: int) -> list[ConvOffsets]:
         """At most `num_layers` convolutions on one path up to the last that ran, lowest first.
 
-        Of branches that run side by side it holds the one that ran last.
+        Of parallel branches, it holds the one that ran last.
         """
         path = []
         for conv in reversed(self.convs):
-            alone = path and conv.name not in self.below.get(path[-1].name, {conv.name})
-            if len(path) < num_layers and not alone:
+            off_path = path and conv.name not in self.below.get(path[-1].name, {conv.name})
+            if len(path) < num_layers and not off_path:
                 path.append(conv)
         return path[::-1]
 
@@ -99,7 +99,7 @@ def record_offsets(model: nn.Module, plain=()):
     """Record the deformable layers of `model` while it runs on one image.
 
     Args:
-        plain: names of plain convolutions to record too, with offsets of zero.
+        plain: names of plain convolutions to record as well, with offsets of zero.
 
     Yields:
         an `OffsetRecord`, filled by the forward pass.
@@ -204,10 +204,10 @@ def _pooler_parts(name, pooler, x, _):
 
 @dataclass(frozen=True)
 class Inspection:
-    """One image, what was detected in it, and where the network looked.
+    """One image, what was detected in it, and where the network sampled.
 
-    instances: detections in original image pixels, or None of a model that detects nothing.
-    labels: the class of every original image pixel, (height, width), of a segmentation.
+    instances: detections in original image pixels; None if the model is not a detector.
+    labels: the class of every original image pixel, (height, width), if the model segments.
     image_size: (height, width) of the original image.
     pixel: (y, x) original image pixels per network input pixel.
     """
@@ -224,15 +224,15 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
     """Run `model` in evaluation mode on one image of Detectron2's input format.
 
     Args:
-        inputs: "image" (C, H, W), resized, and "height", "width" of the original image; "proposals"
-            too where the network has no RPN.
+        inputs: "image" (C, H, W), resized, and "height", "width" of the original image; also
+            "proposals" if the network has no RPN.
 
     Raises:
-        ValueError: there are no proposals.
+        ValueError: the network needs proposals and gets none.
     """
     if needs_proposals(model) and "proposals" not in inputs:
         raise ValueError(
-            "this network detects on fixed proposals, and none come with the image: give it its "
+            "this network detects on fixed proposals, and the image comes with none: give it its "
             "own RPN (MODEL.PROPOSAL_GENERATOR.NAME RPN MODEL.LOAD_PROPOSALS False)"
         )
     resized = tuple(inputs["image"].shape[-2:])
@@ -270,10 +270,10 @@ def needs_proposals(model: nn.Module) -> bool:
 class SamplingPoints(NamedTuple):
     """Points (y, x) in original image pixels.
 
-    unit: (2,), the centre of the unit that looks.
-    points: (G, P, 2), what it sees through each offset group.
-    inside: (G, P) bool, False where a point, or one on the way to it, lies outside its map: there
-        the map counts as zero, so nothing is seen.
+    unit: (2,), the centre of the unit.
+    points: (G, P, 2), the points that the unit samples through each offset group.
+    inside: (G, P) bool, False where a point, or one on the way to it, is outside its map. The map
+        counts as zero there, so nothing is sampled.
     """
 
     unit: torch.Tensor
@@ -287,14 +287,14 @@ def conv_sampling_points(
     """The points that the unit at `point` reaches through the last deformable convolutions.
 
     Paper figure 5: 9^3 = 729 points for three layers of 3x3. Only the deformable layers of one path
-    (`OffsetRecord.stack`) count; what stands between them (1x1 convolutions, plain 3x3 ones,
-    shortcuts) is taken as looking straight down.
+    (`OffsetRecord.stack`) count. Layers between them (1x1 convolutions, plain 3x3 ones, shortcuts)
+    are treated as passing each point straight through.
 
     Args:
         point: (y, x) in original image pixels; the unit is the cell of the last layer's map that
-            holds it.
-        num_layers: how many of the last deformable layers, at most as many as there are.
-        deformed: False leaves the offsets out: the fixed grid of the plain network.
+            contains it.
+        num_layers: how many of the last deformable layers to use; all if there are fewer.
+        deformed: False ignores the offsets, which gives the fixed grid of the plain network.
     """
     convs = inspection.record.stack(num_layers)
     if not convs:
@@ -316,19 +316,20 @@ def conv_sampling_points(
 def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
     """Follow the taps of stacked convolutions from one output cell down to the lowest input map.
 
-    Every point has its kernel's taps at p * stride - padding + tap * dilation + offset. The offset
-    is read at the cell nearest to p, as released: units stand at whole cells only, and of the four
-    around p that p mixes, each with taps of its own, the nearest has the largest part. p itself is
-    not rounded. Between two layers of different map size a point is scaled by the whole ratio of
-    the sizes, as a 1x1 convolution of that stride would.
+    The taps of a point p are at p * stride - padding + tap * dilation + offset. The offset is read
+    at the cell nearest to p, as in the released code: units exist at whole cells only, and of the
+    four units that are interpolated at p, each with taps of its own, the nearest has the largest
+    weight. p itself is not rounded. Between two layers of different map sizes, a point is scaled by
+    the ratio of the sizes, rounded to a whole number, as by a 1x1 convolution of that stride.
 
     Args:
         convs: `ConvOffsets`, lowest first, with the same number G of offset groups.
         cell: (y, x) in the last layer's output map.
 
     Returns:
-        points (G, P, 2) of (y, x) in the first layer's input map, P the product of the numbers of
-        taps, the topmost layer's tap the slowest index; and inside (G, P) as `SamplingPoints`.
+        points (G, P, 2) of (y, x) in the first layer's input map; P is the product of the numbers
+        of taps, and the topmost layer's tap is the slowest index. And inside (G, P), see
+        `SamplingPoints`.
     """
     groups = convs[-1].offset.shape[0]
     points = cell.to(torch.float32).expand(groups, 1, 2)
@@ -350,8 +351,8 @@ def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):
 
 
 def _at_nearest_cell(offset, points):
-    """Offsets (G, taps, 2, H, W) read at points (G, P, 2) -> (G, P, taps, 2)."""
-    # Clamped: beyond the map, and for NaN, any cell will do, for such a point sees nothing.
+    """Read offsets (G, taps, 2, H, W) at points (G, P, 2): (G, P, taps, 2)."""
+    # Clamped: beyond the map, and for NaN, any cell will do, because such a point samples nothing.
     last = torch.tensor(offset.shape[-2:]) - 1
     y, x = torch.minimum((points + 0.5).floor().long().clamp(min=0), last).unbind(-1)
     return offset[torch.arange(len(offset))[:, None], :, :, y, x]
@@ -361,16 +362,16 @@ def _at_nearest_cell(offset, points):
 def part_boxes(
     inspection: Inspection, boxes: torch.Tensor, classes: torch.Tensor, deformed: bool = True
 ) -> torch.Tensor:
-    """The k * k parts that deformable RoI pooling looks at for each box. Paper figure 6.
+    """The k * k parts that deformable RoI pooling samples for each box (paper figure 6).
 
-    Each part is a bin of the box, rounded to whole network input pixels as the operator does and
-    shifted by offset * gamma * (height, width) of the box. The operator's samples lie at the top
-    left corners of the cells of a grid in the part.
+    Each part is a bin of the box, which is rounded to whole network input pixels as the operator
+    does, shifted by offset * gamma * (height, width) of the box. The operator's samples are at the
+    top left corners of the cells of a grid over the part.
 
     Args:
         boxes: (R, 4), x0, y0, x1, y1 in original image pixels.
-        classes: (R,), which offsets a class-wise pooling (R-FCN's class scores) takes.
-        deformed: False leaves the offsets out: the fixed bins of the plain network.
+        classes: (R,), the class whose offsets a class-wise pooling (R-FCN's class scores) uses.
+        deformed: False ignores the offsets, which gives the fixed bins of the plain network.
 
     Returns:
         (R, k * k, 4), x0, y0, x1, y1 in original image pixels, row by row, not clipped.
@@ -384,7 +385,7 @@ def part_boxes(
     classes = classes if offset.shape[1] > 1 else torch.zeros_like(classes)
     shift = offset[torch.arange(len(boxes)), classes] * pool.gamma  # (R, 2, k, k)
 
-    # With shift 0 cells begin at whole numbers, as in the pictures.
+    # With shift 0, cells start at whole numbers, as in the pictures.
     rois, scale = _to_rois(boxes), scale[:, None]
     _, y, x, *sides = geometry.roi_boxes(rois, scale, 0.0, pool.round_rois, pool.min_size)
     k = shift.shape[-1]

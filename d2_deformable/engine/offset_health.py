@@ -1,7 +1,7 @@
-"""Whether the offsets of deformable layers learn, stay at zero or run away, seen while training.
+"""Monitoring during training: do the offsets of deformable layers learn, stay at zero or run away?
 
-Users of the released code met both failures: offsets that never leave zero, which leave the
-network a plain one, and offsets of hundreds of cells, which sample nothing but zeros.
+Users of the released code met both failures: offsets that never leave zero, so that the network
+stays a plain one, and offsets of hundreds of cells, which sample nothing but zeros.
 """
 
 import logging
@@ -17,34 +17,36 @@ from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
 from ..ops import geometry
 
 STATISTICS = ("mean", "std", "p99", "outside")
-MAX_SORTED = 2**16  # values of which the percentile is taken, evenly spread over all
-MAX_ROI_VALUES = 2**18  # shifts that are looked at, those of evenly spread RoIs
+MAX_SORTED = 2**16  # values that the percentile is computed from, evenly spread over all
+MAX_ROI_VALUES = 2**18  # shifts that are read, from evenly spread RoIs
 
 
 class OffsetHealth(HookBase):
-    """Writes statistics of every deformable layer's offsets, and warns in words.
+    """Logs statistics of every deformable layer's offsets, and warns when they look wrong.
 
-    Every `period` iterations, of the offsets that the training step itself predicts (all its
-    forward passes with gradients; under DDP those of the main process), the scalars
-    `offsets/<layer>/...` go to TensorBoard and metrics.json:
+    Every `period` iterations it writes the scalars `offsets/<layer>/...` to TensorBoard and
+    metrics.json. They describe the offsets that the training step itself predicts: those of all its
+    forward passes with gradients, under DDP those of the main process.
 
-    mean, std, p99: mean, standard deviation and 99th percentile of the length of (dy, dx): in cells
-        of the feature map for `DeformConv2d`; for RoI layers in fractions of the RoI's height and
-        width, gamma included.
-    outside: share of samples whose nearest cell is not one of the map's, so that they see zero (or,
-        in RoI pooling, do not count). The fixed grid of a padded convolution has such ones too.
+    mean, std, p99: mean, standard deviation and 99th percentile of the length of (dy, dx). The unit
+        is a cell of the feature map for `DeformConv2d`, and the RoI's height and width, including
+        gamma, for RoI layers.
+    outside: share of samples whose nearest cell is not on the map, so that they read zero (or, in
+        RoI pooling, do not count). The fixed grid of a padded convolution also has such samples.
 
-    It must stand before the writers of its period, so that they write what it put.
+    List it before the writers of its period, so that they write its scalars.
 
     Args:
-        model: where the layers are; one without any makes this hook idle.
-        period: iterations; 0 switches it off.
-        zero_after: iterations after which offsets that stay at zero are told of; a shorter training
-            tells at its end.
-        min_conv, min_roi: a layer whose p99 is smaller stays at zero.
-        max_conv: a convolution whose p99 is larger than this share of its map's shorter side runs
-            away; so does a RoI layer whose p99 is larger than `max_roi`.
-        max_outside: so does a layer of which this share of samples was moved out of its map.
+        model: contains the layers; without any, this hook does nothing.
+        period: iterations; 0 turns it off.
+        zero_after: iterations after which offsets that stay at zero are reported; a shorter
+            training reports them at its end.
+        min_conv, min_roi: a layer whose p99 is smaller counts as staying at zero.
+        max_conv, max_roi: a convolution whose p99 is larger than `max_conv` times the shorter side
+            of its map counts as running away, as does a RoI layer whose p99 is larger than
+            `max_roi`.
+        max_outside: so does a layer whose offsets moved more than this share of samples out of its
+            map.
 
     Raises:
         ValueError: a negative period.
@@ -72,7 +74,7 @@ class OffsetHealth(HookBase):
         parallel = isinstance(model, DistributedDataParallel)
         self._layers = deformable_layers(model.module if parallel else model)
         self._calls, self._hooks = {}, []
-        self._told = set()
+        self._warned = set()
 
     @classmethod
     def from_config(cls, cfg, model):
@@ -93,7 +95,7 @@ class OffsetHealth(HookBase):
             return
         for hook in self._hooks:
             hook.remove()
-        stuck, fled = [], []
+        at_zero, running_away = [], []
         for name, calls in self._calls.items():
             layer = self._layers[name]
             samples = [s for s in (_samples(layer, *call) for call in calls) if s.length.numel()]
@@ -104,15 +106,15 @@ class OffsetHealth(HookBase):
                 self.trainer.storage.put_scalar(
                     f"offsets/{name}/{statistic}", getattr(health, statistic), smoothing_hint=False
                 )
-            if self._is_stuck(layer, health) and (name, "stuck") not in self._told:
-                stuck.append((name, layer, health))
-            if self._runs_away(layer, health) and (name, "fled") not in self._told:
-                fled.append((name, layer, health))
+            if self._stays_at_zero(layer, health) and (name, ZERO_ADVICE) not in self._warned:
+                at_zero.append((name, layer, health))
+            if self._runs_away(layer, health) and (name, RUNAWAY_ADVICE) not in self._warned:
+                running_away.append((name, layer, health))
         self._calls = {}
-        self._tell("stuck", stuck, STUCK)
-        self._tell("fled", fled, FLED)
+        self._warn(at_zero, ZERO_ADVICE)
+        self._warn(running_away, RUNAWAY_ADVICE)
 
-    def _is_stuck(self, layer, health):
+    def _stays_at_zero(self, layer, health):
         least = self.min_conv if isinstance(layer, DeformConv2d) else self.min_roi
         done = self.trainer.iter + 1
         return health.p99 < least and done >= min(self.zero_after, self.trainer.max_iter)
@@ -120,15 +122,16 @@ class OffsetHealth(HookBase):
     def _runs_away(self, layer, health):
         conv = isinstance(layer, DeformConv2d)
         most = self.max_conv * min(health.map_size) if conv else self.max_roi
-        # A NaN is not below anything either.
+        # Negated, so that NaN counts as running away.
         return not (
             health.p99 <= most and health.outside - health.fixed_outside <= self.max_outside
         )
 
-    def _tell(self, kind, found, advice):
+    def _warn(self, found, advice):
+        """Log `advice` with the (name, layer, health) of each layer in `found`."""
         if not found:
             return
-        self._told |= {(name, kind) for name, _, _ in found}
+        self._warned |= {(name, advice) for name, _, _ in found}
         layers = "; ".join(_in_words(*entry) for entry in found)
         pattern = "|".join(sorted({_offset_parameters(layer) for _, layer, _ in found}))
         logging.getLogger(__name__).warning(
@@ -136,13 +139,13 @@ class OffsetHealth(HookBase):
         )
 
 
-STUCK = (
-    "Offsets are still at zero after {iteration} iterations, so these layers are plain ones: "
+ZERO_ADVICE = (
+    "Offsets are still at zero after {iteration} iterations, so these layers act as plain ones: "
     "{layers}. Give them a higher learning rate, SOLVER.LR_MULTIPLIERS [['{pattern}', 10.0]], or "
-    "train longer. Exactly 0 says that no update reaches them: look for a factor of 0, frozen "
+    "train longer. Exactly 0 means that no update reaches them: look for a multiplier of 0, frozen "
     "parameters or a feature map that is zero"
 )
-FLED = (
+RUNAWAY_ADVICE = (
     "Offsets run away at iteration {iteration}: {layers}. Lower their learning rate, "
     "SOLVER.LR_MULTIPLIERS [['{pattern}', 0.1]], or SOLVER.BASE_LR, warm up longer, clip gradients "
     "(SOLVER.CLIP_GRADIENTS), or bound the offsets of convolutions "
@@ -160,10 +163,10 @@ def deformable_layers(model) -> dict[str, torch.nn.Module]:
 
 
 def _recorder(calls: list):
-    """A forward hook of `OffsetOutput` that keeps the offsets and where they are used."""
+    """A forward hook for `OffsetOutput` that appends the offsets, map size and RoIs to `calls`."""
 
     def record(_, args, prediction):
-        if torch.is_grad_enabled():  # else a pass that only chooses RoIs (OHEM)
+        if torch.is_grad_enabled():  # otherwise it is a pass that only selects RoIs (OHEM)
             _, _, x, *rois = args
             calls.append((prediction.offset.detach(), x.shape[-2:], *rois))
 
@@ -172,8 +175,12 @@ def _recorder(calls: list):
 
 @dataclass(frozen=True)
 class _Samples:
-    """length: of each offset (n,). outside, fixed_outside: share of samples, the latter of the
-    fixed grid. map_size: (H, W)."""
+    """Statistics of one forward pass.
+
+    length: length of each offset, (n,).
+    outside, fixed_outside: share of samples outside the map, with offsets and on the fixed grid.
+    map_size: (H, W).
+    """
 
     length: torch.Tensor
     outside: torch.Tensor
@@ -237,7 +244,8 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
     """offset: (R, classes * 2, k, k), rois: (R, 5)."""
     step = math.ceil(offset.numel() / MAX_ROI_VALUES) or 1
     shift, rois = layer.gamma * offset[::step], rois[::step].float()
-    # mmcv's pooling takes as many samples as a bin is large, and boxes as they are.
+    # In mmcv's pooling the number of samples depends on the bin's size, here approximated by 4 per
+    # axis, and small boxes are not enlarged.
     mmcv = isinstance(layer, DeformRoIAlign)
     k, samples = layer.output_size, 4 if mmcv else layer.samples_per_part
     min_size = None if mmcv else geometry.MIN_SIZE
@@ -257,7 +265,7 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
 
 
 def _offset_parameters(layer) -> str:
-    """What the names of the parameters that predict its offsets hold."""
+    """A part of the names of the parameters that predict the layer's offsets."""
     if isinstance(layer, DeformConv2d):
         return "conv_offset"
     return "offset_maps" if isinstance(layer, PSRoIPredictor) else "offset_fc"

@@ -1,4 +1,4 @@
-"""A network of Detectron2 as a function of one image to a few tensors, ready to be traced."""
+"""A Detectron2 network as a traceable function from one image to a few tensors."""
 
 import copy
 
@@ -16,11 +16,11 @@ OURS = ("detectron2.", "d2_deformable.")
 
 
 class InferenceNetwork(nn.Module):
-    """The inference of a network on one image, without resizing before and after it.
+    """The inference of a network on one image, without the resizing before and after it.
 
     Args:
-        model: in evaluation mode, its own.
-        predict: of the model and a tensor as that of `forward`, what `forward` returns.
+        model: in evaluation mode; this module owns it.
+        predict: function of the model and the image that returns what `forward` returns.
     """
 
     def __init__(self, model: nn.Module, predict):
@@ -31,12 +31,13 @@ class InferenceNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            image: float32 (3, H, W), 0 to 255, channels in INPUT.FORMAT's order, resized already.
+            image: float32 (3, H, W), 0 to 255, channels in the order of INPUT.FORMAT, already
+                resized.
 
         Returns:
-            what `output_names` names: of detectors D boxes (D, 4) as (x0, y0, x1, y1) in pixels of
-            `image`, scores (D,), classes (D,) int64 and, with a mask head, the probabilities of
-            masks (D, 28, 28) over their boxes, best score first; of segmentors class scores
+            the tensors that `output_names` lists. For detectors: D boxes (D, 4) as (x0, y0, x1, y1)
+            in pixels of `image`, scores (D,), classes (D,) int64 and, with a mask head, mask
+            probabilities (D, 28, 28) over the boxes; best score first. For segmentors: class scores
             (K, H, W).
         """
         with traceable():
@@ -44,11 +45,11 @@ class InferenceNetwork(nn.Module):
 
 
 def inference_network(model: nn.Module) -> InferenceNetwork:
-    """A copy of `model` in evaluation mode, on its device, as a function of one image.
+    """Copy `model`, in evaluation mode and on the same device, as a function of one image.
 
     Args:
         model: a `GeneralizedRCNN` (Faster, Mask and Cascade R-CNN, R-FCN) with an RPN of its own, a
-            `ClassAwareRPN` or a `SemanticSegmentor`. It is left as it is.
+            `ClassAwareRPN` or a `SemanticSegmentor`. It is not changed.
 
     Raises:
         ValueError: another network, or one with an `inference` or `preprocess_image` of its own.
@@ -60,11 +61,11 @@ def inference_network(model: nn.Module) -> InferenceNetwork:
 
 
 def output_names(model: nn.Module) -> tuple[str, ...]:
-    """What `inference_network(model)` returns: ("boxes", "scores", "classes"), with a mask head
-    "masks" too; or ("class_scores",).
+    """Names of the outputs of `inference_network(model)`: ("boxes", "scores", "classes"), followed
+    by "masks" with a mask head; or ("class_scores",).
 
     Raises:
-        ValueError: as `inference_network`.
+        ValueError: as of `inference_network`.
     """
     if _predict_of(model) is _segment:
         return ("class_scores",)
@@ -73,11 +74,11 @@ def output_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def checked_network(model: nn.Module, image: Tensor) -> InferenceNetwork:
-    """As `inference_network`, seen to give what `model` gives on `image`.
+    """Return `inference_network(model)` after checking that it gives what `model` gives on `image`.
 
     Raises:
-        ValueError: the image has another shape or type than `InferenceNetwork.forward` takes, or
-            the network is one that cannot be exported.
+        ValueError: the image does not have the shape or type that `InferenceNetwork.forward` takes,
+            or the network cannot be exported.
     """
     if image.dim() != 3 or image.dtype != torch.float32 or 0 in image.shape:
         raise ValueError(
@@ -89,9 +90,9 @@ def checked_network(model: nn.Module, image: Tensor) -> InferenceNetwork:
         found = differences(network.model, network(image), image)
     if not are_rounding(found):
         raise ValueError(
-            f"{type(model).__name__} gives something else in its forward than its parts in "
-            f"Detectron2's order, which are exported ({found}): move what it does of its own into "
-            "the proposal generator or the heads"
+            f"{type(model).__name__}.forward gives other results than its parts in Detectron2's "
+            f"order, which is what gets exported ({found}): move what it adds into the proposal "
+            "generator or the heads"
         )
     return network
 
@@ -120,7 +121,7 @@ def _predict_of(model):
 
 
 def _check_methods(model, predict) -> None:
-    """Refuse a user's own methods in whose place a function of this module stands."""
+    """Refuse a user's own methods that functions of this module would replace."""
     names = ["preprocess_image"] + ["inference"] * (predict is _detect_in_two_stages)
     for name in names:
         method = getattr(type(model), name, None)  # Detectron2 0.5's segmentor has none
@@ -149,24 +150,24 @@ def _segment(model, image):
     height, width = image.shape[1:]
     features = model.backbone(_normalized(model, image).tensor)
     scores, _ = model.sem_seg_head(features, None)
-    # A slice would have torch.export compare the sizes.
+    # A slice would make torch.export compare the sizes.
     rows, columns = (torch.arange(n, device=scores.device) for n in (height, width))
     return (scores[0].index_select(1, rows).index_select(2, columns),)
 
 
 def _normalized(model, image) -> ImageList:
-    """As every network's preprocess_image, whose padding a trace cannot follow."""
+    """Normalise and pad as preprocess_image does, whose own padding cannot be traced."""
     height, width = image.shape[1:]
     image = (image.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
     step = model.backbone.size_divisibility
-    if step > 1:  # as multiples of it, torch.export sees the sizes of all levels of a pyramid
+    if step > 1:  # so that for torch.export the sizes of all pyramid levels are multiples of it
         padded = [(n + step - 1) // step * step for n in (height, width)]
         image = F.pad(image, [0, padded[1] - width, 0, padded[0] - height])
     return ImageList(image[None], [(height, width)])
 
 
 def _flat(found) -> tuple[Tensor, ...]:
-    found.pred_boxes.clip(found.image_size)  # this and what follows as detector_postprocess
+    found.pred_boxes.clip(found.image_size)  # from here on as in detector_postprocess
     found = found[found.pred_boxes.nonempty()]
     masks = [found.pred_masks[:, 0]] if found.has("pred_masks") else []
     return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks

@@ -20,34 +20,35 @@ MAX_BYTES = 2**31 - 1  # of one protobuf message
 def export_onnx(
     model: nn.Module, image: Tensor, path, *, input_format=None, class_names=()
 ) -> None:
-    """Write the inference of a network, NMS and all, as one ONNX file of standard operators.
+    """Write the inference of a network, including NMS, as one ONNX file of standard operators.
 
-    The file takes and gives what `InferenceNetwork.forward` does. Dynamic are height and width of
-    the image and the number of detections, which may be 0; fixed is that it is one image, float32.
-    ONNX's DeformConv needs an ONNX Runtime that has it (1.32 does; one that has not says "Could not
-    find an implementation for DeformConv(19)" when the file is loaded):
+    Inputs and outputs are those of `InferenceNetwork.forward`. Height and width of the image and
+    the number of detections, which may be 0, are dynamic. The single image and its float32 type are
+    fixed. ONNX's DeformConv needs an ONNX Runtime that implements it. Version 1.32 does; one that
+    does not says "Could not find an implementation for DeformConv(19)" when the file is loaded:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         boxes, scores, classes = session.run(None, {"image": image})
 
-    The file's metadata_props say what the image is: "input_format" ("BGR" or "RGB"),
-    "input_layout" and "pixel_range"; "class_names", a JSON list, where they are known; and, of this
-    package, "d2_deformable" the version and "meta_architecture" the class of the network.
+    The file's metadata_props describe the image: "input_format" ("BGR" or "RGB"), "input_layout"
+    and "pixel_range". They also hold "class_names", a JSON list, where these are known; the version
+    of this package, "d2_deformable"; and the class of the network, "meta_architecture".
 
-    The exporter is the one that traces TorchScript. That on torch.export has no translation of
-    torchvision's RoIPool, and there images have a least size and NMS rounds otherwise than eager
-    code (see `export_program`).
+    The exporter is the one that traces TorchScript. The one based on torch.export cannot translate
+    torchvision's RoIPool; with it, images would have a minimum size, and NMS would round otherwise
+    than eager code does (see `export_program`).
 
     Args:
-        model: as `inference_network` takes; it is left as it is.
-        image: float32 (3, H, W) to trace it with; any will do.
-        input_format: cfg.INPUT.FORMAT; None takes the model's own `input_format`.
-        class_names: name of class 0, 1, ...; may be empty.
+        model: see `inference_network`; it is not changed.
+        image: float32 (3, H, W) to trace the network with; any will do.
+        input_format: cfg.INPUT.FORMAT; None uses the model's own `input_format`.
+        class_names: names of class 0, 1, ...; may be empty.
 
     Raises:
-        ValueError: a network or an image that does not fit, or one whose file would hold more than
-            ONNX's 2 GiB or operators that are not ONNX's own; which ones is said.
-        FileNotFoundError: there is no folder for `path`.
+        ValueError: a network or an image that cannot be exported, or a network whose file would
+            exceed ONNX's 2 GiB or contain operators that are not ONNX's own. The message names the
+            operators.
+        FileNotFoundError: the folder of `path` does not exist.
         ImportError: onnx is not installed.
     """
     onnx = _import_onnx()
@@ -85,7 +86,7 @@ def _traced(network, image, names) -> bytes:
     outputs = {n: sizes if n == "class_scores" else {0: "detections"} for n in names}
     traced = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad(), standard_operators():
-        # What does depend on values stands in traceable.py; shapes of weights are constant.
+        # Branches that depend on values are replaced in traceable.py; weight shapes are constant.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -100,14 +101,14 @@ def _traced(network, image, names) -> bytes:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(
-                "this network holds what has no form in ONNX's own operators: "
+                "this network contains what ONNX's own operators cannot express: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
     return traced.getvalue()
 
 
 def _check(onnx, file, name) -> None:
-    """That the file is valid, and that no plug-in is needed to run it."""
+    """Check that the file is valid, and that no plug-in is needed to run it."""
     used = {(node.domain, node.op_type) for node in _nodes(file.graph)}
     foreign = sorted(f"{d}::{op}" for d, op in used if d not in STANDARD_DOMAINS)
     if foreign:
@@ -119,7 +120,7 @@ def _check(onnx, file, name) -> None:
 
 
 def _nodes(graph):
-    """All nodes of a graph, those inside of branches and loops too."""
+    """Yield all nodes of a graph, including those inside branches and loops."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

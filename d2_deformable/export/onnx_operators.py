@@ -1,4 +1,4 @@
-"""How the operators of this package, and NMS, are written in ONNX's own operators."""
+"""Translations of this package's operators, and of NMS, to ONNX's own operators."""
 
 from contextlib import contextmanager
 from unittest import mock
@@ -14,13 +14,13 @@ from . import traceable
 
 @contextmanager
 def standard_operators():
-    """Within it, torch.onnx.export(dynamo=False) sees operators that ONNX has."""
+    """A context in which torch.onnx.export(dynamo=False) sees only operators that ONNX has."""
     with mock.patch.object(traceable, "batched_nms", batched_nms), _StandardOperators():
         yield
 
 
 class _StandardOperators(TorchFunctionMode):
-    """Gives calls of torch.ops.d2_deformable another body."""
+    """Redirects calls of torch.ops.d2_deformable to the functions in REPLACED."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         func = REPLACED.get(getattr(func, "overloadpacket", func), func)
@@ -31,7 +31,7 @@ class _StandardOperators(TorchFunctionMode):
 
 
 class _DeformConv(torch.autograd.Function):
-    """ONNX's DeformConv (opset 19): the layout of offset and mask is ours, the border "zero"."""
+    """ONNX's DeformConv (opset 19): its offset and mask have our layout; its border is "zero"."""
 
     @staticmethod
     def forward(ctx, input, offset, weight, bias, mask, stride, padding, dilation, groups):
@@ -70,8 +70,10 @@ def deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask, 
 
 
 def _legacy_taps(input, offset, weight, stride, padding, dilation, mask):
-    """Offsets and mask with which the border "zero" reads what "legacy" reads: taps beyond the
-    last row or column read it, those outside [0, H) x [0, W) are masked."""
+    """Offsets and mask with which the border "zero" gives the results of "legacy".
+
+    Taps beyond the last row or column are moved onto it; those outside [0, H) x [0, W) are masked.
+    """
     taps = weight.shape[2] * weight.shape[3]
     out_h, out_w = offset.shape[2:]
     offset = offset.reshape(offset.shape[0], -1, taps, 2, out_h, out_w)
@@ -100,16 +102,16 @@ REPLACED = {
 
 
 def batched_nms(boxes, scores, classes, threshold: float):
-    """As `traceable.batched_nms`."""
+    """Same as `traceable.batched_nms`."""
     return _BatchedNMS.apply(boxes, scores, classes, threshold)
 
 
 class _BatchedNMS(torch.autograd.Function):
     """NonMaxSuppression whose classes are rows of scores.
 
-    torchvision moves the classes apart where there are up to 1000 boxes, which rounds their
-    coordinates, and takes them one by one where there are more; so do we, lest a box be kept here
-    and not there.
+    For up to 1000 boxes, torchvision moves the boxes of the classes apart, which rounds their
+    coordinates; for more, it runs NMS class by class. This does the same, so that exactly the same
+    boxes are kept.
     """
 
     @staticmethod
@@ -127,7 +129,7 @@ class _BatchedNMS(torch.autograd.Function):
         types = torch.onnx.TensorProtoDataType
         rows = g.op("Shape", scores)  # (1,), R
 
-        # What torchvision adds to the boxes of a class.
+        # The shift that torchvision adds to the boxes of a class.
         zero = constant([0.0], torch.float32)
         highest = g.op(
             "ReduceMax", g.op("Concat", g.op("Reshape", boxes, constant([-1])), zero, axis_i=0)
@@ -165,7 +167,7 @@ class _BatchedNMS(torch.autograd.Function):
         )  # rows of (image, class, box)
         kept = g.op("Gather", kept, constant(2), axis_i=1)
 
-        # Best first, of equal ones the first first.
+        # Best first; equal scores stay in their order.
         ordered, _ = g.op(
             "TopK", kept, g.op("Shape", kept), axis_i=0, largest_i=0, sorted_i=1, outputs=2
         )
@@ -183,7 +185,7 @@ class _BatchedNMS(torch.autograd.Function):
 
 
 def _float32_below(value: float) -> float:
-    """The highest float32 up to `value`: of float32 x, x > value and x > that are the same."""
+    """The highest float32 not above `value`: for float32 x, comparing with either is the same."""
     rounded = torch.tensor(value, dtype=torch.float32)
     if rounded.double() > value:
         rounded = torch.nextafter(rounded, rounded.new_tensor(-torch.inf))

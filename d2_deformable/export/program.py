@@ -11,29 +11,29 @@ from .network import checked_network
 
 
 def export_program(model: nn.Module, image: Tensor, path) -> None:
-    """Export the whole inference of a network, NMS and all, and write it to `path`.
+    """Export the inference of a network, including NMS, and write it to `path`.
 
-    The file takes and gives what `InferenceNetwork.forward` does, for images of every size from
-    4 pixels above the largest stride of the backbone (68 x 68 with a pyramid up to stride 64), as
-    torch.export treats maps of one row as another program. It runs on the device that the model
-    is on now. To load it:
+    Inputs and outputs are those of `InferenceNetwork.forward`. The sides of an image must be at
+    least 4 pixels more than the largest stride of the backbone (68 x 68 with a pyramid up to stride
+    64), because for torch.export maps of one row are another program. The file runs on the device
+    that the model is on now. To load it:
 
         torch.ops.load_library("d2_deformable/_C.so")  # or import d2_deformable
         import torchvision  # detectors: its nms, and for some RoIAlign
         network = torch.export.load(path).module()
 
-    In NMS the boxes of the classes are moved apart in float64; torchvision does so in float32 where
-    boxes are few, and calls NMS class by class where they are many, which no exported program can
-    choose between. Two boxes whose overlap is the threshold up to rounding may differ.
+    NMS moves the boxes of the classes apart in float64. torchvision does so in float32 for few
+    boxes, and runs NMS class by class for many; an exported program cannot choose between the two.
+    Results may differ for two boxes whose overlap equals the threshold up to rounding.
 
     Args:
-        model: as `inference_network` takes; it is left as it is.
-        image: float32 (3, H, W) to trace it with; any that is large enough will do.
+        model: see `inference_network`; it is not changed.
+        image: float32 (3, H, W) to trace the network with; any that is large enough will do.
 
     Raises:
-        ValueError: a network or an image that does not fit, or a part of a user's own in the
-            network that torch.export cannot follow.
-        FileNotFoundError: there is no folder for `path`.
+        ValueError: a network or an image that cannot be exported, or a user's own part of the
+            network that torch.export cannot trace.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     network = checked_network(model, image)
     least = max(shape.stride for shape in model.backbone.output_shape().values()) + 4
@@ -55,7 +55,7 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
 def _exported(network, image, sizes):
     try:
         return torch.export.export(network, (image,), dynamic_shapes=(sizes,))
-    except (RuntimeError, ValueError, TypeError) as error:  # what torch raises, by the reason
+    except (RuntimeError, ValueError, TypeError) as error:  # torch raises either, by the reason
         raise ValueError(
             "torch.export cannot follow this network: "
             f"{str(error).strip().splitlines()[0]} (format torchscript traces it)"

@@ -1,13 +1,13 @@
 """Detectron2's inference without Python branches on the values of tensors.
 
-A trace records the branch that its one image took, and torch.export refuses to choose. What stands
-here gives what Detectron2's own functions give in evaluation mode, by masks and slices. It serves
-Detectron2 0.5 and main.
+A trace records the branch that its one image took, and torch.export refuses to choose a branch. The
+functions here return what Detectron2's own functions return in evaluation mode, by means of masks
+and slices. They work with Detectron2 0.5 and main.
 
-`detectron2.export` has nothing that can be used instead. In 0.5 the package does not import: it
-needs caffe2, which current versions of torch lack. In main, `TracingAdapter` flattens whatever a
-model returns, where an exported file gives the tensors that `output_names` lists;
-`patch_builtin_len` is the loop over `len` below; the other `patch_*` serve scripting, not tracing.
+`detectron2.export` has nothing to use instead. In 0.5 the package cannot be imported: it needs
+caffe2, which current versions of torch lack. In main, `TracingAdapter` flattens whatever a model
+returns, while an exported file returns the tensors that `output_names` lists. `patch_builtin_len`
+is the loop over `len` below; the other `patch_*` functions are for scripting, not tracing.
 """
 
 import threading
@@ -22,16 +22,16 @@ from detectron2.structures import Boxes, Instances
 from torch.nn.modules.utils import _pair
 
 MODELING = "detectron2.modeling"
-# Two threads, each putting back what it found, would leave Detectron2 changed for good.
+# Two threads that each restore what they found could leave Detectron2 changed for good.
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def traceable():
-    """Within it, Detectron2's inference can be traced and exported.
+    """A context in which Detectron2's inference can be traced and exported.
 
-    One thread at a time is in it; what others run meanwhile sees the stand-ins too, but training
-    must not.
+    Only one thread at a time is inside. What other threads run meanwhile also uses the
+    replacements: inference may, training must not.
     """
     replaced = {
         "torch.nn.functional.max_pool2d": _max_pool2d,
@@ -66,7 +66,7 @@ _pool = F.max_pool2d
 
 
 def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **options):
-    """As F.max_pool2d, whose strides have torch.export tell even sizes from odd ones."""
+    """F.max_pool2d without strides, for which torch.export would tell even and odd sizes apart."""
     if not torch.compiler.is_exporting():
         return _pool(x, kernel_size, stride, padding, dilation, ceil_mode, **options)
     step_y, step_x = _pair(kernel_size if stride is None else stride)
@@ -76,7 +76,7 @@ def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fa
 
 
 def _grid_offsets(size, stride: int, offset: float, like):
-    """x and y of the anchors' centres, (Hf * Wf,) each; `like`: a device or a tensor on it."""
+    """x and y of the anchors' centres, (Hf * Wf,) each. `like` is a device or a tensor on it."""
     device = getattr(like, "device", like)
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + offset) * stride for n in size)
     y, x = torch.meshgrid(y, x, indexing="ij")
@@ -84,7 +84,10 @@ def _grid_offsets(size, stride: int, offset: float, like):
 
 
 def _top_indices(scores, k: int):
-    """Of the k highest scores of (R,), or of all; by a mask, as a slice would tell R > k apart."""
+    """Indices of the k highest of R scores, or of all if there are fewer, best first.
+
+    By a mask, because a slice would make torch.export distinguish whether R > k.
+    """
     order = scores.argsort(descending=True)
     return order[torch.arange(order.shape[0], device=order.device) < k]
 
@@ -92,7 +95,7 @@ def _top_indices(scores, k: int):
 def _top_proposals(
     proposals, logits, image_sizes, nms_thresh, pre_nms_topk, post_nms_topk, min_box_size, training
 ):
-    """Of L levels, boxes (N, R, 4) and objectness (N, R): N Instances, best first."""
+    """From boxes (N, R, 4) and objectness (N, R) of L levels to N Instances, best first."""
     results = []
     for n, image_size in enumerate(image_sizes):
         best = [_top_indices(x[n], pre_nms_topk) for x in logits]
@@ -112,7 +115,7 @@ def _top_proposals(
 
 
 def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk_per_image):
-    """Of boxes (R, 4) or (R, K * 4) and probabilities (R, K + 1): Instances and their rows."""
+    """From boxes (R, 4) or (R, K * 4) and probabilities (R, K + 1) to Instances and their rows."""
     valid = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     scores = scores[:, :-1]
     rows, classes = ((scores > score_thresh) & valid[:, None]).nonzero().unbind(1)
@@ -137,14 +140,15 @@ def _scripted_nms(boxes, scores, classes, threshold: float):
 def batched_nms(boxes, scores, classes, threshold: float):
     """Rows of boxes (R, 4) that are kept, best first; boxes of different classes never compete.
 
-    torch.export cannot choose between torchvision's ways for few and for many boxes: there the
-    classes are moved apart, in float64, which rounds no coordinate.
+    torchvision treats few and many boxes in two ways, and torch.export cannot choose between them.
+    When exporting, the classes are therefore moved apart in float64, which rounds no coordinate.
     """
     if not torch.compiler.is_exporting():
         return _scripted_nms(boxes, scores, classes, threshold)
     boxes = boxes.double()
     extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    # Two boxes more, apart from all and last: exported, torchvision's nms must keep two or more.
+    # Add two boxes apart from all others, with the lowest scores: in an exported program,
+    # torchvision's nms must keep at least two boxes.
     more = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
     boxes = torch.cat([boxes + (classes * extent)[:, None], more])
     least = scores.new_full([2], -torch.inf)
@@ -153,12 +157,12 @@ def batched_nms(boxes, scores, classes, threshold: float):
 
 
 def _init_boxes(self, tensor):
-    """As Boxes(tensor), for which zero boxes are a case of their own."""
+    """Boxes(tensor) without its special case for zero boxes."""
     self.tensor = tensor.float()
 
 
 def _clip(self, box_size):
-    """As Boxes.clip, without the check for boxes that are not finite."""
+    """Boxes.clip without the check that boxes are finite."""
     height, width = box_size
     x = self.tensor[:, 0::2].clamp(min=0).clamp(max=width)
     y = self.tensor[:, 1::2].clamp(min=0).clamp(max=height)
@@ -166,7 +170,7 @@ def _clip(self, box_size):
 
 
 def _rois(box_lists):
-    """(R, 5), each (image index, x0, y0, x1, y1)."""
+    """RoIs (R, 5), each (image index, x0, y0, x1, y1)."""
     return torch.cat(
         [
             torch.cat([torch.full_like(boxes.tensor[:, :1], i), boxes.tensor], dim=1)
@@ -176,17 +180,17 @@ def _rois(box_lists):
 
 
 def _conv2d(self, x):
-    """As Conv2d.forward, which looks at the number of boxes in its input first."""
+    """Conv2d.forward without its check for an empty input."""
     x = self._conv_forward(x, self.weight, self.bias)
     x = x if self.norm is None else self.norm(x)
     return x if self.activation is None else self.activation(x)
 
 
 def _length(x):
-    """As len(), which makes an int of what is symbolic."""
+    """len() that keeps symbolic sizes; the builtin converts them to int."""
     return x.__len__()
 
 
 def _set(self, name, value):
-    """As Instances.set, which compares numbers of boxes."""
+    """Instances.set without its comparison of the numbers of boxes."""
     self._fields[name] = value

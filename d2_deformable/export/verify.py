@@ -1,16 +1,16 @@
-"""Whether an exported file gives what the network gives."""
+"""Comparison of an exported file with its network."""
 
 import torch
 from detectron2.layers import paste_masks_in_image
 from torch import Tensor, nn
 
-# What rounding alone may change: pixels of a box, a score, the share of a mask's pixels, and class
-# scores of a segmentor relative to the highest.
+# Differences that rounding may cause: in pixels for boxes, absolute for scores, as a share of the
+# image's pixels for masks, and relative to the highest for class scores of a segmentor.
 TOLERANCES = {"boxes": 1e-3, "scores": 1e-4, "masks": 1e-3, "class_scores": 1e-4}
 
 
 def load_exported(path, kind: str):
-    """The function of one image that a written file holds, see `InferenceNetwork.forward`.
+    """Load an exported file as a function of one image, see `InferenceNetwork.forward`.
 
     Args:
         kind: "torchscript", "torch_export" or "onnx", which runs in ONNX Runtime on the CPU.
@@ -21,7 +21,7 @@ def load_exported(path, kind: str):
     if kind == "torchscript":
         return torch.jit.load(str(path))
     if kind == "torch_export":
-        with open(path, "rb") as file:  # of a path, torch asks for the suffix .pt2
+        with open(path, "rb") as file:  # given a path, torch requires the suffix .pt2
             return torch.export.load(file).module()
     try:
         import onnxruntime
@@ -41,19 +41,20 @@ def load_exported(path, kind: str):
 
 @torch.no_grad()
 def differences(model: nn.Module, outputs, image: Tensor) -> dict[str, float]:
-    """How far the outputs of an exported network are from those of `model` on the same image.
+    """Compare the outputs of an exported network with those of `model` on the same image.
 
-    Detections are compared with the nearest of the same class, as equal scores have no order.
+    Each detection is compared with the nearest one of the same class, because equal scores have no
+    order.
 
     Args:
         model: the network, in evaluation mode.
-        outputs: as of `InferenceNetwork.forward`.
-        image: as of `InferenceNetwork.forward`.
+        outputs, image: those of `InferenceNetwork.forward`.
 
     Returns:
-        "detections", how many the network finds, and the greatest difference of "boxes" in pixels,
-        of "scores", and where there are masks the greatest share of the image's pixels in which one
-        differs; or of "class_scores", relative to the highest. Other detections give inf.
+        For detectors: "detections", the number that the network finds; the greatest difference of
+        "boxes", in pixels, and of "scores"; with a mask head "masks", the greatest share of the
+        image's pixels in which a mask differs. Detections without a counterpart give inf.
+        For segmentors: the greatest difference of "class_scores", relative to the highest score.
     """
     assert not model.training, "differences is inference: call eval() first"
     height, width = image.shape[1:]
@@ -86,7 +87,7 @@ def differences(model: nn.Module, outputs, image: Tensor) -> dict[str, float]:
 
 
 def are_rounding(differences: dict[str, float]) -> bool:
-    """Whether all stay within TOLERANCES."""
+    """Whether all differences are within TOLERANCES."""
     return all(
         differences[name] <= most for name, most in TOLERANCES.items() if name in differences
     )

@@ -15,7 +15,7 @@ class DeformConv2d(Conv2d):
 
     An ordinary convolution `conv_offset` of the same kernel size and stride reads the input and
     predicts a (dy, dx) pair for every kernel tap and offset group, in feature-map pixels. It
-    starts at zero, so at first the layer equals the plain convolution it replaces: weight, bias,
+    starts at zero, so at first the layer equals the plain convolution it replaces. Weight, bias,
     norm and activation keep the meaning and the parameter names of `detectron2.layers.Conv2d`.
 
     Shapes: input (N, in_channels, H, W) -> output (N, out_channels, H_out, W_out).
@@ -23,17 +23,17 @@ class DeformConv2d(Conv2d):
     Args:
         offset_groups: input channels are split into this many groups with offsets of their own
             (1 in the paper, 4 in its released detectors). Must divide `in_channels`.
-        offset_dilation: dilation of `conv_offset`; 0 takes that of this convolution.
+        offset_dilation: dilation of `conv_offset`; 0 uses that of this convolution.
         modulated: also predict a mask per tap (Deformable ConvNets v2). The mask is
-            2 * sigmoid(prediction), as in its authors' example, so that it starts at one.
-        max_offset: clamp offsets to +- this many pixels; 0 leaves them free, as the paper does. The
+            2 * sigmoid(prediction), as in its authors' example, so it starts at one.
+        max_offset: clamp offsets to +- this many pixels; 0 does not clamp, like the paper. The
             gradient of a clamped offset is zero.
         border: "zero" (paper eq. 3 and 4) or "legacy" (the 2017 operator); see
             `d2_deformable.ops.deform_conv2d`.
         kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
 
     Raises:
-        ValueError: values that no offset map fits.
+        ValueError: arguments for which no offset map exists.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DeformConv2d(Conv2d):
 
         taps = self.kernel_size[0] * self.kernel_size[1]
         dilation = (offset_dilation, offset_dilation) if offset_dilation else self.dilation
-        # The padding grows with the dilation, so that the offset map has the size of the output.
+        # The padding grows with the dilation, so that the offset map is as large as the output.
         growth = [
             (d_offset - d) * (k - 1)
             for d_offset, d, k in zip(dilation, self.dilation, self.kernel_size, strict=True)
@@ -98,20 +98,20 @@ class DeformConv2d(Conv2d):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **kwargs) -> "DeformConv2d":
-        """The deformable twin of `conv`, sharing its parameters, norm and activation.
+        """Build the deformable twin of `conv`, which shares its parameters, norm and activation.
 
         Args:
             kwargs: offset_groups, offset_dilation, modulated, max_offset, border.
 
         Raises:
-            ValueError: `conv` is no plain convolution of two dimensions.
+            ValueError: `conv` is not a plain two-dimensional convolution.
         """
         if not isinstance(conv, nn.Conv2d) or isinstance(conv, cls):
             raise ValueError(
                 f"from_conv takes a plain torch.nn.Conv2d (Detectron2's Conv2d is one); got a "
                 f"{type(conv).__name__}"
             )
-        # The weight drawn here gives way to that of `conv`.
+        # The weight drawn here is replaced by that of `conv`.
         with torch.random.fork_rng(devices=[]):
             deform = cls(
                 conv.in_channels,
@@ -132,10 +132,11 @@ class DeformConv2d(Conv2d):
         return deform.train(conv.training)
 
     def predict_offsets(self, x: torch.Tensor) -> OffsetPrediction:
-        """Offsets (N, offset_groups * 2 * taps, H_out, W_out), (dy, dx) interleaved per tap, and
-        the mask (N, offset_groups * taps, H_out, W_out) or None.
+        """Predict offsets (N, offset_groups * 2 * taps, H_out, W_out), (dy, dx) interleaved per
+        tap, and the mask (N, offset_groups * taps, H_out, W_out) or None.
 
-        Under torch.autocast they are float32: bfloat16 rounds an offset of 10 pixels to a 16th.
+        Under torch.autocast they are float32: bfloat16 would round an offset of 10 pixels to a
+        multiple of 1/16.
         """
         with without_autocast(x):
             prediction = self.conv_offset(x.to(self.conv_offset.weight.dtype))

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling as mmdetection's "dpool" and "mdpool" networks have it."""
+"""Deformable RoI pooling of mmdetection's "dpool" and "mdpool" networks."""
 
 import torch
 from torch import nn
@@ -12,18 +12,18 @@ from .zero import ZeroLinear
 class DeformRoIAlign(nn.Module):
     """Pools each RoI, predicts a shift of every bin from the result, and pools again.
 
-    As `DeformRoIPool`, with mmcv's sampling (`d2_deformable.ops.deform_roi_align`), and three
-    fully connected layers `offset_fc` in place of the paper's one. Where it is modulated
-    (Deformable ConvNets v2), two more, `mask_fc`, give every bin a factor sigmoid(prediction): it
-    starts at 0.5, as in mmcv. The last layers are zero at the start.
+    Like `DeformRoIPool`, but with mmcv's sampling (`d2_deformable.ops.deform_roi_align`) and three
+    fully connected layers `offset_fc` instead of the paper's one. When modulated (Deformable
+    ConvNets v2), two more layers, `mask_fc`, give every bin a factor sigmoid(prediction), which
+    starts at 0.5, as in mmcv. The last layer of each starts at zero.
 
     Args:
         channels: channels of the feature map.
         output_size: bins per side k.
-        hidden_channels: outputs of the fully connected layers but the last.
+        hidden_channels: outputs of all fully connected layers except the last.
         modulated: also predict a factor per bin.
         gamma: scale of the normalised shifts.
-        sampling_ratio: samples per bin and axis; 0 takes the bin's size in map pixels, rounded up.
+        sampling_ratio: samples per bin and axis; 0 uses the bin's size in map pixels, rounded up.
 
     Source: mmcv 2.2.0, DeformRoIPoolPack and ModulatedDeformRoIPoolPack of ops/deform_roi_pool.py.
     """
@@ -51,8 +51,8 @@ class DeformRoIAlign(nn.Module):
         self.offset_prediction = OffsetOutput()
 
     def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
-        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx, and the factors
-        (R, 1, k, k) or None; under torch.autocast float32."""
+        """Predict normalised shifts (R, 2, k, k), where channel 0 is dy and channel 1 is dx, and
+        the factors (R, 1, k, k) or None. Under torch.autocast they are float32."""
         pooled = self._pool(x, rois, None, spatial_scale).flatten(1)
         k = self.output_size
         with without_autocast(x):

@@ -1,4 +1,4 @@
-"""RoI pooling by the mean of bilinear samples, plain and deformable (paper sec. 2.2, figure 3)."""
+"""Average RoI pooling of bilinear samples, plain and deformable (paper sec. 2.2, figure 3)."""
 
 import torch
 from torch import nn
@@ -10,14 +10,14 @@ from .zero import ZeroLinear
 
 
 class RoIAveragePool(nn.Module):
-    """Plain RoI pooling by the mean (paper eq. 5): deformable pooling without its offsets.
+    """Plain average RoI pooling (paper eq. 5): deformable pooling without offsets.
 
-    It samples as `DeformRoIPool` does, so that the two differ by the learned offsets alone.
+    It samples like `DeformRoIPool`, so that the two differ only by the learned offsets.
 
     Args:
         output_size: bins per side k.
         samples_per_part: samples per bin and axis.
-        round_rois: round box corners to whole pixels before scaling, as the released operator.
+        round_rois: round box corners to whole pixels before scaling, as the released operator does.
     """
 
     def __init__(self, output_size: int, *, samples_per_part: int = 4, round_rois: bool = True):
@@ -60,15 +60,15 @@ class RoIAveragePool(nn.Module):
 class DeformRoIPool(RoIAveragePool):
     """Pools each RoI, predicts a shift of every bin from the result, and pools again.
 
-    One fully connected layer `offset_fc`, zero at the start, turns the first pooling into
-    normalised shifts (dy, dx) of every bin: fractions of the RoI's height and width, times
-    `gamma`. Paper sec. 2.3 trains it at 0.01 of the learning rate (SOLVER.LR_MULTIPLIERS).
+    One fully connected layer `offset_fc`, which starts at zero, turns the first pooling into
+    normalised shifts (dy, dx) of every bin, in units of `gamma` times the RoI's height and width.
+    Paper sec. 2.3 trains it at 0.01 of the learning rate (SOLVER.LR_MULTIPLIERS).
 
     Args:
         channels: channels of the feature map.
         output_size: bins per side k.
         gamma: scale of the normalised shifts.
-        kwargs: of `RoIAveragePool`.
+        kwargs: arguments of `RoIAveragePool`.
     """
 
     def __init__(self, channels: int, output_size: int, *, gamma: float = 0.1, **kwargs):
@@ -79,8 +79,8 @@ class DeformRoIPool(RoIAveragePool):
         self.offset_prediction = OffsetOutput()
 
     def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
-        """Normalised shifts (R, 2, k, k), channel 0 is dy, channel 1 is dx; under torch.autocast
-        float32."""
+        """Predict normalised shifts (R, 2, k, k), where channel 0 is dy and channel 1 is dx. Under
+        torch.autocast they are float32."""
         pooled = self._pool(x, rois, spatial_scale).flatten(1)
         with without_autocast(x):
             offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))

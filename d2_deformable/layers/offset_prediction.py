@@ -1,4 +1,4 @@
-"""What deformable layers predict, where forward hooks see it."""
+"""The offsets that deformable layers predict, exposed to forward hooks."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class OffsetPrediction(NamedTuple):
-    """What a deformable layer's `predict_offsets` returns.
+    """The result of a deformable layer's `predict_offsets`.
 
-    offset: (dy, dx) pairs, of the shape and unit that the layer states.
+    offset: (dy, dx) pairs, in the shape and unit that the layer documents.
     mask: factors of the samples or bins; None where the layer is not modulated.
     """
 
@@ -17,9 +17,9 @@ class OffsetPrediction(NamedTuple):
 
 
 class OffsetOutput(nn.Module):
-    """Every prediction of a deformable layer passes through its child `offset_prediction`.
+    """Passes on every prediction of a deformable layer, whose child `offset_prediction` it is.
 
-    A forward hook there, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
+    A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
     `args` the arguments of `forward`.
     """
 
@@ -35,6 +35,6 @@ class OffsetOutput(nn.Module):
         Args:
             offset, mask: see `OffsetPrediction`.
             x: feature map (N, C, H, W) that the layer samples.
-            rois, spatial_scale: of RoI layers, see `DeformRoIPool.forward`.
+            rois, spatial_scale: for RoI layers, see `DeformRoIPool.forward`.
         """
         return OffsetPrediction(offset, mask)

@@ -14,12 +14,12 @@ from .zero import ZeroConv2d
 
 
 class PSRoIPredictor(nn.Module):
-    """One number per RoI and output, voted for by the k x k parts of the RoI.
+    """Predicts one number per RoI and output, by a vote of the k x k parts of the RoI.
 
-    A 1x1 convolution `score_maps` makes k*k position-sensitive maps per output; bin (i, j) of a
-    RoI pools from map (i, j) alone; the mean over the bins is the output. When deformable,
-    another 1x1 convolution `offset_maps` on the same features, zero at the start and pooled
-    position-sensitively too, gives each bin a shift (dy, dx), normalised by the RoI's size.
+    A 1x1 convolution `score_maps` makes k*k position-sensitive maps per output. Bin (i, j) of a
+    RoI pools from map (i, j) only, and the output is the mean over the bins. When deformable,
+    another 1x1 convolution `offset_maps` on the same features gives each bin a shift (dy, dx),
+    normalised by the RoI's size. Its maps start at zero and are also pooled position-sensitively.
 
     Args:
         in_channels: channels of the features.
@@ -63,8 +63,8 @@ class PSRoIPredictor(nn.Module):
             self.offset_prediction = OffsetOutput()
 
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
-        """Normalised shifts (R, 2 * offset_classes, k, k): channel 2c is dy, 2c + 1 is dx; under
-        torch.autocast float32."""
+        """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and
+        2c + 1 is dx. Under torch.autocast they are float32."""
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
             offset = self._deform_pool(maps, rois, None)

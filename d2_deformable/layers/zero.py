@@ -1,7 +1,7 @@
 """Layers that start at zero and draw nothing from the global random state.
 
-So with the same seed a deformable network starts from the weights of its plain twin, and a layer
-built after a deformable one from the same random numbers.
+So, with the same seed, a deformable network starts from the weights of its plain twin, and a layer
+that is built after a deformable one draws the same random numbers.
 """
 
 from torch import nn

@@ -1,7 +1,8 @@
 """Configs, models and trained checkpoints by name: the API of `detectron2.model_zoo`.
 
-Checkpoints are also paths of Detectron2, d2_deformable://<name>: importing this package registers
-the prefix with its PathManager, and nothing more. What builds a model is imported on its first use.
+Checkpoints are also Detectron2 paths, d2_deformable://<name>. Importing this package registers the
+prefix with Detectron2's PathManager, and nothing more. Functions that build a model are imported on
+first use.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""The checkpoints that are known, and d2_deformable://<name> as a path of Detectron2.
+"""The known checkpoints, and d2_deformable://<name> as a Detectron2 path.
 
-They are those that came with this package (index.json), those of `register_index`, and, so that
-commands know them too, those of the index files that the environment variable D2_DEFORMABLE_INDEX
-names: paths or URLs, separated by commas, read at the first use.
+Known are the checkpoints that come with this package (index.json), those of `register_index`, and
+those of the index files that the environment variable D2_DEFORMABLE_INDEX names, so that commands
+find them too. It holds paths or URLs, separated by commas, which are read on first use.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ _registered: dict[str, dict[str, Checkpoint]] = {}  # by index file
 
 
 class NotInModelZooError(RuntimeError, ValueError):
-    """No such config or checkpoint: a RuntimeError as of `detectron2.model_zoo`, and a ValueError
-    as of every wrong argument in this package."""
+    """No such config or checkpoint. A RuntimeError, as in `detectron2.model_zoo`, and a ValueError,
+    as for every wrong argument in this package."""
 
 
 def register_index(path) -> list[str]:
-    """Make the checkpoints of an index file of your own known, under d2_deformable://<name>.
+    """Register the checkpoints of your own index file under d2_deformable://<name>.
 
-    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}, any other field is kept
-    for people to read::
+    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}. Other fields are ignored;
+    they may hold notes for people::
 
         {
           "acme/bolts.pth": {
@@ -41,26 +41,27 @@ def register_index(path) -> list[str]:
         }
 
     - name: a namespace, "/", and a name.
-    - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"); otherwise a path
-      relative to the index, which `get_config` then knows by the checkpoint's name, here
-      "acme/bolts.yaml". One that is fetched from a URL must not have a relative `_BASE_`.
-    - url: anything that Detectron2's PathManager opens, or a path relative to the index; default:
+    - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"), or a path
+      relative to the index. `get_config` finds the latter under the checkpoint's name, here
+      "acme/bolts.yaml". A config fetched from a URL must not have a relative `_BASE_`.
+    - url: anything that Detectron2's PathManager opens, or a path relative to the index. Default:
       the name, beside the index.
-    - sha256: of the file; compared whenever the file is asked for.
+    - sha256: of the file; checked whenever the file is requested.
 
-    Detectron2 reads YAML without protection against malicious content: register what you trust.
+    Detectron2 reads YAML without protection against malicious content: register only what you
+    trust.
 
     Args:
-        path: a file or URL that Detectron2's PathManager understands. Registered again, it is
-            read again.
+        path: a file or URL that Detectron2's PathManager opens. It is read again if it is
+            registered again.
 
     Returns:
         the names.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: one sentence that names the entry and field that is wrong, or that another
-            index has. Nothing is registered then.
+        ValueError: an entry or field is wrong, or is already in another index; the message names
+            it. Nothing is registered then.
     """
     path = str(path)
     if "://" not in path:
@@ -75,22 +76,23 @@ def register_index(path) -> list[str]:
     for name, entry in entries.items():
         if name in others:
             raise ValueError(
-                f"{path}: {name!r} is the name of a checkpoint of {others[name].index} already"
+                f"{path}: {name!r} is the name of a checkpoint in {others[name].index}; choose "
+                "another name"
             )
         if (other := configs.setdefault(entry.config, name)) != name:
             raise ValueError(
-                f"{path}: {name!r}, field config: {entry.config} has the checkpoint {other!r} "
-                "already; give this one a YAML of its own"
+                f"{path}: {name!r}, field config: {entry.config} has the checkpoint {other!r}; "
+                "give this one a YAML of its own"
             )
     _registered[path] = entries
     return list(entries)
 
 
 def checkpoints() -> dict[str, Checkpoint]:
-    """{name: entry} of all that are known.
+    """All known checkpoints, {name: entry}.
 
     Raises:
-        FileNotFoundError, ValueError: of an index in D2_DEFORMABLE_INDEX, see `register_index`.
+        FileNotFoundError, ValueError: for an index in D2_DEFORMABLE_INDEX, see `register_index`.
     """
     for path in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
         known = path if "://" in path else os.path.abspath(path)
@@ -106,7 +108,7 @@ def checkpoints() -> dict[str, Checkpoint]:
 
 
 def read_index() -> dict[str, dict]:
-    """{name: fields} of what came with this package. See `publish` for the fields."""
+    """The index that comes with this package, {name: fields}. See `publish` for the fields."""
     return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
@@ -115,14 +117,14 @@ def _packaged() -> dict[str, Checkpoint]:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """The MODEL.WEIGHTS that was trained with a config, as `detectron2.model_zoo` has it.
+    """The MODEL.WEIGHTS trained with a config, as in `detectron2.model_zoo`.
 
     Args:
         config_path: relative to configs/, e.g.
-            "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", or of a registered index.
+            "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", or from a registered index.
 
     Raises:
-        NotInModelZooError: there is none.
+        NotInModelZooError: there is no such checkpoint.
     """
     urls = {entry.config: PREFIX + name for name, entry in checkpoints().items()}
     config = yaml_of(config_path)
@@ -135,16 +137,16 @@ def get_checkpoint_url(config_path: str) -> str:
 
 
 def yaml_of(config_path: str) -> str:
-    """The YAML that a .py is the LazyConfig twin of; of a YAML, itself."""
+    """The YAML of which a .py is the LazyConfig twin; a YAML is returned unchanged."""
     return re.sub(r"\.py$", ".yaml", config_path)
 
 
 def checkpoint_file(name: str) -> Path:
-    """The file `name` of the zoo, after its sha256 was compared with its index.
+    """The file `name` of the zoo, after its sha256 has been compared with the index.
 
     Raises:
         FileNotFoundError: the zoo has no such name.
-        OSError: the file is missing or is not the one of the index.
+        OSError: the file is missing, or its sha256 is not that of the index.
     """
     known = checkpoints()
     if name not in known:
@@ -153,7 +155,7 @@ def checkpoint_file(name: str) -> Path:
     file = _fetch(entry.location)
     found = sha256(file) if file.is_file() else "no file"
     if found not in (entry.sha256, "no file") and entry.location.startswith(REMOTE):
-        # The cache of downloads may hold an older file, or one of the same path on another host.
+        # The download cache may hold an older file, or one with the same path on another host.
         file.unlink()
         file = _fetch(entry.location)
         found = sha256(file)
@@ -176,18 +178,18 @@ def _fetch(location: str) -> Path:
         return Path(PathManager.get_local_path(location))
     except FileNotFoundError:
         return Path(location)
-    except OSError as error:  # what urllib raises does not name the URL
+    except OSError as error:  # urllib's errors do not name the URL
         raise OSError(f"{location} cannot be fetched: {error}") from error
 
 
 def sha256(file) -> str:
-    """Of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class ModelZooHandler(PathHandler):
-    """d2_deformable://<name>: the checkpoint of that name, fetched where need be, verified."""
+    """Resolves d2_deformable://<name> to the verified checkpoint, which it downloads if needed."""
 
     def _get_supported_prefixes(self):
         return [PREFIX]

@@ -1,4 +1,4 @@
-"""An index file: which checkpoints there are, of which configs, where, and their sha256."""
+"""Index files: they list checkpoints, with their configs, locations and sha256."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.utils.file_io import PathManager
 
 FOLDER = Path(__file__).parent
-# In a wheel they lie beside this file (see setup.py), in a checkout at its top.
+# In a wheel they are beside this file (see setup.py), in a checkout at its top level.
 CONFIGS = next((f for f in (FOLDER / "configs", FOLDER.parents[1] / "configs") if f.is_dir()), None)
 REMOTE = ("http://", "https://", "ftp://")
 
@@ -24,11 +24,11 @@ class Checkpoint:
     """An entry of an index.
 
     Args:
-        config: how `get_config` knows the YAML it was trained with.
-        config_file: that YAML where it is not one of this package, a path or URL.
-        location: the file, a path or URL.
-        sha256: of the file, in hexadecimal.
-        index: the index file it stands in, a path or URL.
+        config: name by which `get_config` finds the YAML that it was trained with.
+        config_file: path or URL of that YAML, where it is not one of this package.
+        location: path or URL of the checkpoint.
+        sha256: of the checkpoint, in hexadecimal.
+        index: path or URL of the index file that contains it.
     """
 
     config: str
@@ -39,34 +39,37 @@ class Checkpoint:
 
 
 def parse_index(path: str, namespaced: bool = True) -> dict[str, Checkpoint]:
-    """{name: checkpoint} of an index file.
+    """Read an index file as {name: checkpoint}.
 
     Args:
-        path: a file or URL that Detectron2's PathManager understands; URLs are read anew.
-        namespaced: whether its names need a namespace, as all but this package's do.
+        path: a file or URL that Detectron2's PathManager opens; URLs are downloaded again.
+        namespaced: whether its names need a namespace, as in all indexes except this package's.
 
     Raises:
         OSError: no such file (FileNotFoundError), or it cannot be read.
-        ValueError: one sentence that names the entry and field that is wrong; see
-            `register_index` for the fields.
+        ValueError: an entry or field is wrong; the message names it. See `register_index` for the
+            fields.
     """
     path = str(path)
     try:
-        entries = json.loads(Path(fetch(path)).read_bytes(), object_pairs_hook=_no_name_twice)
+        entries = json.loads(Path(fetch(path)).read_bytes(), object_pairs_hook=_without_duplicates)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such index file") from None
     except OSError as error:
         raise OSError(f"{path}: this index file cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of a model zoo: {error}") from None
+        raise ValueError(f"{path} is not an index of a model zoo: {error}") from None
     if not isinstance(entries, dict):
-        raise ValueError(f"{path} is no index of a model zoo: expected {{name: entry, ...}}")
+        raise ValueError(f"{path} is not an index of a model zoo: expected {{name: entry, ...}}")
     return {name: _entry(path, name, entries[name], namespaced) for name in entries}
 
 
 def fetch(path: str) -> str:
-    """A local path of what may be a URL, downloaded anew: PathManager's cache of downloads knows
-    neither the host nor when a file has changed."""
+    """Return a local path for a path or URL.
+
+    URLs are downloaded again, because PathManager's download cache neither distinguishes hosts nor
+    notices that a file has changed.
+    """
     if not path.startswith(REMOTE):
         return PathManager.get_local_path(path)
     folder = tempfile.mkdtemp(dir=_downloads().name)
@@ -75,14 +78,15 @@ def fetch(path: str) -> str:
 
 @cache
 def _downloads() -> tempfile.TemporaryDirectory:
-    """A folder that lives as long as this process."""
+    """A folder that is deleted when this process ends."""
     return tempfile.TemporaryDirectory()
 
 
-def _no_name_twice(pairs) -> dict:
+def _without_duplicates(pairs) -> dict:
+    """Make a dict of the (name, value) pairs of a JSON object; refuse a name that appears twice."""
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice!r} stands twice in it")
+        raise ValueError(f"{twice!r} appears twice in it")
     return dict(pairs)
 
 
@@ -127,7 +131,7 @@ def is_packaged(config: str) -> bool:
 
 
 def beside(path: str, relative: str) -> str:
-    """A path or URL relative to the folder of `path`, itself a path or URL."""
+    """Resolve a path relative to the folder of `path`, a path or URL."""
     if "://" in relative or Path(relative).is_absolute():
         return relative
     folder, slash, _ = path.partition("?")[0].rpartition("/")

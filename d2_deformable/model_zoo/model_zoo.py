@@ -21,8 +21,11 @@ from .index import CONFIGS, fetch, is_packaged
 
 
 def list_configs() -> list[str]:
-    """Every network's config by the name that the other functions take, sorted: paths relative to
-    configs/, without the Base-*.yaml they build on, and those of registered index files."""
+    """Names of all networks' configs, as the other functions take them, sorted.
+
+    They are paths relative to configs/, except the Base-*.yaml that configs build on, and the
+    configs of registered index files.
+    """
     ours = (path.relative_to(CONFIGS) for path in (CONFIGS or Path()).rglob("*.yaml"))
     names = {path.as_posix() for path in ours if not path.name.startswith("Base-")}
     return sorted(names | {entry.config for entry in checkpoints().values()})
@@ -33,10 +36,10 @@ def get_config_file(config_path: str) -> str:
 
     Args:
         config_path: relative to configs/, e.g. "VOC-Detection/rfcn_R_101_dconv3_dpool.yaml", or
-            of a registered index.
+            from a registered index.
 
     Raises:
-        NotInModelZooError: there is none.
+        NotInModelZooError: there is no such config.
     """
     if is_packaged(config_path):
         return str(CONFIGS / config_path)
@@ -50,17 +53,17 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
-    """The settings of a config: Detectron2's defaults, this package's, then the YAML; of a .py,
+    """Load a config: Detectron2's defaults and this package's, overridden by the YAML; for a .py,
     the LazyConfig.
 
     Args:
-        config_path: as of `get_config_file`.
-        trained: point MODEL.WEIGHTS (train.init_checkpoint of a twin) to the checkpoint that was
-            trained with it. Otherwise it stays as in the YAML: mostly weights of ImageNet for the
-            backbone.
+        config_path: see `get_config_file`.
+        trained: set MODEL.WEIGHTS (train.init_checkpoint of a LazyConfig) to the checkpoint that
+            was trained with the config. Otherwise it stays as in the config: mostly ImageNet
+            weights of the backbone.
 
     Raises:
-        NotInModelZooError: there is no such config, or with `trained` no checkpoint of it.
+        NotInModelZooError: there is no such config, or with `trained` no checkpoint for it.
         ValueError: a YAML of a registered index has a wrong key or value.
     """
     file = get_config_file(config_path)
@@ -77,11 +80,11 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The model of a config with its weights loaded, in training mode as Detectron2's.
+    """Build the model of a config and load its weights; like Detectron2's, in training mode.
 
     Args:
-        config_path, trained: as of `get_config`. A trained checkpoint must fit whole.
-        device: default: the config's, or the CPU where that is a GPU that cannot be used.
+        config_path, trained: see `get_config`. A trained checkpoint must fit the model completely.
+        device: default: the config's, or the CPU if that is a GPU that cannot be used.
 
     Raises:
         NotInModelZooError, ValueError: see `get_config`.

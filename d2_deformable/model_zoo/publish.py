@@ -1,4 +1,4 @@
-"""From a finished training to an entry of the model zoo."""
+"""Publishing of a finished run as an entry of the model zoo."""
 
 import json
 import shutil
@@ -18,30 +18,33 @@ METRICS = {"AP": ("bbox", "AP"), "AP50": ("bbox", "AP50"), "AP70": ("voc", "AP70
 def publish(
     run_folder, trained_at: str | None = None, index=None, namespace: str = ""
 ) -> tuple[str, dict]:
-    """Export the weights of a run, evaluate the exported file, and put both into a model zoo.
+    """Export the weights of a run, evaluate the exported file, and add both to a model zoo.
 
-    Nothing in the zoo changes if that fails.
+    If this fails, nothing in the zoo changes.
 
     Args:
-        run_folder: OUTPUT_DIR of a run of train_net.py, for this package's own zoo with a YAML of
-            configs/model_zoo.
-        trained_at: git commit of the training, if it is not that of the files now.
-        index: an index file of your own (see `register_index`), made where there is none; the
+        run_folder: OUTPUT_DIR of a run of train_net.py. For this package's own zoo, the run must
+            use a YAML of configs/model_zoo.
+        trained_at: git commit of the training, if it is not the current one.
+        index: an index file of your own (see `register_index`), created if it does not exist. The
             checkpoint and all settings of the run, as a YAML, are written into its folder. Default:
-            this package's.
-        namespace: of the checkpoint's name in an index of your own.
+            this package's index.
+        namespace: namespace of the checkpoint's name in an index of your own.
 
     Returns:
-        name, and its entry in the index. AP and AP50 are COCO's, AP70 is VOC's; "versions" is what
-        they were measured with, "commit" that of the training.
+        the name, and its entry in the index. AP and AP50 are COCO's, AP70 is VOC's. "versions" are
+        those of the evaluation, "commit" is that of the training.
 
     Raises:
         FileNotFoundError: the run is not complete.
-        ValueError: it is not finished, its log does not name its YAML, or it has not one test
-            set; or see `export_checkpoint` and `register_index`.
+        ValueError: the run is not finished, its log does not name its YAML, or it does not have
+            exactly one test set; see also `export_checkpoint` and `register_index`.
     """
     if bool(index) != bool(namespace):
-        raise ValueError("an index of your own, and it alone, needs a namespace, e.g. your lab's")
+        raise ValueError(
+            "an index of your own needs a namespace, e.g. your lab's; this package's index takes "
+            "none"
+        )
     index = Path(index or FOLDER / "index.json")
     known = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
     if namespace and known:

@@ -1,8 +1,8 @@
-"""Checks that several parts share."""
+"""Checks shared by several modules."""
 
 
 def check_config(cfg) -> None:
-    """Refuse a cfg without this package's keys, e.g. one of a training script that forgot them.
+    """Refuse a cfg without this package's keys, e.g. from a training script that did not add them.
 
     Raises:
         ValueError: `add_deformable_config` was not called on `cfg`.

@@ -9,14 +9,14 @@ from detectron2.modeling.anchor_generator import BufferList, DefaultAnchorGenera
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
     """The anchors of the released rpn/generate_anchor.py, for networks trained with them.
 
-    Of an anchor of one stride by one stride the sides are rounded after its aspect ratio is
-    applied, and then enlarged: at stride 16 the ratios 0.5, 1 and 2 give (width, height) 23 x 12,
-    16 x 16 and 11 x 22 times size / 16. `DefaultAnchorGenerator` rounds nothing; its sides differ
-    by up to 6 %.
+    An anchor starts as one stride by one stride. Its sides are rounded after the aspect ratio is
+    applied, and only then scaled: at stride 16 the ratios 0.5, 1 and 2 give (width, height)
+    23 x 12, 16 x 16 and 11 x 22 times size / 16. `DefaultAnchorGenerator` rounds nothing; its sides
+    differ by up to 6 %.
 
     The released boxes include their last pixel: (x0, y0, x1, y1) there is (x0, y0, x1 + 1, y1 + 1)
-    here, so that the centre of the first is 8 instead of 7.5. With MODEL.ANCHOR_GENERATOR.OFFSET
-    0.5 the anchors are exactly those, and box deltas mean the same.
+    here, so the centre of the first anchor is 8 instead of 7.5. With MODEL.ANCHOR_GENERATOR.OFFSET
+    0.5 the anchors are exactly the released ones, and box deltas mean the same.
     """
 
     def _calculate_anchors(self, sizes, aspect_ratios):

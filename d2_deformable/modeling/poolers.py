@@ -1,4 +1,4 @@
-"""Average, deformable and the released max pooling of RoIs, as Detectron2's ROIPooler."""
+"""Average, deformable and the released max pooling of RoIs, as subclasses of ROIPooler."""
 
 import torch
 from detectron2.layers import nonzero_tuple
@@ -14,19 +14,19 @@ from ..layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 
 
 class ROIAveragePooler(ROIPooler):
-    """A layer that pools RoIs, over one feature map or the levels of a pyramid.
+    """Applies a RoI pooling layer to one feature map or to the levels of a pyramid.
 
-    A RoI goes to the level that Detectron2 assigns it (FPN eq. 1).
+    A RoI is pooled from the level that Detectron2 assigns it to (FPN eq. 1).
 
     Args:
-        roi_pool: the layer, shared by all levels as is the head behind it; or one for each level,
-            in an nn.ModuleList. Called as `RoIAveragePool`.
+        roi_pool: the layer, shared by all levels, like the head after it; or one per level, in an
+            nn.ModuleList. It is called like `RoIAveragePool`.
         scales: 1 / stride of each level, finest first.
     """
 
     def __init__(self, roi_pool: RoIAveragePool | DeformRoIAlign | nn.ModuleList, scales):
-        # The base keeps the size and the level range; its own pooling layers have no weights and
-        # give way to these.
+        # The base class keeps the size and the level range; its own pooling layers, which have no
+        # weights, are replaced.
         first = roi_pool[0] if isinstance(roi_pool, nn.ModuleList) else roi_pool
         super().__init__(first.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
         self.level_poolers = nn.ModuleList()
@@ -46,7 +46,7 @@ class ROIAveragePooler(ROIPooler):
             box_lists: N Boxes in input pixels.
 
         Returns:
-            (R, C, k, k), R boxes of all images in order.
+            (R, C, k, k) for the R boxes of all images, in order.
         """
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
@@ -66,7 +66,7 @@ class DeformROIPooler(ROIAveragePooler):
     """`ROIAveragePooler` whose layers move the parts of a RoI by learned offsets.
 
     Args:
-        roi_pool: `DeformRoIPool` or `DeformRoIAlign`, or one for each level.
+        roi_pool: a `DeformRoIPool` or `DeformRoIAlign`, or one per level.
         scales: see `ROIAveragePooler`.
     """
 
@@ -75,17 +75,17 @@ class DeformROIPooler(ROIAveragePooler):
 
 
 class LegacyROIPooler(ROIPooler):
-    """RoI max pooling that reads boxes as the released Faster R-CNN did.
+    """RoI max pooling that reads boxes as the released Faster R-CNN does.
 
-    The operator, MXNet's ROIPooling, is Detectron2's "ROIPool": corners are scaled, then rounded.
-    But the second corner there is the last pixel of a box, one less than Detectron2's.
+    The released operator, MXNet's ROIPooling, equals Detectron2's "ROIPool": corners are scaled,
+    then rounded. But its second corner is the last pixel of a box, one less than Detectron2's.
     """
 
     def __init__(self, output_size, scales):
         super().__init__(output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
 
     def forward(self, x, box_lists):
-        """As Detectron2's: maps of every level, Boxes of every image -> (R, C, k, k)."""
+        """Same interface as Detectron2's: maps per level, Boxes per image -> (R, C, k, k)."""
         return super().forward(x, [_to_last_pixel(boxes) for boxes in box_lists])
 
 

@@ -11,18 +11,18 @@ class LegacyRPN(RPN):
 
     Two rules differ from Detectron2's, both at the border of the image:
 
-    - An image (H, W) has anchors at floor(H / stride) x floor(W / stride) cells only, though its
-      feature map may have a row and a column more.
-    - A box outside the image is clipped to one pixel at its border, and is not dropped.
+    - An image (H, W) has anchors at floor(H / stride) x floor(W / stride) cells only, even where
+      its feature map has one more row or column.
+    - A box outside the image is clipped to one pixel at its border instead of dropped.
 
     With `RoundedAnchorGenerator` and MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0 the proposals are those of
-    the released networks, but for boxes 62 times as large as their anchor, where Detectron2 limits
-    the exponent, and for the copies that fill the released ones up to 300.
+    the released networks, with two exceptions: boxes 62 times as large as their anchor, where
+    Detectron2 limits the exponent, and the copies that pad the released proposals to 300.
     """
 
     @torch.no_grad()
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
-        """As Detectron2's: per image Instances with proposal_boxes and objectness_logits."""
+        """Like Detectron2's: per image, Instances with proposal_boxes and objectness_logits."""
         proposals, scores = [], []
         for boxes, level_anchors, logits, stride in zip(
             self._decode_proposals(anchors, pred_anchor_deltas),
@@ -31,7 +31,7 @@ class LegacyRPN(RPN):
             self.anchor_generator.strides,
             strict=True,
         ):
-            # (N, 1, 2): width and height of every image, as a trace can follow them
+            # (N, 1, 2): width and height of every image, in a form that can be traced
             sizes = [
                 boxes.new_full([1], n) for height, width in image_sizes for n in (width, height)
             ]
@@ -40,7 +40,7 @@ class LegacyRPN(RPN):
             last = torch.minimum(boxes[..., 2:].clamp(min=1), sizes)
             cells = (sizes / stride).floor() * stride
             beyond = (level_anchors.get_centers() > cells).any(dim=2)  # (N, R)
-            # Without area they are dropped; the lowest score keeps them out of the best before.
+            # Boxes without area are dropped; the lowest score keeps them out of the top k before.
             boxes = torch.cat([first, last], dim=2).masked_fill(beyond[..., None], 0.0)
             proposals.append(boxes)
             scores.append(logits.masked_fill(beyond, torch.finfo(logits.dtype).min))

@@ -11,10 +11,10 @@ from torch import nn
 class DeepLabHead(nn.Module):
     """1x1 convolution + ReLU, 1x1 convolution to class scores, fixed bilinear upsampling.
 
-    As released (deeplab/symbols/resnet_v1_101_deeplab.py): no atrous pyramid, no CRF. Its fixed
-    deconvolution (32x32, stride 16, cropped by 8) is `F.interpolate` here: the same numbers, but
-    in a rim of half a stride, where the deconvolution fades towards 0 by a factor that all classes
-    of a pixel share, so that the best class is the same everywhere.
+    As released (deeplab/symbols/resnet_v1_101_deeplab.py): no atrous pyramid, no CRF. The released
+    fixed deconvolution (32x32, stride 16, cropped by 8) is `F.interpolate` here. The numbers are
+    the same except in a rim of half a stride, where the deconvolution fades towards 0. The factor
+    is the same for all classes of a pixel, so the best class is the same everywhere.
 
     Shapes: N images, C channels and K classes; (Hf, Wf) = the image's (H, W) over the stride,
     rounded up.
@@ -23,15 +23,15 @@ class DeepLabHead(nn.Module):
         input_shape: {feature name: ShapeSpec}, one feature.
         num_classes: K.
         conv_dims: channels of the hidden layer.
-        common_stride: what the scores are upsampled by: the stride of the feature.
-        norm: of the hidden layer, a name of Detectron2's; "" is none, as released.
+        common_stride: stride of the feature, by which the scores are upsampled.
+        norm: of the hidden layer, see `detectron2.layers.get_norm`; "" is none, as released.
         ignore_value: label of pixels that do not count.
         loss_weight: factor on the loss.
         repeat_border: repeat the last row and column of scores, for maps that may end a pixel or
-            two before the image: those of MODEL.RESNETS.STEM_POOL_CEIL.
+            two before the image does, as with MODEL.RESNETS.STEM_POOL_CEIL.
 
     Raises:
-        ValueError: several features, or one of another stride.
+        ValueError: several features, or one with another stride.
     """
 
     @configurable
@@ -97,7 +97,7 @@ class DeepLabHead(nn.Module):
         Returns:
             training: None, {"loss_sem_seg": scalar}. Otherwise logits (N, K, stride * Hf,
             stride * Wf), whose first H rows and W columns are the image's, and {}. With
-            `repeat_border` they are `stride` rows and columns more.
+            `repeat_border` there are `stride` more rows and columns.
         """
         logits = self.predictor(self.hidden(features[self.in_feature])).float()
         if self.repeat_border:
@@ -110,7 +110,7 @@ class DeepLabHead(nn.Module):
         return None, {"loss_sem_seg": self.loss_weight * self._loss(logits, targets)}
 
     def _loss(self, logits, targets):
-        """Cross entropy, averaged over the labelled pixels of the batch; 0 without any."""
+        """Cross entropy, averaged over the labelled pixels of the batch; 0 if there are none."""
         height, width = targets.shape[1:]
         total = F.cross_entropy(
             logits[:, :, :height, :width],

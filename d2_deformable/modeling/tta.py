@@ -1,8 +1,8 @@
 """Testing at several scales, and iterative bounding-box average (paper sec. 4.3, table 5).
 
-`DetectorWithTTA` serves the networks that `predict_raw` serves: every `GeneralizedRCNN` whose RoI
-heads offer `predict_boxes` or are Detectron2's, and those with a `predict_raw` of their own, such
-as ClassAwareRPN.
+`DetectorWithTTA` supports the same networks as `predict_raw`: every `GeneralizedRCNN` whose RoI
+heads offer `predict_boxes` or are Detectron2's, and networks with a `predict_raw` of their own,
+such as ClassAwareRPN.
 """
 
 import numpy as np
@@ -21,38 +21,39 @@ from .roi_heads.predict_boxes import find_predict_boxes
 
 
 class DetectorWithTTA(nn.Module):
-    """A detector that merges what it finds at several scales, mirrored or not, in several passes.
+    """Merges what a detector finds at several scales, mirrored or not, in several passes.
 
-    Detections of all scales above the score threshold, mapped to the original image, are put
-    together per class; then come one NMS and the `max_detections` best (as the released
-    fpn/core/tester.py, there with soft-NMS). Detectron2's GeneralizedRCNNWithTTA merges what is
-    left after an NMS at each scale, and knows no second pass.
+    Detections of all scales above the score threshold are mapped to the original image and merged
+    per class by one NMS; the `max_detections` best remain (as in the released fpn/core/tester.py,
+    there with soft-NMS). Detectron2's GeneralizedRCNNWithTTA merges what is left after an NMS at
+    each scale, and has no second pass.
 
-    Iterative bounding-box average is "[14]" in the paper, Gidaris and Komodakis 2015, and is not in
-    the released code; what follows is inferred:
+    Iterative bounding-box average is "[14]" in the paper, Gidaris and Komodakis 2015. It is not in
+    the released code, so these steps are inferred:
 
     1. Pass n + 1 scores and regresses the boxes that pass n found, each for the class that it was
-       found for. All of them, not those after NMS: He et al. 2016 (appendix B) do so with 300
-       boxes, neighbours that NMS would remove have a say in 3, and with class-agnostic boxes a pass
-       has as many RoIs as the first. Every pass computes the features of the image again.
+       found for. It takes all of them, not only those that survive NMS, for three reasons: He et
+       al. 2016 (appendix B) do so with 300 boxes; neighbours that NMS would remove vote in step 3;
+       and with class-agnostic boxes a pass has as many RoIs as the first. Every pass computes the
+       features of the image again.
     2. NMS over the detections of all scales and passes.
-    3. A box that is kept becomes the mean, weighted by score, of the boxes of its class in that
-       union whose IoU with it is at least `vote_iou`. Its score stays.
+    3. Each box that NMS keeps becomes the mean, weighted by score, of the boxes of its class, from
+       all scales and passes, whose IoU with it is at least `vote_iou`. Its score stays.
 
-    Its call takes and gives what the detector's does. An image is resized from "image", or from the
-    file "file_name" where there is none: give it images at their original size.
+    Inputs and outputs are those of the detector. The image is resized from "image" or, where that
+    is missing, from the file "file_name": give images at their original size.
 
     Args:
-        model: a detector that `predict_raw` serves.
-        augment: gives the scales of one image, as Detectron2's `DatasetMapperTTA`.
+        model: a detector that `predict_raw` supports.
+        augment: returns one image at all scales, like Detectron2's `DatasetMapperTTA`.
         image_format: of `read_image`.
         score_thresh, nms_thresh: as in ordinary inference.
         max_detections: per image, over all classes; negative: all.
-        iterations: passes over each image, 1 for one.
-        vote_iou: at least this IoU gives a vote; None: boxes are not averaged.
+        iterations: passes over each image, at least 1.
+        vote_iou: minimum IoU for a vote; None: boxes are not averaged.
 
     Raises:
-        ValueError: `predict_raw` does not serve `model`.
+        ValueError: `predict_raw` does not support `model`.
     """
 
     @configurable
@@ -88,7 +89,8 @@ class DetectorWithTTA(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, model):
-        """Without TEST.AUG.ENABLED there is one scale, that of ordinary inference."""
+        """Read the keys of TEST. Without TEST.AUG.ENABLED there is one scale, that of ordinary
+        inference."""
         average = cfg.TEST.BOX_AVERAGE
         one_scale = {
             "min_sizes": [cfg.INPUT.MIN_SIZE_TEST],
@@ -147,17 +149,17 @@ class DetectorWithTTA(nn.Module):
         return x
 
     def _passes(self, x: dict, boxes):
-        """Detections of every pass over one augmented image, above the score threshold.
+        """Yield the detections above the score threshold of every pass over one augmented image.
 
         Args:
-            x: of `augment`; "transforms" lead from the original image to this one.
+            x: from `augment`; its "transforms" map the original image to this one.
             boxes: (R, 4) proposals in pixels of the original image, or None.
 
         Yields:
             boxes (D, 4) in pixels of the original image, scores (D,), classes (D,).
         """
         transforms = x.pop("transforms")
-        del x["height"], x["width"]  # predictions are to be in pixels of the augmented image
+        del x["height"], x["width"]  # so that predictions are in pixels of the augmented image
         counted = True
         for _ in range(self.iterations):
             given = None if boxes is None else [_apply(transforms, boxes)]
@@ -179,12 +181,15 @@ class DetectorWithTTA(nn.Module):
 
 
 def average_boxes(keep, boxes, scores, classes, vote_iou: float) -> torch.Tensor:
-    """(M, 4): the kept boxes, each averaged with those of its class that overlap it, by score.
+    """Average each kept box with the boxes of its class that overlap it, weighted by score.
 
     Args:
-        keep: (M,) indices of what NMS kept among D detections.
+        keep: (M,) indices of the detections that NMS kept, out of D.
         boxes, scores, classes: (D, 4), (D,) positive, (D,).
-        vote_iou: the IoU from which on a box has a vote.
+        vote_iou: minimum IoU for a vote.
+
+    Returns:
+        (M, 4)
     """
     votes = pairwise_iou(Boxes(boxes[keep]), Boxes(boxes)) >= vote_iou
     votes &= classes[keep, None] == classes
@@ -194,16 +199,16 @@ def average_boxes(keep, boxes, scores, classes, vote_iou: float) -> torch.Tensor
 
 
 def _apply(transforms, boxes: torch.Tensor) -> torch.Tensor:
-    """Boxes of any shape (..., 4) through Detectron2's transforms, which take NumPy's arrays."""
+    """Transform boxes (..., 4) by Detectron2's transforms, which take NumPy arrays."""
     moved = transforms.apply_box(boxes.reshape(-1, 4).cpu().numpy())
     return torch.as_tensor(moved, dtype=boxes.dtype, device=boxes.device).reshape(boxes.shape)
 
 
-# ---- What inference predicts before score threshold and NMS --------------------------------------
+# ---- Predictions before score threshold and NMS --------------------------------------------------
 
 
 def can_predict_raw(model) -> bool:
-    """Whether `predict_raw` serves this network."""
+    """Whether `predict_raw` supports this network."""
     return hasattr(model, "predict_raw") or (
         isinstance(model, GeneralizedRCNN) and find_predict_boxes(type(model.roi_heads)) is not None
     )
@@ -211,15 +216,15 @@ def can_predict_raw(model) -> bool:
 
 @torch.no_grad()
 def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What a detector predicts before score threshold and NMS.
+    """Predict the boxes and probabilities of a detector before score threshold and NMS.
 
     Args:
         model: a `GeneralizedRCNN`, subclasses included, whose RoI heads offer
             `predict_boxes(features, proposals)` or predict as Detectron2's do; or a network with
             a method `predict_raw(inputs, boxes)`, which is called.
-        inputs: as of its `forward`, N dicts.
+        inputs: those of its `forward`, N dicts.
         boxes: N Boxes or tensors (R, 4) in pixels of the original image, to score and regress
-            in place of proposals; R may differ by image and be 0.
+            instead of proposals. R may differ between images and may be 0.
 
     Returns:
         per image, boxes (R, 1, 4), or (R, K, 4) where each class has its own, as
@@ -227,8 +232,8 @@ def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Ten
         and clipped to it; and probabilities (R, K + 1), background last.
 
     Raises:
-        ValueError: no image, or another number of `boxes` than of images; or RoI heads that
-            compute their boxes in a way of their own.
+        ValueError: no image; a number of `boxes` that is not the number of images; or RoI heads
+            that compute their boxes in a way of their own.
     """
     if hasattr(model, "predict_raw"):
         return model.predict_raw(inputs, boxes)
@@ -238,7 +243,7 @@ def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Ten
     if predict_boxes is None:
         raise ValueError(
             f"predict_raw does not know how {type(model.roi_heads).__name__} computes its boxes; "
-            "it knows heads with a method predict_boxes(features, proposals), and subclasses of "
+            "it supports heads with a method predict_boxes(features, proposals), and subclasses of "
             "StandardROIHeads and CascadeROIHeads that keep their _forward_box"
         )
     images = model.preprocess_image(inputs)
@@ -261,7 +266,7 @@ def predict_raw(model, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Ten
 
 
 def _as_proposals(boxes, sizes, network_sizes, device) -> list[Instances]:
-    """Instances in pixels of the network's input, from boxes in pixels of the original images."""
+    """Convert boxes in pixels of the original images to Instances in network input pixels."""
     if len(boxes) != len(sizes):
         raise ValueError(
             f"boxes: expected one (R, 4) tensor per image, {len(sizes)} in all; got {len(boxes)}"
@@ -282,6 +287,7 @@ def _as_proposals(boxes, sizes, network_sizes, device) -> list[Instances]:
 
 
 def _scale_and_clip(boxes: torch.Tensor, old, new) -> torch.Tensor:
-    """Boxes (..., 4) on an image of size `old` (height, width) as they lie on one of size `new`."""
+    """Scale boxes (..., 4) from an image of size `old`, (height, width), to one of size `new`, and
+    clip them to it."""
     scale = boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
     return torch.minimum((boxes * scale).clamp(min=0), boxes.new_tensor([new[1], new[0]] * 2))

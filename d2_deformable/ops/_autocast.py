@@ -1,30 +1,32 @@
-"""torch.autocast for the operators: coordinates stay float32, whatever the maps become."""
+"""torch.autocast for the operators: coordinates stay float32, whatever the maps are cast to."""
 
 import contextlib
 
 import torch
 
 DEVICES = ("cpu", "cuda")
-# Registrations last as long as this object.
+# Registrations live as long as this object.
 _library = torch.library.Library("d2_deformable", "FRAGMENT")
 
 
 def autocast_is_on(tensor: torch.Tensor) -> bool:
-    """Whether torch.autocast is at work for operators on the tensor's device."""
+    """Whether torch.autocast is enabled for operators on the tensor's device."""
     device = tensor.device.type
     return device in DEVICES and torch.is_autocast_enabled(device)
 
 
 def without_autocast(tensor: torch.Tensor):
-    """A context in which operators on the tensor's device keep the types they are given."""
+    """A context in which operators on the tensor's device keep the types of their arguments."""
     if not autocast_is_on(tensor):
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def register_autocast(op: str, kernel) -> None:
-    """Has torch.autocast call ``kernel(dtype, *arguments)`` in the place of the operator, where
-    dtype is the type that autocast asks for; inside, autocast is off."""
+    """Make torch.autocast call ``kernel(dtype, *arguments)`` instead of the operator.
+
+    dtype is the type that autocast asks for. Autocast is off inside the kernel.
+    """
 
     def on(device: str):
         def call(*args, **kwargs):
@@ -39,5 +41,5 @@ def register_autocast(op: str, kernel) -> None:
 
 
 def cast(dtype: torch.dtype, *tensors: torch.Tensor | None):
-    """The tensors in that type; float64 stays, as everywhere under autocast."""
+    """Cast the tensors to `dtype`, except float64 ones, which autocast never casts."""
     return (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

@@ -1,10 +1,10 @@
 """Derivatives of the operators, for torch.autograd and torch.func alike.
 
-`torch.library.register_autograd` serves torch.autograd alone: torch.func refuses what it registers,
-and forward mode takes the operator for a constant. What serves all three needs private names of
-torch, which this file alone uses. An operator has one kernel for autograd, so one check, at import,
-chooses between the two ways. Where a name is missing, gradients work as ever, and torch.func (but
-vmap) and forward mode raise an error.
+`torch.library.register_autograd` serves torch.autograd only: torch.func refuses what it registers,
+and forward mode treats the operator as a constant. Serving all three needs private names of torch,
+which only this file uses. An operator has one autograd kernel, so a single check at import chooses
+between the two ways. Where a name is missing, gradients work as usual; forward mode and torch.func
+(except vmap) raise an error.
 """
 
 import torch
@@ -24,10 +24,10 @@ else:
 
 
 def register_autograd(op: str, *, setup_context, backward, composite) -> None:
-    """Gives the operator its derivatives.
+    """Register the derivatives of the operator.
 
-    ``setup_context(ctx, *arguments)`` keeps what ``backward(ctx, *grad_outputs)`` needs, which
-    returns a gradient per positional argument. Where a tensor has a forward-mode tangent,
+    ``setup_context(ctx, *arguments)`` saves what ``backward(ctx, *grad_outputs)`` needs. The latter
+    returns one gradient per positional argument. Where a tensor has a forward-mode tangent,
     ``composite(*arguments)`` is computed instead of the operator.
     """
     if MISSING:
@@ -37,8 +37,11 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
 
 
 def _register_all_derivatives(op, setup_context, backward, composite) -> None:
-    """The operator runs at one level of torch.func's transforms at a time, as PyTorch's own do:
-    what it calls, below autograd, goes on to the next level."""
+    """Register gradients, forward-mode derivatives and the transforms of torch.func.
+
+    The operator runs at one level of torch.func's transforms at a time, as PyTorch's own operators
+    do: what it calls below autograd proceeds to the next level.
+    """
     overload = getattr(torch.ops.d2_deformable, op).default
 
     def run(keys, args, keywords):
@@ -58,7 +61,7 @@ def _register_all_derivatives(op, setup_context, backward, composite) -> None:
         def backward(ctx, *grad_outputs):
             return None, None, *backward(ctx, *grad_outputs)
 
-    # A class made with that name: a grad_fn has the name that its class is born with.
+    # Created under this name, because a grad_fn keeps the name that its class was created with.
     Function = type(f"d2_deformable_{op}", (Derivatives,), {})
 
     def call(keys, *args, **keywords):
@@ -82,8 +85,11 @@ def _register_gradients(op, setup_context, backward) -> None:
 
 
 class _RefusingLibrary(torch.library.Library):
-    """Its kernels for autograd refuse what they are not made for: forward mode would take the
-    operator for a constant, and torch.func asks for what only a Function's author can add."""
+    """A library whose autograd kernels refuse forward mode and torch.func.
+
+    Forward mode would treat the operator as a constant, and torch.func asks for methods that only
+    the author of an autograd Function can add.
+    """
 
     def impl(self, op_name, kernel, *args, **keywords):
         def call(keys, *arguments, **keyword_only):
@@ -108,5 +114,5 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-# Registrations last as long as this object.
+# Registrations live as long as this object.
 _library = (_RefusingLibrary if MISSING else torch.library.Library)("d2_deformable", "FRAGMENT")

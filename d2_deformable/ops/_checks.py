@@ -1,6 +1,6 @@
 """Checks of the public functions: errors that say what was given, what was expected, how to fix it.
 
-csrc/ checks sizes again, for callers of torch.ops.d2_deformable; fake kernels repeat neither.
+csrc/ checks sizes again, for callers of torch.ops.d2_deformable. Fake kernels check nothing.
 """
 
 import torch
@@ -21,7 +21,7 @@ def shape(tensor: torch.Tensor) -> tuple:
 
 
 def check_pair(op: str, name: str, value, least: int) -> list[int]:
-    """An int or a (height, width) pair, each at least `least`, as [height, width]."""
+    """Return an int or a (height, width) pair, each at least `least`, as [height, width]."""
     pair = list(value) if isinstance(value, (tuple, list)) else [value, value]
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ArgumentError(
@@ -51,13 +51,13 @@ def check_map(op: str, input: torch.Tensor) -> None:
 
 
 def check_like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> None:
-    """All tensors must have the device and the dtype of the input, or one that autocast turns into
-    that."""
+    """Check that all tensors have the device of the input, and its dtype or one that autocast casts
+    to it."""
     _check_types(op, input, (input.dtype,), tensors)
 
 
 def check_coordinates(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> None:
-    """As `check_like_input`, but beside a half-precision input float32 is right too."""
+    """Check as `check_like_input` does, but also allow float32 beside a half-precision input."""
     float32 = (torch.float32,) if input.dtype in HALF_TYPES else ()
     _check_types(op, input, (input.dtype, *float32), tensors)
 
@@ -81,12 +81,12 @@ def _check_types(op, input, dtypes, tensors) -> None:
 
 
 def is_channels_last(input: torch.Tensor) -> bool:
-    """Whether results of `input` are channels-last (as csrc/layout.h decides)."""
+    """Whether results for `input` are channels-last (the rule of csrc/layout.h)."""
     return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
 
 
 def empty_like_input(input: torch.Tensor, size) -> torch.Tensor:
-    """A fake result of that size, in the type and the memory format of the input."""
+    """A fake result of the given size, with the dtype and the memory format of the input."""
     channels_last = is_channels_last(input)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)

@@ -1,4 +1,4 @@
-"""Loads the compiled operators: importing this module makes torch.ops.d2_deformable exist."""
+"""Load the compiled operators: importing this module defines torch.ops.d2_deformable."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ BUILD = "`pip install --no-build-isolation -e .` in the repository"
 
 
 def load(path: Path) -> None:
-    """Loads the library at `path`, or raises an ImportError that says how to build it."""
+    """Load the library at `path`, or raise an ImportError that says how to build it."""
     if not path.exists():
         raise ImportError(
             f"d2_deformable's operators are not built ({path} is missing): run {BUILD}"
@@ -24,7 +24,7 @@ def load(path: Path) -> None:
 
 
 load(PATH)
-# Looked up once: torch.compile cannot look into the dispatcher.
+# Looked up once, because torch.compile cannot trace a query of the dispatcher.
 _HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
 
 

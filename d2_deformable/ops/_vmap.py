@@ -1,5 +1,5 @@
-"""torch.vmap of the operators: the mapped dimension, of size B, becomes more images, channel groups
-or RoIs of one call."""
+"""torch.vmap rules of the operators: the mapped dimension, of size B, is folded into the images,
+channel groups or RoIs of one call."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from . import _library  # noqa: F401  (registers the operators)
 
 
 def _stacked(info, in_dims, args):
-    """The arguments with the mapped dimension first, expanded where there was none."""
+    """Move the mapped dimension of each argument to the front; expand arguments without one."""
 
     def stack(arg, dim):
         if not isinstance(arg, Tensor):
@@ -53,7 +53,7 @@ def _(info, in_dims, input, offset, weight, bias, stride, padding, dilation, mas
 
 @torch.library.register_vmap("d2_deformable::deform_conv2d_backward")
 def _(info, in_dims, *args):
-    # Groups, whatever is mapped: weights have a gradient of their own for each of them.
+    # Always fold into groups, whatever is mapped: each group has a weight gradient of its own.
     grad_output, input, offset, weight, mask, *arguments = _stacked(info, in_dims, args)
     maps = (_as_channels(tensor) for tensor in (grad_output, input, offset))
     gradients = torch.ops.d2_deformable.deform_conv2d_backward(
@@ -70,8 +70,8 @@ def _(info, in_dims, *args):
 
 
 def _as_rois(rois: Tensor, images: int) -> Tensor:
-    """(B, R, 5) -> (B*R, 5), of the images of (B*N, C, H, W)."""
-    # Half precision does not hold every index.
+    """(B, R, 5) -> (B*R, 5), with image indices into (B*N, C, H, W); `images` is N."""
+    # Half precision does not represent every index.
     rois = rois.float() if rois.dtype in (torch.float16, torch.bfloat16) else rois
     first = images * torch.arange(rois.shape[0], device=rois.device, dtype=rois.dtype)
     return torch.cat([rois[..., :1] + first[:, None, None], rois[..., 1:]], dim=-1).flatten(0, 1)

@@ -32,10 +32,10 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolution whose taps read the input at shifted, real-valued points (paper, eq. 2 to 4).
 
-    A drop-in replacement for ``torchvision.ops.deform_conv2d`` (but for TorchScript) that knows the
-    released 2017 border rule too. The number of groups follows from the channels of input and
-    weight, the number G of offset groups from the channels of the offset. K = kernel_h * kernel_w
-    is the number of taps.
+    A drop-in replacement for ``torchvision.ops.deform_conv2d`` (except in TorchScript) that also
+    supports the border rule of the released 2017 operator. The number of groups follows from the
+    channels of input and weight, the number G of offset groups from the channels of the offset.
+    K = kernel_h * kernel_w is the number of taps.
 
     Args:
         input: (N, C, H, W).
@@ -52,26 +52,27 @@ def deform_conv2d(
             last pixel's span [H-1, H) or [W-1, W) read the last row or column.
 
     Returns:
-        (N, C_out, H_out, W_out); H_out and W_out as of an ordinary convolution; channels-last if
-        the input is, else contiguous.
+        (N, C_out, H_out, W_out), where H_out and W_out are those of an ordinary convolution;
+        channels-last if the input is, otherwise contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
 
-    All are float32, float64, float16 or bfloat16; beside a half-precision input, offset and mask
-    may be, and under torch.autocast are, float32. Coordinates, weights and sums are at least
-    float32. Of a half-precision input CUDA keeps the sampled values and their gradients, between
-    sampling and the product of matrices, in half precision too; the CPU computes in float32. On
-    CUDA the setting of convolutions (torch.backends.cudnn.allow_tf32) rules whether products of
-    float32 may be TF32, as for torch.nn.functional.conv2d.
+    All tensors are float32, float64, float16 or bfloat16. With a half-precision input, offset and
+    mask may be float32; under torch.autocast they are. Coordinates, interpolation weights and sums
+    are at least float32. On CUDA, sampled values of a half-precision input and their gradients stay
+    in half precision between sampling and the matrix multiply; the CPU computes in float32. Whether
+    float32 matrix multiplies on CUDA may use TF32 depends on torch.backends.cudnn.allow_tf32, as
+    for torch.nn.functional.conv2d.
 
-    At integer coordinates gradients by the offset are right-hand ones, as in all released
-    operators. On the CPU gradients are deterministic; on CUDA they are under
-    torch.use_deterministic_algorithms, where that of the input takes many times longer.
+    At integer coordinates, gradients with respect to the offset are right-hand derivatives, as in
+    all released operators. Gradients are deterministic on the CPU, and on CUDA under
+    torch.use_deterministic_algorithms, where the gradient with respect to the input takes many
+    times longer.
 
-    Gradients have gradients, of any order, and torch.func's transforms apply. Second derivatives
-    and forward-mode ones are computed by standard tensor operations (_composite/), which keep
-    several copies of every sampled value; those of first order are not dearer for it.
+    Gradients are differentiable, to any order, and torch.func's transforms apply. Second and
+    forward-mode derivatives are computed by standard tensor operations (_composite/), which keep
+    several copies of every sampled value. First-order gradients cost no more.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
@@ -198,7 +199,7 @@ register_autograd(
 )
 
 
-# Gradients of the gradients: those of the composite's backward.
+# Double backward: the gradients of the composite's backward.
 
 
 def _setup_double_backward(ctx, grad_output, input, offset, weight, mask, *arguments) -> None:

@@ -1,4 +1,4 @@
-"""mmcv's deformable RoI pooling, made of torchvision's RoIAlign: public function and autograd."""
+"""mmcv's deformable RoI pooling, built on torchvision's RoIAlign: public function and autograd."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ._checks import (
 )
 from .geometry import bin_corners, roi_boxes
 
-# Values that the gradient of the offsets looks at in one go: 64 MiB of float32.
+# Values that the gradient with respect to the offset reads at a time: 64 MiB of float32.
 MAX_VALUES = 2**24
 
 
@@ -34,30 +34,30 @@ def deform_roi_align(
 ) -> Tensor:
     """RoIAlign whose bins are moved by offsets: the deformable RoI pooling of mmcv.
 
-    It differs from `deform_roi_pool`, the operator of the paper, in this: box corners are not
-    rounded and boxes have no smallest size; a bin's samples stand at the centres of equal cells of
-    it, and there are as many as the bin is large; samples outside the map count as zero, but those
-    within one pixel of it take the value at its border. Without offsets it is Detectron2's
-    "ROIAlignV2".
+    It differs from `deform_roi_pool`, the operator of the paper, in three ways. Box corners are not
+    rounded, and boxes have no minimum size. A bin's samples are at the centres of equal cells of
+    the bin, and by default their number follows its size. Samples outside the map count as zero,
+    except that those within one pixel of it take the value at its border. Without offsets it is
+    Detectron2's "ROIAlignV2".
 
     Args:
         input: (N, C, H, W).
         rois: (R, 5), each (image index, x0, y0, x1, y1) in input-image pixels.
-        offset: (R, 2, bins_h, bins_w), shift of each bin, channel 0 is dy and channel 1 is dx
-            (mmcv has dx first), in fractions of the RoI's height and width, times `gamma`.
+        offset: (R, 2, bins_h, bins_w), the shift of each bin: channel 0 is dy and channel 1 is dx
+            (mmcv has dx first), in units of `gamma` times the RoI's height and width.
         output_size: bins per RoI, an int or (bins_h, bins_w).
         spatial_scale: map pixels per image pixel, e.g. 1/16.
-        sampling_ratio: samples per bin and axis; 0 takes the bin's size in map pixels, rounded up.
+        sampling_ratio: samples per bin and axis; 0 uses the bin's size in map pixels, rounded up.
         gamma: scale of the offsets.
 
     Returns:
-        (R, C, bins_h, bins_w), of the input's type; sums are at least float32.
+        (R, C, bins_h, bins_w), with the input's dtype; sums are at least float32.
 
     Raises:
         ArgumentError (a ValueError): shapes that do not fit together.
 
-    RoIs get no gradient. Where a sample is replicated from the map's border its offset has none,
-    while mmcv gives it the slope next to the border. Double backward is not supported.
+    RoIs get no gradient. Where a sample is replicated from the map's border, its offset gets no
+    gradient; mmcv gives it the slope next to the border. Double backward is not supported.
 
     Source: mmcv 2.2.0, ops/csrc/common/cuda/deform_roi_pool_cuda_kernel.cuh.
     """
@@ -93,10 +93,10 @@ def deform_roi_align(
 class _Bins(NamedTuple):
     """Bins of all RoIs, B = R * bins_h * bins_w.
 
-    image: (B,), index of the image, of the coordinates' type.
-    start: (B, 2), first corner (y, x) in map pixels whose centres are whole numbers.
+    image: (B,), index of the image, in the dtype of the coordinates.
+    start: (B, 2), first corner (y, x) in map pixels, whose centres are at whole numbers.
     size: (B, 2), height and width in map pixels.
-    count: (B, 2), rows and columns of samples, of the coordinates' type.
+    count: (B, 2), rows and columns of samples, in the dtype of the coordinates.
     """
 
     image: Tensor
@@ -119,23 +119,23 @@ def _bins(rois, offset, output_size, spatial_scale, sampling_ratio, gamma) -> _B
 
 
 def _boxes(bins: _Bins, sampling_ratio) -> Tensor:
-    """Bins as RoIs (B, 5) of torchvision with the given number of samples.
+    """Bins as RoIs (B, 5) for which torchvision takes the given number of samples.
 
-    The size is kept off whole numbers, where its rounding might add a row of samples, by moving
-    both sides: the mean of samples around the same centre hardly changes.
+    Near a whole number, rounding of the size might add a row of samples. Both sides are moved
+    slightly to avoid that; the mean of samples around the same centre hardly changes.
     """
     start, size = bins.start.detach(), bins.size
     if not sampling_ratio:
         margin = 4 * torch.finfo(size.dtype).eps * (1 + start.abs() + size)
         size = torch.clamp(size, bins.count - 1 + margin, bins.count - margin).clamp(min=0)
     low = start + 0.5 + (bins.size - size) / 2
-    # torchvision reads memory that is not the map's where a coordinate is NaN.
+    # torchvision reads outside the map's memory where a coordinate is NaN.
     low = low.nan_to_num(nan=-torch.inf)
     return torch.cat([bins.image[:, None], low.flip(1), (low + size).flip(1)], dim=1)
 
 
 class _GradientOfStart(torch.autograd.Function):
-    """`pooled` (B, C) as it is; backward also gives the first corners of its bins a gradient."""
+    """Return `pooled` (B, C) unchanged; backward also computes a gradient for `start`."""
 
     @staticmethod
     def forward(ctx, pooled, input, image, start, size, count):
@@ -148,12 +148,12 @@ class _GradientOfStart(torch.autograd.Function):
         return grad, None, None, _gradient_of_start(grad, *ctx.saved_tensors), None, None
 
 
-# An operator, as the number of samples hangs on values: torch.compile does not look into it.
+# A custom operator, which torch.compile does not trace: the number of samples depends on values.
 @torch.library.custom_op("d2_deformable::deform_roi_align_start_gradient", mutates_args=())
 def _gradient_of_start(
     grad: Tensor, input: Tensor, image: Tensor, start: Tensor, size: Tensor, count: Tensor
 ) -> Tensor:
-    """(B, 2): the mean over a bin's samples of their slopes in y and x, times grad (B, C)."""
+    """The mean over a bin's samples of their slopes in y and x, times grad (B, C): (B, 2)."""
     cells = input.permute(0, 2, 3, 1).contiguous()
     height, width = input.shape[2:]
     image, columns = image.long(), count[:, 1].long()
@@ -186,14 +186,14 @@ def _(grad, input, image, start, size, count):
 
 
 def _corners(at, size: int):
-    """Along one axis, the two cells next to each coordinate (S, 2), their bilinear weights and the
-    slopes of these."""
+    """The two cells next to each coordinate along one axis (S, 2), with their bilinear weights and
+    the slopes of the weights."""
     inside = (at >= -1) & (at <= size)
     at = torch.where(inside, at, 0)
     low = at.floor().clamp(0, size - 1)
     fraction = (at - low).clamp(0, 1)
     cells = torch.stack([low, (low + 1).clamp(max=size - 1)], dim=1).long()
     weight = torch.stack([1 - fraction, fraction], dim=1) * inside[:, None]
-    # Beyond the last cell both are that one, and the slopes cancel.
+    # Beyond the last cell both neighbours are that cell, and the slopes cancel.
     moves = (inside & (at > 0)).to(at)
     return cells, weight, torch.stack([-moves, moves], dim=1)

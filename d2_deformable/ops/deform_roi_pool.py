@@ -31,10 +31,10 @@ def deform_roi_pool(
 ) -> Tensor:
     """Average pooling of RoIs into bins that the offset shifts (paper, equations 5 and 6).
 
-    A bin is the mean of ``samples_per_part``^2 bilinear samples, at the top left of the cells of a
-    grid over the bin. Samples more than half a pixel outside the map are left out and not counted;
-    a bin without samples is 0. With ``group_size > 1`` pooling is position-sensitive (deformable
-    R-FCN): bin (i, j) of output channel c reads input channel
+    A bin is the mean of ``samples_per_part``^2 bilinear samples, at the top left corners of the
+    cells of a grid over the bin. Samples more than half a pixel outside the map do not count; a bin
+    without samples is 0. With ``group_size > 1`` pooling is position-sensitive (deformable R-FCN):
+    bin (i, j) of output channel c reads input channel
     (c*group_size + i*group_size // bins_h) * group_size + j*group_size // bins_w.
 
     Args:
@@ -43,8 +43,9 @@ def deform_roi_pool(
             Detectron2: x1 and y1 are the inclusive x2 and y2 of the released operator plus 1.
         offset: (R, 2*classes, part_h, part_w), a (dy, dx) pair per class and part, in units of
             ``gamma`` times the RoI's height and width. Output channel c uses the pairs of class
-            c // (C_out/classes), bin (i, j) those of part (i*part_h // bins_h, j*part_w // bins_w).
-            None leaves the bins in place. (The released operator reads dx before dy.)
+            c // (C_out/classes). Bin (i, j) uses those of part
+            (i*part_h // bins_h, j*part_w // bins_w). None leaves the bins in place. (The released
+            operator reads dx before dy.)
         output_size: bins per RoI, an int or (bins_h, bins_w).
         spatial_scale: map pixels per image pixel, e.g. 1/16.
         group_size: position-sensitive groups per side.
@@ -54,22 +55,22 @@ def deform_roi_pool(
             scaled, as the released operator does. False skips the rounding only.
 
     Returns:
-        (R, C / group_size^2, bins_h, bins_w), channels-last if the input is, else contiguous.
+        (R, C / group_size^2, bins_h, bins_w), channels-last if the input is, otherwise contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
-        RuntimeError: an image index that is not one of 0 .. N-1. (CUDA reports it as it does any
-            wrong index: as a device-side assertion, at the next synchronisation.)
+        RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
+            device-side assertion, at the next synchronisation.)
 
-    All are float32, float64, float16 or bfloat16; beside a half-precision input, rois and offset
-    may be, and under torch.autocast are, float32. Coordinates and sums are at least float32.
+    All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois and
+    offset may be float32; under torch.autocast they are. Coordinates and sums are at least float32.
 
-    RoIs get no gradient. Gradients by the offset are 0 where a sampling coordinate is an integer or
-    clamped to the map, as in the released operator.
+    RoIs get no gradient. Gradients with respect to the offset are 0 where a sampling coordinate is
+    an integer or clamped to the map, as in the released operator.
 
-    Gradients have gradients, of any order, and torch.func's transforms apply. Second derivatives
-    and forward-mode ones are computed by standard tensor operations (_composite/), which keep
-    several copies of every sampled value; those of first order are not dearer for it.
+    Gradients are differentiable, to any order, and torch.func's transforms apply. Second and
+    forward-mode derivatives are computed by standard tensor operations (_composite/), which keep
+    several copies of every sampled value. First-order gradients cost no more.
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/deformable_psroi_pooling.cu. A RoI
     covers round(x0)*scale - 0.5 to round(x1)*scale - 0.5 of the map, and at least 0.1 pixels.
@@ -156,7 +157,7 @@ register_autograd(
 )
 
 
-# Gradients of the gradients: those of the composite's backward.
+# Double backward: the gradients of the composite's backward.
 
 
 def _setup_double_backward(ctx, grad_output, input, rois, offset, **arguments) -> None:
@@ -186,7 +187,7 @@ register_autograd(
 
 
 def _autocast(dtype, input, rois, offset, **arguments):
-    # No product of large matrices, nothing to gain from another type of input.
+    # There is no large matrix multiply, so casting the input would gain nothing.
     rois, offset = cast(torch.float32, rois, offset)
     return torch.ops.d2_deformable.deform_roi_pool(input, rois, offset, **arguments)
 

@@ -1,6 +1,6 @@
 """Where the operators sample their input map: the mathematics of csrc/geometry/, in Python.
 
-Coordinates are (y, x) in pixels of the map, whose pixel (0, 0) has its centre at (0, 0). No branch
+Coordinates are (y, x) in pixels of the map. The centre of pixel (0, 0) is at (0, 0). No branch
 depends on a tensor's values, so that composites and exported graphs can be traced.
 """
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def kernel_taps(kernel_size, dilation, device=None) -> Tensor:
-    """(taps, 2): taps relative to the first one, row by row."""
+    """Positions of the taps relative to the first one, row by row: (taps, 2)."""
     rows, columns = (torch.arange(k, device=device) * d for k, d in zip(kernel_size, dilation))
     return torch.stack([rows.repeat_interleave(len(columns)), columns.repeat(len(rows))], dim=1)
 
 
 def tap_grid(output_size, kernel_size, stride, padding, dilation, device=None):
-    """Taps without an offset: y (taps, H_out, 1) and x (taps, 1, W_out), integers."""
+    """Sampling points without offsets: integers y (taps, H_out, 1) and x (taps, 1, W_out)."""
     taps = kernel_taps(kernel_size, dilation, device)
     rows, columns = (
         torch.arange(n, device=device) * s - p for n, s, p in zip(output_size, stride, padding)
@@ -26,30 +26,29 @@ def tap_grid(output_size, kernel_size, stride, padding, dilation, device=None):
 
 
 def is_inside(points: Tensor, size) -> Tensor:
-    """Whether the pixel nearest to each point (..., 2) is one of the map's, (...).
+    """Whether the pixel nearest to each point (..., 2) belongs to the map: (...).
 
-    That is: whether the point is in the image. The zero border still lets a point up to half a
-    pixel further out see a little.
+    With the zero border, a point up to half a pixel further out still gets part of a border pixel.
     """
     return ((points >= -0.5) & (points < points.new_tensor(size) - 0.5)).all(dim=-1)
 
 
 # ---- RoI pooling --------------------------------------------------------------------------------
 
-MIN_SIZE = 0.1  # of a RoI's height and width, in the released operators
+MIN_SIZE = 0.1  # minimum height and width of a RoI in the released operators
 
 
 def roi_boxes(rois: Tensor, spatial_scale, shift: float, round_rois: bool, min_size=MIN_SIZE):
-    """(R, 5) -> image index, y, x, height, width in map pixels, each (R, 1, 1, 1).
+    """Convert RoIs (R, 5) to image index, y, x, height and width in map pixels, each (R, 1, 1, 1).
 
     Args:
         spatial_scale: map pixels per image pixel, a number or (R, 1).
-        shift: -0.5 where pixels have their centres at whole numbers, 0 where they begin there.
+        shift: -0.5 where pixels have their centres at whole numbers, 0 where they start there.
         round_rois: round the corners to whole image pixels first, halves away from zero.
-        min_size: smallest height and width; None leaves them as they are (mmcv).
+        min_size: minimum height and width; None leaves them as they are (mmcv).
     """
     corners = rois.detach()[:, 1:]
-    if round_rois:  # torch.round takes halves to even numbers
+    if round_rois:  # torch.round rounds halves to even numbers
         size = corners.abs()
         whole = size.floor()
         corners = corners.sign() * (whole + (size - whole >= 0.5).to(size.dtype))
@@ -63,16 +62,16 @@ def roi_boxes(rois: Tensor, spatial_scale, shift: float, round_rois: bool, min_s
 
 
 def bin_indices(output_size, device=None):
-    """Rows (bins_h, 1) and columns (bins_w,) of bins."""
+    """Indices of the bins' rows (bins_h, 1) and columns (bins_w,)."""
     bins_h, bins_w = output_size
     return torch.arange(bins_h, device=device)[:, None], torch.arange(bins_w, device=device)
 
 
 def bin_corners(y, x, height, width, output_size, offset: Tensor | None = None):
-    """First corners of bins, y and x of (R, classes or 1, bins_h or 1, bins_w or 1).
+    """First corners of the bins: y and x, each (R, classes or 1, bins_h or 1, bins_w or 1).
 
     Args:
-        y, x, height, width: of RoIs, see `roi_boxes`.
+        y, x, height, width: of the RoIs, see `roi_boxes`.
         offset: (R, 2*classes, bins_h, bins_w), (dy, dx) pairs in fractions of the RoI's height and
             width.
     """
@@ -84,18 +83,23 @@ def bin_corners(y, x, height, width, output_size, offset: Tensor | None = None):
 
 
 def samples_of_bins(corner: Tensor, bin_side: Tensor, samples: int, centred: bool = False):
-    """Along one axis: (...) -> (..., samples), the first at the bin's corner, as in the released
-    operator, or all of them at the centres of equal parts of the bin, as in mmcv."""
+    """Coordinates of a bin's samples along one axis: (...) -> (..., samples).
+
+    The first is at the bin's corner, as in the released operator. With `centred`, all are at the
+    centres of equal parts of the bin, as in mmcv.
+    """
     steps = torch.arange(samples, device=corner.device, dtype=corner.dtype)
     return corner[..., None] + (steps + 0.5 * centred) * (bin_side / samples)[..., None]
 
 
 def sample_counts(coordinate: Tensor, size) -> Tensor:
-    """Along one axis: whether a sample is at most half a pixel outside the map. Others are left out
-    of a bin's mean."""
+    """Whether a sample is at most half a pixel outside the map, along one axis.
+
+    Other samples are left out of a bin's mean.
+    """
     return (coordinate >= -0.5) & (coordinate <= size - 0.5)
 
 
 def parts_of_bins(bins: Tensor, parts, number_of_bins) -> Tensor:
-    """Bin b belongs to part b * parts // bins."""
+    """The part that each bin belongs to: bin b to part b * parts // number_of_bins."""
     return torch.div(bins * parts, number_of_bins, rounding_mode="floor")

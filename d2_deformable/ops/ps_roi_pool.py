@@ -28,9 +28,9 @@ def ps_roi_pool(
     """Average pooling of RoIs into bins, each with channels of its own, as in the released R-FCN.
 
     Bin (i, j) of output channel c is the mean of input channel (c*bins_h + i)*bins_w + j over the
-    whole map pixels that the bin touches, the last row and column of the map included. (Those
-    ``torchvision.ops.ps_roi_pool`` never reads, and it rounds after scaling.) A bin outside the map
-    is 0.
+    whole map pixels that the bin touches, including the last row and column of the map. A bin
+    outside the map is 0. (``torchvision.ops.ps_roi_pool`` never reads the last row and column, and
+    rounds after scaling.)
 
     Args:
         input: (N, C, H, W).
@@ -42,18 +42,19 @@ def ps_roi_pool(
             scaled, as the released operator does. False skips the rounding only.
 
     Returns:
-        (R, C / (bins_h*bins_w), bins_h, bins_w), channels-last if the input is, else contiguous.
+        (R, C / (bins_h*bins_w), bins_h, bins_w), channels-last if the input is, otherwise
+        contiguous.
 
     Raises:
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
-        RuntimeError: an image index that is not one of 0 .. N-1. (CUDA reports it as it does any
-            wrong index: as a device-side assertion, at the next synchronisation.)
+        RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
+            device-side assertion, at the next synchronisation.)
 
-    All are float32, float64, float16 or bfloat16; beside a half-precision input, rois may be, and
-    under torch.autocast are, float32. Coordinates and sums are at least float32.
+    All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois may be
+    float32; under torch.autocast they are. Coordinates and sums are at least float32.
 
-    RoIs get no gradient. Gradients have gradients, of any order, and torch.func's transforms apply;
-    forward-mode derivatives are computed by standard tensor operations (_composite/).
+    RoIs get no gradient. Gradients are differentiable, to any order, and torch.func's transforms
+    apply. Forward-mode derivatives are computed by standard tensor operations (_composite/).
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/psroi_pooling.cu. A RoI covers
     round(x0)*scale to round(x1)*scale of the map, and at least 0.1 pixels.
@@ -95,7 +96,7 @@ def _(grad_output, rois, *, input_size, channels_last, **_):
 
 def _setup_context(ctx, input, rois, **arguments) -> None:
     ctx.save_for_backward(rois)
-    ctx.input_size = input.shape  # the input itself is large, and not needed
+    ctx.input_size = input.shape  # the input itself is large and not needed
     ctx.channels_last = is_channels_last(input)
     ctx.arguments = arguments
 
@@ -120,7 +121,7 @@ register_autograd(
 )
 
 
-# The operator is linear: its gradient's gradient is the operator again.
+# Double backward: the operator is linear, so the gradient of its gradient is the operator itself.
 
 
 def _setup_double_backward(
@@ -144,7 +145,7 @@ register_autograd(
 
 
 def _autocast(dtype, input, rois, **arguments):
-    # No product of large matrices, nothing to gain from another type of input.
+    # There is no large matrix multiply, so casting the input would gain nothing.
     (rois,) = cast(torch.float32, rois)
     return torch.ops.d2_deformable.ps_roi_pool(input, rois, **arguments)
 

@@ -244,7 +244,7 @@ def warnings(caplog, *args, **kwargs):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_offsets_at_zero_are_told_of_once(caplog):
+def test_offsets_at_zero_are_reported_once(caplog):
     (text,) = warnings(caplog, Model(), 40, period=5, zero_after=12)
     assert "still at zero after 15 iterations" in text
     assert "conv (99th percentile 0 cells" in text
@@ -253,12 +253,12 @@ def test_offsets_at_zero_are_told_of_once(caplog):
     assert "[['conv_offset|offset_fc|offset_maps', 10.0]]" in text
 
 
-def test_a_short_training_tells_at_its_end(caplog):
+def test_a_short_training_reports_at_its_end(caplog):
     (text,) = warnings(caplog, Model(), 7, period=5, zero_after=1000)
     assert "still at zero after 7 iterations" in text
 
 
-def test_unusably_small_offsets_are_told_of(caplog):
+def test_unusably_small_offsets_are_reported(caplog):
     model = Model()
     shift(model, 0.002, 0.0)  # too small in cells, large enough in RoI sizes
     (text,) = warnings(caplog, model, 1)
@@ -276,7 +276,7 @@ def test_unusably_small_offsets_are_told_of(caplog):
         (float("nan"), ["conv", "pool", "vote"]),
     ],
 )
-def test_offsets_that_run_away_are_told_of_once(caplog, dy, reported):
+def test_offsets_that_run_away_are_reported_once(caplog, dy, reported):
     model = Model()
     shift(model, 0.0, dy)
 
@@ -292,7 +292,7 @@ def test_offsets_that_run_away_are_told_of_once(caplog, dy, reported):
         assert "DEFORM_OFFSET_CLAMP" in texts[0]
 
 
-def test_samples_moved_out_of_the_map_are_told_of(caplog):
+def test_samples_moved_out_of_the_map_are_reported(caplog):
     model = Model()
     shift(model, 0.0, -0.3)  # in RoI sizes; the second RoI begins at column 4 of 16
     assert not warnings(caplog, model, 1)

@@ -128,7 +128,7 @@ def fewer(results):
 @pytest.mark.parametrize("name", ["rfcn", "class_aware_rpn"])
 def test_an_own_forward_is_exported_where_it_gives_the_same(name, tmp_path):
     export_torchscript(with_methods(name, forward=lambda x: x), noise(64, 96), tmp_path / "file")
-    with pytest.raises(ValueError, match="Own gives something else"):
+    with pytest.raises(ValueError, match="Own.forward gives other results"):
         export_torchscript(with_methods(name, forward=fewer), noise(64, 96), tmp_path / "other")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

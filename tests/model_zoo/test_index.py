@@ -125,11 +125,11 @@ def test_a_malformed_entry(lab, change, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is no index of a model zoo: Expecting value"),
+        ("", "is not an index of a model zoo: Expecting value"),
         ("[]", "expected {name: entry, ...}"),
-        ("[" * 100_000, "is no index of a model zoo"),
+        ("[" * 100_000, "is not an index of a model zoo"),
         ('{"a/b": 1}', "'a/b' must be a mapping of fields, not 1"),
-        ('{"a/b": {}, "a/b": {}}', "'a/b' stands twice in it"),
+        ('{"a/b": {}, "a/b": {}}', "'a/b' appears twice in it"),
     ],
 )
 def test_a_malformed_file(lab, text, message):

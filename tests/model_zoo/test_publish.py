@@ -75,7 +75,7 @@ def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
     assert model_zoo.get_config(f"acme/{CONFIG.name}").SOLVER.MAX_ITER == 2
     assert [file.name for file in zoo.iterdir()] == ["index.json"], "not in the package's zoo"
     for arguments in (["--index", str(index)], ["--namespace", "acme"]):
-        with pytest.raises(SystemExit, match="an index of your own, and it alone, needs a namesp"):
+        with pytest.raises(SystemExit, match="an index of your own needs a namespace"):
             tool.main([str(run), *arguments])
     index.write_text('{"shapes": 1}')
     with pytest.raises(SystemExit, match="'shapes' must be a name of the form namespace/name"):

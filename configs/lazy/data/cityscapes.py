@@ -1,4 +1,4 @@
-"""Cityscapes, random crops of its fine annotations:
+"""Cityscapes with fine annotations and random crops:
 ../../Cityscapes-SemanticSegmentation/Base-Cityscapes.yaml."""
 
 from detectron2.config import LazyCall as L

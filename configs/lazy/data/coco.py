@@ -1,4 +1,4 @@
-"""COCO 2017 by the recipe of the released code: ../../COCO-Detection/Base-COCO.yaml."""
+"""COCO 2017 with the released code's recipe: ../../COCO-Detection/Base-COCO.yaml."""
 
 from .voc import dataloader
 

@@ -1,4 +1,4 @@
-"""COCO 2017 by Detectron2's own recipe, boxes alone: ../../COCO-Detection/Base-COCO-1x.yaml."""
+"""COCO 2017 with Detectron2's own recipe, boxes only: ../../COCO-Detection/Base-COCO-1x.yaml."""
 
 from .coco import dataloader
 
@@ -10,7 +10,7 @@ dataloader.test.mapper.augmentations[0].update(short_edge_length=800, max_size=1
 
 
 def with_masks(dataloader):
-    """Read and evaluate masks too (MODEL.MASK_ON)."""
+    """Also read and evaluate masks (MODEL.MASK_ON)."""
     dataloader.train.mapper.use_instance_mask = True
     dataloader.test.mapper.use_instance_mask = True
     dataloader.evaluator.masks = True

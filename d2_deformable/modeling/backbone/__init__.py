@@ -1,4 +1,4 @@
-"""Networks whose convolutions are dilated and deformable."""
+"""Backbones with dilated and deformable convolutions."""
 
 from .aligned_inception_resnet import (
     InceptionResBlock,

@@ -1,8 +1,8 @@
 """Aligned-Inception-ResNet (paper appendix A, tables 6 and 7), dilated and deformable.
 
-The authors published neither code nor weights, and the widths of figure 7 are not in the text.
+The authors published neither code nor weights, and the text does not give the widths of figure 7.
 Those below are the only natural ones that give the 64.3 M parameters of table 7: 64,252,072
-weights of convolutions and classifier, 64,381,800 parameters with batch normalisation's.
+weights of convolutions and classifier, or 64,381,800 parameters with batch normalisation.
 """
 
 import torch
@@ -17,14 +17,14 @@ BLOCKS_PER_STAGE = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
 class InceptionResBlock(CNNBlockBase):
-    """Two branches of 3x3 convolutions beside a shortcut (paper figure 7).
+    """Two branches of 3x3 convolutions and a shortcut (paper figure 7).
 
         a: 1x1 w   - norm - ReLU - 3x3 w
         b: 1x1 w/2 - norm - ReLU - 3x3 w/2 - norm - ReLU - 3x3 w/2
         (a, b) concatenated, 1.5w - norm - ReLU - 1x1 4w - norm - + shortcut - ReLU
 
-    Every 3x3 is padded by its dilation, so that what the branches and the shortcut compute at a
-    position is centred on the same pixel: the "aligned" of the network's name.
+    Every 3x3 convolution is padded by its dilation, so that both branches and the shortcut are
+    centred on the same pixel at each position. Hence "aligned" in the network's name.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
@@ -32,9 +32,9 @@ class InceptionResBlock(CNNBlockBase):
         in_channels, out_channels: `out_channels` is 4w. Where they differ or the stride is not 1,
             the shortcut is a 1x1 convolution with that stride.
         stride: 1 or 2.
-        stride_in_1x1: whether the stride is that of the first 1x1 convolution of both branches or
-            that of their first 3x3. The paper leaves it open; the public re-implementations have
-            it in the 3x3.
+        stride_in_1x1: put the stride into the first 1x1 convolution of both branches instead of
+            their first 3x3. The paper leaves it open; the public re-implementations put it into the
+            3x3.
         norm: see `detectron2.layers.get_norm`.
 
     Raises:
@@ -67,7 +67,7 @@ class InceptionResBlock(CNNBlockBase):
         self.shortcut = None
         if in_channels != out_channels or stride != 1:
             self.shortcut = conv(in_channels, out_channels, 1, stride)
-        # The norm of a1 and b2 is the one after the concatenation.
+        # a1 and b2 share the norm after the concatenation.
         self.a_reduce = conv(in_channels, width, 1, stride_1x1)
         self.a1 = conv(width, width, 3, stride_3x3, norm="")
         self.b_reduce = conv(in_channels, width // 2, 1, stride_1x1)
@@ -88,13 +88,13 @@ class InceptionResBlock(CNNBlockBase):
 
 @BACKBONE_REGISTRY.register()
 def build_aligned_inception_resnet_backbone(cfg, input_shape):
-    """A plain, dilated or deformable Aligned-Inception-ResNet from MODEL.RESNETS.
+    """Build a plain, dilated or deformable Aligned-Inception-ResNet from MODEL.RESNETS.
 
     The keys are those of `build_deform_resnet_backbone`. DEPTH 101 is the paper's 3, 4, 23, 3
-    blocks; 50 and 26 (3, 4, 6, 3 and 2, 2, 2, 2) are smaller ones. RES2_OUT_CHANNELS is 4w of
-    res2, 256 in the paper. "The last DEFORM_NUM_LAYERS" counts 3x3 convolutions, of which a block
-    has three, a1, b1 and b2: 3 is the last block, 9 is all of res5. The paper does not say which it
-    means; the count follows its words, "the last few convolutional layers (with kernel size > 1)".
+    blocks; 50 and 26 (3, 4, 6, 3 and 2, 2, 2, 2) are smaller networks. RES2_OUT_CHANNELS is 4w of
+    res2, 256 in the paper. DEFORM_NUM_LAYERS counts 3x3 convolutions, of which a block has three,
+    a1, b1 and b2: 3 is the last block, 9 is all of res5. The paper does not say how it counts here;
+    this follows its words, "the last few convolutional layers (with kernel size > 1)".
 
     Raises:
         ValueError: a value that this network cannot have.

@@ -1,5 +1,5 @@
-"""Activation checkpointing: a stage keeps the inputs of its blocks, and computes all else again
-when gradients are taken."""
+"""Activation checkpointing: a stage keeps only the inputs of its blocks, and recomputes the rest in
+the backward pass."""
 
 import contextlib
 
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CheckpointedStage(nn.Sequential):
-    """A sequence of blocks, each of which is computed twice in training, and keeps less memory.
+    """A sequence of blocks that are computed twice in training to save memory.
 
-    Values and gradients are those of `torch.nn.Sequential`, running statistics of batch
-    normalisation too: they are updated once. Blocks must not draw random numbers.
+    Outputs, gradients and running statistics of batch normalisation are those of
+    `torch.nn.Sequential`: the statistics are updated once. Blocks must not draw random numbers.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -28,17 +28,17 @@ class CheckpointedStage(nn.Sequential):
 
 def _contexts(block: nn.Module) -> dict:
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
-    # A compiled graph updates statistics once in any case, and takes no contexts of ours.
+    # A compiled graph updates statistics only once anyway, and does not support these contexts.
     if not norms or torch.compiler.is_compiling():
         return {}
     return {"context_fn": lambda: (contextlib.nullcontext(), _WithoutStatistics(norms))}
 
 
 class _WithoutStatistics:
-    """Batch normalisation as ever, but for its running statistics, which stay where they are.
+    """A context in which batch normalisation does not update its running statistics.
 
-    Entered as often as the block is computed again: with retain_graph or create_graph more than
-    once, for which a generator would not do.
+    It is entered each time the block is recomputed: more than once with retain_graph or
+    create_graph, which is why it is not a generator-based context manager.
     """
 
     def __init__(self, norms):

@@ -1,8 +1,8 @@
 """Turns a plain network into a dilated and deformable one.
 
-The plain network is built by its own code; these functions then walk its convolutions with a
-kernel larger than one, in network order, and change them in place (paper sec. 2.3). They know
-nothing of ResNet: any module tree whose registration order is its network order will do.
+The plain network is built by its own code. These functions then walk its convolutions larger than
+1x1, in network order, and change them in place (paper sec. 2.3). They are not specific to ResNet:
+any module tree whose registration order is its network order will do.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from ...layers import DeformConv2d
 
 
 def kernel_convs(root: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions below `root` with a kernel larger than 1x1, by name, in network order."""
+    """The convolutions below `root` larger than 1x1, by name, in network order."""
     return {
         name: module
         for name, module in root.named_modules()
@@ -29,9 +29,9 @@ def kernel_convs(root: nn.Module) -> dict[str, nn.Conv2d]:
 def dilate_stage(stage: nn.Module, dilation: int) -> None:
     """Give `stage` stride 1 and its convolutions larger than 1x1 the given dilation.
 
-    Every position the strided stage would compute stays where it was, and the padding grows so
-    that maps keep their size: conv5 of every network of the paper, with dilation 2 (sec. 2.3) or
-    4, 6, 8 (table 3).
+    Every position that the strided stage computes stays where it was, and the padding grows so that
+    maps keep their size. The paper does this to conv5 of every network, with dilation 2 (sec. 2.3)
+    or 4, 6, 8 (table 3).
     """
     for module in stage.modules():
         if isinstance(module, CNNBlockBase):
@@ -50,13 +50,13 @@ def deform_convs(root: nn.Module, names: Iterable[str], **kwargs) -> None:
         names: names from `kernel_convs(root)`.
         kwargs: offset_groups, offset_dilation, modulated, max_offset, border of `DeformConv2d`.
 
-    Weights, norms, activations and parameter names stay; `<name>.conv_offset.*` is new. Weights
-    of Detectron2's own deformable blocks load too: their sibling `<name>_offset.*` is renamed,
-    and since their mask is a plain sigmoid, `<name>.weight` of a modulated layer is halved, which
-    gives exactly the same function.
+    Weights, norms, activations and parameter names stay; `<name>.conv_offset.*` is new. Weights of
+    Detectron2's own deformable blocks can also be loaded: their sibling `<name>_offset.*` is
+    renamed. Since their mask is a plain sigmoid, `<name>.weight` of a modulated layer is halved,
+    which gives exactly the same function.
 
     Raises:
-        ValueError: a name that is no convolution larger than 1x1.
+        ValueError: a name that is not one of a convolution larger than 1x1.
     """
     convs = kernel_convs(root)
     for name in names:
@@ -69,12 +69,12 @@ def deform_convs(root: nn.Module, names: Iterable[str], **kwargs) -> None:
         parent_name, _, attribute = name.rpartition(".")
         parent = root.get_submodule(parent_name)
         setattr(parent, attribute, DeformConv2d.from_conv(convs[name], **kwargs))
-        # On the parent: it is the one that would report the sibling as unexpected.
+        # On the parent, because it would report the sibling's keys as unexpected.
         parent.register_load_state_dict_pre_hook(partial(_rename_sibling_offsets, attribute))
 
 
 def _rename_sibling_offsets(attribute, parent, state_dict, prefix, *_):
-    """`conv2_offset.*` of Detectron2 -> `conv2.conv_offset.*`."""
+    """Rename `conv2_offset.*` of Detectron2 to `conv2.conv_offset.*`."""
     for name in ("weight", "bias"):
         key = f"{prefix}{attribute}_offset.{name}"
         if key in state_dict:

@@ -1,6 +1,6 @@
-"""ResNet 18 to 152 of any width, dilated and deformable, and its FPN.
+"""ResNet-18 to 152 of any width, dilated and deformable, and its FPN.
 
-The plain network comes from Detectron2's blocks; `deform.py` changes its last convolutions.
+The plain network is built from Detectron2's blocks; `deform.py` changes its last convolutions.
 """
 
 import torch.nn.functional as F
@@ -29,10 +29,10 @@ LAST_STAGE = {"stem": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5, REDUCED: 5}
 
 class CeilPoolStem(BasicStem):
     """Detectron2's stem with the max pooling of Caffe and the released networks: without padding,
-    and sizes rounded up. (N, C, H, W) -> (N, out_channels, h, w), h = floor(H / 4), but one more
-    for H = 4n + 3.
+    with sizes rounded up.
 
-    Each cell lies half a cell further down and right in the image than Detectron2's.
+    Shapes: (N, C, H, W) -> (N, out_channels, h, w). h is floor(H / 4), plus one for H = 4n + 3; w
+    likewise. Each cell is half a cell further down and right in the image than Detectron2's.
     """
 
     def forward(self, x):
@@ -47,19 +47,19 @@ class DeformResNet(ResNet):
         stem, out_features, freeze_at: see `detectron2.modeling.ResNet`.
         stages: plain res2, res3, ... as `detectron2.modeling.ResNet` takes them, e.g. from its
             `make_default_stages`; changed in place. Those above the highest of `out_features` are
-            left out, so that "the last n" is of what runs.
+            left out, so that "the last n" counts only layers that run.
         res5_dilation: above 1, res5 keeps the stride of res4 and dilates its 3x3 convolutions.
         deform_num_layers: how many of the last 3x3 convolutions, in network order, are deformable.
-        deform_on_per_stage: whether all 3x3 convolutions of res2, res3, res4, res5 are.
-        deform_layers: names of more that are, e.g. "res4.20.conv2".
+        deform_on_per_stage: whether all 3x3 convolutions of res2, res3, res4, res5 are deformable.
+        deform_layers: names of further convolutions to make deformable, e.g. "res4.20.conv2".
         offset_groups, offset_dilation, modulated, max_offset, border: of every deformable
             convolution, see `d2_deformable.layers.DeformConv2d`.
         reduced_channels: channels of "res5_reduced", a 1x1 convolution + ReLU on res5 (paper sec.
             2.3: 1024, or 256 for Faster R-CNN). Needed when it is among `out_features`.
-        reduced_init_std: standard deviation of that convolution's initial weights; 0 takes
-            He initialisation.
-        activation_checkpoint: in training, keep the inputs of blocks alone and compute them again
-            for the gradients, which are the same: less memory for one more forward pass.
+        reduced_init_std: standard deviation of that convolution's initial weights; 0 uses He
+            initialisation.
+        activation_checkpoint: in training, keep only the inputs of the blocks and recompute the
+            rest in the backward pass: less memory for one more forward pass, with equal gradients.
 
     Raises:
         ValueError: a value that this network cannot have.
@@ -92,7 +92,7 @@ class DeformResNet(ResNet):
                 f"{list(deform_on_per_stage)}; expected at least 1, and four flags for res2 to res5"
             )
         stages = stages[: max(LAST_STAGE[feature] for feature in out_features) - 1]
-        # Holds the same blocks under the names they will have, for a walk in network order.
+        # The same blocks under their final names, to walk them in network order.
         network = nn.ModuleDict(
             {f"res{i}": nn.Sequential(*blocks) for i, blocks in enumerate(stages, start=2)}
         )
@@ -174,13 +174,15 @@ def _last_names(network: nn.ModuleDict, num_layers: int) -> list[str]:
 
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_backbone(cfg, input_shape):
-    """A plain, dilated or deformable ResNet from MODEL.RESNETS.
+    """Build a plain, dilated or deformable ResNet from MODEL.RESNETS.
 
-    As Detectron2's `build_resnet_backbone`, but DEPTH 18 and 34 may have any width
-    (STEM_OUT_CHANNELS, RES2_OUT_CHANNELS), RES5_DILATION may be any number (above 1 res5 keeps
-    stride 16), the last DEFORM_NUM_LAYERS 3x3 convolutions, those of the stages flagged in
-    DEFORM_ON_PER_STAGE and those named in DEFORM_LAYERS are deformable, and "res5_reduced" is a
-    feature map.
+    It differs from Detectron2's `build_resnet_backbone` as follows:
+
+    - DEPTH 18 and 34 may have any width (STEM_OUT_CHANNELS, RES2_OUT_CHANNELS).
+    - RES5_DILATION may be any number; above 1, res5 keeps stride 16.
+    - The last DEFORM_NUM_LAYERS 3x3 convolutions, those of the stages flagged in
+      DEFORM_ON_PER_STAGE and those named in DEFORM_LAYERS are deformable.
+    - "res5_reduced" is a feature map.
 
     Raises:
         ValueError: a value that this network cannot have.
@@ -201,13 +203,13 @@ def _block(c, stage: int) -> dict:
 
 
 def build_network(cfg, input_shape, blocks_per_stage, block) -> DeformResNet:
-    """A `DeformResNet` of any blocks from MODEL.RESNETS.
+    """Build a `DeformResNet` with any kind of block from MODEL.RESNETS.
 
     Args:
-        input_shape: with the channels of the image.
+        input_shape: ShapeSpec with the channels of the image.
         blocks_per_stage: {DEPTH: [blocks of res2, res3, res4, res5]}.
-        block: of MODEL.RESNETS and a stage, from 0, gives further arguments of
-            `ResNet.make_stage`: block_class and what that class takes.
+        block: function of MODEL.RESNETS and a stage, from 0, that returns further arguments of
+            `ResNet.make_stage`: block_class and the arguments of that class.
 
     Raises:
         ValueError: a value that this network cannot have.
@@ -241,7 +243,7 @@ def build_network(cfg, input_shape, blocks_per_stage, block) -> DeformResNet:
 
 
 def deform_settings(cfg) -> dict:
-    """The keyword arguments of `DeformResNet` that cfg gives, whatever the blocks are."""
+    """The keyword arguments of `DeformResNet` from cfg that do not depend on the blocks."""
     c = cfg.MODEL.RESNETS
     return {
         "out_features": c.OUT_FEATURES,
@@ -263,7 +265,8 @@ def deform_settings(cfg) -> dict:
 
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_fpn_backbone(cfg, input_shape):
-    """FPN over `build_deform_resnet_backbone`, as Detectron2's `build_resnet_fpn_backbone`."""
+    """Build an FPN on `build_deform_resnet_backbone`, as Detectron2's `build_resnet_fpn_backbone`
+    does."""
     return FPN(
         bottom_up=build_deform_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

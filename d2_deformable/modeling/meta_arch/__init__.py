@@ -1,4 +1,4 @@
-"""Whole networks by MODEL.META_ARCHITECTURE."""
+"""Meta-architectures, the values of MODEL.META_ARCHITECTURE."""
 
 from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
 from .rcnn import DeformRCNN

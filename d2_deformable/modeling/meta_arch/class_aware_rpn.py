@@ -1,8 +1,8 @@
-"""Class-aware RPN: an RPN whose anchors are classified into the classes (paper sec. 2.3 and 4.1).
+"""Class-aware RPN: an RPN that classifies its anchors into the classes (paper sec. 2.3 and 4.1).
 
-The paper names it without layers or thresholds, and there is no released code. What it leaves open
-is taken from the RPN of the released Faster R-CNN: the 3x3 convolution, the assignment of anchors
-and the losses, all by keys of MODEL.RPN.
+The paper gives no layers or thresholds, and there is no released code. What it leaves open is taken
+from the RPN of the released Faster R-CNN: the 3x3 convolution, the assignment of anchors and the
+losses, all set by keys of MODEL.RPN.
 """
 
 import torch
@@ -26,13 +26,13 @@ from .._checks import check_images
 class ClassAwareRPNHead(StandardRPNHead):
     """Detectron2's RPN head, whose `objectness_logits` become K + 1 class logits per anchor.
 
-    Of C channels it makes, per level, A * (K + 1) logits, background last in each anchor, and A * 4
-    class-agnostic box deltas.
+    Per level, it turns C channels into A * (K + 1) logits, where background is the last of each
+    anchor, and A * 4 class-agnostic box deltas.
 
     Args:
         num_classes: K, without the background.
-        num_anchors: A per position.
-        kwargs: of `StandardRPNHead`; without `conv_dims` there is no 3x3 convolution.
+        num_anchors: A, anchors per position.
+        kwargs: arguments of `StandardRPNHead`; without `conv_dims` there is no 3x3 convolution.
     """
 
     @configurable
@@ -53,18 +53,18 @@ class ClassAwareRPNHead(StandardRPNHead):
 class ClassAwareRPN(RetinaNet):
     """Detects by a softmax over the classes at every anchor, in one stage.
 
-    Input, box deltas, anchors and their matching are those of Detectron2's `RetinaNet`; sampling
-    and losses are those of its RPN, decoding is that of its Fast R-CNN.
+    Input, box deltas, anchors and their matching are those of Detectron2's `RetinaNet`, sampling
+    and losses those of its RPN, decoding that of its Fast R-CNN.
 
     Args:
-        batch_size_per_image, positive_fraction: how many anchors of an image are sampled, and the
-            share of positive ones among them at most (paper sec. 4.1: 256).
-        anchor_boundary_thresh: anchors that cross the border of the image by more pixels are left
-            out of training; below 0 all are kept.
-        loss_weight: of "loss_cls" and "loss_box_reg".
-        kwargs: of `RetinaNet`, whose focal loss has no part in this. `head` is a
-            `ClassAwareRPNHead`; `test_topk_candidates` is the number of anchors per level and image
-            that are decoded, by their highest class score.
+        batch_size_per_image, positive_fraction: how many anchors of an image are sampled (paper
+            sec. 4.1: 256), and the maximum share of positive ones.
+        anchor_boundary_thresh: anchors that cross the border of the image by more pixels than this
+            are left out of training; below 0 all are kept.
+        loss_weight: weights of "loss_cls" and "loss_box_reg".
+        kwargs: arguments of `RetinaNet`; its focal loss is not used. `head` is a
+            `ClassAwareRPNHead`. `test_topk_candidates` is the number of anchors per level and image
+            that are decoded, chosen by their highest class score.
     """
 
     @configurable
@@ -124,7 +124,8 @@ class ClassAwareRPN(RetinaNet):
         }
 
     def forward(self, batched_inputs):
-        """Losses in training, else {"instances": Instances} per image, as every Detectron2 model.
+        """Return losses in training, otherwise {"instances": Instances} per image, as every
+        Detectron2 model does.
 
         Raises:
             ValueError: no image is given.
@@ -152,11 +153,11 @@ class ClassAwareRPN(RetinaNet):
 
     @torch.no_grad()
     def predict_raw(self, inputs, boxes=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What inference predicts before score threshold and NMS.
+        """Predict boxes and probabilities before score threshold and NMS.
 
         Args:
-            inputs: as of `forward`, N dicts.
-            boxes: None; other detectors score given boxes in a second pass.
+            inputs: those of `forward`, N dicts.
+            boxes: must be None; other detectors score given boxes in a second pass.
 
         Returns:
             per image, boxes (R, 1, 4), the same for every class, as (x0, y0, x1, y1) in pixels of
@@ -171,7 +172,7 @@ class ClassAwareRPN(RetinaNet):
         if boxes is not None:
             raise ValueError(
                 "ClassAwareRPN classifies its own anchors and has no second pass that could score "
-                "given boxes: use box voting alone, TEST.BOX_AVERAGE.ITERATIONS 1"
+                "given boxes: use box voting only, TEST.BOX_AVERAGE.ITERATIONS 1"
             )
         images = self.preprocess_image(inputs)
         image_sizes, predictions = images.image_sizes, self.predict_anchors(images)
@@ -185,16 +186,16 @@ class ClassAwareRPN(RetinaNet):
         return results
 
     def preprocess_image(self, batched_inputs):
-        """As Detectron2's.
+        """Same as Detectron2's.
 
         Raises:
-            ValueError: no image.
+            ValueError: no image is given.
         """
         check_images(self, batched_inputs)
         return super().preprocess_image(batched_inputs)
 
     def predict_anchors(self, images):
-        """Per level anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4) of an ImageList."""
+        """Per level, anchors (R,), logits (N, R, K + 1) and deltas (N, R, 4) of an ImageList."""
         features = self.backbone(images.tensor)
         features = [features[f] for f in self.head_in_features]
         logits, deltas = self.head(features)
@@ -206,18 +207,19 @@ class ClassAwareRPN(RetinaNet):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """Match anchors with the ground truth, as `RetinaNet`, and sample some, as the RPN.
+        """Match anchors with the ground truth, as `RetinaNet` does, and sample them, as the RPN
+        does.
 
-        Only anchors inside the image compete, as in the released code; Detectron2's RPN matches all
-        of them and then leaves out those outside, even the only ones that cover an object.
+        Only anchors inside the image compete, as in the released code. Detectron2's RPN matches all
+        anchors and then leaves out those outside, even if no other anchor covers an object.
 
         Args:
             anchors: Boxes of every level, R in all.
             gt_instances: of N images.
 
         Returns:
-            N labels (R,): the class of sampled positive anchors, K of negative ones, -1 of all
-            that are not sampled; and N matched boxes (R, 4), zeros where not sampled.
+            N labels (R,): the class for sampled positive anchors, K for sampled negative ones, -1
+            for all others; and N matched boxes (R, 4), zeros for anchors that are not sampled.
         """
         anchors = Boxes.cat(anchors)
         gt_labels, gt_boxes = [], []
@@ -226,7 +228,7 @@ class ClassAwareRPN(RetinaNet):
             if self.anchor_boundary_thresh >= 0:
                 inside = inside[anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)]
             candidates = anchors[inside]
-            # Of an object that no anchor overlaps the "best" anchors would be all that miss it.
+            # For an object that no anchor overlaps, every anchor would count as the best match.
             gt = gt[(pairwise_iou(gt.gt_boxes, candidates) > 0).any(dim=1)]
             (labels,), (boxes,) = super().label_anchors([candidates], [gt])
             sampled = torch.cat(
@@ -241,8 +243,8 @@ class ClassAwareRPN(RetinaNet):
         return gt_labels, gt_boxes
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """Mean cross-entropy of the sampled anchors; smooth L1 of the positive ones, summed and
-        divided by how many were to be sampled (released rpn_cls_prob and rpn_loc_loss).
+        """Mean cross-entropy of the sampled anchors, and smooth L1 of the positive ones, summed and
+        divided by the number to be sampled (released rpn_cls_prob and rpn_loc_loss).
 
         Args:
             anchors, pred_logits, pred_anchor_deltas: of every level, see `predict_anchors`.
@@ -276,7 +278,7 @@ class ClassAwareRPN(RetinaNet):
         return {name: loss * self.loss_weight[name] for name, loss in losses.items()}
 
     def inference(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
-        """Detections of N images in input pixels: Instances with pred_boxes, scores, pred_classes.
+        """Detect in N images: Instances in input pixels with pred_boxes, scores and pred_classes.
 
         Args:
             anchors, pred_logits, pred_anchor_deltas: of every level, see `predict_anchors`.
@@ -294,7 +296,7 @@ class ClassAwareRPN(RetinaNet):
         )[0]
 
     def _decode(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
-        """Of N images R Boxes in input pixels, clipped to the image, and scores (R, K + 1)."""
+        """Yield R Boxes in input pixels, clipped to the image, and scores (R, K + 1) per image."""
         for i, image_size in enumerate(image_sizes):
             boxes, scores = [], []
             for level_anchors, logits, deltas in zip(
@@ -309,15 +311,15 @@ class ClassAwareRPN(RetinaNet):
                 scores.append(probs[top])
             boxes = Boxes(torch.cat(boxes))
             boxes.clip(image_size)
-            inside = boxes.nonempty()  # the others lie in the padding of a smaller image
+            inside = boxes.nonempty()  # the others are in the padding of a smaller image
             yield boxes[inside], torch.cat(scores)[inside]
 
 
 def top_indices(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Of the k highest scores of (R,), or of all, best first."""
+    """Indices of the k highest of R scores, or of all if there are fewer, best first."""
     return scores.topk(min(k, len(scores))).indices
 
 
 def _output_size(x: dict, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width that detections of an input are wanted in."""
+    """The (height, width) to which detections of an input are scaled."""
     return x.get("height", image_size[0]), x.get("width", image_size[1])

@@ -1,4 +1,4 @@
-"""What kind of network MODEL.META_ARCHITECTURE names, a user's own subclass too."""
+"""Predicates on the kind of network that MODEL.META_ARCHITECTURE names, also a user's subclass."""
 
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -19,7 +19,7 @@ def _is_subclass(cfg, classes) -> bool:
 
 
 def is_detector(cfg) -> bool:
-    """Whether it reads MODEL.ROI_HEADS.NUM_CLASSES, which a ProposalNetwork, say, does not."""
+    """Whether it reads MODEL.ROI_HEADS.NUM_CLASSES, which e.g. a ProposalNetwork does not."""
     return _is_subclass(cfg, (GeneralizedRCNN, ClassAwareRPN))
 
 
@@ -32,7 +32,7 @@ def is_segmentor(cfg) -> bool:
 
 
 def has_predict_raw(cfg) -> bool:
-    """Whether it can be tested at several scales and with box average by `DetectorWithTTA`."""
+    """Whether `DetectorWithTTA` can test it at several scales and with box average."""
     name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
     if name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw"):
         return True

@@ -7,13 +7,13 @@ from .._checks import check_images
 
 @META_ARCH_REGISTRY.register()
 class DeformRCNN(GeneralizedRCNN):
-    """`GeneralizedRCNN` under the name that older YAMLs have; checkpoints fit both."""
+    """`GeneralizedRCNN` under the name that older YAMLs use; checkpoints fit both."""
 
     def preprocess_image(self, batched_inputs):
-        """As Detectron2's.
+        """Same as Detectron2's.
 
         Raises:
-            ValueError: no image.
+            ValueError: no image is given.
         """
         check_images(self, batched_inputs)
         return super().preprocess_image(batched_inputs)

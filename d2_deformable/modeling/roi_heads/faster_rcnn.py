@@ -1,6 +1,6 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything but the pooling is Detectron2's: five values of POOLER_TYPE exchange the box pooler.
+Everything except the pooling is Detectron2's: five values of POOLER_TYPE replace the box pooler.
 """
 
 from functools import partial
@@ -24,11 +24,14 @@ POOLER_TYPES = (
 
 
 class DeformPoolerMixin:
-    """Lets a Detectron2 ROIHeads class understand the POOLER_TYPE "DeformROIPool", the paper's,
-    "ROIAveragePool", the same without offsets, "LegacyROIPool", the max pooling of the released
-    plain network, and "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's.
+    """Adds five values of POOLER_TYPE to a Detectron2 ROIHeads class:
 
-    It stands before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
+    - "DeformROIPool", the paper's pooling
+    - "ROIAveragePool", the same without offsets
+    - "LegacyROIPool", the max pooling of the released plain network
+    - "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's pooling
+
+    List it before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
     project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
     """
 
@@ -38,7 +41,7 @@ class DeformPoolerMixin:
         if c.POOLER_TYPE not in POOLER_TYPES:
             return super()._init_box_head(cfg, input_shape)
         check_config(cfg)
-        # The parent builds heads and predictors around a pooler type it knows.
+        # The parent builds heads and predictors with a pooler type that it knows.
         plain = cfg.clone()
         plain.defrost()
         plain.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
@@ -59,7 +62,8 @@ class DeformPoolerMixin:
 
 
 def _roi_pool(c, channels):
-    """The layer of MODEL.ROI_BOX_HEAD: one, or in mmdetection's way one for each level."""
+    """Build the layer of MODEL.ROI_BOX_HEAD: one for all levels, or one per level as in
+    mmdetection."""
     if c.POOLER_TYPE == "DeformROIPool":
         return DeformRoIPool(channels[0], c.POOLER_RESOLUTION, gamma=c.DEFORM_GAMMA, **_sampling(c))
     layer = partial(

@@ -12,10 +12,10 @@ from fvcore.nn import smooth_l1_loss
 
 
 def loss_per_roi(predictor, predictions, proposals) -> torch.Tensor:
-    """Classification plus box loss of every RoI, (R,), as `predictor.losses` before its mean.
+    """Classification plus box loss of every RoI, (R,): `predictor.losses` before the mean.
 
     Args:
-        predictor: a `FastRCNNOutputLayers` that `check_losses` lets pass.
+        predictor: a `FastRCNNOutputLayers` that `check_losses` accepts.
         predictions: its output, logits (R, K + 1) and deltas (R, 4) or (R, 4 * K).
         proposals: labelled Instances of every image, R in all.
     """
@@ -40,7 +40,7 @@ def loss_per_roi(predictor, predictions, proposals) -> torch.Tensor:
 
 
 def check_losses(predictor) -> None:
-    """Refuse losses other than softmax cross-entropy and smooth L1, which `loss_per_roi` ranks by.
+    """Refuse losses other than softmax cross-entropy and smooth L1, which `loss_per_roi` computes.
 
     Raises:
         ValueError: `predictor` trains on another loss.

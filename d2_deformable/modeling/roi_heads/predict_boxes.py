@@ -1,9 +1,9 @@
 """Boxes and class probabilities of RoI heads, before score threshold and NMS.
 
 `RFCNHeads`, `DeformROIHeads` and `DeformCascadeROIHeads` offer them as the method
-`predict_boxes(features, proposals)`. Detectron2's heads keep them to themselves, inside
-`_forward_box`: each function below follows one of its versions up to the call of the predictor's
-inference, and is also that method.
+`predict_boxes(features, proposals)`. Detectron2's heads compute them inside `_forward_box`, without
+returning them. Each function below follows one version of `_forward_box` up to the call of the
+predictor's inference, and also serves as that method.
 """
 
 from detectron2.modeling import StandardROIHeads
@@ -11,13 +11,13 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 
 
 def find_predict_boxes(kind: type):
-    """The function (heads, features, proposals) that predicts as a class of RoI heads does.
+    """Find the function (heads, features, proposals) that predicts as a class of RoI heads does.
 
     Returns:
-        `predict_boxes` of the class; for heads without it that keep the `_forward_box` of
-        Detectron2's `StandardROIHeads` or `CascadeROIHeads`, the function that follows that one;
-        None for others, also for a subclass with a `_forward_box` of its own and no `predict_boxes`
-        that fits it.
+        `predict_boxes` of the class, if it has one. For classes without it that keep the
+        `_forward_box` of Detectron2's `StandardROIHeads` or `CascadeROIHeads`, the function that
+        follows that one. None for others, including a subclass with a `_forward_box` of its own and
+        no `predict_boxes` that matches it.
     """
     for cls in kind.__mro__:
         if "predict_boxes" in vars(cls):
@@ -28,7 +28,7 @@ def find_predict_boxes(kind: type):
 
 
 def predict_standard(heads, features, proposals):
-    """What `StandardROIHeads` predicts before score threshold and NMS.
+    """Predict as `StandardROIHeads` does, before score threshold and NMS.
 
     Args:
         features: {name: (N, C, H, W)} of the backbone.
@@ -44,7 +44,8 @@ def predict_standard(heads, features, proposals):
 
 
 def predict_cascade(heads, features, proposals):
-    """As `predict_standard`: boxes of the last stage, probabilities averaged over all."""
+    """Predict as `CascadeROIHeads` does: boxes of the last stage, probabilities averaged over all
+    stages. Arguments and results are those of `predict_standard`."""
     features = [features[name] for name in heads.box_in_features]
     sizes = [p.image_size for p in proposals]
     stages, boxes = [], None
@@ -58,7 +59,7 @@ def predict_cascade(heads, features, proposals):
 
 
 def decode(predictor, predictions, proposals):
-    """Boxes and probabilities per image from the output of a `FastRCNNOutputLayers`."""
+    """Convert the output of a `FastRCNNOutputLayers` to boxes and probabilities per image."""
     return (
         predictor.predict_boxes(predictions, proposals),
         predictor.predict_probs(predictions, proposals),

@@ -1,8 +1,8 @@
 """R-FCN's RoI heads, plain and deformable (paper sec. 2.2 and 2.3).
 
-Layer layout of the released rfcn/symbols/resnet_v1_101_rfcn_dcn.py, with Detectron2's
-conventions: background is the last class, and there is one set of box maps (the released network
-has a second one that is never used).
+The layer layout is that of the released rfcn/symbols/resnet_v1_101_rfcn_dcn.py, with Detectron2's
+conventions: background is the last class, and there is one set of box maps. (The released network
+has a second set that is never used.)
 """
 
 import torch
@@ -28,12 +28,12 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
     Args:
         input_shape: channels and stride of the feature map.
         resolution: bins per side k.
-        deformable: move the bins by learned offsets: K + 1 sets of them for the class scores and
-            one for the boxes (paper sec. 2.3).
+        deformable: move the bins by learned offsets: K + 1 sets for the class scores and one for
+            the boxes (paper sec. 2.3).
         interpolate: without offsets, average bilinear samples, as deformable pooling does, instead
             of whole cells.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
-        kwargs: of `FastRCNNOutputLayers`.
+        kwargs: arguments of `FastRCNNOutputLayers`.
 
     Raises:
         ValueError: a value that these layers cannot have.
@@ -71,7 +71,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
                 round_rois=round_rois,
             )
 
-        # In place of the base class's linear layers, so that no unused parameter is left.
+        # Replace the base class's linear layers, so that no unused parameter is left.
         num_scores = self.cls_score.out_features
         self.cls_score = predictor(num_scores, num_scores)
         self.bbox_pred = predictor(self.bbox_pred.out_features, 1)
@@ -111,17 +111,17 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class RFCNHeads(StandardROIHeads):
-    """R-FCN: no layer with weights follows the pooling, so a RoI costs next to nothing.
+    """R-FCN's heads: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
-    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "PSROIAveragePool" (bilinear samples without
-    offsets, the fair baseline of the last) or "DeformPSROIPool".
+    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", or "PSROIAveragePool"
+    (bilinear samples without offsets: the fair baseline of "DeformPSROIPool").
 
     Args:
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a
             random sample (MODEL.ROI_HEADS.SAMPLING "ohem").
         box_in_features: the name of the one feature map, in a list.
-        kwargs: of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, there is no box
-            pooler and no box head.
+        kwargs: arguments of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, and there
+            is no box pooler and no box head.
 
     Raises:
         ValueError: a value that these heads cannot have.
@@ -152,7 +152,7 @@ class RFCNHeads(StandardROIHeads):
         }
 
     def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
-        """With OHEM every proposal that the matcher does not ignore is a candidate."""
+        """With OHEM, return all proposals that the matcher does not ignore, as candidates."""
         if not self.ohem:
             return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
         candidates = (matched_labels != -1).nonzero()[:, 0]
@@ -167,7 +167,7 @@ class RFCNHeads(StandardROIHeads):
             with torch.no_grad():
                 predictions = self._predict(x, proposals)
                 losses = loss_per_roi(self.box_predictor, predictions, proposals)
-            # The few that are kept pass again, with gradients: cheaper than keeping them for all.
+            # The few selected RoIs run again, with gradients: cheaper than gradients for all.
             proposals = select_hard_examples(proposals, losses, self.batch_size_per_image)
 
         predictions = self._predict(x, proposals)
@@ -182,7 +182,7 @@ class RFCNHeads(StandardROIHeads):
         return losses
 
     def predict_boxes(self, features, proposals):
-        """What inference predicts before score threshold and NMS, see `predict_standard`."""
+        """Predict as in inference, before score threshold and NMS; see `predict_standard`."""
         predictions = self._predict(features[self.box_in_features[0]], proposals)
         return decode(self.box_predictor, predictions, proposals)
 

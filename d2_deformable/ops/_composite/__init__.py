@@ -1,9 +1,10 @@
 """The operators as standard tensor operations: for derivatives of any order, for forward-mode
-derivatives, and for exchange formats that know no operators of ours.
+derivatives, and for exchange formats without custom operators.
 
-Signatures and meaning are those of torch.ops.d2_deformable (csrc/library.cpp), borders, one-sided
-derivatives and wild coordinates included. The kernels are many times faster and smaller. No Python
-branch here hangs on a tensor's values, so all of it can be traced with symbolic sizes.
+Signatures and semantics are those of torch.ops.d2_deformable (csrc/library.cpp), including borders,
+one-sided derivatives, and coordinates that are far outside or not finite. The kernels are many
+times faster and use much less memory. No Python branch here depends on a tensor's values, so
+everything can be traced with symbolic sizes.
 """
 
 from .deform_conv2d import deform_conv2d, deform_conv2d_backward

@@ -1,12 +1,14 @@
-"""Deformable convolution as standard tensor operations; memory: 4 samples per output position, tap
-and input channel."""
+"""Deformable convolution as standard tensor operations.
+
+Memory: 4 samples per output position, tap and input channel.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import tap_grid
-from .tables import computed, fixed, read, read_backward
+from .tables import fixed, read, read_backward, to_compute_dtype
 
 
 def deform_conv2d(
@@ -20,7 +22,7 @@ def deform_conv2d(
     mask: Tensor | None,
     border: str,
 ) -> Tensor:
-    """Differentiable by input, offset, weight, bias and mask."""
+    """Differentiable with respect to input, offset, weight, bias and mask."""
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)
     columns = sum(factor[..., None] * read(taps.table, rows) for rows, factor in taps.corners())
     output = taps.as_matrix(taps.factor[..., None] * columns) @ taps.weight_matrix()
@@ -40,7 +42,8 @@ def deform_conv2d_backward(
     dilation,
     border: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, offset, weight and mask, differentiable in turn by all tensors."""
+    """Gradients with respect to input, offset, weight and mask, themselves differentiable with
+    respect to all tensors."""
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)
     grad_output = taps.grad_matrix(grad_output.to(taps.table.dtype))
     grad_columns = taps.as_columns(grad_output @ taps.weight_matrix().transpose(1, 2))
@@ -67,8 +70,11 @@ def deform_conv2d_backward(
 
 
 class _Taps:
-    """Where the taps read: rows of a table (N*(H+2)*(W+2)*G, C/G), the map with one pixel of zeros
-    around it; row 0 is in the corner. Columns are (N, positions, taps, G, C/G)."""
+    """Sampling points of the taps, as rows of a table (N*(H+2)*(W+2)*G, C/G).
+
+    The table is the map with one pixel of zeros around it; row 0 is a corner, hence zero. Columns
+    are (N, positions, taps, G, C/G).
+    """
 
     def __init__(self, input, offset, weight, mask, stride, padding, dilation, border):
         images, _, self.height, self.width = input.shape
@@ -82,9 +88,9 @@ class _Taps:
         self.groups = channels // self.group_channels
         self.group_outputs = outputs // self.groups
         self.output_shape = (images, outputs, out_h, out_w)
-        map, offset, self.weight, mask = computed(input, offset, weight, mask)
+        input, offset, self.weight, mask = to_compute_dtype(input, offset, weight, mask)
 
-        table = F.pad(map, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        table = F.pad(input, (1, 1, 1, 1)).permute(0, 2, 3, 1)
         rows = images * (self.height + 2) * (self.width + 2) * self.offset_groups
         self.table = table.reshape(rows, self.offset_channels)
 
@@ -95,16 +101,16 @@ class _Taps:
         if mask is not None:
             self.factor = mask.reshape(*shape, self.positions).permute(0, 3, 2, 1)
         y, x = (
-            axis.to(map.dtype).expand(self.taps, out_h, out_w).flatten(1).T[..., None]
+            axis.to(input.dtype).expand(self.taps, out_h, out_w).flatten(1).T[..., None]
             for axis in tap_grid(
-                (out_h, out_w), (kernel_h, kernel_w), stride, padding, dilation, map.device
+                (out_h, out_w), (kernel_h, kernel_w), stride, padding, dilation, input.device
             )
         )
         self.y = _Axis(y + offset[0], self.height, border)
         self.x = _Axis(x + offset[1], self.width, border)
 
     def corners(self):
-        """(row of the table, weight) of (y0, x0), (y0, x1), (y1, x0), (y1, x1)."""
+        """Yield (rows of the table, weight) for (y0, x0), (y0, x1), (y1, x0), (y1, x1)."""
         inside = self.y.inside & self.x.inside
         device = self.table.device
         image = torch.arange(self.images, device=device).view(self.images, 1, 1, 1)
@@ -117,7 +123,7 @@ class _Taps:
                 yield rows, self.y.weight[y] * self.x.weight[x]
 
     def slopes(self, corner: int):
-        """Derivatives of a corner's weight by y and x."""
+        """Derivatives of a corner's weight with respect to y and x."""
         y, x = divmod(corner, 2)
         return self.y.slope[y] * self.x.weight[x], self.y.weight[y] * self.x.slope[x]
 
@@ -154,8 +160,8 @@ class _Taps:
 
 
 class _Axis:
-    """As `sample_axis` of csrc/geometry/sampling.h: the lower neighbour, from -1 to size - 1;
-    weights and slopes of both neighbours."""
+    """The counterpart of `sample_axis` in csrc/geometry/sampling.h: the lower neighbour, from -1 to
+    size - 1, and weights and slopes of both neighbours."""
 
     def __init__(self, coordinate: Tensor, size, border: str):
         legacy = border == "legacy"
@@ -165,7 +171,7 @@ class _Axis:
         at = at.clamp(max=size - 1) if legacy else at
         low = at.detach().floor()
         fraction, slope = at - low, torch.ones_like(low)
-        if legacy:  # clamp's own derivative is 1 at the bound
+        if legacy:  # the derivative of clamp itself is 1 at the bound
             fraction = torch.where(at < size - 1, fraction, 0)
             slope = torch.where(at < size - 1, slope, 0)
         self.low = low.long()

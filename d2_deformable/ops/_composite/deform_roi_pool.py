@@ -1,5 +1,7 @@
-"""Deformable RoI pooling as standard tensor operations; memory: 2 * samples_per_part samples per
-result, times as many where gradients are taken."""
+"""Deformable RoI pooling as standard tensor operations.
+
+Memory: 2 * samples_per_part samples per result, and the square of that where gradients are taken.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from ..geometry import (
     sample_counts,
     samples_of_bins,
 )
-from .tables import computed, fixed, read, read_backward
+from .tables import fixed, read, read_backward, to_compute_dtype
 
 
 def deform_roi_pool(
@@ -28,7 +30,7 @@ def deform_roi_pool(
     gamma: float,
     round_rois: bool,
 ) -> Tensor:
-    """Differentiable by input and offset."""
+    """Differentiable with respect to input and offset."""
     bins = _Bins(
         input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
         round_rois,
@@ -54,7 +56,8 @@ def deform_roi_pool_backward(
     gamma: float,
     round_rois: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and offset, differentiable in turn by grad_output, input and offset."""
+    """Gradients with respect to input and offset, themselves differentiable with respect to
+    grad_output, input and offset."""
     bins = _Bins(
         input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
         round_rois,
@@ -76,10 +79,10 @@ def deform_roi_pool_backward(
 
 
 class _Bins:
-    """Where the bins' samples read: rows of a table (N*(H+1)*(W+1)*groups*classes, C_out/classes),
-    the map with a row and a column of zeros behind it.
+    """Samples of the bins, as rows of a table (N*(H+1)*(W+1)*groups*classes, C_out/classes).
 
-    Samples stand on a product grid. Those of a row are read at once, both neighbours of each:
+    The table is the map with a row and a column of zeros after its last ones. Samples form a
+    product grid. Those of one row are read together, each with both neighbours in x:
     `x` holds (R, classes or 1, bins_h or 1, bins_w, 2 * samples).
     """
 
@@ -97,7 +100,7 @@ class _Bins:
         self.output_shape = (rois.shape[0], channels // groups, bins_h, bins_w)
         self.grad_shape = (rois.shape[0], classes, class_channels, bins_h, bins_w)
         self.map_shape = (images, self.height + 1, self.width + 1, groups, classes, class_channels)
-        map, rois, offset = computed(input, rois, offset)
+        input, rois, offset = to_compute_dtype(input, rois, offset)
         self.image, y, x, self.roi_h, self.roi_w = roi_boxes(rois, spatial_scale, -0.5, round_rois)
         bins_y, bins_x = bin_indices(output_size, input.device)
         if offset is not None:
@@ -108,7 +111,7 @@ class _Bins:
         y, x = bin_corners(y, x, self.roi_h, self.roi_w, output_size, offset)
         self.y = samples_of_bins(y, self.roi_h / bins_h, samples)
 
-        table = F.pad(map, (0, 1, 0, 1))
+        table = F.pad(input, (0, 1, 0, 1))
         table = table.reshape(
             images, classes, class_channels, groups, self.height + 1, self.width + 1
         ).permute(0, 4, 5, 3, 1, 2)
@@ -121,7 +124,7 @@ class _Bins:
         self.x = _Axis(samples_of_bins(x, self.roi_w / bins_w, samples), self.width)
 
     def sample_rows(self):
-        """Of each row of samples both neighbours: (rows of the table, weight, slope)."""
+        """Yield (rows of the table, weight, slope) of both y neighbours of each row of samples."""
         for y in self.y_axes():
             for k in (0, 1):
                 pixel = (self.image * (self.height + 1) + y.index[..., k])[..., None]
@@ -137,17 +140,18 @@ class _Bins:
             yield _Axis(y, self.height)
 
     def count(self) -> Tensor:
-        """Of the samples that count, at least 1: without any the sum is 0."""
+        """Number of samples that count, at least 1: where there are none, the sum is 0."""
         count_y = sum(y.inside.to(self.table.dtype).sum(-1) for y in self.y_axes())
         return (count_y * self.x.inside.to(self.table.dtype).sum(-1)).clamp(min=1)
 
     def as_map(self, table: Tensor) -> Tensor:
         images, rows, row_length, groups, classes, class_channels = self.map_shape
-        map = table.reshape(self.map_shape)[:, :-1, :-1].permute(0, 4, 5, 3, 1, 2)
-        return map.reshape(images, classes * class_channels * groups, rows - 1, row_length - 1)
+        table = table.reshape(self.map_shape)[:, :-1, :-1].permute(0, 4, 5, 3, 1, 2)
+        return table.reshape(images, classes * class_channels * groups, rows - 1, row_length - 1)
 
     def grad_offset(self, grad_y: Tensor, grad_x: Tensor) -> Tensor:
-        """From the gradients of the bins' places, (R, classes, bins_h, bins_w)."""
+        """Sum the gradients with respect to the bins' positions, (R, classes, bins_h, bins_w), over
+        the bins of each part."""
         shifts = torch.stack([grad_y * self.roi_h, grad_x * self.roi_w], dim=2) * self.gamma
         shifts = shifts.flatten(1, 2)
         parts_h, parts_w = self.offset_shape
@@ -158,11 +162,11 @@ class _Bins:
 
 
 class _Axis:
-    """As `sample_axis_clamped` of csrc/geometry/sampling.h: indices, weights and slopes of both
-    neighbours.
+    """The counterpart of `sample_axis_clamped` in csrc/geometry/sampling.h: indices, weights and
+    slopes of both neighbours.
 
-    Along the last dimension all the samples' lower neighbours stand before all upper ones. Index
-    `size`, the zeros behind the map, is of those that do not count.
+    The last dimension holds all lower neighbours, then all upper ones. Samples that do not count
+    have the index `size`, that of the zeros after the map.
     """
 
     def __init__(self, coordinate: Tensor, size):

@@ -1,7 +1,8 @@
 """Position-sensitive RoI pooling as standard tensor operations.
 
-A bin is four corners of a table of running sums, which are float64, lest small bins suffer from
-large sums. Here alone an infinite pixel reaches bins beyond those that hold it.
+A bin is computed from four corners of a table of running sums. The sums are float64, so that small
+bins keep their precision. Unlike in the kernels, an infinite pixel also affects bins that do not
+hold it.
 """
 
 import torch
@@ -9,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import bin_indices, roi_boxes
-from .tables import computed, fixed, read, read_backward
+from .tables import fixed, read, read_backward, to_compute_dtype
 
 
 def ps_roi_pool(
     input: Tensor, rois: Tensor, *, output_size, spatial_scale: float, round_rois: bool
 ) -> Tensor:
-    """Differentiable by input."""
+    """Differentiable with respect to input."""
     images, _, height, width = input.shape
     bins_h, bins_w = output_size
     bins, top_channels = bins_h * bins_w, fixed(input.shape[1]) // (bins_h * bins_w)
-    map, rois = computed(input, rois)
+    values, rois = to_compute_dtype(input, rois)
 
     # Sums over all pixels above and left of each corner: (N*(H+1)*(W+1)*bins, C_out).
-    table = F.pad(map.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
+    table = F.pad(values.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
     table = table.reshape(images, top_channels, bins, height + 1, width + 1)
     table = table.permute(0, 3, 4, 2, 1)
     table = table.reshape(images * (height + 1) * (width + 1) * bins, top_channels)
@@ -42,25 +43,28 @@ def ps_roi_pool_backward(
     round_rois: bool,
     channels_last: bool,
 ) -> Tensor:
-    """Gradient of the input, which is linear in grad_output."""
+    """Gradient with respect to the input; it is linear in grad_output."""
     images, channels, height, width = input_size
     bins_h, bins_w = output_size
     bins = bins_h * bins_w
-    grad, rois = computed(grad_output, rois)
+    grad, rois = to_compute_dtype(grad_output, rois)
     corners, area = _corners(rois, (height, width), output_size, spatial_scale, round_rois)
     grad = grad.double().permute(0, 2, 3, 1) / area[..., None]
     table = grad.new_zeros(images * (height + 1) * (width + 1) * bins, channels // bins)
     table = sum(sign * read_backward(grad, rows, table) for rows, sign in corners)
     table = table.reshape(images, height + 1, width + 1, bins, channels // bins)
-    map = table[:, 1:, 1:].permute(0, 4, 3, 1, 2).reshape(images, channels, height, width)
+    grad = table[:, 1:, 1:].permute(0, 4, 3, 1, 2).reshape(images, channels, height, width)
     # A pixel is in the sums of all corners below and right of it.
-    map = map.flip(2, 3).cumsum(2).cumsum(3).flip(2, 3).to(grad_output.dtype)
-    return map.contiguous(memory_format=torch.channels_last) if channels_last else map
+    grad = grad.flip(2, 3).cumsum(2).cumsum(3).flip(2, 3).to(grad_output.dtype)
+    return grad.contiguous(memory_format=torch.channels_last) if channels_last else grad
 
 
 def _corners(rois, size, output_size, spatial_scale, round_rois):
-    """Of each bin the four corners, as (row of the table, sign), and the area, at least 1 pixel;
-    all of them (R, bins_h, bins_w). As PsRoiBin of csrc/geometry/ps_roi_pool_geometry.h."""
+    """The four corners of each bin, as (row of the table, sign), and its area, at least 1 pixel.
+
+    All are (R, bins_h, bins_w). The counterpart of PsRoiBin in
+    csrc/geometry/ps_roi_pool_geometry.h.
+    """
     (height, width), (bins_h, bins_w) = size, output_size
     image, y, x, roi_h, roi_w = roi_boxes(rois, spatial_scale, 0.0, round_rois)
     image, y, x, roi_h, roi_w = (t.squeeze(1) for t in (image, y, x, roi_h, roi_w))
@@ -70,11 +74,11 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
     bottom = _inside(_fused(bins_y + 1, bin_h, y), height).ceil().long()
     left = _inside(_fused(bins_x, bin_w, x), width).floor().long()
     right = _inside(_fused(bins_x + 1, bin_w, x), width).ceil().long()
-    bin = bins_y * bins_w + bins_x
+    bin_index = bins_y * bins_w + bins_x
 
     def rows(corner_y, corner_x):
         pixel = (image * (height + 1) + corner_y) * (width + 1) + corner_x
-        return pixel * (bins_h * bins_w) + bin
+        return pixel * (bins_h * bins_w) + bin_index
 
     corners = [
         (rows(bottom, right), 1),
@@ -86,11 +90,14 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
 
 
 def _fused(factor: Tensor, value: Tensor, addend: Tensor) -> Tensor:
-    """factor * value + addend, rounded once, as the fused instruction that the kernels are compiled
-    to: where a bin ends at a whole pixel, one ulp more is one pixel more."""
+    """Compute factor * value + addend, rounded once.
+
+    The kernels are compiled to a fused instruction that does the same. Where a bin ends at a whole
+    pixel, one ulp more is one pixel more.
+    """
     return (factor * value.double() + addend.double()).to(value.dtype)
 
 
 def _inside(coordinate: Tensor, size) -> Tensor:
-    """From 0 to size; NaN counts as 0."""
+    """Clamp to [0, size]; NaN becomes 0."""
     return torch.where(coordinate > 0, coordinate, 0).clamp(max=size)

@@ -1,6 +1,7 @@
 """A map as a table: a row holds the channels that are read together.
 
-Points that must not count read a row of zeros, since zero times an infinite pixel is not zero.
+Points that must not count read a row of zeros: a weight of zero would not do, since zero times an
+infinite pixel is not zero.
 """
 
 import warnings
@@ -10,15 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def computed(input: Tensor, *tensors: Tensor | None):
-    """The tensors in the type that results for the input are computed in, at least float32."""
+def to_compute_dtype(input: Tensor, *tensors: Tensor | None):
+    """Cast the tensors to the type that results for the input are computed in, at least float32."""
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return tuple(t if t is None else t.to(dtype) for t in (input, *tensors))
 
 
 def fixed(size) -> int:
-    """A size that the network fixes. TorchScript's tracer makes tensors of all sizes; of an empty
-    tensor ONNX Runtime cannot bear two that are unknown."""
+    """Convert a size that the network fixes to an int.
+
+    TorchScript's tracer represents all sizes as tensors, and ONNX Runtime fails on an empty tensor
+    with two unknown sizes.
+    """
     if not torch.jit.is_tracing():
         return size
     with warnings.catch_warnings():
