@@ -1,6 +1,6 @@
 """Tables of results, for the terminal and as Markdown between the markers of a page.
 
-python -m benchmarks.table docs/PERFORMANCE.md    # rewrites the tables of the page
+python -m benchmarks.table docs/speed.md    # rewrites the tables of the page
 """
 
 import json

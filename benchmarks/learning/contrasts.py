@@ -62,7 +62,8 @@ def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None
     interval = p = None
     if len(pairs) > 1:
         test = stats.ttest_1samp(differences, 0.0)
-        interval, p = tuple(map(float, test.confidence_interval(CONFIDENCE))), float(test.pvalue)
+        interval = tuple(map(float, test.confidence_interval(CONFIDENCE)))
+        p = float(np.nan_to_num(test.pvalue, nan=1.0))  # NaN: all differences are 0
     bootstrap = bootstrapped(metric, pairs)
     return Contrast(task, metric, a, b, tuple(differences), interval, bootstrap, p)
 

@@ -4,21 +4,25 @@ The counts of every image, whose sums give the metric, are stored so that contra
 bootstrapped over images without the network.
 """
 
-from contextlib import contextmanager
-
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 from d2_deformable.analysis.effective_dilation import (
-    EffectiveDilation,
+    COLUMNS,
+    SIZES,
+    Moments,
     Rules,
     annotated_boxes,
+    effective_dilation,
+    filter_centers,
+    last_stage_convs,
+    object_sizes,
 )
-from d2_deformable.checkpoint import StrictCheckpointer
+from d2_deformable.analysis.sampling import record_offsets
+from d2_deformable.checkpoint import load_model
 from d2_deformable.data import DatasetMapper, read_mask, register_custom_datasets
 from d2_deformable.layers import OffsetOutput
 
@@ -41,9 +45,7 @@ def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
         metrics: names of metrics in endpoints.py.
     """
     register_custom_datasets(cfg)
-    model = build_model(cfg)
-    StrictCheckpointer(model).load(str(checkpoint))
-    model.eval()
+    model = load_model(cfg, checkpoint)
     records, mapper = DatasetCatalog.get(dataset), DatasetMapper(cfg, False)
     inputs = [mapper(record) for record in records]
     count = segmentation_counts if hasattr(model, "sem_seg_head") else detection_counts
@@ -53,12 +55,10 @@ def measure(cfg, checkpoint, dataset: str, metrics) -> dict:
         "test": {metric: value(metric, counts) for metric in metrics},
         "counts": pack(counts),
     }
-    outputs = offset_outputs(model)
-    if outputs:
-        for name, replace in (("zero_offsets", no_offset), ("other_offsets", PreviousOffset())):
-            with replaced_offsets(outputs, replace):
-                changed = count(model, inputs, records)
-            result[name] = {metric: value(metric, changed) for metric in metrics}
+    if any(isinstance(module, OffsetOutput) for module in model.modules()):
+        for name, changed in (("zero_offsets", ZeroOffsets), ("other_offsets", PreviousOffsets)):
+            found = count(changed(model), inputs, records)
+            result[name] = {metric: value(metric, found) for metric in metrics}
     result["dilation"] = dilation_by_size(model, inputs, records)
     return result
 
@@ -77,76 +77,141 @@ def segmentation_counts(model, inputs, records) -> dict[str, np.ndarray]:
     return {"pixels": np.stack(counts)}
 
 
-def no_offset(_, args, offset):
-    return torch.zeros_like(offset)
+class ReplacedOffsets:
+    """A model whose deformable layers use other offsets than they predict.
 
-
-class PreviousOffset:
-    """Replaces the offsets of a layer by those for the previous image.
-
-    A map is resized to the new one; offsets of RoIs are repeated in their order.
+    Args:
+        model: its forward is called through this object.
     """
 
-    def __init__(self):
-        self.kept = {}
+    def __init__(self, model):
+        self.model = model
+        self.outputs = [m for m in model.modules() if isinstance(m, OffsetOutput)]
 
-    def __call__(self, layer, args, offset):
-        previous = self.kept.get(layer, offset)
-        self.kept[layer] = offset
+    def __call__(self, inputs):
+        return self._run(inputs, self.replace)
+
+    def replace(self, output, offset, is_map: bool):
+        """Return the offset to use instead.
+
+        Args:
+            output: the `OffsetOutput` through which `offset` passes.
+            is_map: whether `offset` is a map of a convolution, or one row for each RoI.
+        """
+        raise NotImplementedError
+
+    def _run(self, inputs, replace):
+        def hook(output, args, prediction):
+            _, _, _, *rois = args
+            return prediction._replace(offset=replace(output, prediction.offset, not rois))
+
+        handles = [output.register_forward_hook(hook) for output in self.outputs]
+        try:
+            return self.model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class ZeroOffsets(ReplacedOffsets):
+    """All offsets are zero."""
+
+    def replace(self, output, offset, is_map):
+        return torch.zeros_like(offset)
+
+
+class PreviousOffsets(ReplacedOffsets):
+    """All offsets are those that the model predicted for the image of the previous call.
+
+    A map is resized to the new one; offsets of RoIs are repeated in their order. The first image
+    keeps its own.
+    """
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.previous, self.own = {}, {}
+
+    def __call__(self, inputs):
+        # With foreign offsets in lower layers, upper ones no longer predict their own.
+        self.own = {}
+        self._run(inputs, self._keep)
+        result = super().__call__(inputs)
+        self.previous = self.own
+        return result
+
+    def _keep(self, output, offset, is_map):
+        self.own[output] = offset
+        return offset
+
+    def replace(self, output, offset, is_map):
+        previous = self.previous.get(output, self.own[output])
         if not len(previous):
             return offset
-        if len(args) > 3:  # offset, mask, feature map, RoIs, ...
-            return previous[torch.arange(len(offset)) % len(previous)]
-        return F.interpolate(previous, offset.shape[-2:], mode="bilinear", align_corners=False)
+        if is_map:
+            return F.interpolate(previous, offset.shape[-2:], mode="bilinear", align_corners=False)
+        return previous[torch.arange(len(offset)) % len(previous)]
 
 
-def offset_outputs(model) -> list[OffsetOutput]:
-    """List the modules that the predictions of all deformable layers pass through."""
-    return [module for module in model.modules() if isinstance(module, OffsetOutput)]
-
-
-@contextmanager
-def replaced_offsets(outputs, replace):
-    """For the block, make `outputs` give `replace(output, its arguments, offset)` as offset."""
-
-    def hook(output, args, prediction):
-        return prediction._replace(offset=replace(output, args, prediction.offset))
-
-    handles = [output.register_forward_hook(hook) for output in outputs]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
+@torch.no_grad()
 def dilation_by_size(model, inputs, records) -> dict:
-    """Measure {layer: {size: [mean, standard deviation, filters]}} of `EffectiveDilation`.
+    """Measure {layer: {size: [mean, standard deviation, filters]}} of the effective dilation.
 
-    The size is that of the object, or of the connected region, at the centre of a filter.
+    The size is that of the object, or of the connected region, at the centre of a filter. A mean of
+    no filter is None. Layers are those of `EffectiveDilation`.
     """
-    table = EffectiveDilation(model, Rules(limits=LIMITS))
+    plain = last_stage_convs(model)
+    table = {}
     for one, record in zip(inputs, records, strict=True):
-        boxes = annotated_boxes(record)
-        if boxes is None:
-            boxes = region_boxes(read_mask(record["sem_seg_file_name"]))
-        table.add({**one, "height": record["height"], "width": record["width"]}, boxes)
-    columns = ("small", "medium", "large", "background", "all")
+        with record_offsets(model, plain) as seen:
+            model([one])
+        image_size = record["height"], record["width"]
+        pixel = [n / m for n, m in zip(image_size, one["image"].shape[-2:], strict=True)]
+        for conv in seen.convs:
+            dilation = effective_dilation(conv)
+            sizes = sizes_at(filter_centers(conv, seen.input_size, pixel), record)
+            columns = table.setdefault(conv.name, {column: Moments() for column in COLUMNS})
+            sizes = sizes.expand_as(dilation)
+            columns["all"].add(dilation[sizes >= 0])
+            for index, size in enumerate(SIZES):
+                columns[size].add(dilation[sizes == index])
     return {
         layer: {
-            column: [row[column]["mean"], row[column]["std"], row[column]["count"]]
-            for column in columns
+            column: [moments.as_dict()[key] for key in ("mean", "std", "count")]
+            for column, moments in row.items()
         }
-        for layer, row in table.as_dict().items()
+        for layer, row in table.items()
     }
 
 
-def region_boxes(labels: np.ndarray, background: int = 0, ignore: int = 255) -> torch.Tensor:
-    """Find the boxes (R, 4), (x0, y0, x1, y1), of the connected regions of classes in (H, W)."""
-    boxes = []
+def sizes_at(centers, record) -> torch.Tensor:
+    """Find the index into SIZES at each centre, (H, W); -1 beyond the image.
+
+    Args:
+        centers: y (H,) and x (W,), in pixels of the photograph.
+        record: of the data set; its boxes count if it has any, else the regions of its mask.
+    """
+    boxes = annotated_boxes(record)
+    image_size = record["height"], record["width"]
+    if boxes is not None:
+        return object_sizes(centers, image_size, boxes, rules=Rules(limits=LIMITS))
+    sizes = region_sizes(read_mask(record["sem_seg_file_name"]))
+    y, x = (axis.floor().long() for axis in centers)
+    found = sizes[y.clamp(max=image_size[0] - 1)][:, x.clamp(max=image_size[1] - 1)]
+    found[y >= image_size[0]] = -1
+    found[:, x >= image_size[1]] = -1
+    return found
+
+
+def region_sizes(labels: np.ndarray, background: int = 0, ignore: int = 255) -> torch.Tensor:
+    """Find the index into SIZES at each pixel of (H, W) class indices.
+
+    The size of a pixel is the area of the connected region of its class.
+    """
+    sizes = np.full(labels.shape, SIZES.index("background"))
+    small, large = LIMITS
     for label in np.setdiff1d(np.unique(labels), [background, ignore]):
         mask = (labels == label).astype(np.uint8)
-        _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        for x0, y0, width, height, _ in statistics[1:].tolist():
-            boxes.append([x0, y0, x0 + width, y0 + height])
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        _, regions, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        areas = statistics[:, cv2.CC_STAT_AREA][regions]
+        sizes = np.where(mask == 0, sizes, (areas >= small**2) * 1 + (areas > large**2))
+    return torch.from_numpy(sizes)

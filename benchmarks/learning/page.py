@@ -5,7 +5,6 @@
 Each table is in a block between two comments; text around the blocks is kept.
 """
 
-import json
 import re
 import statistics
 from pathlib import Path
@@ -17,7 +16,7 @@ from tabulate import tabulate
 from d2_deformable.analysis.draw import DPI, INK, class_color
 
 from .contrasts import Contrast, contrast, holm
-from .records import RESULTS
+from .records import read
 from .study import PLAN, TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +25,14 @@ FOREST = Path("docs/images/contrasts.png")
 SIZES = ("small", "medium", "large", "background", "all")
 # For each task, the pairs of arms named in docs/results/protocol.md.
 CONTRASTS = {
-    "clothing_deeplab": [("dconv3", "plain"), ("dconv3", "dilation4"), ("dilation4", "plain")],
+    "clothing_deeplab": [
+        ("dconv3", "plain"),
+        ("dconv3_rate01", "plain"),
+        ("dilation4", "plain"),
+        ("dilation6", "plain"),
+        ("dconv3", "dilation4"),
+        ("dconv3", "dilation6"),
+    ],
 }
 TITLES = {"clothing_deeplab": "DeepLab, clothing"}
 ARMS = {
@@ -56,28 +62,24 @@ def write_page(root) -> None:
         blocks[f"{task} dilation"] = dilation_table(records, task)
     for name, content in blocks.items():
         text = _with_block(text, name, content or "Not measured yet.")
-    if contrasts:
-        forest_plot(contrasts).savefig(root / FOREST)
+    if any(c.interval for c in contrasts):
+        forest_plot([c for c in contrasts if c.interval]).savefig(root / FOREST)
     (root / PAGE).write_text(text)
 
 
 def read_records(root) -> list[dict]:
     """Read the records of the study's arms, if they were made by the current commands."""
-    records = []
-    for run in dict.fromkeys(run for repetition in PLAN for run in repetition.runs):
-        file = Path(root) / RESULTS / f"{run.name}.json"
-        if file.is_file():
-            record = json.loads(file.read_text())
-            records += [record] if record["command"] == run.command else []
-    return records
+    runs = dict.fromkeys(run for repetition in PLAN for run in repetition.runs)
+    return [record for run in runs if (record := read(root, run))]
 
 
 def all_contrasts(records) -> list[Contrast]:
     found = []
     for task, pairs in CONTRASTS.items():
-        for metric in TASKS[task].metrics:
-            contrasts = [contrast(records, task, metric, *pair) for pair in pairs]
-            found += holm([c for c in contrasts if c])
+        contrasts = [
+            contrast(records, task, m, *pair) for m in TASKS[task].metrics for pair in pairs
+        ]
+        found += holm([c for c in contrasts if c])
     return found
 
 
@@ -123,7 +125,8 @@ def dilation_table(records, task) -> str:
             continue
         for layer in some[0]["dilation"]:
             columns = ([record["dilation"][layer][size][0] for record in some] for size in SIZES)
-            means = (f"{statistics.mean(values):.2f}" for values in columns)
+            known = ([value for value in values if value is not None] for values in columns)
+            means = (f"{statistics.mean(values):.2f}" if values else "" for values in known)
             lines.append([ARMS[arm], layer, *means])
     return _table(lines, ["arm", "layer", *SIZES])
 
@@ -163,7 +166,7 @@ def forest_plot(contrasts) -> Figure:
     for y, c in enumerate(contrasts):
         color = class_color(list(TITLES).index(c.task))
         axes.plot(c.differences, [y] * len(c.differences), "o", color=color, alpha=0.35, ms=5)
-        axes.plot(c.interval or c.bootstrap, [y, y], color=color, linewidth=2)
+        axes.plot(c.interval, [y, y], color=color, linewidth=2)
         axes.plot(c.mean, y, "D", color=color, ms=7)
     names = [f"{TITLES[c.task]}, {c.metric}:\n{ARMS[c.a]} over {ARMS[c.b]}" for c in contrasts]
     axes.set_yticks(range(len(contrasts)), names, fontsize=9)

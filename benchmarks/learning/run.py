@@ -2,7 +2,8 @@
 
     python -m benchmarks.learning.run clothing_deeplab_trunk1_branch1_dconv3
 
-An interrupted training continues from its last checkpoint. The queue adds the CPU time of its
+An interrupted trunk continues from its last checkpoint. An interrupted arm starts again, since the
+arms of a repetition must see the same images in the same order. The queue adds the CPU time of the
 processes and moves the result to docs/results/.
 """
 
@@ -26,7 +27,9 @@ def train_and_measure(name: str) -> dict:
     """Train and measure the run called `name`; return its record without the CPU time."""
     run, task = parse(name), TASKS[parse(name).task]
     started_from = commit()  # the checkout may change in the meantime
-    train_net.main(train_net.parse_args([*run.arguments[:2], "--resume", *run.arguments[2:]]))
+    trunk = {"trunk_sha256": sha256(run.trunk.checkpoint)} if run.arm else {}
+    resume = [] if run.arm else ["--resume"]
+    train_net.main(train_net.parse_args([*run.arguments[:2], *resume, *run.arguments[2:]]))
     trained = read_run(run.output)
     result = {
         "task": run.task,
@@ -50,11 +53,7 @@ def train_and_measure(name: str) -> dict:
     }
     if not run.arm:  # only arms are compared; settings are chosen on `valid`
         return result | {"sha256": sha256(run.checkpoint)}
-    return (
-        result
-        | {"trunk_sha256": sha256(run.trunk.checkpoint)}
-        | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
-    )
+    return result | trunk | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
 
 
 def sha256(file) -> str:

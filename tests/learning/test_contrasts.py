@@ -97,6 +97,12 @@ def test_holm():
     assert [c.p for c in holm(given)] == pytest.approx([0.04, 0.03, 0.04, None])
 
 
+def test_equal_arms_have_no_p_below_one():
+    records = [record(arm, k, 0.6) for arm in ("plain", "dconv3") for k in (1, 2)]
+    found = contrast(records, TASK, "mIoU", "dconv3", "plain")
+    assert (found.p, found.interval, found.verdict) == (1.0, (0, 0), "no difference")
+
+
 @pytest.fixture
 def root(tmp_path):
     (tmp_path / "docs/images").mkdir(parents=True)
@@ -123,6 +129,9 @@ def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
         assert text.count("| one repetition |") == 1
         assert "| 41.3 " in text and "| 6.10 M " in text
         assert "| 3 deformable layers | res5.0.conv2 | 2.50 " in text
+    assert not (root / page.FOREST).exists()  # of several repetitions only
+    several = [Contrast(TASK, "mIoU", "dconv3", "plain", (1.0, 2.0), (-4.9, 7.9), (1, 2), 0.2)]
+    page.forest_plot(several).savefig(root / page.FOREST)
     assert (root / page.FOREST).stat().st_size > 1000
 
 

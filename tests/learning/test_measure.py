@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from benchmarks.learning import backbone, measure
 from benchmarks.learning.study import PLAN, TASKS
 from d2_deformable.checkpoint import SafeCheckpointer
 from d2_deformable.engine import check_settings, read_config
-from d2_deformable.layers import DeformConv2d
+from d2_deformable.layers import DeformConv2d, OffsetOutput
 from yamls import CONFIGS
 
 ROOT = CONFIGS.parent
@@ -56,53 +57,91 @@ def test_counts_are_those_of_the_pixels(model, images):
         assert counts[1, k].tolist() == [*expected, (truth == k).sum()]
 
 
-def test_offsets_are_replaced_for_a_block_alone(model, images):
-    inputs, records = images
-    outputs = measure.offset_outputs(model)
+def test_offsets_are_replaced_for_a_call(model, images):
+    inputs, _ = images
+    outputs = [m for m in model.modules() if isinstance(m, OffsetOutput)]
     assert len(outputs) == 3
 
-    def scores():
-        with torch.no_grad():
-            return [model([one])[0]["sem_seg"] for one in inputs]
+    @torch.no_grad()
+    def scores(run):
+        return [run([one])[0]["sem_seg"] for one in inputs]
 
-    learned = scores()
-    with measure.replaced_offsets(outputs, measure.no_offset):
-        zero = scores()
-    with measure.replaced_offsets(outputs, measure.PreviousOffset()):
-        other = scores()
-    assert torch.equal(other[0], learned[0])  # the first image has no previous offsets
+    learned = scores(model)
+    zero, other = scores(measure.ZeroOffsets(model)), scores(measure.PreviousOffsets(model))
+    assert torch.equal(other[0], learned[0])  # no image precedes the first
     for changed in (zero[0], zero[1], other[1]):
         assert not any(torch.equal(changed, one) for one in learned if one.shape == changed.shape)
+    assert not any(output._forward_hooks for output in outputs)
     for layer in model.modules():
         if isinstance(layer, DeformConv2d):
             torch.nn.init.zeros_(layer.conv_offset.weight)
-    assert all(torch.equal(a, b) for a, b in zip(zero, scores(), strict=True))
-    assert len(outputs[0]._forward_hooks) == 0
+    assert all(torch.equal(a, b) for a, b in zip(zero, scores(model), strict=True))
 
 
-def test_offsets_of_rois_are_replaced_too():
-    previous, rois = measure.PreviousOffset(), (None, None, None, "RoIs", 1 / 16)
+def test_previous_offsets_are_those_predicted_without_exchange(model, images):
+    """The offsets of every layer, not only of the first one, are those of the previous image."""
+    inputs, _ = images
+    same_size = [inputs[0], inputs[0] | {"image": inputs[0]["image"].flip(2)}]
+    layers = [m for m in model.modules() if isinstance(m, DeformConv2d)]
+    seen = {}
+    for layer in layers:
+        layer.offset_prediction.register_forward_hook(
+            lambda output, _, prediction: seen.setdefault(output, []).append(prediction.offset)
+        )
+    with torch.no_grad():
+        model([same_size[0]])
+    own = {output: offsets[-1] for output, offsets in seen.items()}
+    run = measure.PreviousOffsets(model)
+    with torch.no_grad():
+        for one in same_size:
+            run([one])
+    assert all(torch.allclose(run.replace(o, own[o], True), run.own[o]) for o in own)
+    run.previous = own
+    assert all(torch.allclose(run.replace(o, run.own[o], True), own[o]) for o in own)
+
+
+def test_offsets_of_rois_are_replaced_too(model):
+    run = measure.PreviousOffsets(model)
     first, second = torch.arange(6.0).view(3, 2, 1, 1), torch.zeros(5, 2, 1, 1)
-    assert torch.equal(previous("layer", rois, first), first)
-    assert torch.equal(previous("layer", rois, second), first[[0, 1, 2, 0, 1]])
-    assert previous("layer", rois, torch.zeros(0, 2, 1, 1)).shape == (0, 2, 1, 1)
-    assert torch.equal(previous("layer", rois, first), first)  # the previous image had no RoIs
+    run.previous, run.own = {"layer": first}, {"layer": second}
+    assert torch.equal(run.replace("layer", second, False), first[[0, 1, 2, 0, 1]])
+    run.previous = {"layer": torch.zeros(0, 2, 1, 1)}  # the previous image had no RoI
+    assert torch.equal(run.replace("layer", second, False), second)
 
 
 def test_dilation_is_counted_by_the_size_of_regions(model, images):
     inputs, records = images
     found = measure.dilation_by_size(model, inputs, records)
     assert all(rows["all"][0] != 2 for name, rows in found.items() if "res5.0.conv2" in name)
-    assert all(rows["small"][2] + rows["medium"][2] > 0 for rows in found.values())
+    for rows in found.values():
+        counted = sum(rows[size][2] for size in ("small", "medium", "large", "background"))
+        assert rows["small"][2] > 0 and counted == rows["all"][2]
+        assert rows["large"] == [None, None, 0]
 
 
-def test_regions_are_connected_pieces_of_one_class():
-    labels = np.zeros((6, 8), np.uint8)
-    labels[1:3, 1:4] = 1
-    labels[4:6, 6:8] = 1
-    labels[0, 7] = 255
-    assert measure.region_boxes(labels).tolist() == [[1, 1, 4, 3], [6, 4, 8, 6]]
-    assert measure.region_boxes(np.zeros((4, 4), np.uint8)).shape == (0, 4)
+def test_the_size_of_a_region_is_its_area_and_not_that_of_its_box():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[:, 0] = labels[99] = 1  # an L: 199 pixels in a box of 10,000
+    labels[20:60, 20:60] = 2
+    labels[:, 99] = 255
+    sizes = measure.region_sizes(labels)
+    assert sizes[0, 0] == sizes[99, 50] == 0
+    assert sizes[10, 10] == sizes[5, 99] == 3  # background, inside the box of the L
+    assert sizes[30, 30] == 1
+    labels[:] = 3
+    assert (measure.region_sizes(labels) == 2).all()
+
+
+def test_sizes_are_read_at_the_centres_of_filters(tmp_path):
+    labels = np.zeros((8, 12), np.uint8)
+    labels[:4, 6:] = 1
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    record = {"sem_seg_file_name": str(tmp_path / "mask.png"), "height": 8, "width": 12}
+    centers = torch.tensor([2.0, 6.0, 10.0]), torch.tensor([3.0, 9.0])
+    assert measure.sizes_at(centers, record).tolist() == [[3, 0], [3, 3], [-1, -1]]
+    box = {"bbox": [6, 0, 6, 4], "bbox_mode": BoxMode.XYWH_ABS}
+    boxes = {"height": 8, "width": 12, "annotations": [box]}
+    assert measure.sizes_at(centers, boxes).tolist() == [[3, 0], [3, 3], [-1, -1]]
 
 
 @pytest.fixture(scope="module")
