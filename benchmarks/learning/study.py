@@ -152,8 +152,8 @@ class Repetition:
         return [Run(self.task, self.seed, arm, self.branch) for arm in self.arms]
 
 
-# Repetition 1 has the arms among which settings are chosen on `valid`. Repetitions 2 to 5, each on a
-# trunk of its own, follow when the choice is made; see docs/results/protocol.md.
+# Repetition 1 has the arms among which settings are chosen on `valid`. Repetitions 2 to 5, each on
+# a trunk of its own, follow when the choice is made; see docs/results/protocol.md.
 PLAN = [
     Repetition(
         "clothing_deeplab",

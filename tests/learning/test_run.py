@@ -1,0 +1,43 @@
+"""One run: how it trains, and what it records of its trunk."""
+
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.learning import run as learning
+from benchmarks.learning.study import PLAN
+
+TRUNK, ARM = PLAN[0].trunk, PLAN[0].runs[0]
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """The arguments of the trainings; each replaces the trunk's checkpoint when it ends."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / TRUNK.checkpoint
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("before")
+    started = []
+
+    def train(args):
+        started.append(args)
+        checkpoint.write_text("after")
+
+    monkeypatch.setattr(learning.train_net, "main", train)
+    finished = SimpleNamespace(iterations=1, history=[], cfg=None)
+    monkeypatch.setattr(learning, "read_run", lambda folder: finished)
+    monkeypatch.setattr(learning.measure, "measure", lambda *_: {})
+    return started
+
+
+def test_a_trunk_continues_and_an_arm_starts_again(started):
+    """The arms of a repetition see the same images in the same order."""
+    learning.train_and_measure(TRUNK.name)
+    learning.train_and_measure(ARM.name)
+    assert [args.resume for args in started] == [True, False]
+
+
+def test_an_arm_names_the_trunk_that_it_started_from(started):
+    record = learning.train_and_measure(ARM.name)
+    assert record["trunk_sha256"] == hashlib.sha256(b"before").hexdigest()
