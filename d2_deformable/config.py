@@ -86,7 +86,7 @@ def add_deformable_config(cfg: CN) -> None:
     health = cfg.OFFSET_HEALTH = CN()
     # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
     health.PERIOD = 20
-    # Offsets count as stuck at zero if their 99th percentile is still below MIN_CONV (feature-map
+    # Offsets count as staying at zero if their 99th percentile is still below MIN_CONV (feature-map
     # cells) or MIN_ROI (fraction of the RoI) after this many iterations, the length of Detectron2's
     # warm-up.
     health.ZERO_AFTER = 1000

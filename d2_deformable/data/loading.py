@@ -1,4 +1,4 @@
-"""The images of data sets as a data loader takes them, from explicit arguments."""
+"""Images of data sets for a data loader, from explicit arguments instead of a config."""
 
 from detectron2.data import get_detection_dataset_dicts
 from omegaconf import OmegaConf
@@ -17,11 +17,11 @@ def load_records(
     proposal_files=None,
     drop_difficult: bool = False,
 ) -> list[dict]:
-    """The images of data sets in Detectron2's format, after those of `custom` were registered.
+    """Load the images of data sets in Detectron2's format; register those of `custom` first.
 
     Args:
         names: of data sets.
-        custom: {name: fields} as DATASETS.CUSTOM has them; omegaconf's containers are taken too.
+        custom: {name: fields} as DATASETS.CUSTOM has them; omegaconf's containers are accepted.
         filter_empty, min_keypoints, proposal_files: as of
             `detectron2.data.get_detection_dataset_dicts`.
         drop_difficult: leave out the objects that VOC marks `difficult` (INPUT.DROP_DIFFICULT).

@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from detectron2.engine import HookBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
 from ..ops import geometry
 
 STATISTICS = ("mean", "std", "p99", "outside")
@@ -158,7 +158,7 @@ def deformable_layers(model) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if hasattr(module, "offset_prediction")
+        if isinstance(getattr(module, "offset_prediction", None), OffsetOutput)
     }
 
 

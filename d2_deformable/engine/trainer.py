@@ -16,22 +16,33 @@ from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
-from .preflight import preflight
+from .preflight import check_weights, preflight
 
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
     Args:
-        resume: `resume_or_load(resume=True)` follows, so MODEL.WEIGHTS need not exist.
+        resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
+            not exist. None: not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
 
     Raises:
         ValueError, FileNotFoundError: see `preflight`.
     """
 
-    def __init__(self, cfg, *, resume: bool = False):
-        preflight(cfg, resume=resume)
+    def __init__(self, cfg, *, resume: bool | None = None):
+        preflight(cfg, resume=resume is not False)
         super().__init__(cfg)
+
+    def resume_or_load(self, resume=True):
+        """As Detectron2's.
+
+        Raises:
+            FileNotFoundError: MODEL.WEIGHTS is needed and missing.
+        """
+        if not resume:
+            check_weights(self.cfg)
+        return super().resume_or_load(resume)
 
     def build_hooks(self):
         """Add offset health and, if enabled, a final multi-scale test to Detectron2's hooks."""

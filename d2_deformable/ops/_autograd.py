@@ -1,8 +1,8 @@
 """Derivatives of the operators, for torch.autograd and torch.func alike.
 
 `torch.library.register_autograd` serves torch.autograd only: torch.func refuses what it registers,
-and forward mode treats the operator as a constant. Serving all three needs private names of torch,
-which only this file uses. An operator has one autograd kernel, so a single check at import chooses
+and forward mode treats the operator as a constant. Serving all three needs the private names of
+torch below. An operator has one autograd kernel, so a single check at import chooses
 between the two ways. Where a name is missing, gradients work as usual; forward mode and torch.func
 (except vmap) raise an error.
 """

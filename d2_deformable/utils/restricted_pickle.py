@@ -53,7 +53,7 @@ class _PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedStorage:
-    """A storage of torch that a pickle speaks of and that was not read: its size in elements."""
+    """A storage of torch that a pickle names, without its values: its size in elements."""
 
     numel: int
     itemsize: int
@@ -137,7 +137,7 @@ class Unpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         allowed = isinstance(function, _Function) and function.call and type(arguments) is tuple
-        _check(allowed, "it calls what is no function of numpy or torch")
+        _check(allowed, "it calls something that is not a function of numpy or torch")
         self.stack[-1] = function.call(*arguments)
 
     def load_build(self):
@@ -255,7 +255,7 @@ def _dtype(name, *_) -> np.dtype:
     """A copy, since a pickle changes the byte order in place and numpy's own is one for all."""
     dtype = np.dtype(name, False, True) if isinstance(name, str) else None
     plain = dtype is not None and dtype.kind in "biufcSU"
-    _check(plain, "it holds an array of what are neither numbers nor texts")
+    _check(plain, "it holds an array of neither numbers nor strings")
     return dtype
 
 

@@ -297,6 +297,12 @@ def test_the_trainer_checks_before_it_builds(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "build_model", staticmethod(build_model))
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     with pytest.raises(FileNotFoundError, match="gone.pth"):
-        Trainer(cfg)
-    with pytest.raises(Built):
-        Trainer(cfg, resume=True)
+        Trainer(cfg, resume=False)
+    for resume in ({"resume": True}, {}):
+        with pytest.raises(Built):
+            Trainer(cfg, **resume)
+    # In Detectron2's own way, where `resume_or_load` is the first to know.
+    trainer = Trainer.__new__(Trainer)
+    trainer.cfg = cfg
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        trainer.resume_or_load(resume=False)
