@@ -160,20 +160,20 @@ def test_complexity_needs_no_data(run):
         ("visualize_sampling", ["--num-images", "0"], "--num-images is 0"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(run, weights, tool, arguments, message):
+def test_what_is_wrong_is_reported_in_one_line(run, weights, tool, arguments, message):
     given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN)
     with pytest.raises(SystemExit, match=f"{tool}: .*{message}"):
         run(tool, *given, *arguments)
 
 
-def test_unknown_keys_of_a_file_are_told(run, tmp_path):
+def test_unknown_keys_of_a_file_are_reported(run, tmp_path):
     yaml = tmp_path / "wrong.yaml"
     yaml.write_text("MODEL: {NO_SUCH: 1}")
     with pytest.raises(SystemExit, match="complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"):
         run("complexity", "--config-file", yaml)
 
 
-def test_missing_files_are_told(run, tmp_path):
+def test_missing_files_are_reported(run, tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(SystemExit, match="missing: there is no such file"):
         run("effective_dilation", "--config-file", missing, "--weights", missing)

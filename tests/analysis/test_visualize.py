@@ -111,7 +111,7 @@ def test_parts_of_given_boxes_take_the_offsets_of_their_class(name):
         ({"num_layers": 0}, "0 layers"),
     ],
 )
-def test_wrong_wishes_are_told(options, message):
+def test_wrong_options_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         shown(inspection(), **options)
 

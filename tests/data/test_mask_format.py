@@ -160,7 +160,7 @@ def test_masks_without_a_label_are_refused(write, root):
         load(root)
 
 
-def test_a_class_without_a_pixel_is_told(write, root, warnings):
+def test_a_class_without_a_pixel_is_reported(write, root, warnings):
     write("a", np.array([[0, 255]], np.uint8))  # 255 may be meant as the second class
     load(root)
     assert warnings() == [f"mask_faults: no pixel is dog, according to {root}/set/masks"]

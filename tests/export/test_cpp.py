@@ -66,7 +66,7 @@ def test_it_finds_what_the_network_finds(detect, case):
         ([_library.PATH], "Unknown builtin op: torchvision::nms"),
     ],
 )
-def test_errors_are_told(detect, case, arguments, message):
+def test_errors_are_reported(detect, case, arguments, message):
     _, file, _, ppm = case
     run = subprocess.run([detect, file, ppm, *arguments], stderr=subprocess.PIPE, text=True)
     assert run.returncode == 1 and message in run.stderr

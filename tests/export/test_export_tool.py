@@ -96,13 +96,13 @@ def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch
         (["--weights", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(arguments, message, run, tmp_path):
+def test_what_is_wrong_is_reported_in_one_line(arguments, message, run, tmp_path):
     with pytest.raises(SystemExit, match=f"export: .*{message}"):
         run("torchscript", *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_told_in_one_line(run, monkeypatch):
+def test_a_missing_package_is_reported_in_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit, match="export: .*pip install onnx"):
         run("onnx")

@@ -87,7 +87,7 @@ def test_detectron2_is_put_back_also_after_threads():
         (["MODEL.KEYPOINT_ON", True], "keypoints"),
     ],
 )
-def test_what_cannot_be_exported_is_told(overrides, message):
+def test_what_cannot_be_exported_is_reported(overrides, message):
     model = build_model(small_config("mask_rcnn", *overrides))
     for function in (inference_network, output_names):
         with pytest.raises(ValueError, match=message):

@@ -135,7 +135,7 @@ def test_keys_reach_the_head(deeplab):
     assert (head.ignore_value, head.loss_weight, head.common_stride) == (9, 2.0, 16)
 
 
-def test_no_image_is_told(deeplab):
+def test_no_image_is_reported(deeplab):
     for mode in (deeplab.train(), deeplab.eval()):
         with pytest.raises(ValueError, match="DeformSegmentor got no image; expected a list"):
             mode([])

@@ -213,7 +213,7 @@ def detector(small_rcnn_cfg):
     return model
 
 
-def test_no_image_is_told_and_no_gradients_are_needed(detector, small_rcnn_cfg):
+def test_no_image_is_reported_and_no_gradients_are_needed(detector, small_rcnn_cfg):
     tester = DetectorWithTTA(small_rcnn_cfg, detector)
     with pytest.raises(ValueError, match="got no image"):
         tester([])

@@ -125,7 +125,7 @@ def test_into_res5_of_a_C4_head(tmp_path):
     assert torch.equal(model.backbone.res4[5].conv3.weight, network.layer3[5].conv3.weight)
 
 
-def test_what_is_said_of_the_rest(tmp_path):
+def test_what_is_reported_of_the_rest(tmp_path):
     torch.save(source("torchvision resnet18")[1].state_dict(), tmp_path / "a.pth")
     cfg = read_config(FPN, [*SHALLOW, *DEFORMABLE])
     conversion = convert_checkpoint("torchvision", tmp_path / "a.pth", tmp_path / "b.pth", cfg)

@@ -291,7 +291,7 @@ def test_settings_of_the_config_in_the_file(meta, expected, image, converter):
     )
 
 
-def test_what_has_no_place_is_said(image, converter):
+def test_what_has_no_place_is_reported(image, converter):
     state_dict = network(image).state_dict()
     state_dict["data_preprocessor.mean"] = torch.tensor([10.0, 20, 30]).view(3, 1, 1)
     state_dict["data_preprocessor.std"] = torch.ones(3, 1, 1)
