@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-TESTED = "2.11"  # versions of torch on which the private names were tested
+TESTED = "2.11 and 2.14"  # versions of torch on which the private names were tested
 try:
     from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
     from torch._functorch.utils import enable_single_level_autograd_function
