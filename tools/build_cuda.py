@@ -31,7 +31,7 @@ def main():
         "architectures", nargs="?", help="as in TORCH_CUDA_ARCH_LIST (default: all in setup.py)"
     )
     architectures = parser.parse_args().architectures
-    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="inspect")
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="build_cuda_settings")
     architectures = architectures or setup["ARCHITECTURES"]
     if not torch.version.cuda:
         sys.exit(f"torch {torch.__version__} was built without CUDA: install one that was")
