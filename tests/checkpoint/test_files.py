@@ -237,5 +237,5 @@ def test_objects_of_mmengine_are_no_weights(tmp_path, mmengine):
 )
 def test_nothing_else_is_made_asked_or_called(program, tmp_path):
     (tmp_path / "a.pkl").write_bytes(program)
-    with pytest.raises(FileFormatError, match="makes or asks an instance|calls something that is not"):
+    with pytest.raises(FileFormatError, match="makes or asks an instance|calls something that"):
         read_weights(tmp_path / "a.pkl")
