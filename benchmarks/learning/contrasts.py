@@ -49,11 +49,11 @@ class Contrast:
 
 
 def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None:
-    """Compare two arms over all repetitions that have both from the same trunk; None if none do."""
+    """Compare two arms over all repetitions that have both from the same start; None if none do."""
     by_repetition = {}
     for record in records:
         if record["task"] == task and record["arm"] in (a, b):
-            key = record["trunk_sha256"], record["branch"]
+            key = record["start_sha256"], record["branch"]
             by_repetition.setdefault(key, {})[record["arm"]] = unpack(record["counts"])
     pairs = [(found[a], found[b]) for found in by_repetition.values() if len(found) == 2]
     if not pairs:

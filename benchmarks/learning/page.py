@@ -33,10 +33,18 @@ CONTRASTS = {
         ("dconv3", "dilation4"),
         ("dconv3", "dilation6"),
     ],
+    "clothing_deeplab_straight": [
+        ("dconv3", "plain"),
+        ("dconv3", "dilation4"),
+        ("dilation4", "plain"),
+    ],
 }
-TITLES = {"clothing_deeplab": "DeepLab, clothing"}
+TITLES = {
+    "clothing_deeplab": "DeepLab, clothing, from a trunk",
+    "clothing_deeplab_straight": "DeepLab, clothing, from the backbone",
+}
 ARMS = {
-    "plain": "plain, trained on (dilation 2)",
+    "plain": "plain (dilation 2)",
     "dilation4": "dilation 4",
     "dilation6": "dilation 6",
     "dconv3": "3 deformable layers",
@@ -69,7 +77,7 @@ def write_page(root) -> None:
 
 def read_records(root) -> list[dict]:
     """Read the records of the study's arms, if they were made by the current commands."""
-    runs = dict.fromkeys(run for repetition in PLAN for run in repetition.runs)
+    runs = dict.fromkeys(run for repetition in PLAN for run in repetition.branches)
     return [record for run in runs if (record := read(root, run))]
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from . import backbone, records
 from .page import write_page
 from .run import sha256
-from .study import PLAN, Repetition, Run
+from .study import BACKBONE, PLAN, Repetition, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKBONE = Path("output/learning/R-50-thin.pth")
 
 
 class Training:
@@ -102,15 +101,16 @@ def missing(root: Path, repetition: Repetition) -> list[Run]:
     lost and training it again on another machine gave different bits, recorded arms belong to
     another trunk than new ones. In this case all arms of the repetition are trained again.
     """
-    found = {run: records.read(root, run) for run in repetition.runs}
-    trunks = {record["trunk_sha256"] for record in found.values() if record}
-    if all(found.values()) and len(trunks) == 1:
+    found = {run: records.read(root, run) for run in repetition.branches}
+    starts = {record["start_sha256"] for record in found.values() if record}
+    if all(found.values()) and len(starts) == 1:
         return []
-    trunk = root / repetition.trunk.checkpoint
-    if not trunk.is_file() or records.read(root, repetition.trunk) is None:
-        return [repetition.trunk]  # its arms follow once it is trained
-    current = sha256(trunk)
-    return [run for run, record in found.items() if not record or record["trunk_sha256"] != current]
+    start = root / repetition.branches[0].start
+    trunk = repetition.trunk
+    if trunk and not (start.is_file() and records.read(root, trunk)):
+        return [trunk]  # its arms follow once it is trained
+    current = sha256(start)
+    return [run for run, record in found.items() if not record or record["start_sha256"] != current]
 
 
 def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):
@@ -150,7 +150,7 @@ def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):
 def progress(root, plan=PLAN) -> str:
     """Format a line for each run, and the estimated time of the remaining runs."""
     lines, left, known = [], [], {}
-    for run in dict.fromkeys(r for p in plan for r in (p.trunk, *p.runs)):
+    for run in dict.fromkeys(run for repetition in plan for run in repetition.runs):
         record = records.read(root, run)
         if record:
             known.setdefault((run.task, bool(run.arm)), []).append(record["cpu_seconds"])

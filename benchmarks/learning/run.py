@@ -27,7 +27,7 @@ def train_and_measure(name: str) -> dict:
     """Train and measure the run called `name`; return its record without the CPU time."""
     run, task = parse(name), TASKS[parse(name).task]
     started_from = commit()  # the checkout may change in the meantime
-    trunk = {"trunk_sha256": sha256(run.trunk.checkpoint)} if run.arm else {}
+    start = {"start_sha256": sha256(run.start)}
     resume = [] if run.arm else ["--resume"]
     train_net.main(train_net.parse_args([*run.arguments[:2], *resume, *run.arguments[2:]]))
     trained = read_run(run.output)
@@ -52,8 +52,8 @@ def train_and_measure(name: str) -> dict:
         },
     }
     if not run.arm:  # only arms are compared; settings are chosen on `valid`
-        return result | {"sha256": sha256(run.checkpoint)}
-    return result | trunk | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
+        return result | start | {"sha256": sha256(run.checkpoint)}
+    return result | start | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
 
 
 def sha256(file) -> str:

@@ -1,39 +1,43 @@
 """The experiments by name: trunks, the arms that branch from them, and their commands.
 
 A *trunk* is a plain network, trained from the pretrained backbone until its curve is flat. An *arm*
-continues from the trunk's checkpoint with new modules initialised to zero. It has the same data
-order and schedule as the other arms of its *repetition*, so its gain over the arm `plain` is due to
-its modules. docs/results/protocol.md states which comparisons were fixed before the runs.
+continues from the trunk's checkpoint with new modules initialised to zero or, in a task without
+trunks, starts from the backbone itself, as in the paper. It has the same data order and schedule as
+the other arms of its *repetition*, so its gain over the arm `plain` is due to its modules.
+docs/results/protocol.md states which comparisons were fixed before the runs.
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CONFIGS = "benchmarks/learning/configs"
 OUTPUTS = "output/learning"
+BACKBONE = f"{OUTPUTS}/R-50-thin.pth"
 OFFSETS = "conv_offset|offset_fc|offset_maps"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network on a data set.
+    """A network on a data set, and how its arms are trained.
 
-    name: stem of its YAML in CONFIGS.
+    config: stem of its YAML in CONFIGS.
     metrics: endpoints in order of importance, see endpoints.py.
     curve: the validation scalar that is recorded during training.
     valid, test: data sets; settings are chosen on `valid`. `test` is measured once, at the end of
         each arm, and decides nothing.
-    trunk, branch: (iterations, (learning rate steps)) of the two trainings.
+    trunk: (iterations, (learning rate steps)); None if arms start from the backbone.
+    branch: the same, of each arm.
     rates: SOLVER.LR_MULTIPLIERS, to which an arm may add.
     arms: {name: KEY, VALUE, ... on top of the YAML}.
     """
 
     name: str
+    config: str
     metrics: tuple[str, ...]
     curve: str
     valid: str
     test: str
-    trunk: tuple[int, tuple[int, ...]]
+    trunk: tuple[int, tuple[int, ...]] | None
     branch: tuple[int, tuple[int, ...]]
     rates: tuple[tuple[str, float], ...]
     arms: dict[str, tuple]
@@ -47,13 +51,15 @@ def _rates(task_rates, offsets=1.0) -> tuple[str, str]:
 DEEPLAB_RATES = (("sem_seg_head", 10.0),)
 DILATION = "MODEL.RESNETS.RES5_DILATION"
 DCONV = ("MODEL.RESNETS.DEFORM_NUM_LAYERS", "3")
+CLOTHING_SCHEDULE = (1500, (1200, 1400))
 CLOTHING = Task(
     name="clothing_deeplab",
+    config="clothing_deeplab",
     metrics=("mIoU",),
     curve="sem_seg/mIoU",
     valid="clothing_val",
     test="clothing_test",
-    trunk=(1500, (1200, 1400)),
+    trunk=CLOTHING_SCHEDULE,
     branch=(500, (350, 450)),
     rates=DEEPLAB_RATES,
     arms={
@@ -66,14 +72,21 @@ CLOTHING = Task(
         "dconv6": ("MODEL.RESNETS.DEFORM_NUM_LAYERS", "6"),
     },
 )
-TASKS = {task.name: task for task in (CLOTHING,)}
+STRAIGHT = replace(
+    CLOTHING,
+    name="clothing_deeplab_straight",
+    trunk=None,
+    branch=CLOTHING_SCHEDULE,
+    arms={arm: CLOTHING.arms[arm] for arm in ("plain", "dilation4", "dconv3")},
+)
+TASKS = {task.name: task for task in (CLOTHING, STRAIGHT)}
 
 
 @dataclass(frozen=True)
 class Run:
     """One training: a trunk or, if `arm` is given, a branch of it.
 
-    seed: seed of the trunk.
+    seed: seed of the trunk; 0 in a task without trunks.
     branch: seed of the branch, shared by the arms of a repetition.
     """
 
@@ -84,12 +97,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        trunk = f"{self.task}_trunk{self.seed}"
+        trunk = f"{self.task}_trunk{self.seed}" if self.seed else self.task
         return f"{trunk}_branch{self.branch}_{self.arm}" if self.arm else trunk
 
     @property
-    def trunk(self) -> "Run":
-        return Run(self.task, self.seed)
+    def start(self) -> str:
+        """Path of the weights from which it starts."""
+        return Run(self.task, self.seed).checkpoint if self.arm and self.seed else BACKBONE
 
     @property
     def output(self) -> str:
@@ -113,8 +127,8 @@ class Run:
             *("OUTPUT_DIR", self.output),
         ]
         if self.arm:
-            settings += ["MODEL.WEIGHTS", self.trunk.checkpoint, *task.arms[self.arm]]
-        return ["--config-file", f"{CONFIGS}/{self.task}.yaml", *settings]
+            settings += ["MODEL.WEIGHTS", self.start, *task.arms[self.arm]]
+        return ["--config-file", f"{CONFIGS}/{task.config}.yaml", *settings]
 
     @property
     def command(self) -> str:
@@ -128,7 +142,7 @@ def parse(name: str) -> Run:
         ValueError: there is no such run.
     """
     for repetition in PLAN:
-        for run in (repetition.trunk, *repetition.runs):
+        for run in repetition.runs:
             if run.name == name:
                 return run
     raise ValueError(f"{name}: no such run; `python -m benchmarks.learning.queue --list` shows all")
@@ -136,7 +150,10 @@ def parse(name: str) -> Run:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Arms that are compared with each other: one trunk, one branch seed."""
+    """Arms that are compared with each other: one trunk, one branch seed.
+
+    seed: seed of the trunk; 0 in a task without trunks.
+    """
 
     task: str
     seed: int
@@ -144,17 +161,24 @@ class Repetition:
     arms: tuple[str, ...]
 
     @property
-    def trunk(self) -> Run:
-        return Run(self.task, self.seed)
+    def trunk(self) -> Run | None:
+        return Run(self.task, self.seed) if self.seed else None
+
+    @property
+    def branches(self) -> list[Run]:
+        return [Run(self.task, self.seed, arm, self.branch) for arm in self.arms]
 
     @property
     def runs(self) -> list[Run]:
-        return [Run(self.task, self.seed, arm, self.branch) for arm in self.arms]
+        """All trainings, in their order."""
+        return [self.trunk, *self.branches] if self.trunk else self.branches
 
 
-# Repetition 1 has the arms among which settings are chosen on `valid`. Repetitions 2 to 5, each on
-# a trunk of its own, follow when the choice is made; see docs/results/protocol.md.
+# The order in which the queue trains. Of CLOTHING, repetition 1 has the arms among which settings
+# are chosen on `valid`; repetitions 2 to 5, each on a trunk of its own, follow when the choice is
+# made, see docs/results/protocol.md.
 PLAN = [
+    *(Repetition(STRAIGHT.name, 0, seed, ("plain", "dconv3", "dilation4")) for seed in range(1, 6)),
     Repetition(
         "clothing_deeplab",
         seed=1,

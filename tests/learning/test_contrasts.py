@@ -9,7 +9,7 @@ from benchmarks.learning import page
 from benchmarks.learning.contrasts import Contrast, bootstrapped, contrast, holm
 from benchmarks.learning.endpoints import mean_iou, value
 from benchmarks.learning.records import pack, path_of, unpack, write_json
-from benchmarks.learning.study import Run
+from benchmarks.learning.study import TASKS, Run
 
 TASK = "clothing_deeplab"
 
@@ -21,7 +21,7 @@ def counts(share, images=20, seed=0):
     return {"pixels": np.stack([right, predicted, np.full_like(right, 100)], axis=-1)}
 
 
-def record(arm, branch, share, trunk="a", **more):
+def record(arm, branch, share, start="a", **more):
     """A record as benchmarks/learning/run.py writes it."""
     run = Run(TASK, 1, arm, branch)
     some = counts(share, seed=branch)
@@ -30,7 +30,7 @@ def record(arm, branch, share, trunk="a", **more):
         "task": TASK,
         "arm": arm,
         "branch": branch,
-        "trunk_sha256": trunk,
+        "start_sha256": start,
         "command": run.command,
         "parameters": 6_100_000,
         "test": {"mIoU": value("mIoU", some)},
@@ -50,10 +50,10 @@ def test_counts_survive_packing():
     assert np.array_equal(unpacked["pixels"], some["pixels"])
 
 
-def test_a_contrast_pairs_arms_of_the_same_trunk_and_branch():
+def test_a_contrast_pairs_arms_of_the_same_start_and_branch():
     records = [record("plain", k, 0.6) for k in (1, 2, 3)]
     records += [record("dconv3", k, 0.8) for k in (1, 2, 3)]
-    records += [record("dconv3", 4, 0.9), record("plain", 4, 0.1, trunk="b")]
+    records += [record("dconv3", 4, 0.9), record("plain", 4, 0.1, start="b")]
     found = contrast(records, TASK, "mIoU", "dconv3", "plain")
     expected = [b["test"]["mIoU"] - a["test"]["mIoU"] for a, b in zip(records[:3], records[3:6])]
     assert found.differences == pytest.approx(expected)
@@ -106,7 +106,7 @@ def test_equal_arms_have_no_p_below_one():
 @pytest.fixture
 def root(tmp_path):
     (tmp_path / "docs/images").mkdir(parents=True)
-    names = ["contrasts", f"{TASK} arms", f"{TASK} dilation"]
+    names = ["contrasts", *(f"{task} {what}" for task in TASKS for what in ("arms", "dilation"))]
     blocks = [f"by hand: {n}\n<!-- begin {n} -->\nold\n<!-- end {n} -->\n" for n in names]
     (tmp_path / "docs/RESULTS.md").write_text("".join(blocks) + "the end\n")
     return tmp_path
@@ -114,7 +114,8 @@ def root(tmp_path):
 
 def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
     page.write_page(root)
-    assert (root / "docs/RESULTS.md").read_text().count("Not measured yet.") == 3
+    blocks = 1 + 2 * len(TASKS)
+    assert (root / "docs/RESULTS.md").read_text().count("Not measured yet.") == blocks
     assert not (root / page.FOREST).exists()
     for arm, share, more in (
         ("plain", 0.6, {}),
@@ -125,7 +126,7 @@ def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
         page.write_page(root)
         text = (root / "docs/RESULTS.md").read_text()
         assert text.startswith("by hand: contrasts\n") and text.endswith("the end\n")
-        assert "old" not in text and "Not measured yet." not in text
+        assert "old" not in text and text.count("Not measured yet.") == blocks - 3
         assert text.count("| one repetition |") == 1
         assert "| 41.3 " in text and "| 6.10 M " in text
         assert "| 3 deformable layers | res5.0.conv2 | 2.50 " in text

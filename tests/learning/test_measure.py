@@ -190,11 +190,11 @@ def test_frozen_normalisation_adds_the_bias_alone(thin):
 def test_every_arm_is_a_config_that_builds(repetition, thin):
     _, weights = thin
     states = []
-    for run in repetition.runs:
+    for run in repetition.branches:
         _, file, *overrides = run.arguments
         cfg = read_config(str(ROOT / file), overrides)
         check_settings(cfg)
-        assert run.branch == cfg.SEED and repetition.trunk.checkpoint == cfg.MODEL.WEIGHTS
+        assert run.branch == cfg.SEED and run.start == cfg.MODEL.WEIGHTS
         assert TASKS[run.task].test not in cfg.DATASETS.TEST  # measured at the very end
         cfg.MODEL.DEVICE = "cpu"
         torch.manual_seed(cfg.SEED)
@@ -209,7 +209,7 @@ def test_a_trunk_loads_into_an_arm(thin, tmp_path):
     model, _ = thin
     file = tmp_path / "trunk.pth"
     torch.save({"model": model.state_dict()}, file)
-    run = next(run for run in PLAN[0].runs if run.arm == "dconv3")
+    run = next(run for run in PLAN[-1].branches if run.arm == "dconv3")
     cfg = read_config(str(ROOT / run.arguments[1]), run.arguments[2:])
     cfg.MODEL.DEVICE = "cpu"
     arm = build_model(cfg)

@@ -14,6 +14,7 @@ from benchmarks.learning.study import PLAN, Repetition, parse
 
 FIRST = Repetition("clothing_deeplab", 1, 1, ("plain", "dconv3"))
 SECOND = Repetition("clothing_deeplab", 2, 1, ("plain",))
+STRAIGHT = Repetition("clothing_deeplab_straight", 0, 1, ("plain", "dconv3"))
 STUB = """
 import hashlib, json, os, sys, time
 from pathlib import Path
@@ -27,11 +28,13 @@ while time.process_time() < 0.1:
 (folder / "model_final.pth").write_text(name)
 result = {{"command": json.loads((folder / "processes.json").read_text())[-1]["command"]}}
 if "branch" in name:
-    trunk = Path("output/learning", name.split("_branch")[0], "model_final.pth")
-    result["trunk_sha256"] = hashlib.sha256(trunk.read_bytes()).hexdigest()
+    start = Path("output/learning", name.split("_branch")[0], "model_final.pth")
+    if "straight" in name:
+        start = Path("output/learning/R-50-thin.pth")
+    result["start_sha256"] = hashlib.sha256(start.read_bytes()).hexdigest()
 (folder / "result.json").write_text(json.dumps(result))
 """
-NAMES = [run.name for run in (FIRST.trunk, *FIRST.runs)]
+NAMES = [run.name for run in FIRST.runs]
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def record(root, name):
 
 
 def test_every_run_has_its_name():
-    runs = [run for repetition in PLAN for run in (repetition.trunk, *repetition.runs)]
+    runs = [run for repetition in PLAN for run in repetition.runs]
     assert all(parse(run.name) == run for run in runs)
     with pytest.raises(ValueError, match="no_such: no such run"):
         parse("no_such")
@@ -70,12 +73,23 @@ def test_every_run_has_its_name():
 
 def test_a_trunk_comes_before_its_arms(root):
     assert trained(root, [FIRST, SECOND]) == [
-        (name, "") for name in [*NAMES, SECOND.trunk.name, SECOND.runs[0].name]
+        (name, "") for name in [*NAMES, SECOND.trunk.name, SECOND.branches[0].name]
     ]
     assert calls(root) == [[name, "1", "19"] for name, _, _ in calls(root)]
     found = record(root, NAMES[2])
     assert found["cpu_seconds"] >= 0.1 and found["processes"] == 1
-    assert found["trunk_sha256"] == hashlib.sha256(NAMES[0].encode()).hexdigest()
+    assert found["start_sha256"] == hashlib.sha256(NAMES[0].encode()).hexdigest()
+
+
+def test_without_a_trunk_arms_start_from_the_backbone(root):
+    backbone = root / learning.BACKBONE
+    backbone.parent.mkdir(parents=True)
+    backbone.write_text("pretrained")
+    assert trained(root, [STRAIGHT]) == [(run.name, "") for run in STRAIGHT.runs]
+    assert trained(root, [STRAIGHT]) == []
+    backbone.write_text("pretrained otherwise")
+    records.path_of(root, STRAIGHT.runs[1]).unlink()
+    assert trained(root, [STRAIGHT]) == [(run.name, "") for run in STRAIGHT.runs]
 
 
 def test_what_is_recorded_is_not_trained_again(root):
@@ -87,21 +101,21 @@ def test_what_is_recorded_is_not_trained_again(root):
 
 def test_another_command_is_trained_again(root):
     trained(root, [FIRST])
-    file = records.path_of(root, FIRST.runs[1])
+    file = records.path_of(root, FIRST.branches[1])
     file.write_text(json.dumps(record(root, NAMES[2]) | {"command": "another"}))
     assert trained(root, [FIRST]) == [(NAMES[2], "")]
 
 
 def test_arms_of_another_trunk_are_trained_again_where_some_are_missing(root):
     trained(root, [FIRST])
-    records.path_of(root, FIRST.runs[1]).unlink()
+    records.path_of(root, FIRST.branches[1]).unlink()
     (root / FIRST.trunk.checkpoint).write_text("trained again, with other bits")
     assert trained(root, [FIRST]) == [(NAMES[1], ""), (NAMES[2], "")]
 
 
 def test_a_lost_trunk_is_trained_again_only_where_arms_are_missing(root):
     trained(root, [FIRST])
-    records.path_of(root, FIRST.runs[1]).unlink()
+    records.path_of(root, FIRST.branches[1]).unlink()
     (root / FIRST.trunk.checkpoint).unlink()
     assert trained(root, [FIRST]) == [(NAMES[0], ""), (NAMES[2], "")]
 
@@ -164,12 +178,12 @@ def test_what_another_process_trains_is_left_alone(root):
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert trained(root, [FIRST, SECOND])[0] == (NAMES[0], "another process is training it")
-    assert record(root, SECOND.runs[0].name)
+    assert record(root, SECOND.branches[0].name)
 
 
 def test_several_at_a_time(root):
     trained(root, [FIRST])
-    for run in FIRST.runs:
+    for run in FIRST.branches:
         records.path_of(root, run).unlink()
     wait = "folder.joinpath('here').touch()\nfor i in range(500):\n    time.sleep(0.01)\n"
     wait += "    if len(list(folder.parent.glob('*/here'))) == 2: break\nelse: sys.exit('alone')"

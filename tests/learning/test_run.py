@@ -8,7 +8,7 @@ import pytest
 from benchmarks.learning import run as learning
 from benchmarks.learning.study import PLAN
 
-TRUNK, ARM = PLAN[0].trunk, PLAN[0].runs[0]
+TRUNK, ARM = PLAN[-1].runs[:2]
 
 
 @pytest.fixture
@@ -18,6 +18,7 @@ def started(tmp_path, monkeypatch):
     checkpoint = tmp_path / TRUNK.checkpoint
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("before")
+    (tmp_path / TRUNK.start).write_text("pretrained")
     started = []
 
     def train(args):
@@ -38,6 +39,6 @@ def test_a_trunk_continues_and_an_arm_starts_again(started):
     assert [args.resume for args in started] == [True, False]
 
 
-def test_an_arm_names_the_trunk_that_it_started_from(started):
+def test_an_arm_names_the_weights_that_it_started_from(started):
     record = learning.train_and_measure(ARM.name)
-    assert record["trunk_sha256"] == hashlib.sha256(b"before").hexdigest()
+    assert record["start_sha256"] == hashlib.sha256(b"before").hexdigest()
