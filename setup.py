@@ -202,6 +202,7 @@ if __name__ == "__main__":
             "convert": ["safetensors"],  # .safetensors files
             "export": ["onnx", "onnxscript"],  # tools/export.py --format onnx
         },
+        entry_points={"console_scripts": ["d2-deformable = d2_deformable.cli.main:main"]},
         ext_modules=[operator_library()],
         cmdclass={"build_ext": BuildOperators, "build_py": BuildPackage},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -20,7 +20,8 @@ ROWS = [
     {"checkpoint"},
     {"engine"},
     {"export", "analysis", "model_zoo"},
-    {"cli"},
+    {"inference"},
+    {"cli", "__main__"},
     {"tools", "train_net"},
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}

@@ -1,5 +1,6 @@
 """Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
 
+import argparse
 import json
 import logging
 import shlex
@@ -20,6 +21,22 @@ USER_ERRORS = (ImportError, OSError, ValueError)
 logger = logging.getLogger(__name__)
 
 
+def parser(name: str, doc: str, example: str) -> argparse.ArgumentParser:
+    """Make the parser of a command.
+
+    Args:
+        name: the command, without "d2-deformable".
+        doc: docstring of its module, whose first line describes it.
+        example: "example:" and an indented command line.
+    """
+    return argparse.ArgumentParser(
+        prog=f"d2-deformable {name}",
+        description=doc.splitlines()[0],
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_model_arguments(parser) -> None:
     """Add the arguments of one trained network: --config-file, --weights and KEY VALUE ...."""
     parser.add_argument("--config-file", required=True, metavar="YAML")
@@ -28,13 +45,25 @@ def add_model_arguments(parser) -> None:
 
 
 def run(main, parser, argv=None) -> None:
-    """Call main(args); print one line and exit if the user's input is wrong."""
-    args = parser.parse_intermixed_args(argv)
-    setup_logger(name="d2_deformable")
+    """Call main(args); print one line and exit with status 1 if the user's input is wrong.
+
+    Args:
+        argv: default: the arguments of the process; --debug shows the traceback as well.
+    """
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    try:
+        args = parser.parse_intermixed_args(argv)
+    except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
+        args = parser.parse_args(argv)
+    setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     try:
         main(args)
     except USER_ERRORS as error:
+        if args.debug:
+            raise
         sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{parser.prog}: interrupted")
 
 
 def config_of(config_file, overrides=(), needs_data: bool = True):
