@@ -9,6 +9,11 @@ from matplotlib.patches import Patch
 from .draw import DPI, INK, WIDTH
 
 
+def class_colors(classes: int) -> np.ndarray:
+    """RGB of each class, (classes, 3) between 0 and 255; repeats after 74 classes."""
+    return colormap(rgb=True)[np.arange(classes) % 74]
+
+
 def draw_segmentation(image: np.ndarray, labels, truth, class_names) -> Figure:
     """Draw the image, and with colours on top of it the predicted and the true classes.
 
@@ -17,7 +22,7 @@ def draw_segmentation(image: np.ndarray, labels, truth, class_names) -> Figure:
         labels, truth: class indices (H, W); other values, e.g. of ignored pixels, are not coloured.
         class_names: name of each class index.
     """
-    colors = colormap(rgb=True)[np.arange(len(class_names)) % 74]
+    colors = class_colors(len(class_names))
     panels = {"image": image}
     for title, indices in (("predicted", labels), ("ground truth", truth)):
         indices = np.asarray(indices)

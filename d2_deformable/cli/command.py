@@ -5,6 +5,7 @@ import json
 import logging
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
@@ -56,6 +57,7 @@ def run(main, parser, argv=None) -> None:
     except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
         args = parser.parse_args(argv)
     setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     try:
         main(args)
     except USER_ERRORS as error:

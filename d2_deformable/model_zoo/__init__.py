@@ -12,6 +12,7 @@ from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, re
 __all__ = [
     "ModelZooHandler",
     "NotInModelZooError",
+    "find_config",
     "get",
     "get_checkpoint_url",
     "get_config",

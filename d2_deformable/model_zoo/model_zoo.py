@@ -31,6 +31,19 @@ def list_configs() -> list[str]:
     return sorted(names | {entry.config for entry in checkpoints().values()})
 
 
+def find_config(name: str) -> str:
+    """The name of a config, as `list_configs` has it, for a name without .yaml or a unique stem.
+
+    Raises:
+        NotInModelZooError: there is no such config, or there are several.
+    """
+    known = list_configs()
+    found = [one for one in known if name in (one, one.removesuffix(".yaml"), Path(one).stem)]
+    if len(found) == 1:
+        return found[0]
+    raise NotInModelZooError(f"{name}: no such config, or several: {found}")
+
+
 def get_config_file(config_path: str) -> str:
     """The path of a config.
 

@@ -25,7 +25,8 @@ def replacing(path) -> Iterator[Path]:
     """
     path = Path(path)
     check_folder(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    # The suffix stays at the end: OpenCV and Pillow choose the format by it.
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)

@@ -1,0 +1,95 @@
+"""Detect objects in images, folders, globs and videos."""
+
+import time
+from collections import Counter
+
+from ..inference import DEFAULT_MODEL, Predictor, find_inputs
+from ..inference.outputs import KINDS, OutputFolder
+from ..inference.run import predict_files
+from . import command
+
+EXAMPLE = """
+examples:
+  d2-deformable predict photos/ --model output --threshold 0.7
+  d2-deformable predict a.jpg 'b/*.png' clip.mp4 --save images,csv --output found
+  d2-deformable predict a.jpg --model my.yaml --weights my.pth --opts INPUT.MIN_SIZE_TEST 600
+
+The folder of results has predictions.jsonl, a line for each image or frame, and what --save names:
+images (with boxes, masks or classes drawn), json, coco (a data set with scores), csv, txt (YOLO's
+labels with scores). Segmentation also writes masks/, images of class indices.
+"""
+
+
+def parser():
+    parser = command.parser("predict", __doc__, EXAMPLE)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob or video")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|YAML|FOLDER",
+        help="name of a config (d2-deformable models), a YAML, or OUTPUT_DIR of a training; "
+        "default: the packaged network, which knows drawn shapes only",
+    )
+    parser.add_argument("--weights", metavar="FILE|URL", help="default: those of the model")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (0.5)")
+    parser.add_argument("--classes", nargs="+", default=[], help="keep these classes only")
+    parser.add_argument("--output", default="output/predict", metavar="FOLDER")
+    parser.add_argument("--save", default="images,json", help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--batch", type=int, default=1, help="images per step (1)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="keep the results of an interrupted run"
+    )
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change"
+    )
+    return parser
+
+
+def main(args):
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; expected 1 or more")
+    files = find_inputs(args.inputs)
+    predictor = Predictor(
+        args.model,
+        args.weights,
+        threshold=args.threshold,
+        only=args.classes,
+        device=args.device,
+        overrides=args.opts,
+    )
+    settings = {
+        "model": str(args.model),
+        "weights": str(predictor.weights),
+        "threshold": args.threshold,
+        "classes": args.classes,
+        "opts": args.opts,
+    }
+    kinds = args.save.split(",")
+    names = predictor.class_names
+    folder = OutputFolder(args.output, settings, names, kinds, files, args.skip_existing)
+    started = time.perf_counter()
+    problems = predict_files(predictor, files, folder, args.batch)
+    seconds = time.perf_counter() - started
+    written = folder.finish()
+    print(summary(folder.records(), seconds))
+    print("wrote " + ", ".join(map(str, written)))
+    if problems:
+        raise OSError(f"{len(problems)} of {len(files)} files could not be read, see above")
+
+
+def summary(records, seconds: float) -> str:
+    """Describe what was found: "3 images, 7 detections (disk 4, star 3), 1.2 s"."""
+    counts, names = Counter(), Counter()
+    for record in records:
+        if "frames" in record:
+            continue
+        counts["frame" if "frame" in record else "image"] += 1
+        names.update(record.get("names", ()))
+    seen = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in sorted(counts.items(), reverse=True)]
+    if not counts:
+        return "nothing could be read"
+    found = f"{names.total()} detections"
+    if names:
+        found += " (" + ", ".join(f"{name} {n}" for name, n in names.most_common(8)) + ")"
+    return f"{' and '.join(seen)}, {found}, {seconds:.1f} s"

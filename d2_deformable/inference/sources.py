@@ -1,0 +1,79 @@
+"""Find images and videos: files, folders, and globs."""
+
+import glob
+from pathlib import Path
+
+from ..data.images import SUFFIXES as IMAGES
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+def find_images(inputs) -> list[Path]:
+    """Find image files; see `find_inputs`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = [file for file in find_inputs(inputs) if not is_video(file)]
+    if not files:
+        raise FileNotFoundError(f"{_shown(inputs)}: no image, only videos")
+    return files
+
+
+def find_inputs(inputs) -> list[Path]:
+    """Find image and video files.
+
+    A folder is searched with its subfolders, for files with the suffix of an image or a video, in
+    alphabetical order; hidden files are left out. A file that is named is taken as it is.
+
+    Args:
+        inputs: path of a file, of a folder, or a glob; or a list of these.
+
+    Returns:
+        paths without duplicates, in the order of `inputs`.
+
+    Raises:
+        FileNotFoundError: an input matches no file.
+    """
+    found = {}
+    for one in _as_list(inputs):
+        files = _expand(str(one))
+        if not files:
+            kinds = "no image or video in this folder" if Path(one).is_dir() else "no such file"
+            raise FileNotFoundError(f"{one}: {kinds}")
+        found.update(dict.fromkeys(files))
+    if not found:
+        raise FileNotFoundError("no input: give images, folders, globs or a video")
+    return list(found)
+
+
+def is_video(file) -> bool:
+    return Path(file).suffix.lower() in VIDEOS
+
+
+def _expand(one: str) -> list[Path]:
+    path = Path(one).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _files_of(path)
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    return [file for m in matches for file in (_files_of(m) if m.is_dir() else [m])]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in (*IMAGES, *VIDEOS)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    ]
+
+
+def _as_list(inputs) -> list:
+    return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+
+
+def _shown(inputs) -> str:
+    return ", ".join(map(str, _as_list(inputs)))
