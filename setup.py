@@ -37,8 +37,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_TARGETS["avx2"] = ["-mavx2", "-mfma"]
     CPU_TARGETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     CPU_TARGETS["avx512"] += ["-mprefer-vector-width=512"]
-# Without the first two, GCC keeps branches in loops over selects (sampling.h) and cannot vectorise
-# them. Exceptions would refer to functions shared by all targets.
+# Without the first two, GCC compiles conditional expressions in loops (sampling.h) as branches and
+# cannot vectorise the loops. Exceptions would refer to functions shared by all targets.
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the libraries that torch loads.
 TORCH_CUDA = (
@@ -49,7 +49,7 @@ TORCH_CUDA = (
 def toolkits():
     """Yield (folder, CUDA version) of each bin/nvcc found.
 
-    The places are CUDA_HOME, the PATH, torch's CUDA packages and /usr/local/cuda, in this order.
+    Searches CUDA_HOME, the PATH, torch's CUDA packages and /usr/local/cuda, in this order.
     """
     homes = [os.environ.get("CUDA_HOME"), nvcc_home(shutil.which("nvcc")), TORCH_CUDA]
     for home in [*homes, "/usr/local/cuda"]:

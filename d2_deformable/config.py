@@ -61,10 +61,10 @@ def add_deformable_config(cfg: CN) -> None:
     # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals by the rules of the released
     # operator_py/proposal.py, see modeling/proposal_generator.py.
 
-    # POOLER_TYPE gains "DeformROIPool" and "LegacyROIPool", the max pooling of the released Faster
-    # R-CNN (DeformROIHeads), "PSROIPool" and "DeformPSROIPool" (RFCNHeads). "ROIAveragePool" and
-    # "PSROIAveragePool" are the deformable ones without offsets, the baselines for their gain. The
-    # keys below configure the deformable ones and these baselines.
+    # New values of POOLER_TYPE. For DeformROIHeads: "DeformROIPool", and "LegacyROIPool", the max
+    # pooling of the released Faster R-CNN. For RFCNHeads: "PSROIPool" and "DeformPSROIPool".
+    # "ROIAveragePool" and "PSROIAveragePool" are the deformable ones without offsets, the baselines
+    # for their gain. The keys below configure the deformable ones and these baselines.
     # Networks of mmdetection need its own sampling and offset layers, one set per level:
     # "DeformROIAlign" (its dpool) and "ModulatedDeformROIAlign" (mdpool), both for DeformROIHeads.
     # They read only DEFORM_GAMMA of the keys below, and Detectron2's POOLER_SAMPLING_RATIO.

@@ -23,7 +23,7 @@ def parser():
     parser.add_argument("--config-file", required=True, nargs="+", metavar="YAML")
     parser.add_argument("--weights", nargs="+", help="one checkpoint per config (default: random)")
     parser.add_argument("--output", default="output/complexity", metavar="FOLDER")
-    parser.add_argument("--image", help="image to run on (noise)")
+    parser.add_argument("--image", help="image to run on (default: noise)")
     parser.add_argument(
         "--image-size",
         type=int,

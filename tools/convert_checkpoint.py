@@ -32,7 +32,9 @@ def parser():
         help="prefix of tensors that keep initial values, e.g. for new classes; repeatable",
     )
     parser.add_argument(
-        "--trust-pickle", action="store_true", help="fall back to a pickle that may run code of IN"
+        "--trust-pickle",
+        action="store_true",
+        help="if IN cannot be read safely, unpickle it anyway, which runs any code in it",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser

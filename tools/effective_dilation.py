@@ -32,7 +32,8 @@ def parser():
     parser.add_argument("--pictures", type=int, default=3, help="images to draw maps over (3)")
     defaults = Rules()
     parser.add_argument("--limits", type=float, nargs=2, default=defaults.limits,
-                        metavar=("SMALL", "LARGE"), help="sides in pixels (96 224)")  # fmt: skip
+                        metavar=("SMALL", "LARGE"),
+                        help="sides that divide object sizes, in pixels (96 224)")  # fmt: skip
     for rule, choices in Rules.CHOICES.items():
         parser.add_argument(f"--{rule}", choices=choices, default=getattr(defaults, rule))
     return parser

@@ -87,7 +87,7 @@ def compared(found, size) -> str:
     if math.isinf(found.get("boxes", 0.0)):
         return (
             f"on {size[0]} x {size[1]} pixels it gives other detections than the network; if many "
-            "scores are equal, as in an untrained network, runtimes keep different ones of them"
+            "scores are equal, as in an untrained network, each runtime may keep different ones"
         )
     parts = [unit.format(found[name]) for name, unit in units.items() if name in found]
     count = f", {found['detections']} detections" if "detections" in found else ""

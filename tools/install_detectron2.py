@@ -138,7 +138,7 @@ def installed_source():
         return provenance["detectron2_source"]()
     except Exception as error:
         raise InstallError(
-            f"the installed Detectron2 does not import ({type(error).__name__}: {error}): "
+            f"the installed Detectron2 cannot be imported ({type(error).__name__}: {error}): "
             "repair it, or remove it with pip uninstall detectron2."
         ) from error
 

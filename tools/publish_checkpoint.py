@@ -16,7 +16,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "output_dir",
-        help="OUTPUT_DIR of the run; for the package's zoo, of a YAML in configs/model_zoo",
+        help="OUTPUT_DIR of the run; the package's zoo takes runs of a YAML in configs/model_zoo",
     )
     parser.add_argument("--trained-at", help="commit of the training (default: the current one)")
     parser.add_argument("--index", help="your own index file, created if it does not exist")

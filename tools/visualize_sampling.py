@@ -33,7 +33,8 @@ def parser():
         nargs=2,
         action="append",
         metavar=("X", "Y"),
-        help="unit of figure 5 in image pixels, repeatable; default: on objects and background",
+        help="position of a unit (figure 5) in image pixels, repeatable; default: on objects and "
+        "background",
     )
     parser.add_argument(
         "--layers", type=int, default=3, help="number of last deformable layers (3)"
@@ -45,7 +46,9 @@ def parser():
         metavar=("X0", "Y0", "X1", "Y1", "CLASS"),
         help="RoI of figure 6 in image pixels, repeatable; default: detections",
     )
-    parser.add_argument("--num-boxes", type=int, default=3, help="best detections as RoIs (3)")
+    parser.add_argument(
+        "--num-boxes", type=int, default=3, help="number of best detections to use as RoIs (3)"
+    )
     parser.add_argument(
         "--score-thresh", type=float, default=0.5, help="lowest detection score (0.5)"
     )

@@ -24,7 +24,7 @@ struct DeformConv2dForward {
   const T* zeros;        // [C]
   const T* offset;       // [N][G][K][y, x][Ho][Wo]
   const T* mask;         // [N][G][K][Ho][Wo], or null: 1 everywhere
-  const T* weight;       // in panels: [groups][panels][K][C/groups][panel], or, by
+  const T* weight;       // in panels: [groups][panels][K][C/groups][panel], or, for
                          // deform_conv2d_grouped, [bundles][K][C/groups][lanes]
   const T* bias;         // [O], or null
   T* output;             // [N][O][Ho][Wo], or [N][Ho][Wo][O]

@@ -28,7 +28,7 @@
 namespace d2_deformable {
 namespace {
 
-// Of the columns in memory at once; with the rows of the result they fit into an L2 cache.
+// Size of the columns in memory at once; with the rows of the result they fit into an L2 cache.
 constexpr int64_t kColumnBytes = 460 << 10;
 // Output positions; a multiple of kMicroRows (kernels/gemm.h) and of the lanes of a vector.
 constexpr int64_t kTile = 112;
@@ -104,7 +104,7 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
 // Channels of a slice: many, because positions are sampled once per slice, but few where the map
 // has so few channels that threads would be left without a slice.
 constexpr int64_t kSliceChannels = 64, kNarrowSlice = 32, kFewChannels = 128;
-// Items of work, slices times ranges of images: enough for so many threads, if there are so many
+// Items of work, slices times ranges of images: enough for this many threads, if there are enough
 // images.
 constexpr int64_t kItems = 8;
 

@@ -75,7 +75,7 @@ RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_chann
   call.in_place = in_place<T>(channels_last, groups, class_channels);
   // A bin reads about 16 pixels.
   call.by_pages = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
-  // One item has all the bins of a RoI, and can transpose them in the cache, if there is one group.
+  // If there is one group, an item has all the bins of a RoI and can transpose them in the cache.
   call.as_rows = channels_last || groups > 1;
   call.slice_stride = RoiChannelSlices::ceil_div(call.slices.size, kRoiLanes<T>) * kRoiLanes<T>;
   call.most_pixels = most_pixels + kRoiLanes<T>;

@@ -77,8 +77,8 @@ class Operands {
     });
   }
 
-  // The buffer holds the gradients of the columns before and the columns after. Adds to grad_input
-  // if it is defined, and writes the chunk's elements of grad_offset and grad_mask.
+  // Replaces the gradients of the columns in the buffer by the columns. Adds to grad_input if it is
+  // defined, and writes the chunk's elements of grad_offset and grad_mask.
   void exchange_columns(int64_t chunk, const at::Tensor& grad_input, const at::Tensor& grad_offset,
                         const at::Tensor& grad_mask) const {
     dispatch([&](auto type, auto packed) {
@@ -93,8 +93,8 @@ class Operands {
     });
   }
 
-  // Adds what the gradients of the columns, in the buffer, give to grad_input, always in the same
-  // order.
+  // Adds to grad_input only, always in the same order. The gradients of the columns stay in the
+  // buffer.
   void add_in_order(int64_t chunk, const at::Tensor& grad_input) const {
     dispatch([&](auto type, auto) {
       using scalar_t = decltype(type);

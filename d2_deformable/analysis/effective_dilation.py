@@ -25,7 +25,8 @@ COLUMNS = (*SIZES, "all")
 class Rules:
     """Choices that the paper leaves open for its table 2; the defaults are our reading.
 
-    limits: sides of the squares between small, medium and large; 96 and 224 in the paper.
+    limits: sides of the squares whose areas separate small, medium and large; 96 and 224 in the
+        paper.
     area: measure objects in "original" pixels of the image, or in "input" pixels of the network.
     overlap: where several boxes contain a filter's centre, the "smallest" or the "largest" counts.
     groups: with several offset groups, count "all" of them as filters, or only the "first", which
@@ -203,8 +204,8 @@ class EffectiveDilation:
 
         Args:
             inputs: "image" (C, H, W), resized, and "height", "width" of the original image.
-            boxes: of its objects, (R, 4) in original image pixels; None if they are not known: then
-                filters count in the column "all" only.
+            boxes: of its objects, (R, 4) in original image pixels. None if they are not known;
+                filters then count in the column "all" only.
 
         Returns:
             the effective dilation of each layer, averaged over its groups.

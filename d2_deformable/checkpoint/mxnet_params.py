@@ -91,7 +91,7 @@ class _Reader:
         return struct.unpack(f"<{layout}", self.read(struct.calcsize(f"<{layout}"), what))
 
     def count(self, items: str, at_least: int) -> int:
-        """Read the number of arrays or names that follow; each takes `at_least` that many bytes."""
+        """Read the number of arrays or names that follow; each takes `at_least` bytes or more."""
         (count,) = self.unpack("Q", f"number of {items}")
         if count * at_least > self.left:
             raise self.error(f"{count} {items} do not fit into the {self.left} bytes left")

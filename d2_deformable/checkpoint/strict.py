@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 class StrictCheckpointer(SafeCheckpointer):
     """Rejects a file that does not fit the whole model, where `DetectionCheckpointer` only warns.
 
-    The one exception is a file of Detectron2's model zoo (it names its author), which may hold the
-    plain twin. Then all offsets of deformable convolutions are zero, and the model computes the
-    same as the twin.
+    The one exception is a file of Detectron2's model zoo, recognised by its "__author__". It may
+    hold the plain twin. Then all offsets of deformable convolutions are zero, and the model
+    computes the same as the twin.
 
     `load` raises FileNotFoundError if there is no such file, and ValueError if the file is not a
     checkpoint or is from another network.

@@ -124,7 +124,7 @@ def check_datasets(cfg, names=None) -> None:
 
 
 def _check_files(name: str) -> None:
-    """Check that the files exist that the metadata of a data set of Detectron2 or a user names."""
+    """Check the files that the metadata of a data set names: Detectron2's, or a user's own."""
     meta = MetadataCatalog.get(name)
     for key in ("json_file", "dirname", "image_root", "image_dir", "gt_dir"):
         path = meta.get(key)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def dataset_records(names, max_images: int = 0) -> list[dict]:
-    """Records of registered data sets: `max_images` of them at equal distances, or all for 0.
+    """Records of registered data sets: `max_images` of them, evenly spaced, or all for 0.
 
     Raises:
         ValueError: there are none, or no such data set.

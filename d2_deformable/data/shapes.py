@@ -31,7 +31,7 @@ MAX_OBJECTS = 4
 SIZES = (0.2, 0.7)  # longest side of the unwarped shape over that of the image
 ASPECTS = (0.55, 1.0)  # shortest over longest side, along an axis of any direction
 WARPS = (0.3, 1.1)  # largest displacement of the warp's control points over the shape's radius
-OVERLAP = 0.15  # share of a shape that may lie on others, and of another that it may hide
+OVERLAP = 0.15  # largest share of a new shape that lies on others, and of each that it hides
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:

@@ -113,7 +113,7 @@ class WarpedShapesFormat:
     def _write_atomically(self, folder: Path, proof: Path, write) -> None:
         """Write into a temporary folder, then rename it, so that readers see all of it or nothing.
 
-        If several processes do so, the first one wins; `proof` exists once one has finished.
+        If several processes do so, the first one wins. The path `proof` exists once one is done.
         """
         scratch = self.root / f".{self.folder.name}-{uuid.uuid4().hex[:8]}"
         try:

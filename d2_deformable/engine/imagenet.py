@@ -86,7 +86,7 @@ def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
 
 
 def learning_rate(base: float, epoch: int, epochs: int) -> float:
-    """Step schedule: `base`, a tenth of it after a third of the epochs, a hundredth after two."""
+    """Step schedule: divide `base` by 10 after a third of the epochs, by 100 after two thirds."""
     return base * 0.1 ** (3 * epoch // epochs)
 
 

@@ -45,8 +45,8 @@ class OffsetHealth(HookBase):
         max_conv, max_roi: a convolution whose p99 is larger than `max_conv` times the shorter side
             of its map counts as running away, as does a RoI layer whose p99 is larger than
             `max_roi`.
-        max_outside: so does a layer whose offsets moved more than this share of samples out of its
-            map.
+        max_outside: a layer whose offsets moved more than this share of samples out of its map
+            counts as running away, too.
 
     Raises:
         ValueError: a negative period.

@@ -23,8 +23,8 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
     Args:
-        resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
-            not exist. None: not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
+        resume: what `resume_or_load` will be called with. True: MODEL.WEIGHTS need not exist. None:
+            not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
 
     Raises:
         ValueError, FileNotFoundError: see `preflight`.
@@ -46,7 +46,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         """Add offset health and, if enabled, a final multi-scale test to Detectron2's hooks."""
-        # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
+        # Replaces DefaultTrainer's own, which would run code in a .pkl of MODEL.WEIGHTS.
         self.checkpointer = SafeCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )

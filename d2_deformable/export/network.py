@@ -160,7 +160,8 @@ def _normalized(model, image) -> ImageList:
     height, width = image.shape[1:]
     image = (image.to(model.pixel_mean.device) - model.pixel_mean) / model.pixel_std
     step = model.backbone.size_divisibility
-    if step > 1:  # so that for torch.export the sizes of all pyramid levels are multiples of it
+    if step > 1:
+        # To torch.export, the sizes of all pyramid levels are then multiples of the quotient.
         padded = [(n + step - 1) // step * step for n in (height, width)]
         image = F.pad(image, [0, padded[1] - width, 0, padded[0] - height])
     return ImageList(image[None], [(height, width)])

@@ -25,7 +25,8 @@ def export_onnx(
     Inputs and outputs are those of `InferenceNetwork.forward`. Height and width of the image and
     the number of detections, which may be 0, are dynamic. The single image and its float32 type are
     fixed. ONNX's DeformConv needs an ONNX Runtime that implements it. Version 1.32 does; one that
-    does not says "Could not find an implementation for DeformConv(19)" when the file is loaded:
+    does not says "Could not find an implementation for DeformConv(19)" when it loads the file. To
+    run the file:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         boxes, scores, classes = session.run(None, {"image": image})
@@ -35,8 +36,8 @@ def export_onnx(
     of this package, "d2_deformable"; and the class of the network, "meta_architecture".
 
     The exporter is the one that traces TorchScript. The one based on torch.export cannot translate
-    torchvision's RoIPool; with it, images would have a minimum size, and NMS would round otherwise
-    than eager code does (see `export_program`).
+    torchvision's RoIPool. With it, images would have a minimum size, and NMS would not round as
+    eager code does (see `export_program`).
 
     Args:
         model: see `inference_network`; it is not changed.

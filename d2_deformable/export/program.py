@@ -15,8 +15,8 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
 
     Inputs and outputs are those of `InferenceNetwork.forward`. The sides of an image must be at
     least 4 pixels more than the largest stride of the backbone (68 x 68 with a pyramid up to stride
-    64), because for torch.export maps of one row are another program. The file runs on the device
-    that the model is on now. To load it:
+    64), because torch.export would need another program for maps of one row. The file runs on the
+    device that the model is on now. To load it:
 
         torch.ops.load_library("d2_deformable/_C.so")  # or import d2_deformable
         import torchvision  # detectors: its nms, and for some RoIAlign
@@ -55,7 +55,7 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
 def _exported(network, image, sizes):
     try:
         return torch.export.export(network, (image,), dynamic_shapes=(sizes,))
-    except (RuntimeError, ValueError, TypeError) as error:  # torch raises either, by the reason
+    except (RuntimeError, ValueError, TypeError) as error:  # which one depends on the reason
         raise ValueError(
             "torch.export cannot follow this network: "
             f"{str(error).strip().splitlines()[0]} (format torchscript traces it)"

@@ -33,7 +33,7 @@ class DeformConv2d(Conv2d):
         kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
 
     Raises:
-        ValueError: arguments for which no offset map exists.
+        ValueError: an argument is invalid, or the offset map would not have the output's size.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class OffsetPrediction(NamedTuple):
 
 
 class OffsetOutput(nn.Module):
-    """Passes on every prediction of a deformable layer, whose child `offset_prediction` it is.
+    """Passes on every prediction of a deformable layer; it is its child `offset_prediction`.
 
     A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
     `args` the arguments of `forward`.

@@ -1,8 +1,8 @@
 """The known checkpoints, and d2_deformable://<name> as a Detectron2 path.
 
-Known are the checkpoints that come with this package (index.json), those of `register_index`, and
-those of the index files that the environment variable D2_DEFORMABLE_INDEX names, so that commands
-find them too. It holds paths or URLs, separated by commas, which are read on first use.
+The known checkpoints are those that come with this package (index.json), those of `register_index`,
+and those of the index files named in the environment variable D2_DEFORMABLE_INDEX, so that commands
+find them too. The variable holds paths or URLs, separated by commas, which are read on first use.
 """
 
 import hashlib
@@ -164,7 +164,7 @@ def checkpoint_file(name: str) -> Path:
         if file.parent == FOLDER:
             remedy = (
                 "restore the file (git checkout -- d2_deformable/model_zoo), install d2_deformable "
-                "again, or make zoo"
+                "again, or run `make zoo`"
             )
         raise OSError(
             f"{file} is not the checkpoint {name} of the model zoo: its sha256 should be "

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.utils.file_io import PathManager
 
 FOLDER = Path(__file__).parent
-# In a wheel they are beside this file (see setup.py), in a checkout at its top level.
+# configs/ is beside this file in a wheel (see setup.py), and at the top level of a checkout.
 CONFIGS = next((f for f in (FOLDER / "configs", FOLDER.parents[1] / "configs") if f.is_dir()), None)
 REMOTE = ("http://", "https://", "ftp://")
 

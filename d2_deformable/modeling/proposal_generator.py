@@ -16,8 +16,8 @@ class LegacyRPN(RPN):
     - A box outside the image is clipped to one pixel at its border instead of dropped.
 
     With `RoundedAnchorGenerator` and MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0 the proposals are those of
-    the released networks, with two exceptions: boxes 62 times as large as their anchor, where
-    Detectron2 limits the exponent, and the copies that pad the released proposals to 300.
+    the released networks, with two exceptions: boxes over 62 times as wide or high as their anchor,
+    whose size Detectron2 limits, and the duplicates that pad the released proposals to 300.
     """
 
     @torch.no_grad()
@@ -40,7 +40,8 @@ class LegacyRPN(RPN):
             last = torch.minimum(boxes[..., 2:].clamp(min=1), sizes)
             cells = (sizes / stride).floor() * stride
             beyond = (level_anchors.get_centers() > cells).any(dim=2)  # (N, R)
-            # Boxes without area are dropped; the lowest score keeps them out of the top k before.
+            # Anchors beyond the image get no area, so that their boxes are dropped, and the lowest
+            # score, which keeps these out of the top k that are taken before.
             boxes = torch.cat([first, last], dim=2).masked_fill(beyond[..., None], 0.0)
             proposals.append(boxes)
             scores.append(logits.masked_fill(beyond, torch.finfo(logits.dtype).min))

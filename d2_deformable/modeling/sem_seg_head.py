@@ -13,8 +13,8 @@ class DeepLabHead(nn.Module):
 
     As released (deeplab/symbols/resnet_v1_101_deeplab.py): no atrous pyramid, no CRF. The released
     fixed deconvolution (32x32, stride 16, cropped by 8) is `F.interpolate` here. The numbers are
-    the same except in a rim of half a stride, where the deconvolution fades towards 0. The factor
-    is the same for all classes of a pixel, so the best class is the same everywhere.
+    the same except in a rim of half a stride, where the deconvolution fades towards 0. It fades all
+    classes of a pixel by the same factor, so the best class is the same everywhere.
 
     Shapes: N images, C channels and K classes; (Hf, Wf) = the image's (H, W) over the stride,
     rounded up.

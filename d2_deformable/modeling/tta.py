@@ -74,7 +74,7 @@ class DetectorWithTTA(nn.Module):
             model = model.module
         if not can_predict_raw(model):
             raise ValueError(
-                f"{type(model).__name__} has no predict_raw, which tests at several scales and "
+                f"{type(model).__name__} has no predict_raw, which multi-scale testing and "
                 "TEST.BOX_AVERAGE need: set MODEL.META_ARCHITECTURE to GeneralizedRCNN, with RoI "
                 "heads that offer predict_boxes, or to ClassAwareRPN"
             )

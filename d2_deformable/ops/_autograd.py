@@ -2,8 +2,8 @@
 
 `torch.library.register_autograd` serves torch.autograd only: torch.func refuses what it registers,
 and forward mode treats the operator as a constant. Serving all three needs the private names of
-torch below. An operator has one autograd kernel, so a single check at import chooses
-between the two ways. Where a name is missing, gradients work as usual; forward mode and torch.func
+torch below. An operator can have only one autograd kernel, so a check at import decides which of
+the two is registered. Where a name is missing, gradients work as usual; forward mode and torch.func
 (except vmap) raise an error.
 """
 
@@ -39,8 +39,8 @@ def register_autograd(op: str, *, setup_context, backward, composite) -> None:
 def _register_all_derivatives(op, setup_context, backward, composite) -> None:
     """Register gradients, forward-mode derivatives and the transforms of torch.func.
 
-    The operator runs at one level of torch.func's transforms at a time, as PyTorch's own operators
-    do: what it calls below autograd proceeds to the next level.
+    One call handles one level of torch.func's nested transforms, as in PyTorch's own operators.
+    The call that it makes below autograd handles the next level.
     """
     overload = getattr(torch.ops.d2_deformable, op).default
 
@@ -51,7 +51,7 @@ def _register_all_derivatives(op, setup_context, backward, composite) -> None:
     class Derivatives(_SingleLevelFunction):
         @staticmethod
         def forward(ctx, keys, keywords, *args):
-            # Autograd has switched both off for this level, not for those below.
+            # Autograd has switched off both modes, which the next levels need.
             with torch.enable_grad(), _set_fwd_grad_enabled(True):
                 output = run(keys, args, keywords)
             setup_context(ctx, *args, **keywords)

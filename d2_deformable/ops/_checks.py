@@ -21,7 +21,7 @@ def shape(tensor: torch.Tensor) -> tuple:
 
 
 def check_pair(op: str, name: str, value, least: int) -> list[int]:
-    """Return an int or a (height, width) pair, each at least `least`, as [height, width]."""
+    """Convert an int or a (height, width) pair to [height, width], each at least `least`."""
     pair = list(value) if isinstance(value, (tuple, list)) else [value, value]
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ArgumentError(
@@ -35,7 +35,7 @@ def check_map(op: str, input: torch.Tensor) -> None:
     if input.dim() != 4 or 0 in input.shape[1:]:
         raise ArgumentError(
             f"{op}: input must be (N, C, H, W) with C, H and W above 0, got shape {shape(input)}; "
-            "a single image takes input[None]"
+            "for a single image, pass input[None]"
         )
     if input.dtype not in DTYPES:
         raise ArgumentError(
@@ -45,8 +45,8 @@ def check_map(op: str, input: torch.Tensor) -> None:
     if input.device.type == "cuda" and not _library.has_cuda():
         raise ArgumentError(
             f"{op}: input is on {input.device}, but the operators were built for the CPU only; "
-            "use the CPU (MODEL.DEVICE cpu), or, where nvcc is on the PATH or in CUDA_HOME, run "
-            f"{_library.BUILD} again"
+            f"use the CPU (MODEL.DEVICE cpu), or run {_library.BUILD} again with nvcc on the PATH "
+            "or in CUDA_HOME"
         )
 
 

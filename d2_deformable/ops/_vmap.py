@@ -53,7 +53,8 @@ def _(info, in_dims, input, offset, weight, bias, stride, padding, dilation, mas
 
 @torch.library.register_vmap("d2_deformable::deform_conv2d_backward")
 def _(info, in_dims, *args):
-    # Always fold into groups, whatever is mapped: each group has a weight gradient of its own.
+    # Always fold into groups, so that each element of the mapped dimension gets its own gradient of
+    # the weight.
     grad_output, input, offset, weight, mask, *arguments = _stacked(info, in_dims, args)
     maps = (_as_channels(tensor) for tensor in (grad_output, input, offset))
     gradients = torch.ops.d2_deformable.deform_conv2d_backward(

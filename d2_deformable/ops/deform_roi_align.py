@@ -121,8 +121,8 @@ def _bins(rois, offset, output_size, spatial_scale, sampling_ratio, gamma) -> _B
 def _boxes(bins: _Bins, sampling_ratio) -> Tensor:
     """Bins as RoIs (B, 5) for which torchvision takes the given number of samples.
 
-    Near a whole number, rounding of the size might add a row of samples. Both sides are moved
-    slightly to avoid that; the mean of samples around the same centre hardly changes.
+    Where a bin's size is almost a whole number, rounding might add a row of samples. Opposite sides
+    are moved slightly to avoid that; the mean of samples around the same centre hardly changes.
     """
     start, size = bins.start.detach(), bins.size
     if not sampling_ratio:

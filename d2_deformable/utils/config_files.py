@@ -25,7 +25,7 @@ def merge_from_file(cfg: CfgNode, config_file) -> None:
         raise FileNotFoundError(
             f"{config_file} builds on {error.filename} (_BASE_), and there is no such file"
         ) from error
-    except (yaml.YAMLError, AttributeError, TypeError) as error:  # the last two: not a mapping
+    except (yaml.YAMLError, AttributeError, TypeError) as error:  # not YAML, or not a mapping
         raise ValueError(
             f"{config_file}, or what it builds on, is no YAML of keys and values: "
             f"{' '.join(str(error).split())}"

@@ -6,8 +6,9 @@ made with to functions of this module, and refuses every other name. Python 2's 
 Detectron's model zoo) are read too, with numpy's names before and after 2.0.
 
 What is built is bounded by the size of the file: a few bytes cannot ask for gigabytes. This is
-why the base class is the unpickler in Python: that in C allocates memo and byte strings as long as
-the pickle claims, and hashes any key, which overflows the stack if tuples are nested deeply.
+why the base class is the standard library's unpickler in Python, not the one in C. The latter
+allocates memo and byte strings as long as the pickle claims, and hashes any key, which overflows
+the stack if tuples are nested deeply.
 
 For `torch.load` this module is a `pickle_module`.
 """
@@ -24,10 +25,10 @@ import torch
 # Bytes of an element of torch's storages.
 _STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _STORAGES |= {"Char": 1, "Byte": 1, "Bool": 1}
-# Checkpoints of these hold a training's log as their own objects, beside the weights.
+# Checkpoints of these packages also hold the training log, as objects of their own classes.
 _PASSED_OVER = ("mmengine", "mmcv", "mmdet")
-# All but instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets, buffers out of band
-# (protocol 5), and persistent ids as text.
+# Supported opcodes: all but those for instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets,
+# buffers out of band (protocol 5), and persistent ids as text.
 _OPCODES = """
 PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8
@@ -40,20 +41,20 @@ _CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """What a name stands for. Only `Unpickler.load_reduce` can call it."""
+    """The function that a name stands for. Only `Unpickler.load_reduce` can call it."""
 
     call: object
 
 
 class _PassedOver:
-    """Stands for a class of `_PASSED_OVER`, its functions and its instances: nothing is made."""
+    """Stands for a name of a package in `_PASSED_OVER`, or for its instance; builds nothing."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedStorage:
-    """A storage of torch that a pickle names, without its values: its size in elements."""
+    """A storage of torch without values, only with the size that a pickle claims, in elements."""
 
     numel: int
     itemsize: int
@@ -127,7 +128,7 @@ class Unpickler(pickle._Unpickler):
         self._left -= size
         _check(self._left >= 0, "it claims to hold more than it has bytes for")
 
-    # Opcodes that would make, call, change or hash what a pickle likes.
+    # Opcodes that would make, call, change or hash anything that the pickle names.
 
     def load_newobj(self):
         self.stack.pop()
@@ -172,12 +173,12 @@ class Unpickler(pickle._Unpickler):
         _check(type(target) in (dict, OrderedDict), f"it fills a {type(target).__name__}")
         for key, value in items:
             simple = isinstance(key, (str, bytes, int, float, type(None)))
-            _check(simple, f"a dict of it has a key that is a {type(key).__name__}")
+            _check(simple, f"one of its dicts has a key that is a {type(key).__name__}")
             target[key] = value
         return target
 
     def load_bytearray8(self):
-        # Python's own allocates the length that the pickle claims before it looks.
+        # Python's own method allocates the length that the pickle claims before it reads.
         self.load_binbytes8()
         self.stack[-1] = bytearray(self.stack[-1])
 
@@ -191,14 +192,14 @@ class Unpickler(pickle._Unpickler):
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }
 
-    # What the names of `_calls` stand for.
+    # Functions in `_calls`.
 
     def _ordered_dict(self, items=()):
         self._spend(len(items))
         return self._set(OrderedDict(), items)
 
     def _encode(self, text, encoding="latin1"):
-        """Bytes in a pickle of protocol 2."""
+        """Encode text as bytes, as pickles of protocol 2 write bytes."""
         _check(encoding in ("latin1", "latin-1"), f"it encodes as {encoding!r}")
         self._spend(len(text))
         return text.encode("latin1")
@@ -219,31 +220,31 @@ class Unpickler(pickle._Unpickler):
         fits = isinstance(dtype, np.dtype) and isinstance(data, (bytes, bytearray))
         fits = fits and _are_sizes(shape) and dtype.itemsize
         fits = fits and math.prod(shape) * dtype.itemsize == len(data)
-        _check(fits, "an array of it has another size than its data")
+        _check(fits, "one of its arrays has another size than its data")
         self._spend(len(data))
         return bytes(data)
 
     def _tensor(self, storage, offset, size, stride, *_):
-        """requires_grad, hooks and metadata are left out: of a checkpoint only values count."""
+        """Build a tensor without requires_grad, hooks and metadata, which no checkpoint needs."""
         if isinstance(storage, torch.storage.TypedStorage):  # screened as a ClaimedStorage before
             return torch._utils._rebuild_tensor(storage, offset, size, stride)
-        _check(isinstance(storage, ClaimedStorage), "a tensor of it has no storage")
+        _check(isinstance(storage, ClaimedStorage), "one of its tensors has no storage")
         fits = _are_sizes(size) and _are_sizes(stride) and _are_sizes((offset,))
         fits = fits and len(size) == len(stride)
         if fits and math.prod(size):
             last = offset + sum((n - 1) * step for n, step in zip(size, stride))
             fits = last < storage.numel
-        _check(fits, "a tensor of it has another size than its storage")
+        _check(fits, "one of its tensors has another size than its storage")
         self._spend(math.prod(size) * storage.itemsize)
 
 
 def load(file, *, encoding="latin1", limit=0):
-    """The object of one pickle, see `Unpickler`."""
+    """Read the object of one pickle, see `Unpickler`."""
     return Unpickler(file, encoding=encoding, limit=limit).load()
 
 
 def _are_sizes(numbers) -> bool:
-    """Whether these are sizes or strides whose products are numbers of ordinary length."""
+    """Whether these are sizes or strides, few and small enough that products stay short numbers."""
     return (
         isinstance(numbers, tuple)
         and len(numbers) <= 64
@@ -252,7 +253,7 @@ def _are_sizes(numbers) -> bool:
 
 
 def _dtype(name, *_) -> np.dtype:
-    """A copy, since a pickle changes the byte order in place and numpy's own is one for all."""
+    """Make a new dtype: a pickle changes the byte order in place, and numpy shares its own."""
     dtype = np.dtype(name, False, True) if isinstance(name, str) else None
     plain = dtype is not None and dtype.kind in "biufcSU"
     _check(plain, "it holds an array of neither numbers nor strings")
@@ -260,7 +261,7 @@ def _dtype(name, *_) -> np.dtype:
 
 
 def _passed_over(target) -> _PassedOver:
-    """A class that is passed over for its instance, or either for an attribute of it."""
+    """Return `target`, which is passed over, in place of an instance or attribute of it."""
     passed_over = isinstance(target, _PassedOver)
     _check(passed_over, f"it makes or asks an instance of {type(target).__name__}")
     return target

@@ -9,8 +9,8 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// One image's map, of which take() copies channels first_channel .. + count of pixels first .. +
-// taken to rows of a matrix, one row per pixel. put() copies rows back, for all pixels.
+// The map of one image. take() copies `count` channels from first_channel on to rows of a matrix,
+// one row per pixel, for `taken` pixels from `first` on. put() copies rows back, for all pixels.
 template <typename T>
 struct ChannelMap {
   T* data;  // [C][pixels], or [pixels][C]
@@ -56,7 +56,7 @@ struct SliceRun {
 // A slice, whose channels are consecutive, and the layout of its scratch memory.
 template <typename T>
 struct Slice {
-  static constexpr int kRuns = 64;  // a slice has at most so many channels
+  static constexpr int kRuns = 64;  // one per channel at most; a slice has up to 64
 
   int64_t first_group, groups, group_channels;  // of offset groups
   int64_t first_channel, channels;

@@ -27,7 +27,7 @@ struct GroupedBundles {
   int64_t widest() const { return channels > outputs ? channels : outputs; }
 };
 
-// Whether this kernel takes the shape: two groups or more use at least half of the lanes.
+// Whether this kernel handles the shape: two groups or more use at least half of the lanes.
 template <typename T>
 bool is_grouped(const DeformConv2dSizes& s) {
   constexpr int lanes = kLanes<T>;

@@ -101,8 +101,8 @@ D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
           if (!with_shift) return;
           const int64_t owner = (roi * call.sizes.classes + k) * slices + slice;
           T* to = call.grad_shift + owner * 2 * call.bins + bin;
-          const bool empty =
-              y.size == 0 || x.size == 0;  // no 0 * infinity for a RoI of infinite size
+          // A RoI of infinite size has no pixel to read: no 0 * infinity.
+          const bool empty = y.size == 0 || x.size == 0;
           to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(shift.y);
           to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(shift.x);
         });

@@ -32,8 +32,8 @@ struct Positions {
 template <typename T>
 struct PixelMap {
   const T* data;
-  const T*
-      zeros;  // a pixel of zeros, read instead of pixels of weight 0: 0 * infinity would not be 0
+  // A pixel of zeros, read instead of pixels of weight 0: 0 * infinity would not be 0.
+  const T* zeros;
   int64_t stride;
 };
 

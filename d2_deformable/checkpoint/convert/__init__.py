@@ -29,9 +29,9 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert the file `source` of another project and write it atomically to `target`.
 
-    If the model needs other values of some keys than those of cfg to compute the same as the
-    source, a YAML with these keys and MODEL.WEIGHTS is written beside `target`, under its name. It
-    is also written to replace an existing YAML of that name, which would belong to other weights.
+    If the model computes the same as the source only with other settings than those of cfg, a YAML
+    with these settings and MODEL.WEIGHTS is written beside `target`, under its name. It is also
+    written if a YAML of that name exists, which would belong to other weights.
 
     Args:
         kind: the project that wrote the file, a key of CONVERTERS.
@@ -80,7 +80,7 @@ def convert_checkpoint(
 
 
 def _check_not_replaced(original, target: Path) -> None:
-    """Refuse to overwrite an input; a config would then build on itself."""
+    """Refuse to overwrite an input. A YAML written over its own `_BASE_` would build on itself."""
     if original is not None and target.exists() and target.samefile(original):
         raise ConversionError(f"{target} is an input and would be overwritten: choose another OUT")
 

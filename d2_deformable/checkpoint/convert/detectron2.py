@@ -81,7 +81,7 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
 
 
 def _from_caffe2(conversion):
-    """Convert to Detectron2's names: the tensors by these names, and the file's name of each."""
+    """Rename to Detectron2's names: return the tensors, and the file's name of each, by these."""
     blobs = {k: v for k, v in conversion.source.items() if not k.endswith("_momentum")}
     try:
         return convert_c2_detectron_names(blobs)

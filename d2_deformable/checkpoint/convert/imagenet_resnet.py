@@ -18,9 +18,11 @@ def convert_resnet(
 ) -> None:
     """Fill the ResNet of a model; other parts keep their initial values, and offsets are zero.
 
+    The settings are those of the source: strides in the 3x3 convolutions, and RGB images with its
+    mean and standard deviation, here in 0..255.
+
     Args:
-        mean, std: mean and standard deviation of the source's images, RGB in 0..1. The settings
-            describe the same network on RGB images in 0..255, with strides in 3x3 convolutions.
+        mean, std: mean and standard deviation of the source's images, RGB in 0..1.
 
     Raises:
         ConversionError: the file or the model of the config is not such a ResNet.

@@ -24,7 +24,7 @@ from .mmdet_config import lookup, read_config
 
 
 def _counted_from(first: int, name: str):
-    """Replace a number counted from 0 by `name` and the same number counted from `first`."""
+    """Make a replacement for re.sub: `name` and the matched number, increased by `first`."""
     return lambda match: f"{name}{int(match[1]) + first}"
 
 

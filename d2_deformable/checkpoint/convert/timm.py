@@ -20,7 +20,7 @@ VARIANTS = {
     r"\.(se|eca|attn)\.": "attention in its blocks (seresnet, ecaresnet, resnetrs, ...)",
     r"^(stem|stages|blocks)\.": "another architecture",
 }
-# Variants with the tensors of the plain network that pool where it has a stride.
+# Variants that pool where the plain network has a stride. Their tensors are the same.
 POOLING = re.compile(r"resnet(blur|aa)|resnext(blur|aa)|_(blur|aa)")
 
 

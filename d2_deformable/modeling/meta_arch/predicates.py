@@ -1,4 +1,4 @@
-"""Predicates on the kind of network that MODEL.META_ARCHITECTURE names, also a user's subclass."""
+"""Predicates for the network that MODEL.META_ARCHITECTURE names; subclasses count too."""
 
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -19,7 +19,7 @@ def _is_subclass(cfg, classes) -> bool:
 
 
 def is_detector(cfg) -> bool:
-    """Whether it reads MODEL.ROI_HEADS.NUM_CLASSES, which e.g. a ProposalNetwork does not."""
+    """Whether the network reads MODEL.ROI_HEADS.NUM_CLASSES, unlike e.g. a ProposalNetwork."""
     return _is_subclass(cfg, (GeneralizedRCNN, ClassAwareRPN))
 
 
@@ -32,7 +32,7 @@ def is_segmentor(cfg) -> bool:
 
 
 def has_predict_raw(cfg) -> bool:
-    """Whether `DetectorWithTTA` can test it at several scales and with box average."""
+    """Whether `DetectorWithTTA` supports the network, at several scales and with box average."""
     name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
     if name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw"):
         return True

@@ -31,8 +31,8 @@ class DeformPoolerMixin:
     - "LegacyROIPool", the max pooling of the released plain network
     - "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's pooling
 
-    List it before any class with the `_init_box_head` of `StandardROIHeads`, also one of another
-    project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
+    List it before a class that has the `_init_box_head` of `StandardROIHeads`; this may be a class
+    of another project: `class MyDeformHeads(DeformPoolerMixin, MyHeads)`.
     """
 
     @classmethod

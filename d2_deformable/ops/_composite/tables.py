@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 def to_compute_dtype(input: Tensor, *tensors: Tensor | None):
-    """Cast the tensors to the type that results for the input are computed in, at least float32."""
+    """Cast all tensors to the compute type of the input: float64 for float64, else float32."""
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return tuple(t if t is None else t.to(dtype) for t in (input, *tensors))
 
 
 def fixed(size) -> int:
-    """Convert a size that the network fixes to an int.
+    """Convert a size that is constant in the network to an int.
 
     TorchScript's tracer represents all sizes as tensors, and ONNX Runtime fails on an empty tensor
     with two unknown sizes.
