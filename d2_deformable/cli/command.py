@@ -102,7 +102,7 @@ def file_records(files) -> list[dict]:
         raise ValueError("no image given")
     for file in files:
         if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such image (KEY VALUE go before --images)")
+            raise FileNotFoundError(f"{file}: no such image (give KEY VALUE pairs before --images)")
     return [{"file_name": str(file)} for file in files]
 
 
