@@ -40,7 +40,7 @@ class CpuClock:
         return seconds
 
     def peak_memory(self, call: Callable) -> float | None:
-        """Peak MiB of a call beyond the memory used before and its results; None if not measurable.
+        """Peak MiB of a call, without its results and the memory in use before; None if unknown.
 
         This is the growth of the resident set to its peak. It covers every allocator, but counts
         whole pages of touched memory. Free memory is returned to the system first, since its reuse
@@ -103,7 +103,7 @@ class CudaClock:
         return graph.replay
 
     def peak_memory(self, call: Callable) -> float:
-        """Peak MiB of PyTorch's allocator beyond those in use before and the call's results."""
+        """Peak MiB of PyTorch's allocator, without the results and the memory in use before."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -64,7 +64,7 @@ def parser(name: str, doc: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, help="stop after about this time; rerun to continue"
     )
-    parser.add_argument("--json", type=Path, help="save rows here; rows in the file are not redone")
+    parser.add_argument("--json", type=Path, help="save rows here; rows of the file are continued")
     parser.add_argument("--plot", type=Path, help="draw the rows to this picture")
     parser.add_argument(
         "--smoke", action="store_true", help="small tensors, to see whether it works"
@@ -86,14 +86,14 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
     if args.smoke:
         args.rounds = 2
     if args.rounds < 1:
-        parser.error("--rounds is at least 1")
+        parser.error("--rounds must be at least 1")
     try:
         results = Results(args.json, settings(parser.prog, args))
     except ValueError as error:
         parser.error(str(error))
     selected = [row for row in rows(args) if args.only in ", ".join(row.key())]
     if not selected:
-        parser.error(f"--only {args.only!r} leaves no row")
+        parser.error(f"--only {args.only!r} matches no row")
     clock = clock_of(args.device)
     guard = None if args.smoke else Guard(clock)
     deadline = start + args.seconds if args.seconds else math.inf

@@ -28,7 +28,7 @@ def exact(case, std, device, dtype, backward: bool) -> tuple[dict, dict]:
 
 
 def error(case, results: dict, expected: dict) -> float:
-    """Largest difference, relative to the largest number of its tensor; NaN if any value is."""
+    """Largest difference relative to its tensor's largest number; NaN if a value is not finite."""
     worst = 0.0
     for name, right in expected.items():
         result = results[name]

@@ -29,7 +29,7 @@ from d2_deformable.utils.provenance import commit, machine, versions
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
-# Operator tests only, which run many small kernels; without other streams and without compilers.
+# Operator tests run many small kernels. Those of streams, opcheck and torch.compile are left out.
 SANITIZED = ("tests/ops", "-k", "cuda and not stream and not opcheck and not compiles")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--report-api-errors", "no")
 QUICK = [

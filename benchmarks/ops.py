@@ -76,7 +76,9 @@ def measure(case, std, backward: bool, mode: str, tf32: bool | None, bench: Benc
         runs[name] = partial(timed, implementation)
     tolerance = TOLERANCE[dtype]
     if not errors[OURS] <= tolerance:
-        raise ArithmeticError(f"{case.label(std)}: error {errors[OURS]}, at most {tolerance}")
+        raise ArithmeticError(
+            f"{case.label(std)}: error {errors[OURS]}; expected at most {tolerance}"
+        )
     rounds = bench.interleave(runs, lambda: case.draw(std, clock.device, dtype))
     base = next(name for name in (PLAIN, TORCHVISION, OURS) if name in runs)
     return rounds.summary(base) | {"memory_mib": memory, "error": errors, "missing": missing}

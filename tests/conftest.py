@@ -10,7 +10,7 @@ from devices import DEVICES
 # cuBLAS needs this for deterministic matrix multiplies, and reads it once.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# Sums of a few hundred products of numbers near 1.
+# Allowed differences of sums of a few hundred products of numbers near 1.
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},
     torch.float32: {"rtol": 1e-4, "atol": 1e-4},

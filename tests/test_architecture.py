@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "d2_deformable"
-# From low to high. A part may import from its own row and from rows above it in this list.
+# From low to high. A part may import from its own row and from earlier ones in this list.
 ROWS = [
     {"utils", "compat", "needs_detectron2"},
     {"ops"},
@@ -93,7 +93,7 @@ def includes(path):
     return set(re.findall(r"^#include [<\"](.+)[>\"]", path.read_text(), flags=re.M))
 
 
-def test_kernels_know_nothing_of_aten():
+def test_kernels_do_not_include_aten():
     """Kernels without ATen compile for another architecture in seconds, and run in the emulator
     without CUDA."""
     csrc = ROOT / "csrc"
@@ -215,5 +215,5 @@ def test_a_wrong_import_is_found(module, source):
         ("d2_deformable.__init__", "from . import modeling, ops\nfrom .config import x"),
     ],
 )
-def test_a_right_import_is_not(module, source):
+def test_an_allowed_import_is_accepted(module, source):
     assert not list(violations(source, module))

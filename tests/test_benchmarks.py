@@ -74,7 +74,7 @@ def test_models_writes_all_rows(tmp_path, device, one_thread):
     assert sum(TORCHVISION in row["ms"] for row in rows) == 2
 
 
-def test_goes_on_where_it_stopped(tmp_path, one_thread, capsys):
+def test_continues_where_it_stopped(tmp_path, one_thread, capsys):
     file = tmp_path / "ops.json"
     options = ("--json", file, "--only", "small 64ch 56x56, ")
     assert smoke(ops, *options, "--seconds", "1e-9") == 2  # no time for anything
@@ -137,7 +137,7 @@ def test_ratios_are_taken_within_a_round():
     assert rounds.ratio("ours", "plain") == [2.0, 2.0, 3.0]
 
 
-def test_rounds_end_at_the_deadline_and_go_on():
+def test_rounds_end_at_the_deadline_and_continue():
     order, result = rounds_of({"ours": 2.0, "plain": 1.0}, deadline=0.0)
     assert order == [(0, "ours"), (0, "plain")]  # one round, since otherwise none would ever run
     order, result = rounds_of({"ours": 2.0, "plain": 4.0}, earlier=result)
@@ -156,13 +156,13 @@ class BusyAt:
         return self.looks not in self.busy
 
 
-def test_busy_rounds_are_drawn_again():
+def test_busy_rounds_are_repeated():
     order, result = rounds_of({"ours": 1.0}, BusyAt(2))  # after the second round, before the third
     assert [inputs for inputs, _ in order] == [0, 1, 2, 3, 4]
     assert (result.discarded, result.busy) == (2, 0)
 
 
-def test_but_not_for_ever():
+def test_busy_rounds_are_kept_after_enough_discards():
     order, result = rounds_of({"ours": 1.0}, BusyAt(*range(99)))
     assert (len(order), result.discarded, result.busy) == (9, 6, 3)
 
@@ -215,7 +215,7 @@ def test_a_wrong_operator_stops_the_benchmark(monkeypatch, one_thread):
         smoke(ops, "--only", "small 64ch 56x56, offsets 8 px, forward")
 
 
-def test_torchvision_takes_the_place_of_our_operator(monkeypatch):
+def test_torchvision_replaces_our_operator(monkeypatch):
     def theirs(input, offset, weight, *others, **arguments):
         return offset[:, :1]
 
@@ -226,7 +226,7 @@ def test_torchvision_takes_the_place_of_our_operator(monkeypatch):
     assert layer(torch.ones(1, 2, 4, 5)).shape == (1, 3, 4, 5)
 
 
-def test_offsets_are_of_two_pixels():
+def test_offsets_have_a_standard_deviation_of_two_pixels():
     network = networks.REDUCED[0]
     _, model = network.models(CPU)
     inputs, offsets = network.draw(CPU), []
@@ -238,7 +238,7 @@ def test_offsets_are_of_two_pixels():
     assert [round(x.std().item(), 3) for x in offsets] == [2.0] * 3
 
 
-def test_poison_is_what_a_next_call_gets(device):
+def test_a_later_call_gets_the_poison(device):
     """One of the next calls gets it: the C library may first return other blocks of that size."""
     size = 100, 100  # large blocks may go back to the system
     clock.poison({"output": torch.empty(size, device=device)}, torch.float32)
@@ -246,7 +246,7 @@ def test_poison_is_what_a_next_call_gets(device):
     assert any(block.isnan().any() for block in blocks)
 
 
-def test_peak_memory_is_that_beyond_the_results(device):
+def test_peak_memory_excludes_the_results(device):
     def call():
         passing = torch.ones(24 << 20, dtype=torch.uint8, device=device)
         return {"output": torch.ones(8 << 20, dtype=torch.uint8, device=device) * passing[0]}
@@ -317,7 +317,7 @@ def with_gpu(monkeypatch):
     return gpu
 
 
-def test_gpu_records_failures_and_goes_on(with_gpu, tmp_path, monkeypatch):
+def test_gpu_records_failures_and_continues(with_gpu, tmp_path, monkeypatch):
     def step(run, out):
         fails = "print('before'); raise SystemExit('no such kernel')"
         yield "fails", lambda: run(sys.executable, "-c", fails)
@@ -340,7 +340,7 @@ def test_gpu_records_failures_and_goes_on(with_gpu, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there are CUDA kernels")
-def test_gpu_does_not_take_the_cpu_for_a_gpu(tmp_path, monkeypatch):
+def test_gpu_refuses_a_library_without_kernels(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no kernels"):
         gpu.needs_kernels(gpu.Run(tmp_path, "tests", 60))
 

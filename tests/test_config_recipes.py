@@ -138,7 +138,7 @@ DETECTOR = {
     },
 }
 
-# experiments/*/cfgs/*.yaml; test_image_visits says where the schedules come from.
+# experiments/*/cfgs/*.yaml; test_image_visits shows where the schedules come from.
 DATA_SET = {
     "VOC-Detection": {
         "DATASETS.TRAIN": ("voc_2007_trainval", "voc_2012_trainval"),
@@ -305,7 +305,7 @@ SEGMENTATION_SET = {
         "INPUT.MAX_SIZE_TEST": 600,
         "SOLVER.MAX_ITER": 63500,
         "SOLVER.STEPS": (42300,),
-        "SOLVER.WARMUP_METHOD": "linear",  # of no iterations
+        "SOLVER.WARMUP_METHOD": "linear",  # no effect, since it has 0 iterations
         "SOLVER.WARMUP_FACTOR": 0.001,
         "SOLVER.WARMUP_ITERS": 0,
         "TEST.SEM_SEG_RESOLUTION": "resized_ground_truth",
@@ -317,7 +317,7 @@ SEGMENTATION_SET = {
         "INPUT.CROP.ENABLED": True,
         "INPUT.CROP.TYPE": "absolute",
         "INPUT.CROP.SIZE": [768, 1024],
-        "INPUT.MIN_SIZE_TRAIN": (768,),  # of the crop
+        "INPUT.MIN_SIZE_TRAIN": (768,),  # size of the crop
         "INPUT.MAX_SIZE_TRAIN": 1024,
         "INPUT.MIN_SIZE_TEST": 1024,
         "INPUT.MAX_SIZE_TEST": 2048,

@@ -154,7 +154,7 @@ def test_a_variant_says_only_what_its_base_does_not(path):
 
 
 @pytest.mark.parametrize("path", ZOO, ids=relative)
-def test_zoo_yaml_is_another_network_of_ours_trained_otherwise(path):
+def test_a_zoo_yaml_changes_only_the_training_of_its_base(path):
     changes = yaml.safe_load(path.read_text())
     base = path.parent / changes.pop("_BASE_")
     assert base.resolve() in MODELS and base.name == path.name

@@ -73,7 +73,7 @@ def lines(folder):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def test_learns_colours_and_says_how_to_use_them(tool, arguments, data, tmp_path, capsys):
+def test_learns_colours_and_prints_how_to_use_the_weights(tool, arguments, data, tmp_path, capsys):
     shutil.rmtree(data / "train")
     write_images(data / "train", 40)
     narrow = ["--arch", "R_18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
@@ -134,7 +134,7 @@ class Draws(torch.utils.data.Dataset):
         return torch.zeros(3, 2, 2), i % 3
 
 
-def test_every_epoch_has_its_order_and_its_crops(tmp_path):
+def test_every_epoch_has_its_own_order_and_crops(tmp_path):
     data = Draws()
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     train(model, (data, Draws()), tmp_path, epochs=2, batch_size=6, num_workers=0)
@@ -180,7 +180,7 @@ def test_two_processes_train_one_network_and_test_every_image(arguments, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["rfcn_AIR", "faster_rcnn_AIR_dconv3_dpool"])
-def test_every_weight_lands_in_a_detector(tool, arguments, tmp_path, name, caplog):
+def test_every_weight_loads_into_a_detector(tool, arguments, tmp_path, name, caplog):
     tool.main([*arguments, "--epochs", "1"])
     cfg = get_cfg()
     add_deformable_config(cfg)

@@ -78,7 +78,7 @@ def test_weights_are_read_safely(run, tmp_path, way):
     assert not sign.exists()
 
 
-def test_trains_on_from_safetensors(run, tmp_path):
+def test_training_starts_from_safetensors(run, tmp_path):
     run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
     weights = read_weights(tmp_path / "output/model_final.pth")
     write_weights(weights, tmp_path / "first.safetensors")
@@ -130,7 +130,7 @@ def test_refuses_to_evaluate_random_weights(run):
         run("--eval-only")
 
 
-def test_evaluates_nothing_that_it_cannot_load_or_use(run, tmp_path):
+def test_refuses_to_evaluate_what_it_cannot_load_or_use(run, tmp_path):
     file = str(tmp_path / "other.pth")
     run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
     weights = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]

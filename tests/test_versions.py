@@ -1,4 +1,4 @@
-"""The supported torch versions are those of the Makefile's table wherever they are named."""
+"""All files that name the supported torch versions agree with the Makefile's table."""
 
 import re
 from pathlib import Path

@@ -47,5 +47,5 @@ rpn = L(RPN)(
 
 
 def dconv(model, last: int):
-    """Make so many of the last 3x3 convolutions deformable (MODEL.RESNETS.DEFORM_NUM_LAYERS)."""
+    """Make the last `last` 3x3 convolutions deformable (MODEL.RESNETS.DEFORM_NUM_LAYERS)."""
     model.backbone.deform_num_layers = last

@@ -16,13 +16,13 @@
 at::Tensor read_ppm(const char* path) {
   std::ifstream file(path, std::ios::binary);
   std::string magic;
-  int64_t width = 0, height = 0, most = 0;
-  file >> magic >> width >> height >> most;
+  int64_t width = 0, height = 0, maximum = 0;
+  file >> magic >> width >> height >> maximum;
   file.get();  // the one blank after the header
-  TORCH_CHECK(file && magic == "P6" && most == 255, path, " is no binary PPM file of 8 bits");
+  TORCH_CHECK(file && magic == "P6" && maximum == 255, path, " is no binary PPM file of 8 bits");
   at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
   file.read(reinterpret_cast<char*>(pixels.data_ptr<uint8_t>()), pixels.numel());
-  TORCH_CHECK(file, path, " ends early");
+  TORCH_CHECK(file, path, " is truncated");
   return pixels.permute({2, 0, 1}).flip(0).to(at::kFloat);  // flip: INPUT.FORMAT is BGR
 }
 

@@ -30,7 +30,7 @@ def is_color(pixel, color):
 
 
 @pytest.mark.parametrize("size", [(60, 80), (600, 800), (1200, 1600)])
-def test_boxes_lie_where_they_are_at_every_image_size(size):
+def test_boxes_are_drawn_in_place_at_every_image_size(size):
     height, width = size
     found = detections(size, [[0.25 * width, 0.5 * height, 0.75 * width, height]], [0.9])
     shown = pixels(draw.draw_detections(np.full((*size, 3), 255, np.uint8), found, ["cat"]))

@@ -55,7 +55,7 @@ def test_mean_over_the_6_horizontal_and_6_vertical_pairs():
     torch.testing.assert_close(values, torch.full_like(values, expected))
 
 
-def test_a_turned_and_grown_grid_and_one_for_each_filter():
+def test_a_rotated_grid_that_grows_from_filter_to_filter():
     y, x = torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij")
     grid = torch.stack([y, x], dim=-1).flatten(0, 1)
     turned = grid @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
@@ -104,7 +104,7 @@ def test_sizes_by_area():
     assert sizes_of([[0, 0, 40, 40]], limits=(10, 39))["large"] == 4 * 4
 
 
-def test_of_overlapping_boxes_the_smallest_or_the_largest_counts():
+def test_the_smallest_or_largest_of_overlapping_boxes_counts():
     for boxes in ([[0, 0, 300, 300], [0, 0, 50, 50]], [[0, 0, 50, 50], [0, 0, 300, 300]]):
         assert sizes_of(boxes)["small"] == 25
         assert sizes_of(boxes)["large"] == 900 - 25

@@ -37,7 +37,7 @@ def count_by_both(layer, image, *args):
 
 @pytest.mark.parametrize("geometry", GEOMETRY)
 @pytest.mark.parametrize("modulated", [False, True])
-def test_a_deformable_convolution_is_a_plain_one_and_its_samples(geometry, modulated):
+def test_a_deformable_convolution_costs_a_plain_one_and_its_samples(geometry, modulated):
     image = torch.rand(4, 11, 13)
     plain = count_by_both(nn.Conv2d(4, 6, 3, **geometry), image)
     layer = DeformConv2d(4, 6, 3, offset_groups=2, modulated=modulated, **geometry)

@@ -33,7 +33,7 @@ class Net(nn.Module):
         return [{}]
 
 
-def test_branches_do_not_stand_on_one_another():
+def test_parallel_branches_are_not_stacked():
     net = Inception()
     layers = {name: getattr(net, name) for name in ("a", "b1", "b2")}
     below = layers_below(net, layers, torch.rand(1, 4, 8, 8))

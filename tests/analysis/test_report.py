@@ -123,7 +123,7 @@ def test_report_of_a_deformable_network(make_run, two_objects, head):
     assert Image.open(io.BytesIO(data)).size == Image.open(folder / "pictures" / names[0]).size
 
 
-def test_report_needs_nothing_but_itself_and_escapes(make_run, two_objects):
+def test_report_is_self_contained_and_escaped(make_run, two_objects):
     page = Page(report.write_report(make_run("warped_shapes_rfcn_R_18.yaml"), num_images=1))
     assert not {"script", "link", "iframe", "base", "object"} & set(page.tags)
     for name, value in page.attributes:
@@ -154,7 +154,7 @@ def evaluable_run(make_run, tmp_path, monkeypatch):
     return folder
 
 
-def test_another_checkpoint_stands_beside(evaluable_run, two_objects, tmp_path, monkeypatch):
+def test_another_checkpoint_is_shown_beside(evaluable_run, two_objects, tmp_path, monkeypatch):
     folder = evaluable_run
     own = torch.load(folder / "model_final.pth")["model"]
     torch.save({"model": {name: value / 2 for name, value in own.items()}}, tmp_path / "<b>.pth")

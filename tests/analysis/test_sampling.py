@@ -80,7 +80,7 @@ def test_each_tap_takes_its_own_offset_of_the_nearest_cell():
     torch.testing.assert_close(points[0, 8 * 9 + 0], torch.tensor([4.6, 3.8]))
 
 
-def test_what_lies_beyond_the_border_leads_nowhere():
+def test_paths_end_beyond_the_border():
     layer = conv_offsets(dilation=2)
     _, inside = compose_taps([layer], cell(0, 0))
     assert inside.tolist() == [[False] * 4 + [True, True] + [False] + [True, True]]
@@ -92,13 +92,13 @@ def test_what_lies_beyond_the_border_leads_nowhere():
     assert not inside[0, 8]
 
 
-def test_offsets_of_a_diverged_network_see_nothing():
+def test_offsets_of_a_diverged_network_give_no_points():
     for value in (float("nan"), float("inf"), 1e30):
         _, inside = compose_taps([conv_offsets(value)] * 2, cell(8, 8))
         assert not inside.any()
 
 
-def test_groups_have_points_of_their_own():
+def test_groups_have_their_own_points():
     offset = torch.tensor([0.0, 3.0])[:, None, None, None, None]
     points, inside = compose_taps([conv_offsets(offset, groups=2)], cell(8, 8))
     assert points.shape == (2, 9, 2) and inside.shape == (2, 9)

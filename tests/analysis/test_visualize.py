@@ -69,7 +69,7 @@ def test_units_are_background_smallest_and_largest():
     assert [unit["title"] for unit in units] == ["background"]
 
 
-def test_units_of_a_segmentation_stand_on_its_classes():
+def test_units_of_a_segmentation_are_on_its_classes():
     labels = torch.ones(64, 96, dtype=torch.int64)
     labels[20:31, 50:61] = 0
     units = shown(inspection(pools=0, labels=labels))["sampling_points"]["units"]

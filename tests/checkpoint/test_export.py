@@ -31,7 +31,7 @@ def trained(network, tmp_path):
     return tmp_path / "model.pth"
 
 
-def test_weights_become_half_and_the_rest_goes(trained, network, tmp_path):
+def test_weights_become_half_and_the_rest_is_dropped(trained, network, tmp_path):
     export_checkpoint(trained, tmp_path / "out.pth")
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     assert list(content) == ["model"]

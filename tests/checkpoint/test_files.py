@@ -214,7 +214,7 @@ def mmengine(monkeypatch):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_objects_of_mmengine_are_passed_over(legacy, tmp_path, mmengine):
+def test_objects_of_mmengine_are_skipped(legacy, tmp_path, mmengine):
     content = {"state_dict": {"a": torch.ones(2)}, "message_hub": {"loss": Log()}, "meta": {}}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
     assert mmengine(tmp_path / "a.pth")["a"].tolist() == [1, 1]
@@ -235,7 +235,7 @@ def test_objects_of_mmengine_are_no_weights(tmp_path, mmengine):
     ],
     ids=["instance of another class", "attribute of another class", "call"],
 )
-def test_nothing_else_is_made_asked_or_called(program, tmp_path):
+def test_no_other_object_is_created_inspected_or_called(program, tmp_path):
     (tmp_path / "a.pkl").write_bytes(program)
     with pytest.raises(FileFormatError, match="makes or asks an instance|calls something that"):
         read_weights(tmp_path / "a.pkl")

@@ -48,7 +48,7 @@ def bounded():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
-def test_the_good_ones_are_good(tmp_path):
+def test_the_good_files_are_read(tmp_path):
     for name, data in hostile.good_files().items():
         (tmp_path / name).write_bytes(data)
         read = read_weights(tmp_path / name)
@@ -92,7 +92,7 @@ def test_programs(refuse, bounded, tmp_path, layout):
         assert not sign.exists(), name
 
 
-def test_lies(refuse, bounded):
+def test_inconsistent_files(refuse, bounded):
     for name, data in hostile.inconsistent().items():
         refuse(name, data)
 

@@ -92,7 +92,7 @@ def test_a_file_without_arrays(read):
     assert read(file_bytes({})) == {}
 
 
-def test_values_can_be_written_to(read):
+def test_arrays_are_writable(read):
     read(file_bytes(ARRAYS))["arg:conv1_weight"].zero_()
 
 
@@ -150,7 +150,7 @@ def test_a_wrong_file_says_what_is_wrong(read, content, message):
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
-def test_a_file_cut_off_anywhere(read, version):
+def test_a_file_truncated_anywhere(read, version):
     content = file_bytes(ARRAYS, version)
     for size in range(len(content)):
         with pytest.raises(FileFormatError):
@@ -158,7 +158,7 @@ def test_a_file_cut_off_anywhere(read, version):
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
-def test_every_bit_of_a_file_turned_over(read, version):
+def test_every_flipped_bit(read, version):
     """A flipped bit changes values or names, or raises FileFormatError; memory use stays low."""
     content = file_bytes({"a": np.ones((1, 2), dtype=np.float16), "b": np.ones(1)}, version)
     refused = 0

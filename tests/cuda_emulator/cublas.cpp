@@ -99,7 +99,7 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(
 
 // For the tests: writes the multiplies since the last call, at most `size`, and returns their
 // number.
-extern "C" int64_t take_products(Gemm* to, int64_t size) {
+extern "C" int64_t take_gemms(Gemm* to, int64_t size) {
   const int64_t count = gemms.size();
   std::copy_n(gemms.begin(), std::min(count, size), to);
   gemms.clear();

@@ -71,10 +71,10 @@ class Operator:
     def backward(self, *arguments, **keywords):
         return self._call(f"{self.name}_backward", arguments, keywords)
 
-    def take_products(self):
+    def take_gemms(self):
         """(compute type, math mode of the handle) of each cuBLAS GEMM since the last call."""
         words = (ctypes.c_int32 * 2000)()
-        count = self.library.take_products(words, ctypes.c_int64(len(words) // 2))
+        count = self.library.take_gemms(words, ctypes.c_int64(len(words) // 2))
         assert count <= len(words) // 2
         return list(zip(words[: 2 * count : 2], words[1 : 2 * count : 2]))
 

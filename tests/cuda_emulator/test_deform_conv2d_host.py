@@ -209,18 +209,18 @@ def settings():
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[len("torch.") :])
 @pytest.mark.parametrize("matmul", ["ieee", "tf32"])
 @pytest.mark.parametrize("conv", ["ieee", "tf32"])
-def test_products_have_the_precision_of_convolutions(conv, matmul, dtype, operator):
+def test_matrix_multiplies_have_the_precision_of_convolutions(conv, matmul, dtype, operator):
     torch.backends.cudnn.conv.fp32_precision = conv
     torch.backends.cuda.matmul.fp32_precision = matmul
     before = settings()
-    operator.take_products()
+    operator.take_gemms()
     record(CALLS["channels-last"], operator, dtype)
     compute_type = COMPUTE_64F if dtype == torch.float64 else COMPUTE_32F
     if dtype == torch.float32 and conv == "tf32":
         compute_type = COMPUTE_32F_FAST_TF32
-    products = operator.take_products()
-    assert len(products) > 4
-    assert set(products) == {(compute_type, DISALLOW_REDUCED_PRECISION_REDUCTION)}
+    gemms = operator.take_gemms()
+    assert len(gemms) > 4
+    assert set(gemms) == {(compute_type, DISALLOW_REDUCED_PRECISION_REDUCTION)}
     assert settings() == before
     # The mode that ATen set is restored for the next user of the handle.
     assert operator.library.math_mode() == (3 if matmul == "tf32" else 0)

@@ -36,7 +36,7 @@ def cfg(request, voc, register, root):
         MetadataCatalog.remove(name)
 
 
-def test_training_drops_them_and_images_of_nothing_else(cfg, caplog, monkeypatch):
+def test_training_drops_them_and_images_without_others(cfg, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
     caplog.set_level(logging.INFO)
     (image,) = without_difficult(cfg)
@@ -65,7 +65,7 @@ def test_a_loader_that_gives_the_same_dicts_again(cfg):
         DatasetCatalog.remove("difficult_cached")
 
 
-def test_the_trainer_asks_the_key(cfg):
+def test_the_trainer_reads_the_key(cfg):
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 2
     for drop, images in ((False, {"000001", "000002"}), (True, {"000001"})):
         cfg.INPUT.DROP_DIFFICULT = drop
@@ -75,7 +75,7 @@ def test_the_trainer_asks_the_key(cfg):
         assert drop != any(1 in x["instances"].gt_classes for x in seen)
 
 
-def test_a_set_of_nothing_else_is_refused(write_voc, voc_object, register):
+def test_a_set_of_difficult_objects_only_is_refused(write_voc, voc_object, register):
     write_voc("000001", voc_object("dog", (1, 1, 20, 20), HARD))
     cfg = register(all_hard="{FORMAT: voc, ROOT: set, CLASSES: [dog]}")
     cfg.DATASETS.TRAIN = ("all_hard",)

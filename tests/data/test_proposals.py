@@ -104,6 +104,6 @@ def test_a_proposal_file_does_not_run(cfg, root, split):
     assert not sign.exists()
 
 
-def test_nothing_is_asked_of_other_networks(cfg):
+def test_other_networks_are_not_checked(cfg):
     cfg.MODEL.LOAD_PROPOSALS = False
     check_proposals(cfg)

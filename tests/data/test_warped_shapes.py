@@ -143,7 +143,7 @@ def test_masks_of_classes(register, root):
         assert np.array_equal(np.array(Image.open(record["sem_seg_file_name"])), expected)
 
 
-def test_masks_are_written_once_and_at_once(root, monkeypatch):
+def test_masks_are_written_once_and_atomically(root, monkeypatch):
     form = WarpedShapesFormat(root, num_images=3, image_size=32, task="segmentation")
     form._generate()
     with ThreadPoolExecutor(3) as pool:

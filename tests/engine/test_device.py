@@ -9,7 +9,7 @@ from d2_deformable.engine import fall_back_to_cpu
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_without_a_gpu_the_cpu_is_taken(device, monkeypatch, caplog):
+def test_without_a_gpu_the_cpu_is_used(device, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("d2_deformable"), "propagate", True)
     caplog.set_level(logging.INFO)
     cfg = get_cfg()

@@ -147,7 +147,7 @@ def test_rois_are_rounded_as_the_operator_does(round_rois, outside):
     assert logged(run(Pool(), 1, period=1), "pool/outside") == pytest.approx([outside])
 
 
-def test_boxes_of_mmdetection_have_no_smallest_size():
+def test_boxes_of_mmdetection_have_no_minimum_size():
     class Align(nn.Module):
         def __init__(self):
             super().__init__()
@@ -171,7 +171,7 @@ def test_all_passes_of_a_step_count():
     assert logged(loop, "conv/mean") == logged(loop, "vote/mean") == [pytest.approx(2)]
 
 
-def test_a_pass_without_gradient_does_not():
+def test_a_pass_without_gradient_does_not_count():
     model = Model()
     shift(model, 3.0, 4.0)
 
@@ -218,7 +218,7 @@ def test_idle(health):
     assert not [name for name in loop.storage.histories() if name.startswith("offsets")]
 
 
-def test_a_step_without_rois_or_forward_puts_nothing():
+def test_a_step_without_rois_or_forward_logs_nothing():
     model = Model()
     loop = run(model, 1, lambda trainer: model.pool(torch.ones(1, 4, 8, 8), ROIS[:0], 1), period=1)
     assert not loop.storage.histories()
@@ -302,7 +302,7 @@ def test_samples_moved_out_of_the_map_are_reported(caplog):
     assert "conv" not in text.split(". Lower")[0]
 
 
-def test_samples_outside_a_fixed_grid_are_no_fault(caplog):
+def test_samples_that_are_outside_without_offsets_are_not_reported(caplog):
     model = Model()
     shift(model, 0.02, 0.0)
     assert not warnings(caplog, model, 1, max_outside=0.05)  # 7 % are outside without offsets

@@ -120,7 +120,7 @@ def test_detectron2s_own_backbones_read_no_number_of_layers(cfg, name):
         "build_deform_resnet_fpn_backbone",
     ],
 )
-def test_ours_do(cfg, name):
+def test_our_backbones_read_the_number_of_layers(cfg, name):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.BACKBONE.NAME = name
     cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1

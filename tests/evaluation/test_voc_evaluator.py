@@ -78,7 +78,7 @@ def test_hand_made_case(data_set, process):
     assert list(results)[:3] == ["AP", "AP50", "AP70"]
 
 
-def test_each_detection_looks_at_its_best_ground_truth_only(data_set, process):
+def test_each_detection_is_compared_with_its_best_ground_truth_only(data_set, process):
     shifted = (14, 10, 34, 30)  # IoU with BOX 2/3
     name = data_set({"a": [(0, BOX), (0, shifted)]})
     # Both overlap BOX most; the second also overlaps `shifted` by .6 but is a duplicate.

@@ -72,7 +72,7 @@ def test_it_says_that_it_compared_nothing(run, photo):
     assert "0 detections" in printed and "no detections on this image" in printed
 
 
-def test_a_file_that_differs_is_not_left(run, tool, photo, tmp_path, monkeypatch):
+def test_a_file_that_differs_is_removed(run, tool, photo, tmp_path, monkeypatch):
     load = tool.load_exported
 
     def broken(*arguments):

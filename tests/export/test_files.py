@@ -73,7 +73,7 @@ def test_every_network_on_every_size(format, name, written):
     assert check(model, nothing, exported(nothing)) == 0 or "deeplab" in name
 
 
-def test_the_traced_image_does_not_tell_what_is_found(written, tmp_path):
+def test_detections_do_not_depend_on_the_traced_image(written, tmp_path):
     """The network is traced on an image on which it finds nothing."""
     model, _, nothing = written("torchscript", "mask_rcnn")
     export_torchscript(model, nothing, tmp_path / "file")

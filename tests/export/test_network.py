@@ -59,7 +59,7 @@ def test_the_network_itself_stays_as_it_is():
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_detectron2_is_put_back_also_after_an_error():
+def test_detectron2_is_restored_even_after_an_error():
     clip = Boxes.clip
     with pytest.raises(ZeroDivisionError), traceable():
         assert Boxes.clip is not clip
@@ -67,7 +67,7 @@ def test_detectron2_is_put_back_also_after_an_error():
     assert Boxes.clip is clip
 
 
-def test_detectron2_is_put_back_also_after_threads():
+def test_detectron2_is_restored_even_after_threads():
     clip, network, image = Boxes.clip, inference_network(small_network("rfcn")), noise(64, 64)
     threads = [
         threading.Thread(target=lambda: [network(image) for _ in range(5)]) for _ in range(4)

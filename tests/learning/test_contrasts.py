@@ -112,7 +112,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_the_page_shows_the_records_and_keeps_what_is_by_hand(root):
+def test_the_page_shows_the_records_and_keeps_its_text(root):
     page.write_page(root)
     blocks = 1 + 2 * len(TASKS)
     assert (root / "docs/RESULTS.md").read_text().count("Not measured yet.") == blocks

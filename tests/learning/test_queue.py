@@ -138,7 +138,7 @@ def test_arms_of_a_failing_trunk_wait(root):
     assert [name for name, _ in trained(root)] == [NAMES[0]]
 
 
-def test_an_interrupted_run_goes_on_and_its_seconds_count(root):
+def test_an_interrupted_run_continues_and_its_seconds_count(root):
     stub(root, "Path('busy').touch(); time.sleep(60)")
     trainings = learning.run_queue(root, [FIRST], seconds_between_looks=0.01)
 
@@ -162,13 +162,13 @@ def test_an_interrupted_run_goes_on_and_its_seconds_count(root):
     assert record(root, NAMES[0])["processes"] == 2
 
 
-def test_seconds_are_written_down_while_it_trains(root):
+def test_seconds_are_recorded_while_it_trains(root):
     """A queue that is killed could not record them afterwards."""
     if not Path("/proc/self/stat").is_file():
         pytest.skip("only Linux reports the CPU seconds of a running process")
     stub(root, "log = folder / 'processes.json'\nfor i in range(400):\n    time.sleep(0.01)\n"
          "    if json.loads(log.read_text())[-1]['cpu_seconds'] >= 0.1: break\n"
-         "else: sys.exit('nobody counts')")  # fmt: skip
+         "else: sys.exit('no CPU seconds recorded')")  # fmt: skip
     assert trained(root)[0] == (NAMES[0], "")
 
 
@@ -191,7 +191,7 @@ def test_several_at_a_time(root):
     assert sorted(trained(root, workers=2)) == sorted((name, "") for name in NAMES[1:])
 
 
-def test_progress_tells_what_is_left(root):
+def test_progress_shows_what_is_left(root):
     assert "3 runs left, about 0.0 CPU hours, and 3 of a kind" in learning.progress(root, [FIRST])
     trained(root)
     lines = learning.progress(root, [FIRST, SECOND]).splitlines()

@@ -90,7 +90,7 @@ def test_by_the_environment(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("url", [None, "elsewhere.pth"])
-def test_another_file_is_never_given(lab, url):
+def test_another_file_is_never_returned(lab, url):
     model_zoo.register_index(write(lab, url=url))
     (lab / (url or "acme/shapes.pth")).write_bytes(b"not it")
     with pytest.raises(OSError, match="is not the checkpoint acme/shapes.pth .*correct .*index.js"):

@@ -142,7 +142,7 @@ def test_res5_dilates_every_larger_kernel(cfg):
 
 
 @pytest.mark.parametrize("stride_in_1x1, strided", [(False, "a1 b1"), (True, "a_reduce b_reduce")])
-def test_where_the_stride_stands(cfg, stride_in_1x1, strided):
+def test_layers_with_the_stride(cfg, stride_in_1x1, strided):
     set_air(cfg).STRIDE_IN_1X1 = stride_in_1x1
     block = build(cfg).res3[0]
     names = [n for n, m in block.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]

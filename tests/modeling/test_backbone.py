@@ -127,7 +127,7 @@ def test_layers_by_name_join_those_by_number_and_by_stage(cfg):
 
 
 @pytest.mark.parametrize("name", ["res5.2.conv3", "backbone.res5.2.conv2", "res5.3.conv2"])
-def test_an_unknown_name_brings_those_near_it(cfg, name):
+def test_an_unknown_name_suggests_similar_ones(cfg, name):
     small(cfg).MODEL.RESNETS.DEFORM_LAYERS = ["res5.1.conv2", name]
     with pytest.raises(ValueError) as error:
         build_deform_resnet_backbone(cfg, IMAGE)

@@ -1,4 +1,4 @@
-"""Whole networks in channels-last memory: the same results, and the format lasts."""
+"""Whole networks in channels-last memory: the same results, and the format is kept."""
 
 import pytest
 import torch

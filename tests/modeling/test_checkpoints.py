@@ -82,7 +82,7 @@ class RecordingCheckpointer(DetectionCheckpointer):
 
 @pytest.mark.parametrize("num_layers", [0, 3])
 @pytest.mark.parametrize("layout", ["native", "zoo", "heuristics", "caffe2"])
-def test_every_plain_weight_lands(cfg, tmp_path, layout, num_layers):
+def test_every_plain_weight_is_loaded(cfg, tmp_path, layout, num_layers):
     source = detector(cfg, 0)
     model = detector(cfg, num_layers)
     checkpointer = RecordingCheckpointer(model)
@@ -91,9 +91,9 @@ def test_every_plain_weight_lands(cfg, tmp_path, layout, num_layers):
 
     whole = layout in ("native", "zoo")
     expected, actual = source.state_dict(), model.state_dict()
-    landed = [k for k in expected if whole or k.startswith("backbone.") and "running" not in k]
-    assert len(landed) > 100
-    for key in landed:
+    loaded = [k for k in expected if whole or k.startswith("backbone.") and "running" not in k]
+    assert len(loaded) > 100
+    for key in loaded:
         assert torch.equal(actual[key], expected[key]), key
     assert not incompatible.unexpected_keys
     missing = set(incompatible.missing_keys)

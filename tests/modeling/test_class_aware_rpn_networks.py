@@ -18,7 +18,7 @@ def num_parameters(model):
 
 @pytest.mark.parametrize("dims, classes, sizes", [([512], 20, 3), ([512], 80, 4), ([], 20, 3)])
 def test_parameters_of_resnet_101(dims, classes, sizes):
-    """SPEC's 49.43 M and, without the 3x3 convolution, 44.83 M on VOC."""
+    """49.43 M on VOC and, without the 3x3 convolution, 44.83 M."""
     cfg = load(CONFIGS / "Base-class_aware_rpn.yaml")
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.RESNETS.DEPTH = 101

@@ -94,7 +94,7 @@ def test_boxes_are_clipped_to_the_original_image(build):
 
 @pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_given_boxes_take_the_place_of_proposals(build, kind):
+def test_given_boxes_replace_proposals(build, kind):
     model = build(*HEADS[kind])
     inputs = [image(height=128, width=192), image(48, 80)]
     images = model.preprocess_image(inputs)
@@ -155,9 +155,9 @@ def test_bad_input_is_named(build):
         predict_raw(model, [image()])
 
 
-def test_heads_with_a_way_of_their_own_are_refused(build):
+def test_heads_with_their_own_inference_are_refused(build):
     class OwnWay(RFCNHeads):
-        """Heads whose inherited `predict_boxes` would differ from what they detect."""
+        """Heads whose own inference differs from the inherited `predict_boxes`."""
 
         def _forward_box(self, features, proposals):
             raise NotImplementedError

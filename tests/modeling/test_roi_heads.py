@@ -194,7 +194,7 @@ def test_roi_pooling_of_mmdetection(heads_cfg, name, pooler):
     assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
 
 
-def test_levels_may_have_layers_of_their_own():
+def test_levels_may_have_their_own_layers():
     """A level without RoIs gets a gradient too, because distributed training waits for it."""
     torch.manual_seed(0)
     pools = nn.ModuleList(DeformRoIAlign(4, 3, hidden_channels=8) for _ in range(3))

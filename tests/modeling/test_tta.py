@@ -143,7 +143,7 @@ def test_the_original_image_has_the_coordinates():
 
 
 @pytest.mark.parametrize("agnostic", [True, False])
-def test_a_pass_takes_the_boxes_of_the_one_before(agnostic):
+def test_a_pass_takes_the_boxes_of_the_previous_one(agnostic):
     first = random_answer(20, agnostic=agnostic)
     first[1][::4] = torch.tensor([0.01, 0.02, 0.01, 0.96])  # nothing but background
     found = candidates(first)
@@ -166,7 +166,7 @@ def test_a_pass_takes_the_boxes_of_the_one_before(agnostic):
     assert_equal(detections(output), expected)
 
 
-def test_a_pass_over_a_mirrored_larger_image_sees_it_so():
+def test_a_pass_over_a_mirrored_larger_image_gets_its_coordinates():
     answers = [random_answer(5, 1, size=(60, 80))] * 2 + [random_answer(5, 1, size=(60, 80))] * 2
     model = Scripted(*answers)
     wrap(model, flip=True, iterations=2, score_thresh=0.0)([{**image(), "width": 160}])

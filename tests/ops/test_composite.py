@@ -188,7 +188,7 @@ def test_ps_roi_pool_of_nothing(images, device):
     check_ps_pool(image, rois, output_size=(3, 2), spatial_scale=0.25, round_rois=True)
 
 
-def test_small_bins_of_a_large_map_do_not_suffer_from_float32(device):
+def test_small_bins_of_a_large_map_are_precise_in_float32(device):
     """Running sums of 10^6 pixels of about 100 would lose all decimal places."""
     image = 100 + torch.randn(1, 4, 1000, 1000, device=device)
     rois = torch.tensor([[0.0, 990, 990, 994, 994]], device=device)

@@ -288,7 +288,7 @@ def test_wild_offsets_read_zero(border, value, device):
             assert not tensor.any()
 
 
-def test_wild_input_stays_where_it_is(device):
+def test_an_infinite_pixel_does_not_spread(device):
     """An infinite pixel reaches the outputs that read it, and no others."""
     case = Case(images=2, mask=False)
     inputs = case.inputs(torch.float32, device)

@@ -131,7 +131,7 @@ def test_no_rois_no_images_and_empty_boxes(device):
     assert not any(g.any() for g in gradients)
 
 
-def test_an_offset_that_is_no_number_gives_none(device):
+def test_a_nan_offset_gives_nan(device):
     image, rois, offset = make_inputs(dtype=torch.float32, device=device)
     with torch.no_grad():
         offset[1, 0, 2, 2] = torch.nan

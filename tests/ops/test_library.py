@@ -31,7 +31,7 @@ def test_broken_library_says_how_to_build_it(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files with readelf")
-def test_library_does_not_know_python():
+def test_library_is_independent_of_python():
     """One binary serves every Python version: it needs no symbol and no library of Python."""
     table = subprocess.run(
         ["readelf", "--wide", "--dynamic", "--dyn-syms", _library.PATH],
@@ -57,14 +57,14 @@ def has_kernel(name, key) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", key)
 
 
-def test_defaults_stand_in_the_public_functions_alone():
+def test_only_public_functions_have_defaults():
     for name in ("deform_conv2d", "deform_roi_pool", "ps_roi_pool"):
         for operator in (name, f"{name}_backward"):
             schema = getattr(torch.ops.d2_deformable, operator).default._schema
             assert not [a.name for a in schema.arguments if a.has_default_value()]
 
 
-def test_every_schema_has_its_kernels_and_stands_in_library_cpp():
+def test_every_schema_has_its_kernels_and_is_in_library_cpp():
     schemas = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc" / "library.cpp").read_text())
     assert len(schemas) == 6
     for name in schemas:
@@ -95,7 +95,7 @@ def test_setup_without_torch(monkeypatch):
         ("yes", "13.0", "FORCE_CUDA=yes is neither 0 nor 1"),
     ],
 )
-def test_setup_refuses_cuda_that_cannot_be(monkeypatch, force, version, message):
+def test_setup_refuses_cuda_that_cannot_be_built(monkeypatch, force, version, message):
     monkeypatch.setenv("FORCE_CUDA", force)
     monkeypatch.setattr(torch.version, "cuda", version)
     no_toolkit_anywhere(monkeypatch)
@@ -133,7 +133,7 @@ def test_setup_finds_the_toolkit_behind_a_script(monkeypatch, tmp_path):
     assert runpy.run_path(SETUP)["find_toolkit"]() == home
 
 
-def test_setup_passes_over_a_toolkit_of_another_version(monkeypatch, tmp_path):
+def test_setup_skips_a_toolkit_of_another_version(monkeypatch, tmp_path):
     make_program(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 9.1, V9.1.85'")
     no_toolkit_anywhere(monkeypatch, but=tmp_path)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))

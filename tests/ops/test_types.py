@@ -169,7 +169,7 @@ def test_autocast_keeps_coordinates(name, dtype, device):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_autocast_takes_what_layers_hand_it(name, dtype, device):
+def test_autocast_accepts_mixed_types(name, dtype, device):
     """Maps in half precision with offsets in float32, and the other way round."""
     function, tensors, arguments = calls(torch.float32, device=device)[name]
     tensors = {n: t.detach() for n, t in tensors.items()}

@@ -25,7 +25,7 @@ def convert(source, target, overrides=(), config=FPN, **kwargs):
     return convert_checkpoint("torchvision", source, target, cfg, config_file=config, **kwargs)
 
 
-def test_a_yaml_of_other_weights_does_not_stay(source, tmp_path):
+def test_a_yaml_of_other_weights_is_replaced(source, tmp_path):
     """Otherwise a second conversion's weights would be used with the first one's settings."""
     convert(source, tmp_path / "b.pth", ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"])
     old = (tmp_path / "b.yaml").read_text()
@@ -35,7 +35,7 @@ def test_a_yaml_of_other_weights_does_not_stay(source, tmp_path):
     assert read_config(tmp_path / "b.yaml").MODEL.ROI_HEADS.NUM_CLASSES == 7
 
 
-def test_what_was_given_is_not_written_over(source, tmp_path):
+def test_inputs_are_not_overwritten(source, tmp_path):
     before = source.read_bytes()
     with pytest.raises(ConversionError, match="source.pth is an input and would be over"):
         convert(source, source)

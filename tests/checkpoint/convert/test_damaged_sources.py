@@ -115,7 +115,7 @@ def test_damaged(kind):
         if {kind, source} != {"timm", "torchvision"}  # the same names
     ],
 )
-def test_of_another_project(kind, source):
+def test_tensors_of_another_project(kind, source):
     with pytest.raises(ConversionError):
         convert(kind, good(source))
 

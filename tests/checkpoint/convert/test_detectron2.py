@@ -251,7 +251,7 @@ def test_a_backbone_of_caffe2(tmp_path):
         convert_checkpoint("detectron2", tmp_path / "R-50.pkl", target, cfg)
 
 
-def test_other_classes_are_refused_or_start_anew(tmp_path):
+def test_other_classes_are_refused_or_initialised(tmp_path):
     file = zoo_file(detector(their_config("mask_FPN")).state_dict(), tmp_path / "model_final.pkl")
     other = ["MODEL.ROI_HEADS.NUM_CLASSES", "7"]
     with pytest.raises(ConversionError, match=r"'roi_heads.box_predictor.cls_score.weight' would"):
@@ -298,7 +298,7 @@ def test_a_pkl_does_not_run_when_training_loads_it(tmp_path):
     assert not sign.exists()
 
 
-def test_weights_that_do_not_fit_say_what(tmp_path):
+def test_weights_that_do_not_fit_are_named(tmp_path):
     """In MODEL.WEIGHTS, torch compares the renamed offset layers, not Detectron2."""
     file = zoo_file(detector(their_config("dconv")).state_dict(), tmp_path / "model_final.pkl")
     with pytest.raises(ValueError, match=r"another network.*conv_offset.*\[18, .*\[27, "):

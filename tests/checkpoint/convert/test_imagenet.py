@@ -125,7 +125,7 @@ def test_into_res5_of_a_C4_head(tmp_path):
     assert torch.equal(model.backbone.res4[5].conv3.weight, network.layer3[5].conv3.weight)
 
 
-def test_what_is_reported_of_the_rest(tmp_path):
+def test_other_tensors_are_reported(tmp_path):
     torch.save(source("torchvision resnet18")[1].state_dict(), tmp_path / "a.pth")
     cfg = read_config(FPN, [*SHALLOW, *DEFORMABLE])
     conversion = convert_checkpoint("torchvision", tmp_path / "a.pth", tmp_path / "b.pth", cfg)
@@ -167,7 +167,7 @@ def test_the_command_line_in_a_process_of_its_own(image, tmp_path):
     assert_close(read, expected_features(network, image))
 
 
-def test_timm_says_its_mean_and_std(image, tmp_path):
+def test_mean_and_std_of_timm_are_used(image, tmp_path):
     _, network = source("timm resnet18")
     images = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.5]}
     config = {"architecture": "resnet18.a1_in1k", "pretrained_cfg": images}

@@ -188,7 +188,7 @@ def test_first_names_of_offset_layers(image, converter):
 @pytest.mark.parametrize(
     "name, rule", [("mdconv", "_halved"), ("dpool", "_y_first"), ("mdpool", "_y_first")]
 )
-def test_a_rule_left_out_is_seen(name, rule, image, converter, monkeypatch):
+def test_leaving_out_a_rule_is_detected(name, rule, image, converter, monkeypatch):
     kwargs, yaml = NETWORKS[name]
     theirs = network(image, **kwargs)
     monkeypatch.setattr(mmdet, rule, lambda tensor: tensor)
@@ -209,7 +209,7 @@ def test_a_rule_left_out_is_seen(name, rule, image, converter, monkeypatch):
         ("dpool", "MODEL__ROI_BOX_HEAD__DEFORM_GAMMA", 0.2),
     ],
 )
-def test_another_setting_is_seen(name, key, value, image, converter):
+def test_another_setting_is_detected(name, key, value, image, converter):
     kwargs, yaml = NETWORKS[name]
     theirs = network(image, **kwargs)
     converter.convert(theirs.state_dict(), config(yaml))
@@ -217,7 +217,7 @@ def test_another_setting_is_seen(name, key, value, image, converter):
     assert differ(heads(ours, cfg, image), theirs.heads(image, BOXES))
 
 
-def test_levels_have_offset_layers_of_their_own(image, converter):
+def test_levels_have_their_own_offset_layers(image, converter):
     kwargs, yaml = NETWORKS["dpool"]
     theirs = network(image, **kwargs)
     converter.convert(theirs.state_dict(), config(yaml))
@@ -291,7 +291,7 @@ def test_settings_of_the_config_in_the_file(meta, expected, image, converter):
     )
 
 
-def test_what_has_no_place_is_reported(image, converter):
+def test_unused_tensors_are_reported(image, converter):
     state_dict = network(image).state_dict()
     state_dict["data_preprocessor.mean"] = torch.tensor([10.0, 20, 30]).view(3, 1, 1)
     state_dict["data_preprocessor.std"] = torch.ones(3, 1, 1)

@@ -109,7 +109,7 @@ T __ldg(const T* address) {
 
 inline void __stwb(uint4* address, uint4 value) { *address = value; }
 
-// float, double: what the hardware adds to.
+// The types that the hardware adds atomically: float, double and (below) float4.
 template <typename T, typename = std::enable_if_t<std::is_floating_point_v<T>>>
 D2_HARDWARE void atomicAdd(T* address, T value) {
   cuda_emulator::use(address, sizeof(T), cuda_emulator::Use::kAdd, __builtin_return_address(0));
