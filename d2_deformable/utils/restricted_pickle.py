@@ -226,7 +226,7 @@ class Unpickler(pickle._Unpickler):
     def _tensor(self, storage, offset, size, stride, *_):
         """requires_grad, hooks and metadata are left out: of a checkpoint only values count."""
         if isinstance(storage, torch.storage.TypedStorage):  # screened as a ClaimedStorage before
-            return torch._utils._rebuild_tensor(storage, offset, size, stride)
+            return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride)
         _check(isinstance(storage, ClaimedStorage), "a tensor of it has no storage")
         fits = _are_sizes(size) and _are_sizes(stride) and _are_sizes((offset,))
         fits = fits and len(size) == len(stride)
