@@ -54,7 +54,9 @@ class PartOffsets:
     """How one deformable RoI pooling layer places its parts in one image.
 
     predict: maps boxes (R, 4) in network input pixels to normalised shifts (R, classes, 2, k, k) of
-        (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from.
+        (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from. It calls
+        the layer: the shifts that a forward pass predicts are of proposals, and figure 6 shows
+        those of detected boxes, which the pass has not pooled.
     num_classes: sets of shifts, background included; 1 when all classes share one.
     gamma, round_rois: see `d2_deformable.ops.deform_roi_pool`.
     min_size: see `d2_deformable.ops.geometry.roi_boxes`.

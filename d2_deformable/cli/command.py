@@ -1,7 +1,6 @@
 """Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -13,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import read_config
 from ..data import register_custom_datasets
 from ..engine import fall_back_to_cpu
+from ..utils.files import replace_json
 from ..utils.provenance import commit, machine, versions
 
 # Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
@@ -114,9 +114,5 @@ def write_json(file, result: dict) -> None:
         "versions": versions(),
         "commit": commit(),
     }
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps(provenance | result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    replace_json(file, provenance | result, indent=1, allow_nan=False)
     print(f"wrote {file}")

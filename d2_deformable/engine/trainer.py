@@ -11,6 +11,7 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from ..checkpoint import SafeCheckpointer
+from ..compat import require_private
 from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
@@ -36,7 +37,7 @@ class Trainer(DefaultTrainer):
         preflight(cfg, resume=resume is not False)
         super().__init__(cfg)
         if cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-            # Detectron2's AMPTrainer requires CUDA.
+            require_private(self, "_trainer")  # AMPTrainer, which requires CUDA
             self._trainer = CPUAMPTrainer(self.model, self.data_loader, self.optimizer)
 
     def resume_or_load(self, resume=True):
