@@ -77,7 +77,7 @@ def test_a_missing_detectron2_is_named(use):
 
 def test_every_part_but_the_operators_names_a_missing_detectron2():
     parts = {info.name for info in pkgutil.iter_modules(d2_deformable.__path__)}
-    parts -= {"_C", "compat", "ops", "utils"}  # work without
+    parts -= {"_C", "__main__", "cli", "compat", "ops", "utils"}  # work without
     assert {"analysis", "config", "engine", "layers"} <= parts
     done = python(
         "import importlib",
@@ -112,3 +112,10 @@ def test_the_package_registers_and_loads_nothing_more():
         "catalog",
         "index",
     }
+
+
+def test_a_command_that_needs_detectron2_ends_with_one_line():
+    run = "from d2_deformable.cli.main import main; main(['predict', 'a.jpg'])"
+    done = python(run, missing=["detectron2"])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("d2-deformable predict: d2_deformable needs Detectron2")

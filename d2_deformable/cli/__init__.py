@@ -1,3 +1,1 @@
-"""Command-line helpers shared by the commands of tools/."""
-
-from .. import needs_detectron2
+"""The commands of d2-deformable."""

@@ -40,9 +40,11 @@ def main(argv=None) -> None:
     if name not in COMMANDS:
         sys.stderr.write(f"{USAGE}d2-deformable: {unknown(argv)}\n")
         sys.exit(2)
-    module = import_module(f".{COMMANDS[name][0]}", __package__)
-    from .command import run
-
+    try:
+        module = import_module(f".{COMMANDS[name][0]}", __package__)
+        from .command import run
+    except ImportError as error:  # e.g. Detectron2 is not installed
+        sys.exit(f"d2-deformable {name}: {error}")
     run(module.main, module.parser(), argv[words:])
 
 
