@@ -21,6 +21,7 @@ ROWS = [
     {"engine"},
     {"export", "analysis", "model_zoo"},
     {"inference"},
+    {"app"},
     {"cli", "__main__"},
     {"tools", "train_net"},
 ]

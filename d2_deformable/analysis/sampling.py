@@ -18,7 +18,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
 from ..ops import geometry
 from .layer_order import layers_below
@@ -150,6 +150,22 @@ def record_offsets(model: nn.Module, plain=()):
             elif isinstance(module, DeformROIPooler):
                 keep(module.register_forward_pre_hook(on_pooler(name)))
         yield record
+
+
+@contextmanager
+def zero_offsets(model: nn.Module):
+    """Let all deformable layers of `model` sample without offsets: the masks stay."""
+
+    def hook(output, args, prediction):
+        return prediction._replace(offset=torch.zeros_like(prediction.offset))
+
+    outputs = [module for module in model.modules() if isinstance(module, OffsetOutput)]
+    handles = [output.register_forward_hook(hook) for output in outputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _conv_offsets(name, layer, x, offset, mask=None):

@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import read_config
 from ..data import register_custom_datasets
 from ..engine import fall_back_to_cpu
+from ..inference import DEFAULT_MODEL
 from ..utils.files import replace_json
 from ..utils.provenance import commit, machine, versions
 
@@ -43,6 +44,22 @@ def add_model_arguments(parser) -> None:
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--weights", required=True, help="its checkpoint, a path or URL")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
+
+
+def add_predictor_arguments(parser) -> None:
+    """Add the arguments of a `Predictor`: --model, --weights, --device and --opts."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|YAML|FOLDER",
+        help="name of a config (d2-deformable models), a YAML, or OUTPUT_DIR of a training; "
+        "default: the packaged network, which knows drawn shapes only",
+    )
+    parser.add_argument("--weights", metavar="FILE|URL", help="default: those of the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change"
+    )
 
 
 def run(main, parser, argv=None) -> None:

@@ -13,6 +13,7 @@ from .. import __version__
 # {command: (module, one line of help)}, in the order of the help.
 COMMANDS = {
     "predict": ("predict", "detect objects in images, folders and videos"),
+    "app": ("app", "serve a page to click through what a network sees"),
     "train": ("train", "train a network from its YAML"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
 }
