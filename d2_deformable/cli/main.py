@@ -14,6 +14,8 @@ from .. import __version__
 COMMANDS = {
     "train": ("train", "train a network from its YAML"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
+    "models": ("models", "list the networks of the model zoo"),
+    "models show": ("models_show", "print the config of a network"),
 }
 USAGE = "usage: d2-deformable COMMAND ...\n       d2-deformable COMMAND --help\n"
 

@@ -12,12 +12,14 @@ from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, re
 __all__ = [
     "ModelZooHandler",
     "NotInModelZooError",
+    "find_config",
     "get",
     "get_checkpoint_url",
     "get_config",
     "get_config_file",
     "list_configs",
     "register_index",
+    "summary",
 ]
 
 
