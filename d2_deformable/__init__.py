@@ -4,19 +4,27 @@ Importing it registers the models and the d2_deformable:// paths with Detectron2
 Import the other subpackages explicitly. `d2_deformable.ops` also works without Detectron2.
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
 __all__ = ["add_deformable_config"]
 
 try:
     import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
 
-    def __getattr__(name):
-        if name in ("add_deformable_config", "model_zoo", "modeling"):
-            from . import needs_detectron2  # noqa: F401
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-else:
     from . import model_zoo, modeling
     from .config import add_deformable_config
+except Exception as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
+
+        def __getattr__(name):
+            if name in ("add_deformable_config", "model_zoo", "modeling"):
+                from . import needs_detectron2  # noqa: F401
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    # The command line starts all the same: `d2-deformable doctor` reports what is wrong, and other
+    # commands raise it when they import what they need. While Python looks for the module of
+    # `python -m d2_deformable`, argv[0] is "-m".
+    elif os.path.basename("".join(sys.argv[:1])) not in ("d2-deformable", "-m"):
+        raise

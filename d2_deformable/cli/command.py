@@ -1,4 +1,7 @@
-"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
+"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
+
+Importing it needs no Detectron2, so that `d2-deformable doctor` can report that it is missing.
+"""
 
 import argparse
 import json
@@ -7,11 +10,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from ..config import read_config
-from ..data import register_custom_datasets
-from ..engine import fall_back_to_cpu
 from ..utils.provenance import commit, machine, versions
 
 # Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
@@ -55,7 +53,12 @@ def run(main, parser, argv=None) -> None:
         args = parser.parse_intermixed_args(argv)
     except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
         args = parser.parse_args(argv)
-    setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    try:
+        from detectron2.utils.logger import setup_logger
+    except ImportError:  # commands that need it raise this themselves
+        pass
+    else:
+        setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     try:
         main(args)
     except USER_ERRORS as error:
@@ -78,6 +81,10 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
         FileNotFoundError: the YAML, or a file of a data set, does not exist.
         ValueError: an unknown key in the file, or among the overrides.
     """
+    from ..config import read_config
+    from ..data import register_custom_datasets
+    from ..engine import fall_back_to_cpu
+
     cfg = read_config(config_file, overrides)
     fall_back_to_cpu(cfg)
     try:
