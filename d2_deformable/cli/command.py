@@ -1,4 +1,7 @@
-"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
+"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
+
+Importing it needs no Detectron2, so that `d2-deformable doctor` can report that it is missing.
+"""
 
 import argparse
 import logging
@@ -7,12 +10,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from ..config import read_config
-from ..data import register_custom_datasets
-from ..engine import fall_back_to_cpu
-from ..inference import DEFAULT_MODEL
 from ..utils.files import replace_json
 from ..utils.provenance import commit, machine, versions
 
@@ -48,6 +45,8 @@ def add_model_arguments(parser) -> None:
 
 def add_predictor_arguments(parser) -> None:
     """Add the arguments of a `Predictor`: --model, --weights, --device and --opts."""
+    from ..inference import DEFAULT_MODEL
+
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -73,7 +72,12 @@ def run(main, parser, argv=None) -> None:
         args = parser.parse_intermixed_args(argv)
     except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
         args = parser.parse_args(argv)
-    setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    try:
+        from detectron2.utils.logger import setup_logger
+    except ImportError:  # commands that need it raise this themselves
+        pass
+    else:
+        setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     try:
         main(args)
@@ -97,6 +101,10 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
         FileNotFoundError: the YAML, or a file of a data set, does not exist.
         ValueError: an unknown key in the file, or among the overrides.
     """
+    from ..config import read_config
+    from ..data import register_custom_datasets
+    from ..engine import fall_back_to_cpu
+
     cfg = read_config(config_file, overrides)
     fall_back_to_cpu(cfg)
     try:

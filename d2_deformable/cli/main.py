@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from .. import __version__
+from .command import run
 
 # {command: (module, one line of help)}, in the order of the help.
 COMMANDS = {
@@ -16,6 +17,9 @@ COMMANDS = {
     "app": ("app", "serve a page to click through what a network sees"),
     "train": ("train", "train a network from its YAML"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
+    "models": ("models", "list the networks of the model zoo"),
+    "models show": ("models_show", "print the config of a network"),
+    "doctor": ("doctor", "check this installation"),
 }
 USAGE = "usage: d2-deformable COMMAND ...\n       d2-deformable COMMAND --help\n"
 
@@ -43,9 +47,8 @@ def main(argv=None) -> None:
         sys.exit(2)
     try:
         module = import_module(f".{COMMANDS[name][0]}", __package__)
-        from .command import run
-    except ImportError as error:  # e.g. Detectron2 is not installed
-        sys.exit(f"d2-deformable {name}: {error}")
+    except (ImportError, OSError, RuntimeError) as error:  # as libraries that do not fit raise
+        sys.exit(f"d2-deformable {name}: {error}; `d2-deformable doctor` tells more")
     run(module.main, module.parser(), argv[words:])
 
 

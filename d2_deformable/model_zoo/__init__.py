@@ -20,6 +20,7 @@ __all__ = [
     "get_config_file",
     "list_configs",
     "register_index",
+    "summary",
 ]
 
 

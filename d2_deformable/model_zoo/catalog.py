@@ -32,8 +32,8 @@ class NotInModelZooError(RuntimeError, ValueError):
 def register_index(path) -> list[str]:
     """Register the checkpoints of your own index file under d2_deformable://<name>.
 
-    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}. Other fields are ignored;
-    they may hold notes for people::
+    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}. Other fields are ignored,
+    except that `summary` reports "AP"; they may hold notes for people::
 
         {
           "acme/bolts.pth": {

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-PATH = Path(__file__).resolve().parents[1] / "_C.so"
-BUILD = "`pip install --no-build-isolation -e .` in the repository"
+from ..utils.library import BUILD, PATH
 
 
 def load(path: Path) -> None:
