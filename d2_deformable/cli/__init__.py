@@ -1,1 +1,1 @@
-"""Command-line helpers shared by the commands of tools/."""
+"""The command line d2-deformable; importing it needs no Detectron2."""

@@ -1,4 +1,7 @@
-"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
+"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
+
+Detectron2 is imported inside functions, since some commands run without it.
+"""
 
 import argparse
 import json
@@ -6,18 +9,14 @@ import logging
 import shlex
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from ..config import read_config
-from ..data import register_custom_datasets
-from ..engine import fall_back_to_cpu
 from ..utils.provenance import commit, machine, versions
 
-# Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
-# package that the command needs is missing.
-USER_ERRORS = (ImportError, OSError, ValueError)
+# Errors that end a command with one line instead of a traceback: the user's input is wrong, a
+# package that the command needs is missing, or a training diverged.
+USER_ERRORS = (FloatingPointError, ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,10 @@ def run(main, parser, argv=None) -> None:
         args = parser.parse_intermixed_args(argv)
     except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
         args = parser.parse_args(argv)
-    setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    if find_spec("detectron2"):
+        from detectron2.utils.logger import setup_logger
+
+        setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     try:
         main(args)
@@ -80,6 +82,10 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
         FileNotFoundError: the YAML, or a file of a data set, does not exist.
         ValueError: an unknown key in the file, or among the overrides.
     """
+    from ..config import read_config
+    from ..data import register_custom_datasets
+    from ..engine import fall_back_to_cpu
+
     cfg = read_config(config_file, overrides)
     fall_back_to_cpu(cfg)
     try:
@@ -91,25 +97,10 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
     return cfg
 
 
-def file_records(files) -> list[dict]:
-    """Make records of Detectron2's format from image files.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: `files` is empty.
-    """
-    if not files:
-        raise ValueError("no image given")
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such image (give KEY VALUE pairs before --images)")
-    return [{"file_name": str(file)} for file in files]
-
-
 def write_json(file, result: dict) -> None:
     """Write `result` with the command, machine, versions and commit that it was made with."""
     provenance = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["d2-deformable", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),

@@ -1,25 +1,25 @@
-#!/usr/bin/env python
-"""Parameters, FLOPs and time of networks, side by side: table 4 of the paper.
+"""Parameters, FLOPs and time of networks, side by side: table 4 of the paper."""
 
-python tools/complexity.py --config-file PLAIN.yaml DEFORMABLE.yaml
-python tools/complexity.py --config-file PLAIN.yaml DEFORMABLE.yaml --weights A.pth B.pth
-python tools/complexity.py --config-file YAML --no-time MODEL.ROI_HEADS.NUM_CLASSES 3
-"""
-
-import argparse
 from pathlib import Path
 
 import torch
 from detectron2.data.detection_utils import read_image
 
-from d2_deformable.analysis import complexity
-from d2_deformable.analysis.draw_complexity import draw_complexity
-from d2_deformable.checkpoint import load_model
-from d2_deformable.cli import command
+from ..analysis import complexity
+from ..analysis.draw_complexity import draw_complexity
+from ..checkpoint import load_model
+from . import command
+
+EXAMPLE = """
+examples:
+  d2-deformable analyze complexity --config-file PLAIN.yaml DEFORMABLE.yaml
+  d2-deformable analyze complexity --config-file PLAIN.yaml DEFORMABLE.yaml --weights A.pth B.pth
+  d2-deformable analyze complexity --config-file YAML --no-time MODEL.ROI_HEADS.NUM_CLASSES 3
+"""
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="complexity", description=__doc__.splitlines()[0])
+    parser = command.parser("analyze complexity", __doc__, EXAMPLE)
     parser.add_argument("--config-file", required=True, nargs="+", metavar="YAML")
     parser.add_argument("--weights", nargs="+", help="one checkpoint per config (default: random)")
     parser.add_argument("--output", default="output/complexity", metavar="FOLDER")
@@ -95,7 +95,3 @@ def _numbers(network):
     yield network["parameters"]["total"] / 1e6
     yield network["flops"]["total"] / 1e9
     yield from (run["median"] for run in network.get("seconds", {}).values())
-
-
-if __name__ == "__main__":
-    command.run(main, parser())

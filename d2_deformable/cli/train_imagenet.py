@@ -1,17 +1,6 @@
-#!/usr/bin/env python
-"""Train a backbone on ImageNet, or any ImageFolder, and write its weights for MODEL.WEIGHTS.
+"""Train a backbone on ImageNet, or any ImageFolder, and write its weights for MODEL.WEIGHTS."""
 
-python tools/train_imagenet.py /data/imagenet
-torchrun --nproc_per_node 8 tools/train_imagenet.py /data/imagenet --lr 0.1 --batch-size 256
-python tools/train_imagenet.py /data/imagenet --arch AIR_26 MODEL.RESNETS.RES2_OUT_CHANNELS 64
-
-The folder holds train/<class>/<image> and val/<class>/<image>. An interrupted run continues when it
-is started again. configs/Base-AIR.yaml uses the backbone.pth of the first command as MODEL.WEIGHTS.
-"""
-
-import argparse
 import os
-import sys
 from pathlib import Path
 
 import detectron2.utils.comm as comm
@@ -19,9 +8,19 @@ import torch
 import torch.distributed as dist
 from detectron2.config import get_cfg
 
-from d2_deformable.config import add_deformable_config, merge_overrides
-from d2_deformable.engine.imagenet import Classifier, image_folders, save_backbone, train
+from ..config import add_deformable_config, merge_overrides
+from ..engine.imagenet import Classifier, image_folders, save_backbone, train
+from . import command
 
+EXAMPLE = """
+examples:
+  d2-deformable train imagenet /data/imagenet
+  d2-deformable train imagenet /data/imagenet --arch AIR_26 MODEL.RESNETS.RES2_OUT_CHANNELS 64
+  torchrun --nproc_per_node 8 -m d2_deformable train imagenet /data/imagenet --batch-size 256
+
+The folder holds train/<class>/<image> and val/<class>/<image>. An interrupted run continues when it
+is started again. configs/Base-AIR.yaml uses the backbone.pth of the first command as MODEL.WEIGHTS.
+"""
 # Settings shared by the YAMLs of each family. Detectron2's default PIXEL_MEAN is ImageNet's.
 FAMILIES = {
     "AIR": ["MODEL.BACKBONE.NAME", "build_aligned_inception_resnet_backbone"]
@@ -52,8 +51,8 @@ def classifier_cfg(arch: str, opts=()):
     return cfg
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser():
+    parser = command.parser("train imagenet", __doc__, EXAMPLE)
     parser.add_argument("data", help="folder with train/<class>/<image> and val/<class>/<image>")
     parser.add_argument("--arch", default="AIR_101", choices=ARCHITECTURES)
     parser.add_argument("--output", help="folder of the run (default: output/imagenet_ARCH)")
@@ -64,11 +63,12 @@ def main(argv=None):
     parser.add_argument("--num-workers", type=int, default=8, help="image loaders per process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the backbone's config")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(args):
     try:
         run(args)
-    except (OSError, ValueError, ArithmeticError) as error:
-        sys.exit(f"train_imagenet: {error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -103,7 +103,3 @@ def run(args):
             print(f"  MODEL.RESNETS.{key} {cfg.MODEL.RESNETS[key]}")
         print(f"  MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN}  # BGR")
         print(f"  MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,28 +1,35 @@
-#!/usr/bin/env python
-"""Effective dilation of a network's last convolutions by object size: table 2 of the paper.
+"""Effective dilation of a network's last convolutions by object size: table 2 of the paper."""
 
-python tools/effective_dilation.py --config-file YAML --weights CKPT --output output/dilation
-python tools/effective_dilation.py --config-file YAML --weights CKPT --dataset NAME --max-images 500
-"""
-
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from d2_deformable.analysis.draw_dilation import draw_bars, draw_maps, short_name
-from d2_deformable.analysis.effective_dilation import (
+from ..analysis.draw_dilation import draw_bars, draw_maps, short_name
+from ..analysis.effective_dilation import (
     COLUMNS,
     EffectiveDilation,
     Rules,
     annotated_boxes,
 )
-from d2_deformable.checkpoint import load_model
-from d2_deformable.cli import command
-from d2_deformable.data.records import dataset_records, read_inputs
+from ..checkpoint import load_model
+from ..data.records import dataset_records, read_inputs
+from . import command
+
+EXAMPLE = """
+examples:
+  d2-deformable analyze dilation --config-file YAML --weights CKPT --output output/dilation
+  d2-deformable analyze dilation --config-file YAML --weights CKPT --dataset NAME --max-images 500
+"""
+# Help of the options that the paper leaves open, see Rules.
+RULES = {
+    "area": "measure objects in pixels of the original image, or of the network's input",
+    "overlap": "the object that counts where several contain a filter's centre",
+    "groups": "filters that count in a layer with several offset groups",
+    "border": "keep or drop filters with sampling points beyond their feature map",
+}
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="effective_dilation", description=__doc__.splitlines()[0])
+    parser = command.parser("analyze dilation", __doc__, EXAMPLE)
     command.add_model_arguments(parser)
     parser.add_argument("--output", default="output/effective_dilation", metavar="FOLDER")
     parser.add_argument("--dataset", action="append", help="data set to run on (DATASETS.TEST)")
@@ -35,7 +42,10 @@ def parser():
                         metavar=("SMALL", "LARGE"),
                         help="sides that divide object sizes, in pixels (96 224)")  # fmt: skip
     for rule, choices in Rules.CHOICES.items():
-        parser.add_argument(f"--{rule}", choices=choices, default=getattr(defaults, rule))
+        default = getattr(defaults, rule)
+        parser.add_argument(
+            f"--{rule}", choices=choices, default=default, help=f"{RULES[rule]} ({default})"
+        )
     return parser
 
 
@@ -76,7 +86,3 @@ def print_table(layers):
         cells = (row[column] for column in COLUMNS)
         text = (f"{c['mean']:.2f} +- {c['std']:.2f}" if c["count"] else "-" for c in cells)
         print(f"{short_name(name):28}" + "".join(f"{cell:>16}" for cell in text))
-
-
-if __name__ == "__main__":
-    command.run(main, parser())

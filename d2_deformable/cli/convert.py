@@ -1,24 +1,23 @@
-#!/usr/bin/env python
-"""Convert a checkpoint of another project into weights of a model of this package.
+"""Convert a checkpoint of another project into weights of a model of this package."""
 
-python tools/convert_checkpoint.py --from torchvision resnet50.pth backbone.pth \\
-    --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
-python tools/convert_checkpoint.py --from detectron2 model_final.pkl detector.safetensors \\
-    --config-file YAML --keep roi_heads.box_predictor MODEL.ROI_HEADS.NUM_CLASSES 3
+from ..checkpoint.convert import CONVERTERS, convert_checkpoint
+from ..config import read_config
+from . import command
 
-Prints where each tensor went. If the model needs other settings than those of the config, they are
-written as a YAML beside the weights, which is the config to use from then on.
+EXAMPLE = """
+examples:
+  d2-deformable convert --from torchvision resnet50.pth backbone.pth \\
+      --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+  d2-deformable convert --from detectron2 model_final.pkl detector.safetensors \\
+      --config-file YAML --keep roi_heads.box_predictor MODEL.ROI_HEADS.NUM_CLASSES 3
+
+The command prints where each tensor went. If the model needs other settings than those of the
+config, they are written as a YAML beside the weights, which is the config to use from then on.
 """
-
-import argparse
-
-from d2_deformable.checkpoint.convert import CONVERTERS, convert_checkpoint
-from d2_deformable.cli import command
-from d2_deformable.config import read_config
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="convert_checkpoint", description=__doc__.splitlines()[0])
+    parser = command.parser("convert", __doc__, EXAMPLE)
     kinds = ", ".join(CONVERTERS)
     parser.add_argument("--from", dest="kind", required=True, choices=CONVERTERS, help=kinds)
     parser.add_argument("source", metavar="IN", help="the file of the other project")
@@ -57,7 +56,3 @@ def main(args):
         print(f"assumed: {assumption}")
     for file in conversion.written:
         print(f"wrote {file}")
-
-
-if __name__ == "__main__":
-    command.run(main, parser())

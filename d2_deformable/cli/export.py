@@ -1,35 +1,35 @@
-#!/usr/bin/env python
-"""Export a trained network to a file that runs without Detectron2's Python code.
+"""Export a trained network to a file that runs without Detectron2's Python code."""
 
-python tools/export.py --config-file YAML --weights W --format torchscript --output detector.pt
-python tools/export.py --config-file YAML --weights W --format torch_export --output detector.pt2
-python tools/export.py --config-file YAML --weights W --format onnx --output detector.onnx \\
-    --image photo.jpg MODEL.DEVICE cpu
-
-The file is compared with the network on the photograph, or on drawn shapes if none is given. It is
-removed if its output differs.
-"""
-
-import argparse
 import math
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
-from d2_deformable.analysis.complexity import image_as_tested
-from d2_deformable.checkpoint import load_model
-from d2_deformable.cli import command
-from d2_deformable.data.records import class_names
-from d2_deformable.data.warped_shapes import WarpedShapesFormat
-from d2_deformable.export import export_onnx, export_program, export_torchscript
-from d2_deformable.export.verify import are_rounding, differences, load_exported
-from d2_deformable.utils.files import replacing
+from ..analysis.complexity import image_as_tested
+from ..checkpoint import load_model
+from ..data.records import class_names
+from ..data.warped_shapes import WarpedShapesFormat
+from ..export import export_onnx, export_program, export_torchscript
+from ..export.verify import are_rounding, differences, load_exported
+from ..utils.files import replacing
+from . import command
+
+EXAMPLE = """
+examples:
+  d2-deformable export --config-file YAML --weights W --format torchscript --output detector.pt
+  d2-deformable export --config-file YAML --weights W --format torch_export --output detector.pt2
+  d2-deformable export --config-file YAML --weights W --format onnx --output detector.onnx \\
+      --image photo.jpg MODEL.DEVICE cpu
+
+The file is compared with the network on the photograph, or on drawn shapes if none is given. It is
+removed if its output differs. `d2-deformable export weights` writes the weights alone.
+"""
 
 FORMATS = {"torchscript": export_torchscript, "torch_export": export_program, "onnx": export_onnx}
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
+    parser = command.parser("export", __doc__, EXAMPLE)
     command.add_model_arguments(parser)
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, metavar="FILE")
@@ -93,7 +93,3 @@ def compared(found, size) -> str:
     count = f", {found['detections']} detections" if "detections" in found else ""
     pixels = f"{size[0]} x {size[1]} pixels"
     return f"compared with the network, on {pixels}{count}: {', '.join(parts)} at most"
-
-
-if __name__ == "__main__":
-    command.run(main, parser())

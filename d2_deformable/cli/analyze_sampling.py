@@ -1,30 +1,34 @@
-#!/usr/bin/env python
-"""Show where a deformable network samples: figures 5 and 6 of the paper, on your own images.
+"""Show where a deformable network samples: figures 5 and 6 of the paper, on your own images."""
 
-python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg b.jpg
-python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg --point 120 80
-python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.jpg \
-    --box 10 20 200 180 dog
-"""
-
-import argparse
 from pathlib import Path
 
-from d2_deformable.analysis.sampling import inspect_image
-from d2_deformable.analysis.visualize import FigureOptions, figures
-from d2_deformable.checkpoint import load_model
-from d2_deformable.cli import command
-from d2_deformable.data.records import class_names, dataset_records, read_inputs
+from ..analysis.sampling import inspect_image
+from ..analysis.visualize import FigureOptions, figures
+from ..checkpoint import load_model
+from ..data.records import class_names, dataset_records, read_inputs
+from ..inference.sources import find_images
+from . import command
+
+EXAMPLE = """
+examples:
+  d2-deformable analyze sampling --config-file YAML --weights CKPT --images a.jpg photos/ 'b/*.png'
+  d2-deformable analyze sampling --config-file YAML --weights CKPT --images a.jpg --point 120 80
+  d2-deformable analyze sampling --config-file YAML --weights CKPT --images a.jpg \\
+      --box 10 20 200 180 dog
+"""
 
 UNIT = "pixels of the original image; points [x, y], boxes [x0, y0, x1, y1]"
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="visualize_sampling", description=__doc__.splitlines()[0])
+    parser = command.parser("analyze sampling", __doc__, EXAMPLE)
     command.add_model_arguments(parser)
     parser.add_argument("--output", default="output/visualize_sampling", metavar="FOLDER")
     parser.add_argument(
-        "--images", nargs="+", metavar="FILE", help="default: some of DATASETS.TEST"
+        "--images",
+        nargs="+",
+        metavar="INPUT",
+        help="images, folders and globs, after any KEY VALUE pairs; default: some of DATASETS.TEST",
     )
     parser.add_argument("--num-images", type=int, default=4, help="number from DATASETS.TEST (4)")
     parser.add_argument(
@@ -63,7 +67,7 @@ def main(args):
     if args.images is None:
         records = dataset_records(cfg.DATASETS.TEST[:1], args.num_images)
     else:
-        records = command.file_records(args.images)
+        records = image_records(args.images)
     names = class_names(cfg, next(iter(cfg.DATASETS.TEST), None))
     model = load_model(cfg, args.weights)
     folder = Path(args.output)
@@ -83,5 +87,9 @@ def main(args):
     command.write_json(folder / "sampling.json", provenance | {"images": results})
 
 
-if __name__ == "__main__":
-    command.run(main, parser())
+def image_records(inputs) -> list[dict]:
+    """Make records of Detectron2's format from images, folders and globs."""
+    try:
+        return [{"file_name": str(file)} for file in find_images(inputs)]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} (give KEY VALUE pairs before --images)") from error
