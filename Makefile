@@ -51,8 +51,7 @@ help: ## list the targets (default)
 setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned dependencies, Detectron2 and the compiled operators
 
 demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) and write output/demo/report.html
-	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml OUTPUT_DIR output/demo
-	$(PY) -m d2_deformable report output/demo --beside d2_deformable://$(ZOO).pth
+	$(PY) -m d2_deformable demo
 
 zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it and put it into d2_deformable/model_zoo
 	$(PY) train_net.py --config-file configs/model_zoo/$(ZOO).yaml OUTPUT_DIR output/model_zoo

@@ -18,6 +18,7 @@ COMMANDS = {
     "train imagenet": ("train_imagenet", "train a backbone on ImageNet"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
     "report": ("report", "write an HTML report of a finished training"),
+    "demo": ("demo", "train a small network on drawn shapes and write its report"),
     "analyze dilation": ("analyze_dilation", "effective dilation by size of object (table 2)"),
     "analyze sampling": ("analyze_sampling", "draw where a network samples (figures 5 and 6)"),
     "analyze complexity": ("analyze_complexity", "parameters, FLOPs and time (table 4)"),
