@@ -4,9 +4,11 @@ Each command is a module of this package with `parser()` and `main(args)`. Only 
 chosen command is imported.
 """
 
+import shlex
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
 from .command import run
@@ -64,6 +66,14 @@ def main(argv=None) -> None:
             raise
         sys.exit(f"d2-deformable {name}: {error}")
     run(module.main, module.parser(), argv[words:])
+
+
+def moved(name: str) -> None:
+    """Print and run the command that replaces a script of tools/, with the script's arguments."""
+    script = Path(sys.argv[0])
+    sys.argv = ["d2-deformable", *name.split(), *sys.argv[1:]]
+    sys.stderr.write(f"{script.parent.name}/{script.name} is now: {shlex.join(sys.argv)}\n")
+    main()
 
 
 def overview() -> str:

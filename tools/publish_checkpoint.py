@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Moved to `d2-deformable publish`; this path goes after one release."""
+
+from d2_deformable.cli.main import moved
+
+if __name__ == "__main__":
+    moved("publish")
