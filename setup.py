@@ -213,6 +213,7 @@ if __name__ == "__main__":
         packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
         package_data={
             "d2_deformable": ["_C.so", "py.typed"],
+            "d2_deformable.app": ["page.html"],
             "d2_deformable.model_zoo": ["index.json", "*.pth"],
         },
         # Detectron2 is not on PyPI: `d2-deformable install-detectron2` installs it.

@@ -5,6 +5,7 @@ wherever they exist: MODEL.RESNETS.{DEFORM_ON_PER_STAGE, DEFORM_MODULATED, DEFOR
 RES5_DILATION}, MODEL.ROI_BOX_HEAD.{POOLER_TYPE, POOLER_RESOLUTION}.
 """
 
+from . import needs_detectron2  # noqa: F401  # isort: skip
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 

@@ -5,8 +5,11 @@ from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..compat import require_private
 from ..utils.files import FileFormatError
 from .files import file_format, named_tensors, read_content
+
+require_private(DetectionCheckpointer, "_load_file", "_load_model")
 
 
 class SafeCheckpointer(DetectionCheckpointer):

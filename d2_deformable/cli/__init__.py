@@ -1,1 +1,1 @@
-"""The command line d2-deformable; importing it needs no Detectron2."""
+"""The commands of d2-deformable; importing this needs no Detectron2."""

@@ -1,16 +1,14 @@
 """Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
 
-Detectron2 is imported inside functions, since some commands run without it.
+Detectron2 and torch are imported inside functions, since some commands run without them.
 """
 
 import argparse
-import json
 import logging
 import shlex
 import sys
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 
 from ..utils.provenance import commit, machine, versions
 
@@ -42,6 +40,24 @@ def add_model_arguments(parser) -> None:
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--weights", required=True, help="its checkpoint, a path or URL")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
+
+
+def add_predictor_arguments(parser) -> None:
+    """Add the arguments of a `Predictor`: --model, --weights, --device and --opts."""
+    from ..inference import DEFAULT_MODEL
+
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|YAML|FOLDER",
+        help="name of a config (d2-deformable models), a YAML, or OUTPUT_DIR of a training; "
+        "default: the packaged network, which knows drawn shapes only",
+    )
+    parser.add_argument("--weights", metavar="FILE|URL", help="default: those of the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change"
+    )
 
 
 def run(main, parser, argv=None) -> None:
@@ -99,15 +115,13 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
 
 def write_json(file, result: dict) -> None:
     """Write `result` with the command, machine, versions and commit that it was made with."""
+    from ..utils.files import replace_json
+
     provenance = {
         "command": shlex.join(["d2-deformable", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
     }
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps(provenance | result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    replace_json(file, provenance | result, indent=1, allow_nan=False)
     print(f"wrote {file}")

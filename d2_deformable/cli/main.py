@@ -16,6 +16,7 @@ from .command import run
 # {command: (module, one line of help)}, in the order of the help.
 COMMANDS = {
     "predict": ("predict", "detect objects in images, folders and videos"),
+    "app": ("app", "serve a page to click through what a network sees"),
     "train": ("train", "train a network from its YAML"),
     "train imagenet": ("train_imagenet", "train a backbone on ImageNet"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),

@@ -1,5 +1,6 @@
 """User data sets declared in YAML: registration, checks, and the mapper."""
 
+from .. import needs_detectron2
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult

@@ -18,6 +18,7 @@ def read_image(file, channels: str = "RGB") -> np.ndarray:
     read.
 
     Args:
+        file: a path, or a binary file.
         channels: "RGB", "BGR", or another format of `detectron2.data.detection_utils.read_image`.
 
     Returns:
@@ -27,7 +28,8 @@ def read_image(file, channels: str = "RGB") -> np.ndarray:
         OSError: the file is missing or damaged, is no image, or has pixels without a defined range
             (32-bit integers, floating point).
     """
-    if not Path(file).is_file():
+    is_path = isinstance(file, (str, Path))
+    if is_path and not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such image")
     try:
         with Image.open(file) as opened:
@@ -45,7 +47,8 @@ def read_image(file, channels: str = "RGB") -> np.ndarray:
         reason = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image, or of an unknown format"
-        raise OSError(f"{file}: this image cannot be read: {reason}") from error
+        name = f"{file}: " if is_path else ""
+        raise OSError(f"{name}this image cannot be read: {reason}") from error
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

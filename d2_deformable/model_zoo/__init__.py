@@ -7,6 +7,7 @@ first use.
 
 from importlib import import_module
 
+from .. import needs_detectron2
 from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, register_index
 
 __all__ = [

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from ..compat import require_private
 from .index import FOLDER, REMOTE, Checkpoint, parse_index
+
+require_private(PathHandler, "_check_kwargs", "_get_local_path", "_get_supported_prefixes", "_open")
 
 PREFIX = "d2_deformable://"
 VARIABLE = "D2_DEFORMABLE_INDEX"

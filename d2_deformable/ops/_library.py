@@ -25,7 +25,11 @@ def load(path: Path) -> None:
 
 load(PATH)
 # Looked up once, because torch.compile cannot trace a query of the dispatcher.
-_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
+try:
+    torch.library.get_kernel("d2_deformable::deform_conv2d", "CUDA")
+    _HAS_CUDA = True
+except RuntimeError:
+    _HAS_CUDA = False
 
 
 def has_cuda() -> bool:
