@@ -7,5 +7,5 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "d2_deformable needs Detectron2, which is not installed, for all but d2_deformable.ops: "
-        "run `python tools/install_detectron2.py` in the repository"
+        "run `d2-deformable install-detectron2`"
     ) from error

@@ -72,7 +72,7 @@ def test_a_missing_detectron2_is_named(use):
     done = python("import d2_deformable", use, missing=["detectron2"])
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: d2_deformable needs Detectron2, which is not installed")
-    assert "python tools/install_detectron2.py" in last
+    assert "d2-deformable install-detectron2" in last
 
 
 def test_every_part_but_the_operators_names_a_missing_detectron2():

@@ -22,7 +22,7 @@ def blocks(language):
 
 
 COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-PYTHON = [command for command in COMMANDS if command.startswith("python ")]
+PYTHON = [command for command in COMMANDS if command.startswith(("python ", "d2-deformable "))]
 ONE_PROCESS = [command for command in PYTHON if "--num-gpus" not in command]
 MANY = [command for command in PYTHON if "--num-gpus" in command]
 
@@ -38,11 +38,12 @@ def test_commands_run(tmp_path, monkeypatch):
     )
     assert len(ONE_PROCESS) == 10
     for command in ONE_PROCESS:
-        program, *arguments = shlex.split(command)[1:]
-        arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in arguments]
-        extra = small.split() if program == "train_net.py" else []
+        command = command.replace("d2-deformable ", "python -m d2_deformable ")
+        arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in shlex.split(command)[1:]]
+        if arguments[0] == "train_net.py":
+            arguments = [str(ROOT / arguments[0]), *arguments[1:], *small.split()]
         result = subprocess.run(
-            [sys.executable, str(ROOT / program), *arguments, *extra],
+            [sys.executable, *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -28,8 +28,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content, kind = read_content(filename), file_format(filename)
         if kind == "mxnet":
             raise FileFormatError(
-                f"{filename} is an MXNet file: convert it with tools/convert_checkpoint.py --from "
-                "mxnet"
+                f"{filename} is an MXNet file: convert it with `d2-deformable convert --from mxnet`"
             )
         named = isinstance(content, Mapping)
         if named and "model_state" in content:  # pycls

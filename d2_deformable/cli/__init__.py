@@ -1,1 +1,1 @@
-"""The commands of d2-deformable."""
+"""The commands of d2-deformable; importing this needs no Detectron2."""

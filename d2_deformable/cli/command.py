@@ -1,6 +1,6 @@
 """Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
 
-Importing it needs no Detectron2, so that `d2-deformable doctor` can report that it is missing.
+Detectron2 and torch are imported inside functions, since some commands run without them.
 """
 
 import argparse
@@ -8,14 +8,12 @@ import logging
 import shlex
 import sys
 import warnings
-from pathlib import Path
 
-from ..utils.files import replace_json
 from ..utils.provenance import commit, machine, versions
 
-# Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
-# package that the command needs is missing.
-USER_ERRORS = (ImportError, OSError, ValueError)
+# Errors that end a command with one line instead of a traceback: the user's input is wrong, a
+# package that the command needs is missing, or a training diverged.
+USER_ERRORS = (FloatingPointError, ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -116,25 +114,12 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
     return cfg
 
 
-def file_records(files) -> list[dict]:
-    """Make records of Detectron2's format from image files.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: `files` is empty.
-    """
-    if not files:
-        raise ValueError("no image given")
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such image (give KEY VALUE pairs before --images)")
-    return [{"file_name": str(file)} for file in files]
-
-
 def write_json(file, result: dict) -> None:
     """Write `result` with the command, machine, versions and commit that it was made with."""
+    from ..utils.files import replace_json
+
     provenance = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["d2-deformable", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
