@@ -10,7 +10,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from .checks import existing, read_split
-from .voc import ImageFolder, image_size
+from .images import ImageFolder, image_size
 
 ONE_CHANNEL = ("L", "P")  # Pillow's modes of 8 bits: grey, palette
 
