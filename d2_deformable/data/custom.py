@@ -13,14 +13,18 @@ from ..modeling.meta_arch.predicates import is_detector, is_segmentor
 from .checks import datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
+from .table import CSVFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
+from .yolo import YOLOFormat
 
-# A format is a frozen dataclass. Its fields, in capitals, are those of the YAML; `load(name)`
-# returns Detectron2's dicts, and `metadata()` what is known before loading.
+# A format is a frozen dataclass. Its fields, in capitals, are those of the YAML;
+# `load(name, report)` returns Detectron2's dicts, and `metadata()` what is known before loading.
 FORMATS = {
     "voc": VOCFormat,
     "coco": COCOFormat,
+    "yolo": YOLOFormat,
+    "csv": CSVFormat,
     "mask": MaskFormat,
     "warped_shapes": WarpedShapesFormat,
 }

@@ -48,7 +48,7 @@ class VOCFormat:
     def metadata(self) -> dict:
         return {"thing_classes": list(self.classes), "image_root": str(self.root / self.images)}
 
-    def load(self, name: str) -> list[dict]:
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format; image_id is the line of the split.
 
         A box is (xmin - 1, ymin - 1, xmax, ymax). VOC's corners are 1-based pixels that belong to
@@ -59,11 +59,12 @@ class VOCFormat:
         """
         annotations = existing(self.root / self.annotations, "ANNOTATIONS", "folder")
         images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
-        report = AnnotationReport()
-        dicts = [
-            self._load_image(stem, existing(annotations / f"{stem}.xml", listed_in), images, report)
-            for stem, listed_in in self._stems(annotations)
-        ]
+        report = report or AnnotationReport()
+        dicts = []
+        for stem, listed_in in self._stems(annotations):
+            with report.image():
+                xml = existing(annotations / f"{stem}.xml", listed_in)
+                dicts.append(self._load_image(stem, xml, images, report))
         report.log(name)
         return dicts
 

@@ -14,9 +14,12 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
     [
         (
             "{FORMAT: x}",
-            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'x'",
+            "bad.FORMAT must be one of voc, coco, yolo, csv, mask, warped_shapes; got 'x'",
         ),
-        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got None"),
+        (
+            "{ROOT: set}",
+            "bad.FORMAT must be one of voc, coco, yolo, csv, mask, warped_shapes; got None",
+        ),
         ("{FORMAT: [voc]}", "got ['voc']"),
         ("voc", "bad must be a mapping such as {FORMAT: voc, ROOT: ...}, not voc"),
         (
