@@ -61,10 +61,7 @@ class YOLOFormat:
         Raises:
             FileNotFoundError, ValueError: one sentence that names the file at fault.
         """
-        content = {}
-        if self.annotations:
-            content = _read_yaml(existing(self.root / self.annotations, "ANNOTATIONS"))
-        classes = self.classes or _class_names(content, self.source)
+        content, classes = self.content()
         report = report or AnnotationReport()
         images = self._images(content)
         dicts = []
@@ -80,6 +77,17 @@ class YOLOFormat:
         report.log(name)
         MetadataCatalog.get(name).set(thing_classes=list(classes))
         return dicts
+
+    def content(self) -> tuple[dict, tuple[str, ...]]:
+        """Read the data.yaml and the class names, which CLASSES may give instead.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        content = {}
+        if self.annotations:
+            content = _read_yaml(existing(self.root / self.annotations, "ANNOTATIONS"))
+        return content, self.classes or _class_names(content, self.source)
 
     def _images(self, content: dict) -> dict[Path, str]:
         """{image: where it is listed} of the split, in order."""

@@ -140,6 +140,9 @@ def test_check_datasets(register, write_voc, voc_object, root):
     missing = r"instances_train2017.json: missing, from the data set coco_2017_train.*DATASETS"
     with pytest.raises(FileNotFoundError, match=missing):
         check_datasets(cfg)
+    cfg.DATASETS.TRAIN = ("check_c",)
+    with pytest.raises(ValueError, match="check_c, in DATASETS.TRAIN or .* mean check_[ab]?"):
+        check_datasets(cfg)
     cfg.DATASETS.TRAIN = ("check_a",)
     cfg.DATASETS.TEST = ("check_wrong",)
     with pytest.raises(FileNotFoundError, match=r"b\.xml: no such file"):
