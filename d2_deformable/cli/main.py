@@ -14,6 +14,7 @@ from .. import __version__
 COMMANDS = {
     "train": ("train", "train a network from its YAML"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
+    "new": ("new", "write a YAML that trains a network on your own labelled images"),
     "data check": ("data_check", "check a data set before training, with counts and pictures"),
 }
 USAGE = "usage: d2-deformable COMMAND ...\n       d2-deformable COMMAND --help\n"

@@ -15,8 +15,8 @@ from .part import PARTS
 from .table import read_table
 from .yolo import YOLOFormat
 
-# {split: parts of a file's or folder's name that mean it}, in the order in which they are tried.
-SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",)}
+# {split: words in a file's or folder's name that mean it}
+SPLITS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
 
 FOLDERS_OF_IMAGES = ("JPEGImages", "images", "imgs", "img", "photos")
 FOLDERS_OF_XML = ("Annotations", "annotations", "xml", "labels")
@@ -70,9 +70,9 @@ def name_splits(root, splits: dict[str, dict]) -> dict[str, dict]:
 
 def _split_of(path: Path) -> str:
     """The split that a path under the root names, e.g. annotations/instances_val2017.json."""
-    for part in reversed(path.with_suffix("").parts):
+    for part in reversed(path.parts):
         for split, words in SPLITS.items():
-            if any(re.search(rf"(^|[^a-z]){word}", part.lower()) for word in words):
+            if re.search(rf"(?<![a-z])({words})(?![a-z])", part.lower()):
                 return split
     return "all"
 
@@ -111,15 +111,13 @@ def _find_images(root: Path, names: list[str], near: Path, given: dict) -> str:
         return given["IMAGES"]
     sample = names[:: max(1, len(names) // 20)]
     split = _split_of(near.relative_to(root)) if near.is_relative_to(root) else "all"
-    folders = {near.parent, root}
-    for path in root.rglob(Path(sample[0]).name):
-        if path.as_posix().endswith("/" + sample[0]):
-            folders.add(Path(path.as_posix().removesuffix("/" + sample[0])))
+    folders = {near.parent, root, *root.glob("*"), *root.glob("*/*")}
+    first = sample[0]
+    folders = [folder for folder in folders if (folder / first).is_file()]
     complete = [f for f in folders if all((f / name).is_file() for name in sample)]
     if not complete:
-        missing = next(n for n in sample if not (root / n).is_file())
         raise FileNotFoundError(
-            f"{near}: no folder under {root} holds its images, such as {missing}; name the folder, "
+            f"{near}: no folder under {root} holds its images, such as {first}; name the folder, "
             "as IMAGES"
         )
     complete.sort(key=lambda f: (f != near.parent, _split_of(f.relative_to(root)) != split, str(f)))

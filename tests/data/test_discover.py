@@ -1,10 +1,11 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2_deformable.data.discover import discover, name_splits, train_and_val
+from d2_deformable.data.discover import _split_of, discover, name_splits, train_and_val
 from drawn import CLASSES, WRITERS, draw, write_drawn
 
 BOXES = [kind for kind in WRITERS if kind != "mask"]
@@ -134,6 +135,13 @@ def test_coco_folders_with_the_same_file_names(load, tmp_path):
     assert [f["IMAGES"] for f in discover(root, "coco").values()] == ["train", "val"]
 
 
+def test_a_linked_folder_of_images(load, tmp_path):
+    root = write_drawn(tmp_path / "parts", "coco", {"all": 2})
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "pictures").symlink_to(tmp_path / "elsewhere")
+    assert discover(root, "coco")["all"]["IMAGES"] == "pictures"
+
+
 @pytest.mark.parametrize(
     ("kind", "files", "message"),
     [
@@ -164,3 +172,19 @@ def test_unknown_layouts(kind, files, message, tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         discover(tmp_path / "nowhere", "voc")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("annotations/instances_val2017.json", "val"),
+        ("train/labels.json", "train"),
+        ("Training/a.csv", "train"),
+        ("valid/_annotations.coco.json", "val"),
+        ("test-images", "test"),
+        ("values.csv", "all"),
+        ("latest.csv", "all"),
+    ],
+)
+def test_words_of_splits(name, split):
+    assert _split_of(Path(name)) == split
