@@ -151,7 +151,7 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
 
     default = get_cfg()
     add_deformable_config(default)
-    tree = changed(cfg, default)
+    tree = changed(cfg, default, choices.comments)
     first = ("DATASETS", "INPUT", "SOLVER", "TEST", "OUTPUT_DIR")  # then the network
     tree = {key: tree[key] for key in (*first, *tree) if key in tree} | {"VERSION": 2}
     choices.comments["MODEL"] = f"The network, as in configs/{network.config}."
@@ -312,13 +312,7 @@ def _choose_schedule(choices: Choices, images: int) -> None:
         min(solver.WARMUP_ITERS, iterations // 20),
         "A twentieth of the training at most; a run that ends in its warm-up learns little.",
     )
-    choices.set(
-        "SOLVER.CHECKPOINT_PERIOD",
-        min(1000, iterations // 10),
-        "An interrupted training (--resume) loses at most this many iterations.",
-    )
-    choices.set(
-        "TEST.EVAL_PERIOD",
-        min(5000, iterations // 5),
-        "Five evaluations, or every 5,000 iterations.",
-    )
+    period = min(5000, iterations // 5)
+    why = "An interrupted training loses at most this many iterations; every file is kept."
+    choices.set("SOLVER.CHECKPOINT_PERIOD", period, why)
+    choices.set("TEST.EVAL_PERIOD", period, "With each checkpoint.")

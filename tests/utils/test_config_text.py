@@ -13,6 +13,7 @@ def test_only_changes_are_kept():
     cfg.E = CfgNode({"F": 0, "G": {"H": 1}})
     assert changed(cfg, default) == {"B": {"C": (1, 3)}, "E": {"G": {"H": 1}}}
     assert changed(default, default) == {}
+    assert changed(default, default, keep={"B.D"}) == {"B": {"D": "x"}}
 
 
 def test_text_reads_back():
