@@ -68,7 +68,8 @@ def _draw_boxes(axes, tile: _Tile, class_names) -> None:
         color = draw.class_color(index)
         draw.add_box(axes, box, color, 1.6)
         if len(tile.classes) <= MAX_NAMES:
-            _write(axes, class_names[index], box, color)
+            name = class_names[index] if index < len(class_names) else f"class {index}"
+            _write(axes, name, box, color)
 
 
 def _write(axes, text: str, box: torch.Tensor, color: str) -> None:

@@ -109,10 +109,10 @@ def check_names(names) -> None:
     for name in names:
         if name not in DatasetCatalog:
             near = get_close_matches(name, [*_registered, *DatasetCatalog], n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"did you mean {near[0]}?" if near else "add it to DATASETS.CUSTOM"
             raise ValueError(
-                f"{name}, in DATASETS.TRAIN or TEST, is not the name of a data set; {hint}It must "
-                "be in DATASETS.CUSTOM or registered by Detectron2 or your code"
+                f"DATASETS.TRAIN or TEST names {name}, which is no data set of DATASETS.CUSTOM or "
+                f"Detectron2; {hint}"
             )
 
 
@@ -165,17 +165,19 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
         )
 
 
-def load_reported(name: str) -> tuple[list[dict], AnnotationReport]:
-    """Load a data set and report what is wrong with it, without the images that have an error.
+def load_reported(name: str, report: AnnotationReport) -> list[dict]:
+    """Load a data set and report on its annotations.
+
+    Args:
+        report: with `collect`, images that have an error are left out.
 
     Raises:
-        FileNotFoundError, ValueError: nothing can be loaded.
+        FileNotFoundError, ValueError: see `check_datasets`.
     """
-    report = AnnotationReport(collect=True)
     if name in _registered:
-        return _registered[name].load(name, report), report
+        return _registered[name].load(name, report)
     _check_files(name)
-    return DatasetCatalog.get(name), report
+    return DatasetCatalog.get(name)
 
 
 def _check_files(name: str) -> None:

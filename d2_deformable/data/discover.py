@@ -39,7 +39,9 @@ def discover(root, kind: str, given: dict | None = None) -> dict[str, dict]:
         FileNotFoundError, ValueError: the folder's layout is not understood; the message says what
             was expected.
     """
-    root = existing(Path(root).expanduser().absolute(), "the folder of the data", "folder")
+    root = Path(root).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
     if kind not in _DISCOVER:
         raise ValueError(f"format {kind}: choose one of {', '.join(_DISCOVER)}")
     given = given or {}
@@ -262,6 +264,7 @@ def _csv(root: Path, given: dict) -> list[tuple[str, dict]]:
         splits = [("all", root / given["ANNOTATIONS"])]
     else:
         files = [*root.glob("*.csv"), *root.glob("*/*.csv")]
+        files = [file for file in files if file.stem != "classes"]  # names, as RetinaNet reads them
         splits = _unique(root, files, "csv table")
     found, labels = [], set()
     for split, file in splits:

@@ -107,13 +107,13 @@ def inspect_datasets(names, cfg=None, progress: bool = True) -> list[Inspected]:
 
 
 def _load(name: str) -> Inspected:
-    data = Inspected(name)
+    data, report = Inspected(name), AnnotationReport(collect=True)
+    data.problems["data"] = report.errors
     try:
-        data.dicts, report = load_reported(name)
+        data.dicts = load_reported(name, report)
     except (OSError, ValueError) as error:
-        data.problems["data"].append(str(error))
+        report.errors.append(str(error))
         return data
-    data.problems["data"] += report.errors
     for kind, files in report.files.items():
         data.problems[kind] += files
     meta = MetadataCatalog.get(name)

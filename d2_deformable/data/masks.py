@@ -82,9 +82,9 @@ class MaskFormat:
                 mask = existing(masks / f"{stem}.png", listed_in)
                 dicts.append(self._load_image(stem, mask, images, found))
         absent = [label for k, label in enumerate(self.classes) if k not in found]
-        if len(absent) == len(self.classes):
+        if dicts and len(absent) == len(self.classes):
             raise ValueError(f"{masks}: every pixel of the masks of {name} is IGNORE {self.ignore}")
-        if absent:
+        if absent and not report.collect:
             log_first_n(
                 logging.WARNING,
                 f"{name}: no pixel is {', '.join(absent)}, according to {masks}",

@@ -141,7 +141,7 @@ def test_check_datasets(register, write_voc, voc_object, root):
     with pytest.raises(FileNotFoundError, match=missing):
         check_datasets(cfg)
     cfg.DATASETS.TRAIN = ("check_c",)
-    with pytest.raises(ValueError, match="check_c, in DATASETS.TRAIN or .* mean check_[ab]?"):
+    with pytest.raises(ValueError, match="names check_c, .*; did you mean check_[a-z]+"):
         check_datasets(cfg)
     cfg.DATASETS.TRAIN = ("check_a",)
     cfg.DATASETS.TEST = ("check_wrong",)

@@ -101,6 +101,14 @@ def test_class_masks(register, tmp_path):
     assert "2 images with class masks" in summarize(data)
 
 
+def test_all_masks_wrong(register, tmp_path):
+    write_drawn(tmp_path / "set", "mask", {"all": 2})
+    register(inspect_wrong="{FORMAT: mask, ROOT: set, CLASSES: [background]}")
+    (data,) = inspect_datasets(["inspect_wrong"])
+    found = problems(data)["data"]
+    assert [f"all_{i}.png: holds" in error for i, error in enumerate(found)] == [True, True]
+
+
 def test_the_network_must_fit(register, tmp_path):
     write_drawn(tmp_path / "set", "csv", {"all": 1})
     fields = '{"FORMAT": "csv", "ROOT": "set", "IMAGES": "images", "ANNOTATIONS": "all.csv"}'
