@@ -107,7 +107,7 @@ def add_deformable_config(cfg: CN) -> None:
     # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not affected.
     cfg.INPUT.DROP_DIFFICULT = False
 
-    # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
+    # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, PART, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
 

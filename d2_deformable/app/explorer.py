@@ -21,7 +21,7 @@ from ..analysis.sampling import (
 )
 from ..analysis.segmentation import class_colors
 from ..analysis.visualize import found_above
-from ..data.images import read_image
+from ..data.pixels import read_image
 from ..inference import Predictor
 
 LOWEST_SCORE = 0.05  # of the detections that the page's threshold can show

@@ -17,6 +17,7 @@ from .command import run
 COMMANDS = {
     "predict": ("predict", "detect objects in images, folders and videos"),
     "app": ("app", "serve a page to click through what a network sees"),
+    "new": ("new", "write a YAML that trains a network on your own labelled images"),
     "train": ("train", "train a network from its YAML"),
     "train imagenet": ("train_imagenet", "train a backbone on ImageNet"),
     "eval": ("evaluate", "evaluate a checkpoint on the test sets of a config"),
@@ -30,6 +31,7 @@ COMMANDS = {
     "export": ("export", "export a network as ONNX, TorchScript or torch.export program"),
     "export weights": ("export_weights", "export the weights of a training in half precision"),
     "publish": ("publish", "add a finished training to a model zoo"),
+    "data check": ("data_check", "check a data set before training, with counts and pictures"),
     "data prepare-voc-aug": ("data_prepare_voc_aug", "make the masks of VOC 2012 with SBD"),
     "models": ("models", "list the networks of the model zoo"),
     "models show": ("models_show", "print the config of a network"),

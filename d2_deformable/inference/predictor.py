@@ -16,7 +16,7 @@ from .. import model_zoo
 from ..checkpoint import load_model
 from ..config import read_config
 from ..data import register_custom_datasets
-from ..data.images import read_image
+from ..data.pixels import read_image
 from ..data.records import class_names
 from ..engine import fall_back_to_cpu
 from ..engine.run import read_run
