@@ -87,8 +87,8 @@ def add_deformable_config(cfg: CN) -> None:
     # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
     health.PERIOD = 20
     # Offsets count as staying at zero if their 99th percentile is still below MIN_CONV (feature-map
-    # cells) or MIN_ROI (fraction of the RoI) after this many iterations, the length of Detectron2's
-    # warm-up.
+    # cells) or MIN_ROI (fraction of the RoI) after this many iterations at the full learning rate,
+    # i.e. after SOLVER.WARMUP_ITERS. A shorter run is not judged.
     health.ZERO_AFTER = 1000
     # A sample moved by 0.01 cells changes by at most 1 % of the difference of two neighbours;
     # 0.001 of a RoI of 10 cells is the same.
