@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,20 @@ import torch
 
 import train_net
 from d2_deformable.checkpoint import read_weights, write_weights
+from d2_deformable.cli import train
 
-CONFIGS = Path(__file__).parents[1] / "configs/quick"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs/quick"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run train_net.py's main on four tiny images and return its result."""
+def arguments(tmp_path, monkeypatch):
+    """Make the arguments of train_net.py for four tiny images."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
 
-    def run(*arguments, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
-        flags = [a for a in arguments if a.startswith("--")]
-        overrides = [str(a) for a in arguments if a not in flags]
+    def arguments(*given, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
+        flags = [a for a in given if a.startswith("--")]
+        overrides = [str(a) for a in given if a not in flags]
         small = {
             "OUTPUT_DIR": tmp_path / "output",
             "SOLVER.IMS_PER_BATCH": 2,
@@ -30,8 +34,17 @@ def run(tmp_path, monkeypatch):
             "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES": 2,
         }
         pairs = [str(x) for pair in small.items() for x in pair]
-        file = ["--config-file", str(CONFIGS / f"{config}.yaml")]
-        return train_net.main(train_net.parse_args([*file, *flags, *pairs, *overrides]))
+        return ["--config-file", str(CONFIGS / f"{config}.yaml"), *flags, *pairs, *overrides]
+
+    return arguments
+
+
+@pytest.fixture
+def run(arguments):
+    """Run train_net.py's main and return its result."""
+
+    def run(*given, **kwargs):
+        return train_net.main(train_net.parse_args(arguments(*given, **kwargs)))
 
     return run
 
@@ -45,6 +58,7 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     assert {"bbox/AP", "voc/AP50", "voc/AP70"} <= set(lines(tmp_path)[-1])
     log = (tmp_path / "output/log.txt").read_text()
     assert "VOC AP of warped_shapes_val (metric area)" in log and "Generating 4 images" in log
+    assert "\x1b" not in log and "copypaste" in log
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert first["iteration"] == 1
@@ -123,6 +137,24 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
 def test_refuses_with_one_message(run, overrides, error, message):
     with pytest.raises(error, match=message):
         run(*overrides)
+
+
+def test_a_mistake_is_one_line_before_anything_else(arguments):
+    mistake = arguments("MODEL.RESNETS.NORM", "FrozenBN")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), *mistake], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train_net.py: MODEL.WEIGHTS is empty")
+    assert "Environment info" not in done.stdout and "\x1b" not in done.stdout
+
+
+def test_refuses_more_processes_than_gpus(arguments, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    args = train_net.parse_args(["--num-gpus", "2", *arguments()])
+    with pytest.raises(ValueError, match="--num-gpus is 2, but 1 GPUs are visible"):
+        train.main(args)
 
 
 def test_refuses_to_evaluate_random_weights(run):

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from ..data import register_custom_datasets
 from ..engine import fall_back_to_cpu
 from ..utils.provenance import commit, machine, versions
 
-# Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
-# package that the command needs is missing.
-USER_ERRORS = (ImportError, OSError, ValueError)
+# Errors that end a command with one line instead of a traceback: the user's input is wrong, a
+# package that the command needs is missing, or a training diverged.
+USER_ERRORS = (FloatingPointError, ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,18 @@ def run(main, parser, argv=None) -> None:
     except USER_ERRORS as error:
         if args.debug:
             raise
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{parser.prog}: {message_of(error)}")
     except KeyboardInterrupt:
-        sys.exit(f"{parser.prog}: interrupted")
+        sys.stderr.write(f"{parser.prog}: interrupted\n")
+        sys.exit(128 + signal.SIGINT)
+
+
+def message_of(error: Exception) -> str:
+    """Return the message; of an error in a data loader's process, without its traceback."""
+    text = str(error)
+    if "\nOriginal Traceback" not in text:
+        return text
+    return text.splitlines()[-1].partition(": ")[2]
 
 
 def config_of(config_file, overrides=(), needs_data: bool = True):

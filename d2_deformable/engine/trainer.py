@@ -25,13 +25,15 @@ class Trainer(DefaultTrainer):
     Args:
         resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
             not exist. None: not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
+        checked: `preflight` has been run.
 
     Raises:
         ValueError, FileNotFoundError: see `preflight`.
     """
 
-    def __init__(self, cfg, *, resume: bool | None = None):
-        preflight(cfg, resume=resume is not False)
+    def __init__(self, cfg, *, resume: bool | None = None, checked: bool = False):
+        if not checked:
+            preflight(cfg, resume=resume is not False)
         super().__init__(cfg)
 
     def resume_or_load(self, resume=True):
