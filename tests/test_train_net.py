@@ -1,8 +1,10 @@
 """The command line, run in this process: it trains, resumes, evaluates and refuses bad input."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,31 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     results = run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth"))
     last = lines(tmp_path)[-1]
     assert results["voc"]["AP50"] == pytest.approx(last["voc/AP50"], nan_ok=True)
+
+
+def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
+    run_step, log = train.Trainer.run_step, tmp_path / "output/log.txt"
+
+    def press(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        run_step(trainer)
+
+    with monkeypatch.context() as pressed, pytest.raises(KeyboardInterrupt):
+        pressed.setattr(train.Trainer, "run_step", press)
+        run("--resume")
+    assert f"--resume: no checkpoint in {tmp_path}/output, starting from ran" in log.read_text()
+    assert "total_loss" in lines(tmp_path)[0] and "bbox/AP" not in lines(tmp_path)[-1]
+    assert "saved in" in log.read_text() and "Traceback" not in log.read_text()
+    run("--resume")
+    assert f"Resuming from {tmp_path}/output/model_0000000.pth at iteration 1" in log.read_text()
+    assert "bbox/AP" in lines(tmp_path)[-1]
+
+    (tmp_path / "output/model_final.pth").unlink()
+    for flags in ("--resume",), ("--resume", "--eval-only"):
+        with pytest.raises(
+            FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
+        ):
+            run(*flags)
 
 
 class Hostile:

@@ -8,6 +8,7 @@ from detectron2.evaluation import verify_results
 from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
+from ..engine.trainer import checkpoint_to_resume
 from .logs import set_up_logs
 
 EXAMPLE = """
@@ -45,9 +46,10 @@ def train_or_evaluate(args):
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if args.resume:
+            checkpoint_to_resume(checkpointer, cfg.MODEL.WEIGHTS)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if tests_with_TTA(cfg):
             results.update(Trainer.test_with_TTA(cfg, model))

@@ -1,10 +1,12 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+import logging
 import weakref
 from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
+from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -14,13 +16,21 @@ from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
+from .interruption import Interruption
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
 
+# Detectron2's default, which a short run would never reach.
+DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
+
+logger = logging.getLogger(__name__)
+
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
+
+    Ctrl-C and SIGTERM stop it with a checkpoint, see `Interruption`.
 
     Args:
         resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
@@ -37,22 +47,38 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     def resume_or_load(self, resume=True):
-        """As Detectron2's.
+        """As Detectron2's; also log what the training starts from.
 
         Raises:
-            FileNotFoundError: MODEL.WEIGHTS is needed and missing.
+            FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
         """
-        if not resume:
+        file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
+        if not file:
             check_weights(self.cfg)
-        return super().resume_or_load(resume)
+        super().resume_or_load(resume)
+        if file:
+            logger.info("Resuming from %s at iteration %d", file, self.start_iter)
+
+    def after_train(self):
+        if self._interruption.stopped:  # nobody waits for an evaluation
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
+        super().after_train()
 
     def build_hooks(self):
-        """Add offset health and, if enabled, a final multi-scale test to Detectron2's hooks."""
+        """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
         self.checkpointer = SafeCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         built = super().build_hooks()
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.period = checkpoint_period(self.cfg)
+        self._interruption = Interruption(self.checkpointer)
+        later = (hooks.EvalHook, hooks.PeriodicWriter)
+        built.insert(
+            min(i for i, h in enumerate(built) if isinstance(h, later)), self._interruption
+        )
         if tests_with_TTA(self.cfg):
             # Next to the other evaluation: results after the writers would not be written.
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
@@ -111,3 +137,36 @@ class Trainer(DefaultTrainer):
 def tests_with_TTA(cfg) -> bool:
     """Return True if `Trainer.test_with_TTA` must follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
+
+
+def checkpoint_period(cfg) -> int:
+    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
+    shorter than that, a fifth of the run but at least 100 iterations."""
+    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
+    if period == DEFAULT_CHECKPOINT_PERIOD > iterations:
+        return max(100, iterations // 5)
+    return period
+
+
+def checkpoint_to_resume(checkpointer, weights: str) -> str:
+    """Find the checkpoint that --resume continues from; log if there is none.
+
+    Args:
+        weights: MODEL.WEIGHTS, which a run without checkpoint starts from.
+
+    Returns:
+        the path, or "".
+
+    Raises:
+        FileNotFoundError: "last_checkpoint" names a file that does not exist.
+    """
+    file, folder = checkpointer.get_checkpoint_file(), checkpointer.save_dir
+    if not file:
+        start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"
+        logger.warning("--resume: no checkpoint in %s, starting from %s", folder, start)
+    elif not checkpointer.path_manager.isfile(file):
+        raise FileNotFoundError(
+            f"{file}: no such file, from {folder}/last_checkpoint. Restore it, or write the name "
+            "of another checkpoint there"
+        )
+    return file

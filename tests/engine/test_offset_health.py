@@ -320,7 +320,7 @@ def test_trainer_registers_it_before_the_writers(monkeypatch):
     trainer.cfg, trainer.model = cfg, Model()
     writer = PeriodicWriter([])
     monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: [writer])
-    health, last = trainer.build_hooks()
+    health, *_, last = trainer.build_hooks()
     assert last is writer
     assert health.period == 7
     assert (health.max_conv, health.zero_after, health.warmup) == (0.5, 1000, 30)
