@@ -82,6 +82,8 @@ def add_deformable_config(cfg: CN) -> None:
     # that in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # Detectron2's SOLVER.AMP.ENABLED also works on the CPU: forward passes then use bfloat16.
+
     # Statistics of offsets and warnings during training, see d2_deformable/engine/offset_health.py.
     health = cfg.OFFSET_HEALTH = CN()
     # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.

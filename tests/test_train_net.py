@@ -15,6 +15,7 @@ import torch
 import train_net
 from d2_deformable.checkpoint import read_weights, write_weights
 from d2_deformable.cli import train
+from d2_deformable.layers import DeformConv2d
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/quick"
@@ -97,6 +98,31 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
         ):
             run(*flags)
+
+
+@pytest.mark.parametrize(
+    "config", ["warped_shapes_rfcn_R_18_dconv3_dpool", "warped_shapes_deeplab_R_18_dconv3"]
+)
+def test_mixed_precision_on_the_cpu(run, tmp_path, monkeypatch, config):
+    dtypes, enabled = set(), ("SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu")
+    forward = DeformConv2d.forward
+
+    def record(layer, x):
+        output = forward(layer, x)
+        dtypes.add((layer.training, output.dtype))
+        return output
+
+    monkeypatch.setattr(DeformConv2d, "forward", record)
+    run(*enabled, config=config)
+    # As on a GPU, Detectron2 evaluates in float32.
+    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
+    amp = lines(tmp_path)[0]["total_loss"]
+    saved = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
+    assert not [k for k, v in saved.items() if v.dtype == torch.bfloat16 or not v.isfinite().all()]
+    shutil.rmtree(tmp_path / "output")
+    run("TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu", config=config)
+    assert amp != lines(tmp_path)[0]["total_loss"]
+    assert amp == pytest.approx(lines(tmp_path)[0]["total_loss"], rel=0.05)
 
 
 class Hostile:

@@ -16,6 +16,7 @@ from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
+from .amp import CPUAMPTrainer
 from .interruption import Interruption
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
-    Ctrl-C and SIGTERM stop it with a checkpoint, see `Interruption`.
+    Ctrl-C and SIGTERM stop it with a checkpoint, see `Interruption`. SOLVER.AMP.ENABLED on the CPU
+    computes in bfloat16.
 
     Args:
         resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
@@ -44,7 +46,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg, *, resume: bool | None = None, checked: bool = False):
         if not checked:
             preflight(cfg, resume=resume is not False)
-        super().__init__(cfg)
+        amp_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+        super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
+        if amp_on_cpu:
+            simple = self._trainer
+            self._trainer = CPUAMPTrainer(simple.model, simple.data_loader, simple.optimizer)
 
     def resume_or_load(self, resume=True):
         """As Detectron2's; also log what the training starts from.
@@ -132,6 +138,15 @@ class Trainer(DefaultTrainer):
             model = GeneralizedRCNNWithTTA(cfg, model)
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def _without_amp(cfg):
+    """Detectron2 would build a trainer for GPUs."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
 
 
 def tests_with_TTA(cfg) -> bool:
