@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,23 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
         ):
             run(*flags)
+
+
+def test_a_loss_that_is_not_finite_stops_clearly(run, tmp_path, monkeypatch):
+    run_step = train.Trainer.run_step
+
+    def poison(trainer):
+        if trainer.iter == 1:
+            trainer.model.proposal_generator.rpn_head.conv.weight.data[0] = float("nan")
+        run_step(trainer)
+
+    monkeypatch.setattr(train.Trainer, "run_step", poison)
+    with pytest.raises(FloatingPointError) as error:
+        run("SOLVER.CHECKPOINT_PERIOD", "1")
+    message = r"Iteration 1: .*; the first module with such an output is proposal_generator.rpn_he"
+    assert re.match(message, str(error.value))
+    assert f"the last checkpoint is {tmp_path}/output/model_0000000.pth" in str(error.value)
+    assert "bbox/AP" not in lines(tmp_path)[-1]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
-from ..checkpoint import SafeCheckpointer
 from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
 from .amp import CPUAMPTrainer
 from .interruption import Interruption
+from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
@@ -46,11 +46,13 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg, *, resume: bool | None = None, checked: bool = False):
         if not checked:
             preflight(cfg, resume=resume is not False)
-        amp_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+        self._amp = cfg.SOLVER.AMP.ENABLED
+        amp_on_cpu = self._amp and cfg.MODEL.DEVICE == "cpu"
         super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
         if amp_on_cpu:
             simple = self._trainer
             self._trainer = CPUAMPTrainer(simple.model, simple.data_loader, simple.optimizer)
+        self.last_step = LastStep(self.model)
 
     def resume_or_load(self, resume=True):
         """As Detectron2's; also log what the training starts from.
@@ -65,15 +67,31 @@ class Trainer(DefaultTrainer):
         if file:
             logger.info("Resuming from %s at iteration %d", file, self.start_iter)
 
+    def run_step(self):
+        """As Detectron2's.
+
+        Raises:
+            FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            model = getattr(self.model, "module", self.model)
+            last = self.checkpointer.get_checkpoint_file()
+            raise FloatingPointError(
+                f"Iteration {self.iter}: {self.last_step.diagnose(model, self._amp)}. {ADVICE}"
+                + (f"; the last checkpoint is {last}" if last else "; no checkpoint is saved yet")
+            ) from error
+
     def after_train(self):
-        if self._interruption.stopped:  # nobody waits for an evaluation
+        if self.iter < self.max_iter:  # not finished: Detectron2 would evaluate in the last step
             self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
         super().after_train()
 
     def build_hooks(self):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
-        self.checkpointer = SafeCheckpointer(
+        self.checkpointer = FiniteCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         built = super().build_hooks()
