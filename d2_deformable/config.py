@@ -108,6 +108,10 @@ def add_deformable_config(cfg: CN) -> None:
     # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not affected.
     cfg.INPUT.DROP_DIFFICULT = False
 
+    # Train on when an image cannot be read: take another one in its place and count it, as the
+    # scalar "skipped_images" and in the log. False stops and names the file.
+    cfg.INPUT.SKIP_BROKEN_IMAGES = False
+
     # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)

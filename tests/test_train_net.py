@@ -16,6 +16,7 @@ import torch
 import train_net
 from d2_deformable.checkpoint import read_weights, write_weights
 from d2_deformable.cli import train
+from d2_deformable.cli.command import message_of
 from d2_deformable.layers import DeformConv2d
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,23 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
         ):
             run(*flags)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_image_stops_or_is_skipped(run, tmp_path, workers):
+    run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    file = next(tmp_path.glob("datasets/warped_shapes/*train*/*.png"))
+    file.write_bytes(file.read_bytes()[:200])
+    settings = ("TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "4")
+    with pytest.raises(OSError) as error:
+        run(*settings)
+    assert message_of(error.value).startswith(f"{file}: this image cannot be read")
+    run(*settings, "INPUT.SKIP_BROKEN_IMAGES", "True")
+    log = (tmp_path / "output/log.txt").read_text()
+    assert f"Skipping {file}, which cannot be read" in log
+    times = int(re.search(rf"Skipped 1 broken images, (\d+) times in all: {file}\n", log)[1])
+    assert [x["skipped_images"] for x in lines(tmp_path) if "skipped_images" in x] == [times]
+    assert times > 0
 
 
 def test_a_loss_that_is_not_finite_stops_clearly(run, tmp_path, monkeypatch):

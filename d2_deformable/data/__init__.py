@@ -1,9 +1,10 @@
 """User data sets declared in YAML: registration, checks, and the mapper."""
 
+from .broken import SkipBrokenImages
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult
-from .loading import load_records
+from .loading import load_records, load_training_records
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
@@ -14,12 +15,14 @@ __all__ = [
     "COCOFormat",
     "DatasetMapper",
     "MaskFormat",
+    "SkipBrokenImages",
     "VOCFormat",
     "WarpedShapesFormat",
     "check_datasets",
     "check_proposals",
     "load_flagged",
     "load_records",
+    "load_training_records",
     "read_mask",
     "register_custom_datasets",
     "screen_proposals",

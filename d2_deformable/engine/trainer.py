@@ -7,11 +7,15 @@ from pathlib import Path
 
 import detectron2.utils.comm as comm
 from detectron2.config import get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
-from ..data import DatasetMapper, screen_proposals, without_difficult
+from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
@@ -21,6 +25,7 @@ from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
+from .skipped_images import SkippedImages
 
 # Detectron2's default, which a short run would never reach.
 DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
@@ -110,6 +115,8 @@ class Trainer(DefaultTrainer):
             built.insert(index, hooks.EvalHook(0, test))
         if comm.is_main_process():
             built.insert(0, OffsetHealth(self.cfg, self.model))
+            if self.cfg.INPUT.SKIP_BROKEN_IMAGES:
+                built.insert(0, SkippedImages())
         return built
 
     @classmethod
@@ -119,8 +126,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         screen_proposals(cfg, "TRAIN")
-        dataset = without_difficult(cfg) if cfg.INPUT.DROP_DIFFICULT else None
-        mapper = DatasetMapper(cfg, True)
+        dataset, mapper = load_training_records(cfg), DatasetMapper(cfg, True)
+        if cfg.INPUT.SKIP_BROKEN_IMAGES:
+            dataset = DatasetFromList(dataset, copy=False)
+            mapper = SkipBrokenImages(mapper, dataset)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
