@@ -123,6 +123,13 @@ def add_deformable_config(cfg: CN) -> None:
     # input, "resized_prediction" (Cityscapes) resizes predictions of that size to the image.
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
 
+    # Keep the checkpoint with the highest value of this result, e.g. "bbox/AP", "voc/AP50" or
+    # "sem_seg/mIoU" (with several test sets "<name>/bbox/AP"), as model_best.pth. Evaluations are
+    # made every TEST.EVAL_PERIOD iterations. Empty keeps none.
+    cfg.TEST.BEST_METRIC = ""
+    # Stop the training after this many evaluations without a higher value; 0 never stops it.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0
+
     # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
     # together with TEST.AUG (several scales, "+M") if that is enabled, else at one scale. For
     # detectors whose RoI heads offer predict_boxes, and for ClassAwareRPN; see modeling/tta.py.

@@ -102,6 +102,22 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             run(*flags)
 
 
+def test_early_stopping_ends_a_run_as_finished(run, tmp_path, monkeypatch):
+    results = {"bbox": {"AP": 0.5}}
+    monkeypatch.setattr(train.Trainer, "test", staticmethod(lambda cfg, model: results))
+    watch = ("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "9")
+    assert run(*watch, "TEST.EARLY_STOP_PATIENCE", "1") == results
+    output = tmp_path / "output"
+    for name, iteration in ("best", 0), ("final", 1):
+        file = torch.load(output / f"model_{name}.pth", weights_only=True)
+        assert file["iteration"] == iteration
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert lines(tmp_path)[-1]["bbox/AP"] == 0.5
+    log = (output / "log.txt").read_text()
+    assert "Stopped after iteration 2: bbox/AP has not become better in 1 evaluations" in log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_broken_image_stops_or_is_skipped(run, tmp_path, workers):
     run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")

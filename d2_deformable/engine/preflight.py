@@ -161,6 +161,17 @@ def _check_evaluation(cfg) -> None:
             f"{', '.join(map(repr, METRICS))}"
         )
     check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
+    if cfg.TEST.EARLY_STOP_PATIENCE and not cfg.TEST.BEST_METRIC:
+        raise ValueError(
+            f"TEST.EARLY_STOP_PATIENCE is {cfg.TEST.EARLY_STOP_PATIENCE} and TEST.BEST_METRIC is "
+            'empty; expected the result to watch, e.g. TEST.BEST_METRIC "bbox/AP"'
+        )
+    if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD <= 0:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC} and TEST.EVAL_PERIOD "
+            f"{cfg.TEST.EVAL_PERIOD}; expected evaluations during training. Give TEST.EVAL_PERIOD "
+            "a number of iterations"
+        )
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
         ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),

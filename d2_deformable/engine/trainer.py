@@ -20,6 +20,7 @@ from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
 from .amp import CPUAMPTrainer
+from .best import BestCheckpoint, EarlyStop
 from .interruption import Interruption
 from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
@@ -72,6 +73,20 @@ class Trainer(DefaultTrainer):
         if file:
             logger.info("Resuming from %s at iteration %d", file, self.start_iter)
 
+    def train(self):
+        try:
+            return super().train()
+        except EarlyStop:
+            if comm.is_main_process():
+                self.checkpointer.save("model_final", iteration=self.iter)
+            logger.info(
+                "Stopped after iteration %d: %s has not become better in %d evaluations",
+                self.iter + 1,
+                self.cfg.TEST.BEST_METRIC,
+                self.cfg.TEST.EARLY_STOP_PATIENCE,
+            )
+            return getattr(self, "_last_eval_results", None)
+
     def run_step(self):
         """As Detectron2's.
 
@@ -113,6 +128,13 @@ class Trainer(DefaultTrainer):
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
+        test = self.cfg.TEST
+        if test.BEST_METRIC:
+            index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            best = BestCheckpoint(
+                self.checkpointer, test.EVAL_PERIOD, test.BEST_METRIC, test.EARLY_STOP_PATIENCE
+            )
+            built.insert(index, best)
         if comm.is_main_process():
             built.insert(0, OffsetHealth(self.cfg, self.model))
             if self.cfg.INPUT.SKIP_BROKEN_IMAGES:

@@ -227,6 +227,8 @@ def test_several_scales_need_a_detector_and_a_scale(cfg):
     ("changes", "message"),
     [
         (["TEST.VOC_METRIC", "'2007'"], "VOC_METRIC is '2007'; choose one of 'area', '07'"),
+        (["TEST.EARLY_STOP_PATIENCE", 2], "PATIENCE is 2 and TEST.BEST_METRIC is empty"),
+        (["TEST.BEST_METRIC", "bbox/AP"], "BEST_METRIC is bbox/AP and TEST.EVAL_PERIOD 0; exp"),
         (["TEST.BOX_AVERAGE.ITERATIONS", 0], "ITERATIONS is 0; give 1 pass or more"),
         (["TEST.BOX_AVERAGE.VOTE_IOU", 0.0], "VOTE_IOU is 0.0; give an IoU above 0"),
         (["TEST.BOX_AVERAGE.VOTE_IOU", 1.5], "VOTE_IOU is 1.5; give an IoU above 0"),
