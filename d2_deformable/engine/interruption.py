@@ -62,7 +62,8 @@ class Interruption(HookBase):
         # The model is in evaluation mode; other processes would wait for this one.
         if not self.trainer.model.training and comm.get_world_size() == 1:
             self._stop()
-        logger.info("Stopping after this step; the same signal again stops at once")
+        # A signal may come while a log line is being written, so not by the logger.
+        os.write(2, b"Stopping after this step; the same signal again stops at once\n")
 
     def _stop(self):
         self.stopped = True
