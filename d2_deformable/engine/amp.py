@@ -18,7 +18,8 @@ class CPUAMPTrainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         with torch.autocast("cpu", torch.bfloat16):
-            loss_dict = self.model(data)
+            losses = self.model(data)
+        loss_dict = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
         self.optimizer.zero_grad()
         sum(loss_dict.values()).backward()
         self._write_metrics(loss_dict, data_time)

@@ -42,6 +42,7 @@ class LastStep:
 
     def _keep_losses(self, model, args, losses):
         if model.training:
+            losses = {"total_loss": losses} if isinstance(losses, Tensor) else losses
             self.losses = {name: loss.detach() for name, loss in losses.items()}
 
     def diagnose(self, model, amp: bool = False) -> str:

@@ -118,23 +118,18 @@ class Trainer(DefaultTrainer):
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.period = checkpoint_period(self.cfg)
-        self._interruption = Interruption(self.checkpointer)
         later = (hooks.EvalHook, hooks.PeriodicWriter)
-        built.insert(
-            min(i for i, h in enumerate(built) if isinstance(h, later)), self._interruption
-        )
+        index = min(i for i, hook in enumerate(built) if isinstance(hook, later))
+        built.insert(index, Interruption(self.checkpointer))
         if tests_with_TTA(self.cfg):
             # Next to the other evaluation: results after the writers would not be written.
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
-        test = self.cfg.TEST
-        if test.BEST_METRIC:
+        if metric := self.cfg.TEST.BEST_METRIC:
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-            best = BestCheckpoint(
-                self.checkpointer, test.EVAL_PERIOD, test.BEST_METRIC, test.EARLY_STOP_PATIENCE
-            )
-            built.insert(index, best)
+            period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.EARLY_STOP_PATIENCE
+            built.insert(index, BestCheckpoint(self.checkpointer, period, metric, patience))
         if comm.is_main_process():
             built.insert(0, OffsetHealth(self.cfg, self.model))
             if self.cfg.INPUT.SKIP_BROKEN_IMAGES:
