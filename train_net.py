@@ -5,11 +5,9 @@ python train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_d
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
-import sys
-
 from detectron2.engine import default_argument_parser
 
-from d2_deformable.cli import train
+from d2_deformable.cli import command, train
 
 main = train.train_or_evaluate
 
@@ -19,4 +17,4 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    train.main(parse_args(sys.argv[1:]))
+    command.run(train.main, default_argument_parser())

@@ -83,13 +83,15 @@ def add_deformable_config(cfg: CN) -> None:
     # that in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # Detectron2's SOLVER.AMP.ENABLED also works on the CPU: forward passes then use bfloat16.
+
     # Statistics of offsets and warnings during training, see d2_deformable/engine/offset_health.py.
     health = cfg.OFFSET_HEALTH = CN()
     # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
     health.PERIOD = 20
     # Offsets count as staying at zero if their 99th percentile is still below MIN_CONV (feature-map
-    # cells) or MIN_ROI (fraction of the RoI) after this many iterations, the length of Detectron2's
-    # warm-up.
+    # cells) or MIN_ROI (fraction of the RoI) after this many iterations at the full learning rate,
+    # i.e. after SOLVER.WARMUP_ITERS. A shorter run is not judged.
     health.ZERO_AFTER = 1000
     # A sample moved by 0.01 cells changes by at most 1 % of the difference of two neighbours;
     # 0.001 of a RoI of 10 cells is the same.
@@ -107,6 +109,10 @@ def add_deformable_config(cfg: CN) -> None:
     # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not affected.
     cfg.INPUT.DROP_DIFFICULT = False
 
+    # Train on when an image cannot be read: take another one in its place and count it, as the
+    # scalar "skipped_images" and in the log. False stops and names the file.
+    cfg.INPUT.SKIP_BROKEN_IMAGES = False
+
     # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, PART, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
@@ -117,6 +123,13 @@ def add_deformable_config(cfg: CN) -> None:
     # nearest neighbour: "resized_ground_truth" (VOC) resizes the ground truth to the network's
     # input, "resized_prediction" (Cityscapes) resizes predictions of that size to the image.
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
+
+    # Keep the checkpoint with the highest value of this result, e.g. "bbox/AP", "voc/AP50" or
+    # "sem_seg/mIoU" (with several test sets "<name>/bbox/AP"), as model_best.pth. Evaluations are
+    # made every TEST.EVAL_PERIOD iterations. Empty keeps none.
+    cfg.TEST.BEST_METRIC = ""
+    # Stop the training after this many evaluations without a higher value; 0 never stops it.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0
 
     # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
     # together with TEST.AUG (several scales, "+M") if that is enabled, else at one scale. For

@@ -1,8 +1,13 @@
 """The command line, run in this process: it trains, resumes, evaluates and refuses bad input."""
 
 import json
+import os
 import pickle
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +15,22 @@ import torch
 
 import train_net
 from d2_deformable.checkpoint import read_weights, write_weights
+from d2_deformable.cli import train
+from d2_deformable.cli.command import message_of
+from d2_deformable.layers import DeformConv2d
 
-CONFIGS = Path(__file__).parents[1] / "configs/quick"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs/quick"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run train_net.py's main on four tiny images and return its result."""
+def arguments(tmp_path, monkeypatch):
+    """Make the arguments of train_net.py for four tiny images."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
 
-    def run(*arguments, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
-        flags = [a for a in arguments if a.startswith("--")]
-        overrides = [str(a) for a in arguments if a not in flags]
+    def arguments(*given, config="warped_shapes_rfcn_R_18_dconv3_dpool"):
+        flags = [a for a in given if a.startswith("--")]
+        overrides = [str(a) for a in given if a not in flags]
         small = {
             "OUTPUT_DIR": tmp_path / "output",
             "SOLVER.IMS_PER_BATCH": 2,
@@ -30,8 +39,17 @@ def run(tmp_path, monkeypatch):
             "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES": 2,
         }
         pairs = [str(x) for pair in small.items() for x in pair]
-        file = ["--config-file", str(CONFIGS / f"{config}.yaml")]
-        return train_net.main(train_net.parse_args([*file, *flags, *pairs, *overrides]))
+        return ["--config-file", str(CONFIGS / f"{config}.yaml"), *flags, *pairs, *overrides]
+
+    return arguments
+
+
+@pytest.fixture
+def run(arguments):
+    """Run train_net.py's main and return its result."""
+
+    def run(*given, **kwargs):
+        return train_net.main(train_net.parse_args(arguments(*given, **kwargs)))
 
     return run
 
@@ -45,6 +63,7 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     assert {"bbox/AP", "voc/AP50", "voc/AP70"} <= set(lines(tmp_path)[-1])
     log = (tmp_path / "output/log.txt").read_text()
     assert "VOC AP of warped_shapes_val (metric area)" in log and "Generating 4 images" in log
+    assert "\x1b" not in log and "copypaste" in log
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert first["iteration"] == 1
@@ -56,6 +75,106 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     results = run("--eval-only", "MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth"))
     last = lines(tmp_path)[-1]
     assert results["voc"]["AP50"] == pytest.approx(last["voc/AP50"], nan_ok=True)
+
+
+def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
+    run_step, log = train.Trainer.run_step, tmp_path / "output/log.txt"
+
+    def press(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        run_step(trainer)
+
+    with monkeypatch.context() as pressed, pytest.raises(KeyboardInterrupt):
+        pressed.setattr(train.Trainer, "run_step", press)
+        run("--resume")
+    assert f"--resume: no checkpoint in {tmp_path}/output, starting from ran" in log.read_text()
+    assert "total_loss" in lines(tmp_path)[0] and "bbox/AP" not in lines(tmp_path)[-1]
+    assert "saved in" in log.read_text() and "Traceback" not in log.read_text()
+    run("--resume")
+    assert f"Resuming from {tmp_path}/output/model_0000000.pth at iteration 1" in log.read_text()
+    assert "bbox/AP" in lines(tmp_path)[-1]
+
+    (tmp_path / "output/model_final.pth").unlink()
+    for flags in ("--resume",), ("--resume", "--eval-only"):
+        with pytest.raises(
+            FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
+        ):
+            run(*flags)
+
+
+def test_early_stopping_ends_a_run_as_finished(run, tmp_path, monkeypatch):
+    results = {"bbox": {"AP": 0.5}}
+    monkeypatch.setattr(train.Trainer, "test", staticmethod(lambda cfg, model: results))
+    watch = ("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "9")
+    assert run(*watch, "TEST.EARLY_STOP_PATIENCE", "1") == results
+    output = tmp_path / "output"
+    for name, iteration in ("best", 0), ("final", 1):
+        file = torch.load(output / f"model_{name}.pth", weights_only=True)
+        assert file["iteration"] == iteration
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert lines(tmp_path)[-1]["bbox/AP"] == 0.5
+    log = (output / "log.txt").read_text()
+    assert "Stopped after iteration 2: bbox/AP has not become better in 1 evaluations" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_image_stops_or_is_skipped(run, tmp_path, workers):
+    run("SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    file = next(tmp_path.glob("datasets/warped_shapes/*train*/*.png"))
+    file.write_bytes(file.read_bytes()[:200])
+    settings = ("TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "4")
+    with pytest.raises(OSError) as error:
+        run(*settings)
+    assert message_of(error.value).startswith(f"{file}: this image cannot be read")
+    run(*settings, "INPUT.SKIP_BROKEN_IMAGES", "True")
+    log = (tmp_path / "output/log.txt").read_text()
+    assert f"Skipping {file}, which cannot be read" in log
+    times = int(re.search(rf"Skipped 1 broken images, (\d+) times in all: {file}\n", log)[1])
+    assert [x["skipped_images"] for x in lines(tmp_path) if "skipped_images" in x] == [times]
+    assert times > 0
+
+
+def test_a_loss_that_is_not_finite_stops_clearly(run, tmp_path, monkeypatch):
+    run_step = train.Trainer.run_step
+
+    def poison(trainer):
+        if trainer.iter == 1:
+            trainer.model.proposal_generator.rpn_head.conv.weight.data[0] = float("nan")
+        run_step(trainer)
+
+    monkeypatch.setattr(train.Trainer, "run_step", poison)
+    with pytest.raises(FloatingPointError) as error:
+        run("SOLVER.CHECKPOINT_PERIOD", "1")
+    message = r"Iteration 1: .*; the first module with such an output is proposal_generator.rpn_he"
+    assert re.match(message, str(error.value))
+    assert f"the last checkpoint is {tmp_path}/output/model_0000000.pth" in str(error.value)
+    assert "bbox/AP" not in lines(tmp_path)[-1]
+
+
+@pytest.mark.parametrize(
+    "config", ["warped_shapes_rfcn_R_18_dconv3_dpool", "warped_shapes_deeplab_R_18_dconv3"]
+)
+def test_mixed_precision_on_the_cpu(run, tmp_path, monkeypatch, config):
+    dtypes, enabled = set(), ("SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu")
+    forward = DeformConv2d.forward
+
+    def record(layer, x):
+        output = forward(layer, x)
+        dtypes.add((layer.training, output.dtype))
+        return output
+
+    monkeypatch.setattr(DeformConv2d, "forward", record)
+    run(*enabled, config=config)
+    # As on a GPU, Detectron2 evaluates in float32.
+    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
+    amp = lines(tmp_path)[0]["total_loss"]
+    saved = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
+    assert not [k for k, v in saved.items() if v.dtype == torch.bfloat16 or not v.isfinite().all()]
+    shutil.rmtree(tmp_path / "output")
+    run("TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu", config=config)
+    assert amp != lines(tmp_path)[0]["total_loss"]
+    assert amp == pytest.approx(lines(tmp_path)[0]["total_loss"], rel=0.05)
 
 
 class Hostile:
@@ -123,6 +242,24 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
 def test_refuses_with_one_message(run, overrides, error, message):
     with pytest.raises(error, match=message):
         run(*overrides)
+
+
+def test_a_mistake_is_one_line_before_anything_else(arguments):
+    mistake = arguments("MODEL.RESNETS.NORM", "FrozenBN")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), *mistake], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train_net.py: MODEL.WEIGHTS is empty")
+    assert "Environment info" not in done.stdout and "\x1b" not in done.stdout
+
+
+def test_refuses_more_processes_than_gpus(arguments, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    args = train_net.parse_args(["--num-gpus", "2", *arguments()])
+    with pytest.raises(ValueError, match="--num-gpus is 2, but 1 GPUs are visible"):
+        train.main(args)
 
 
 def test_refuses_to_evaluate_random_weights(run):

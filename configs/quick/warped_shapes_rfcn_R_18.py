@@ -10,5 +10,5 @@ optimizer.update(lr=0.02, weight_decay=0.0001)
 optimizer.params.lr_multipliers = [["score_maps", 10.0]]
 clip(optimizer, norm=10.0)
 train.update(init_checkpoint="", max_iter=1600, seed=1)
-train.checkpointer.period = 10000
+train.checkpointer.period = 200
 lr_multiplier = multistep(1600, [1300, 1500], warmup_iters=100, method="linear", factor=0.001)

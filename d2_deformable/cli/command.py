@@ -6,6 +6,7 @@ Detectron2 and torch are imported inside functions, since some commands run with
 import argparse
 import logging
 import shlex
+import signal
 import sys
 import warnings
 
@@ -82,9 +83,18 @@ def run(main, parser, argv=None) -> None:
     except USER_ERRORS as error:
         if args.debug:
             raise
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{parser.prog}: {message_of(error)}")
     except KeyboardInterrupt:
-        sys.exit(f"{parser.prog}: interrupted")
+        sys.stderr.write(f"{parser.prog}: interrupted\n")
+        sys.exit(128 + signal.SIGINT)
+
+
+def message_of(error: Exception) -> str:
+    """Return the message; of an error in a data loader's process, without its traceback."""
+    text = str(error)
+    if "\nOriginal Traceback" not in text:
+        return text
+    return text.splitlines()[-1].partition(": ")[2]
 
 
 def config_of(config_file, overrides=(), needs_data: bool = True):

@@ -19,4 +19,6 @@ def parser():
 def main(args):
     arguments = ["--config-file", args.config_file, "--num-gpus", str(args.num_gpus), "--eval-only"]
     overrides = [*args.opts, "MODEL.WEIGHTS", args.weights]
-    train.main(train.parser().parse_args([*arguments, *overrides]))
+    run = train.parser().parse_args([*arguments, *overrides])
+    run.debug = args.debug
+    train.main(run)

@@ -1,13 +1,15 @@
 """Train or evaluate any network from its YAML; train_net.py runs it as well."""
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
-from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
+from ..engine.trainer import checkpoint_to_resume
+from .logs import set_up_logs
 
 EXAMPLE = """
 example:
@@ -16,13 +18,22 @@ example:
 
 
 def setup(args):
-    """Build the frozen config of a run: defaults, then the YAML, then KEY VALUE overrides."""
+    """Build and check the frozen config of a run: defaults, then the YAML, then KEY VALUE.
+
+    Checks come before Detectron2's long report of the environment and the config.
+    """
+    cfg = checked_config(args)
+    default_setup(cfg, args)
+    return cfg
+
+
+def checked_config(args):
     cfg = read_config(args.config_file, args.opts)
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2_deformable")
+    set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), getattr(args, "debug", False))
     fall_back_to_cpu(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
     register_custom_datasets(cfg)
+    preflight(cfg, eval_only=args.eval_only, resume=args.resume)
     return cfg
 
 
@@ -34,11 +45,11 @@ def train_or_evaluate(args):
     """
     cfg = setup(args)
     if args.eval_only:
-        preflight(cfg, eval_only=True, resume=args.resume)
         model = Trainer.build_model(cfg)
-        StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if args.resume:
+            checkpoint_to_resume(checkpointer, cfg.MODEL.WEIGHTS)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if tests_with_TTA(cfg):
             results.update(Trainer.test_with_TTA(cfg, model))
@@ -46,7 +57,7 @@ def train_or_evaluate(args):
             verify_results(cfg, results)
         return results
 
-    trainer = Trainer(cfg, resume=args.resume)  # runs the same preflight checks
+    trainer = Trainer(cfg, checked=True)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
@@ -58,6 +69,10 @@ def parser():
 
 
 def main(args):
+    if args.num_gpus > 1:  # checked here, since an error of a process it starts has a traceback
+        if args.num_gpus > (count := torch.cuda.device_count()):
+            raise ValueError(f"--num-gpus is {args.num_gpus}, but {count} GPUs are visible")
+        checked_config(args)
     launch(
         train_or_evaluate,
         args.num_gpus,

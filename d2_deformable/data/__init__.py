@@ -1,10 +1,11 @@
 """User data sets declared in YAML: registration, checks, and the mapper."""
 
 from .. import needs_detectron2
+from .broken import SkipBrokenImages
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult
-from .loading import load_records
+from .loading import load_records, load_training_records
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
@@ -18,6 +19,7 @@ __all__ = [
     "CSVFormat",
     "DatasetMapper",
     "MaskFormat",
+    "SkipBrokenImages",
     "VOCFormat",
     "WarpedShapesFormat",
     "YOLOFormat",
@@ -25,6 +27,7 @@ __all__ = [
     "check_proposals",
     "load_flagged",
     "load_records",
+    "load_training_records",
     "read_mask",
     "register_custom_datasets",
     "screen_proposals",

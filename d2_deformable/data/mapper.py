@@ -10,6 +10,12 @@ from detectron2.data.transforms import AugInput
 from .masks import read_mask
 
 
+class BrokenImageError(OSError):
+    """An image file, `path`, that is missing, truncated or otherwise cannot be decoded."""
+
+    path = ""
+
+
 class DatasetMapper(data.DatasetMapper):
     """`detectron2.data.DatasetMapper(cfg, is_train)` with two differences.
 
@@ -38,7 +44,7 @@ class DatasetMapper(data.DatasetMapper):
         """Map a record as Detectron2 does.
 
         Raises:
-            OSError: a missing, truncated or otherwise undecodable image.
+            BrokenImageError: a missing, truncated or otherwise undecodable image.
             ValueError: a mask with colours.
         """
         try:
@@ -73,7 +79,9 @@ def _check_readable(path: str) -> None:
     try:
         detection_utils.read_image(path)
     except Exception as error:
-        raise OSError(
-            f"{path}: this image cannot be read ({error}). Restore the file, or take it out of "
-            "the data set"
-        ) from error
+        broken = BrokenImageError(
+            f"{path}: this image cannot be read ({error}). Restore the file, take it out of the "
+            "data set, or train without it: INPUT.SKIP_BROKEN_IMAGES True"
+        )
+        broken.path = path
+        raise broken from error

@@ -39,8 +39,9 @@ class OffsetHealth(HookBase):
     Args:
         model: contains the layers; without any, this hook does nothing.
         period: iterations; 0 turns it off.
-        zero_after: iterations after which offsets that stay at zero are reported; a shorter
-            training reports them at its end.
+        zero_after: iterations at the full learning rate after which offsets that stay at zero are
+            reported. A shorter training never reports them: it is too short to tell.
+        warmup: iterations before that, in which the learning rate rises.
         min_conv, min_roi: a layer whose p99 is smaller counts as staying at zero.
         max_conv, max_roi: a convolution whose p99 is larger than `max_conv` times the shorter side
             of its map counts as running away, as does a RoI layer whose p99 is larger than
@@ -59,6 +60,7 @@ class OffsetHealth(HookBase):
         *,
         period: int = 20,
         zero_after: int = 1000,
+        warmup: int = 0,
         min_conv: float = 0.01,
         min_roi: float = 0.001,
         max_conv: float = 0.5,
@@ -68,7 +70,7 @@ class OffsetHealth(HookBase):
         if period < 0:
             raise ValueError(f"OFFSET_HEALTH.PERIOD is {period}; expected iterations, or 0 for off")
         self.period = period
-        self.zero_after = zero_after
+        self.zero_after, self.warmup = zero_after, warmup
         self.min_conv, self.min_roi = min_conv, min_roi
         self.max_conv, self.max_roi, self.max_outside = max_conv, max_roi, max_outside
         parallel = isinstance(model, DistributedDataParallel)
@@ -78,7 +80,8 @@ class OffsetHealth(HookBase):
 
     @classmethod
     def from_config(cls, cfg, model):
-        return {"model": model} | {key.lower(): value for key, value in cfg.OFFSET_HEALTH.items()}
+        thresholds = {key.lower(): value for key, value in cfg.OFFSET_HEALTH.items()}
+        return {"model": model, "warmup": cfg.SOLVER.WARMUP_ITERS, **thresholds}
 
     def before_step(self):
         done = self.trainer.iter + 1
@@ -117,7 +120,7 @@ class OffsetHealth(HookBase):
     def _stays_at_zero(self, layer, health):
         least = self.min_conv if isinstance(layer, DeformConv2d) else self.min_roi
         done = self.trainer.iter + 1
-        return health.p99 < least and done >= min(self.zero_after, self.trainer.max_iter)
+        return health.p99 < least and done >= self.warmup + self.zero_after
 
     def _runs_away(self, layer, health):
         conv = isinstance(layer, DeformConv2d)

@@ -1,10 +1,13 @@
 """All checks of a run that are made before anything is built."""
 
+import logging
 from functools import reduce
 from pathlib import Path
 
-from detectron2.config import get_cfg
+import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.solver import build_lr_scheduler
 
 from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
@@ -18,9 +21,13 @@ from ..modeling.roi_heads import faster_rcnn, rfcn
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
 POOLER_READERS |= dict.fromkeys(rfcn.POOLER_TYPES, RFCNHeads)
 
+logger = logging.getLogger(__name__)
+
 
 def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
     """Reject a run that would fail later, or that would not do what its settings seem to say.
+
+    Warns if the warm-up takes more than half of a training.
 
     Args:
         cfg: a config whose DATASETS.CUSTOM are registered.
@@ -41,6 +48,8 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
             "--resume to take the last one of OUTPUT_DIR"
         )
     check_settings(cfg)
+    if not eval_only:
+        _warn_of_long_warmup(cfg.SOLVER)
 
 
 def check_settings(cfg) -> None:
@@ -115,6 +124,36 @@ def check_weights(cfg) -> None:
         )
 
 
+def _warn_of_long_warmup(solver) -> None:
+    warmup, iterations = solver.WARMUP_ITERS, solver.MAX_ITER
+    if warmup <= iterations / 2:
+        return
+    last = min(warmup, iterations - 1)
+    logger.warning(
+        "SOLVER.WARMUP_ITERS is %d and SOLVER.MAX_ITER %d: the learning rate rises for %s and "
+        "reaches %.3g in iteration %d (SOLVER.BASE_LR %g). Set SOLVER.WARMUP_ITERS %d, or train "
+        "longer",
+        warmup,
+        iterations,
+        "the whole run" if warmup >= iterations else "more than half of the run",
+        _learning_rate(solver, last),
+        last,
+        solver.BASE_LR,
+        iterations // 10,
+    )
+
+
+def _learning_rate(solver, iteration: int) -> float:
+    """Learning rate of an iteration, counted from 0, by Detectron2's own schedule."""
+    cfg = CfgNode({"SOLVER": solver.clone()})
+    cfg.SOLVER.defrost()
+    cfg.SOLVER.STEPS = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=solver.BASE_LR)
+    schedule = build_lr_scheduler(cfg, optimizer)
+    schedule.last_epoch = iteration
+    return schedule.get_lr()[0]
+
+
 def _check_evaluation(cfg) -> None:
     if cfg.TEST.VOC_METRIC not in METRICS:
         raise ValueError(
@@ -122,6 +161,17 @@ def _check_evaluation(cfg) -> None:
             f"{', '.join(map(repr, METRICS))}"
         )
     check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
+    if cfg.TEST.EARLY_STOP_PATIENCE and not cfg.TEST.BEST_METRIC:
+        raise ValueError(
+            f"TEST.EARLY_STOP_PATIENCE is {cfg.TEST.EARLY_STOP_PATIENCE} and TEST.BEST_METRIC is "
+            'empty; expected the result to watch, e.g. TEST.BEST_METRIC "bbox/AP"'
+        )
+    if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD <= 0:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC} and TEST.EVAL_PERIOD "
+            f"{cfg.TEST.EVAL_PERIOD}; expected evaluations during training. Give TEST.EVAL_PERIOD "
+            "a number of iterations"
+        )
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
         ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),

@@ -18,7 +18,7 @@ class Run:
 
     folder: its OUTPUT_DIR.
     cfg: its config, not frozen.
-    checkpoint: its final weights.
+    checkpoint: its last weights.
     history: one dict of scalars per logged iteration, in ascending order of "iteration".
     config_file, command: taken from its log; "" if there is no log.
     """
@@ -99,8 +99,10 @@ def read_run(folder, overrides=()) -> Run:
 
 
 def _checkpoint(folder):
+    """Return the newest checkpoint: a model_final.pth may be left from an earlier run."""
     last = folder / "last_checkpoint"
-    names = ["model_final.pth"] + ([last.read_text().strip()] if last.is_file() else [])
+    names = [last.read_text().strip()] if last.is_file() else []
+    names = list(dict.fromkeys([*names, "model_final.pth"]))
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -1,69 +1,141 @@
 """Detectron2's DefaultTrainer with this package's data, evaluation and optimizer."""
 
+import logging
 import weakref
 from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
-import torch
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
-from ..checkpoint import SafeCheckpointer
 from ..compat import require_private
-from ..data import DatasetMapper, screen_proposals, without_difficult
+from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
-from .cpu_amp import CPUAMPTrainer
+from .amp import CPUAMPTrainer
+from .best import BestCheckpoint, EarlyStop
+from .interruption import Interruption
+from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
+from .skipped_images import SkippedImages
+
+# Detectron2's default, which a short run would never reach.
+DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
+    Ctrl-C and SIGTERM stop it with a checkpoint, see `Interruption`. SOLVER.AMP.ENABLED on the CPU
+    computes in bfloat16.
+
     Args:
-        resume: what `resume_or_load` will be called with. True: MODEL.WEIGHTS need not exist. None:
-            not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
+        resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
+            not exist. None: not known yet, so `resume_or_load` checks MODEL.WEIGHTS.
+        checked: `preflight` has been run.
 
     Raises:
         ValueError, FileNotFoundError: see `preflight`.
     """
 
-    def __init__(self, cfg, *, resume: bool | None = None):
-        preflight(cfg, resume=resume is not False)
-        super().__init__(cfg)
-        if cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-            require_private(self, "_trainer")  # AMPTrainer, which requires CUDA
-            self._trainer = CPUAMPTrainer(self.model, self.data_loader, self.optimizer)
+    def __init__(self, cfg, *, resume: bool | None = None, checked: bool = False):
+        if not checked:
+            preflight(cfg, resume=resume is not False)
+        self._amp = cfg.SOLVER.AMP.ENABLED
+        amp_on_cpu = self._amp and cfg.MODEL.DEVICE == "cpu"
+        super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
+        require_private(self, "_trainer", "_hooks")
+        if amp_on_cpu:
+            simple = self._trainer
+            self._trainer = CPUAMPTrainer(simple.model, simple.data_loader, simple.optimizer)
+        self.last_step = LastStep(self.model)
 
     def resume_or_load(self, resume=True):
+        """As Detectron2's; also log what the training starts from.
+
+        Raises:
+            FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
+        """
+        file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
+        if not file:
+            check_weights(self.cfg)
+        super().resume_or_load(resume)
+        if file:
+            logger.info("Resuming from %s at iteration %d", file, self.start_iter)
+
+    def train(self):
+        try:
+            return super().train()
+        except EarlyStop:
+            if comm.is_main_process():
+                self.checkpointer.save("model_final", iteration=self.iter)
+            logger.info(
+                "Stopped after iteration %d: %s has not become better in %d evaluations",
+                self.iter + 1,
+                self.cfg.TEST.BEST_METRIC,
+                self.cfg.TEST.EARLY_STOP_PATIENCE,
+            )
+            return getattr(self, "_last_eval_results", None)
+
+    def run_step(self):
         """As Detectron2's.
 
         Raises:
-            FileNotFoundError: MODEL.WEIGHTS is needed and missing.
+            FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
         """
-        if not resume:
-            check_weights(self.cfg)
-        return super().resume_or_load(resume)
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            model = getattr(self.model, "module", self.model)
+            last = self.checkpointer.get_checkpoint_file()
+            raise FloatingPointError(
+                f"Iteration {self.iter}: {self.last_step.diagnose(model, self._amp)}. {ADVICE}"
+                + (f"; the last checkpoint is {last}" if last else "; no checkpoint is saved yet")
+            ) from error
+
+    def after_train(self):
+        if self.iter < self.max_iter:  # not finished: Detectron2 would evaluate in the last step
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
+        super().after_train()
 
     def build_hooks(self):
-        """Add offset health and, if enabled, a final multi-scale test to Detectron2's hooks."""
-        # Replaces DefaultTrainer's own, which would run code in a .pkl of MODEL.WEIGHTS.
-        self.checkpointer = SafeCheckpointer(
+        """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
+        # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
+        self.checkpointer = FiniteCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         built = super().build_hooks()
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.period = checkpoint_period(self.cfg)
+        later = (hooks.EvalHook, hooks.PeriodicWriter)
+        index = min(i for i, hook in enumerate(built) if isinstance(hook, later))
+        built.insert(index, Interruption(self.checkpointer))
         if tests_with_TTA(self.cfg):
             # Next to the other evaluation: results after the writers would not be written.
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
+        if metric := self.cfg.TEST.BEST_METRIC:
+            index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.EARLY_STOP_PATIENCE
+            built.insert(index, BestCheckpoint(self.checkpointer, period, metric, patience))
         if comm.is_main_process():
             built.insert(0, OffsetHealth(self.cfg, self.model))
+            if self.cfg.INPUT.SKIP_BROKEN_IMAGES:
+                built.insert(0, SkippedImages())
         return built
 
     @classmethod
@@ -73,8 +145,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         screen_proposals(cfg, "TRAIN")
-        dataset = without_difficult(cfg) if cfg.INPUT.DROP_DIFFICULT else None
-        mapper = DatasetMapper(cfg, True)
+        dataset, mapper = load_training_records(cfg), DatasetMapper(cfg, True)
+        if cfg.INPUT.SKIP_BROKEN_IMAGES:
+            dataset = DatasetFromList(dataset, copy=False)
+            mapper = SkipBrokenImages(mapper, dataset)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
@@ -112,6 +186,48 @@ class Trainer(DefaultTrainer):
         return {f"{name}_TTA": result for name, result in results.items()}
 
 
+def _without_amp(cfg):
+    """Detectron2 would build a trainer for GPUs."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
+
+
 def tests_with_TTA(cfg) -> bool:
     """Return True if `Trainer.test_with_TTA` must follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
+
+
+def checkpoint_period(cfg) -> int:
+    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
+    shorter than that, a fifth of the run but at least 100 iterations."""
+    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
+    if period == DEFAULT_CHECKPOINT_PERIOD > iterations:
+        return max(100, iterations // 5)
+    return period
+
+
+def checkpoint_to_resume(checkpointer, weights: str) -> str:
+    """Find the checkpoint that --resume continues from; log if there is none.
+
+    Args:
+        weights: MODEL.WEIGHTS, which a run without checkpoint starts from.
+
+    Returns:
+        the path, or "".
+
+    Raises:
+        FileNotFoundError: "last_checkpoint" names a file that does not exist.
+    """
+    file, folder = checkpointer.get_checkpoint_file(), checkpointer.save_dir
+    if not file:
+        start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"
+        logger.warning("--resume: no checkpoint in %s, starting from %s", folder, start)
+    elif not checkpointer.path_manager.isfile(file):
+        raise FileNotFoundError(
+            f"{file}: no such file, from {folder}/last_checkpoint. Restore it, or write the name "
+            "of another checkpoint there"
+        )
+    return file

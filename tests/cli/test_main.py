@@ -1,12 +1,14 @@
 """The command line: its commands, help, and errors."""
 
 import argparse
+import logging
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from d2_deformable.cli import command
+from d2_deformable.cli import command, logs
 from d2_deformable.cli.main import COMMANDS, main
 
 
@@ -43,6 +45,49 @@ def test_wrong_input_is_one_line_and_debug_shows_the_traceback():
     assert status(command.run, fails, argparse.ArgumentParser("c"), []) == "c: the file is broken"
     with pytest.raises(ValueError, match="the file is broken"):
         command.run(fails, argparse.ArgumentParser("c"), ["--debug"])
+
+
+def interrupted(args):
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_has_its_own_status(capsys):
+    assert status(command.run, interrupted, argparse.ArgumentParser("c"), []) == 130
+    assert capsys.readouterr().err == "c: interrupted\n"
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise OSError("a.jpg: this image cannot be read")
+
+
+def loads(args):
+    list(torch.utils.data.DataLoader(Unreadable(), num_workers=1))
+
+
+def test_an_error_of_a_data_loaders_process_is_one_line():
+    expected = "c: a.jpg: this image cannot be read"
+    assert status(command.run, loads, argparse.ArgumentParser("c"), []) == expected
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_logs_of_a_training(tmp_path, capsys, debug):
+    logs.set_up_logs(str(tmp_path), 0, debug)
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.info("\x1b[38mcolourful\x1b[0m")
+    for error in (ValueError("mistake"), KeyError("bug")):
+        try:
+            raise error
+        except Exception:
+            logger.exception("Exception during training:")
+    shown, written = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    for text in (shown, written):
+        assert "colourful" in text and "\x1b" not in text and "KeyError: 'bug'" in text
+    assert ("ValueError: mistake" in shown) == debug
+    assert "ValueError: mistake" in written
 
 
 def test_as_a_module():

@@ -253,19 +253,21 @@ def test_offsets_at_zero_are_reported_once(caplog):
     assert "[['conv_offset|offset_fc|offset_maps', 10.0]]" in text
 
 
-def test_a_short_training_reports_at_its_end(caplog):
-    (text,) = warnings(caplog, Model(), 7, period=5, zero_after=1000)
-    assert "still at zero after 7 iterations" in text
+@pytest.mark.parametrize("health", [{"zero_after": 8}, {"zero_after": 5, "warmup": 3}])
+def test_a_run_too_short_to_judge_is_not_judged(caplog, health):
+    assert not warnings(caplog, Model(), 7, period=1, **health)
+    (text,) = warnings(caplog, Model(), 8, period=1, **health)
+    assert "still at zero after 8 iterations" in text
 
 
 def test_unusably_small_offsets_are_reported(caplog):
     model = Model()
     shift(model, 0.002, 0.0)  # too small in cells, large enough in RoI sizes
-    (text,) = warnings(caplog, model, 1)
+    (text,) = warnings(caplog, model, 1, period=1, zero_after=1)
     assert "conv (99th percentile 0.002 cells" in text
     assert "pool" not in text
     shift(model, 0.02, 0.0)
-    assert not warnings(caplog, model, 1)
+    assert not warnings(caplog, model, 1, period=1, zero_after=1)
 
 
 @pytest.mark.parametrize(
@@ -312,15 +314,16 @@ def test_trainer_registers_it_before_the_writers(monkeypatch):
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.OFFSET_HEALTH.PERIOD = 7
+    cfg.SOLVER.WARMUP_ITERS = 30
     trainer = Trainer.__new__(Trainer)
     trainer._trainer = SimpleNamespace()
     trainer.cfg, trainer.model = cfg, Model()
     writer = PeriodicWriter([])
     monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: [writer])
-    health, last = trainer.build_hooks()
+    health, *_, last = trainer.build_hooks()
     assert last is writer
     assert health.period == 7
-    assert (health.max_conv, health.zero_after) == (0.5, 1000)
+    assert (health.max_conv, health.zero_after, health.warmup) == (0.5, 1000, 30)
 
 
 def test_defaults_of_config_and_class_agree():

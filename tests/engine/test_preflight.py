@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
@@ -226,6 +228,8 @@ def test_several_scales_need_a_detector_and_a_scale(cfg):
     ("changes", "message"),
     [
         (["TEST.VOC_METRIC", "'2007'"], "VOC_METRIC is '2007'; choose one of 'area', '07'"),
+        (["TEST.EARLY_STOP_PATIENCE", 2], "PATIENCE is 2 and TEST.BEST_METRIC is empty"),
+        (["TEST.BEST_METRIC", "bbox/AP"], "BEST_METRIC is bbox/AP and TEST.EVAL_PERIOD 0; exp"),
         (["TEST.BOX_AVERAGE.ITERATIONS", 0], "ITERATIONS is 0; give 1 pass or more"),
         (["TEST.BOX_AVERAGE.VOTE_IOU", 0.0], "VOTE_IOU is 0.0; give an IoU above 0"),
         (["TEST.BOX_AVERAGE.VOTE_IOU", 1.5], "VOTE_IOU is 1.5; give an IoU above 0"),
@@ -287,6 +291,36 @@ def test_preflight_checks_what_the_run_needs(cfg, tmp_path, monkeypatch):
         preflight(cfg, eval_only=True)
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty, so what"):
         preflight(cfg, eval_only=True, resume=True)
+
+
+@pytest.mark.parametrize(
+    "warmup, iterations, schedule, message",
+    [
+        # Detectron2 then compresses the warm-up into the run.
+        (100, 60, "WarmupMultiStepLR", r"rises for the whole run and reaches 0.0197 in iteration"),
+        (40, 60, "WarmupMultiStepLR", r"for more than half of the run and reaches 0.02 in .* 40 "),
+        (
+            100,
+            60,
+            "WarmupCosineLR",
+            r"the whole run and reaches 3.33e-07 in .*WARMUP_ITERS 6, or t",
+        ),
+        (30, 60, "WarmupMultiStepLR", None),
+    ],
+)
+def test_a_warmup_that_takes_most_of_the_run(cfg, caplog, warmup, iterations, schedule, message):
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS = 0.02, (1300, 1500)
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER = warmup, iterations
+    cfg.SOLVER.LR_SCHEDULER_NAME = schedule
+    cfg.MODEL.WEIGHTS = __file__
+    cfg.freeze()
+    for eval_only in (False, True):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            preflight(cfg, eval_only=eval_only)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == bool(message and not eval_only)
+        assert all(re.search(message, text) for text in messages)
 
 
 def test_the_trainer_checks_before_it_builds(cfg, tmp_path, monkeypatch):

@@ -56,13 +56,21 @@ def test_a_run_without_config_or_checkpoint_is_an_error(folder):
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint \(model_final.pth\)"):
         read_run(folder)
     (folder / "last_checkpoint").write_text("model_0000099.pth")
-    with pytest.raises(FileNotFoundError, match="model_final.pth or model_0000099.pth"):
+    with pytest.raises(FileNotFoundError, match="model_0000099.pth or model_final.pth"):
         read_run(folder)
     (folder / "model_0000099.pth").touch()
     assert read_run(folder).checkpoint.name == "model_0000099.pth"
     (folder / "config.yaml").unlink()
     with pytest.raises(FileNotFoundError, match="holds no config.yaml: give the OUTPUT_DIR"):
         read_run(folder)
+
+
+def test_a_newer_checkpoint_comes_before_an_old_final_one(folder):
+    (folder / "model_0000099.pth").touch()
+    (folder / "last_checkpoint").write_text("model_0000099.pth")
+    assert read_run(folder).checkpoint.name == "model_0000099.pth"
+    (folder / "last_checkpoint").write_text("model_final.pth")
+    assert read_run(folder).checkpoint.name == "model_final.pth"
 
 
 def test_what_was_trained_again_replaces_the_old(folder):

@@ -1,0 +1,96 @@
+"""Stop a training on Ctrl-C or SIGTERM without losing what it has learned."""
+
+import logging
+import os
+import signal
+import threading
+
+import detectron2.utils.comm as comm
+import torch
+from detectron2.engine import HookBase
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+logger = logging.getLogger(__name__)
+
+
+class Interruption(HookBase):
+    """Stops after the current step, or during evaluation at once, and saves a checkpoint.
+
+    Raises KeyboardInterrupt for SIGINT, and SystemExit with status 143 for SIGTERM. A second signal
+    has its usual effect. List it on every process, after the hooks that change the state of the
+    training and before evaluation. Outside the main thread it does nothing.
+
+    Args:
+        checkpointer: saves model_<iteration>.pth.
+
+    Attributes:
+        stopped: whether a signal has stopped the training.
+    """
+
+    def __init__(self, checkpointer):
+        self.stopped = False
+        self._signal = None
+        self._checkpointer = checkpointer
+        self._previous = {}
+
+    def before_train(self):
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+
+    def after_step(self):
+        self._signal = _of_any_process(self._signal, self.trainer.model)
+        if self._signal:
+            self._stop()
+
+    def after_train(self):
+        self._restore()
+        if self.stopped and comm.is_main_process():
+            logger.warning(
+                "Interrupted after iteration %d, saved in %s. To go on, run the same command with "
+                "--resume",
+                self.trainer.iter + 1,
+                self._save(),
+            )
+
+    def _handle(self, number, frame):
+        if os.getpid() != self._process:  # a process of the data loader has inherited this
+            return
+        self._signal = number
+        self._restore()
+        # The model is in evaluation mode; other processes would wait for this one.
+        if not self.trainer.model.training and comm.get_world_size() == 1:
+            self._stop()
+        # A signal may come while a log line is being written, so not by the logger.
+        os.write(2, b"Stopping after this step; the same signal again stops at once\n")
+
+    def _stop(self):
+        self.stopped = True
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self._signal)
+
+    def _restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _save(self) -> str:
+        """Save a checkpoint, unless this iteration already has one; return its path."""
+        names = [f"model_{self.trainer.iter:07d}"]
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            names.append("model_final")
+        file = self._checkpointer.get_checkpoint_file()
+        if os.path.basename(file) not in [f"{name}.pth" for name in names]:
+            self._checkpointer.save(names[0], iteration=self.trainer.iter)
+        return self._checkpointer.get_checkpoint_file()
+
+
+def _of_any_process(number: int | None, model) -> int | None:
+    """Return the signal that any process has received, so that all of them stop together."""
+    if comm.get_world_size() == 1:
+        return number
+    highest = torch.tensor(number or 0, device=next(model.parameters()).device)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return highest.item() or None
