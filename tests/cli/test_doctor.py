@@ -83,7 +83,7 @@ def test_without_detectron2():
     status, found = doctor(missing("detectron2"))
     (finding,) = broken(found)
     assert status == 1 and "Detectron2, which is not installed" in finding["problem"]
-    assert "install_detectron2" in finding["remedy"]
+    assert "d2-deformable install-detectron2" in finding["remedy"]
     assert all(result["passed"] for result in found["self_test"])
 
 
