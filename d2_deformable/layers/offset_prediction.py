@@ -17,10 +17,11 @@ class OffsetPrediction(NamedTuple):
 
 
 class OffsetOutput(nn.Module):
-    """Passes on every prediction of a deformable layer; it is its child `offset_prediction`.
+    """The submodule `offset_prediction` of every deformable layer, which returns its predictions.
 
-    A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
-    `args` the arguments of `forward`.
+    A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`. Layers pass
+    the arguments of `forward` by position and in its order, so hooks may rely on
+    `args == (offset, mask, x)`, followed by `(rois, spatial_scale)` for RoI layers.
     """
 
     def forward(

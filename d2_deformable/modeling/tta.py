@@ -160,7 +160,7 @@ class DetectorWithTTA(nn.Module):
         """
         transforms = x.pop("transforms")
         del x["height"], x["width"]  # so that predictions are in pixels of the augmented image
-        counted = True
+        counted = True  # from the second pass on: (R, K), the classes that each box counts for
         for _ in range(self.iterations):
             given = None if boxes is None else [_apply(transforms, boxes)]
             ((raw, probabilities),) = predict_raw(self.model, [x], given)
