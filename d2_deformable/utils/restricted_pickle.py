@@ -18,9 +18,12 @@ import math
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from .files import FileFormatError, one_line
 
 # Bytes of an element of torch's storages.
 _STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
@@ -242,6 +245,22 @@ class Unpickler(pickle._Unpickler):
 def load(file, *, encoding="latin1", file_size=0):
     """Read the object of one pickle, see `Unpickler`."""
     return Unpickler(file, encoding=encoding, file_size=file_size).load()
+
+
+def read_pickle(path):
+    """Read a pickle of numbers, strings, arrays and containers without running code.
+
+    Raises:
+        FileFormatError: the file is damaged or holds other objects.
+        FileNotFoundError: there is no such file.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return load(io.BytesIO(data))
+    except Exception as error:  # damaged files raise any type
+        raise FileFormatError(
+            f"{path} is not a data file that can be read safely: {one_line(error)}"
+        ) from error
 
 
 def _are_sizes(numbers) -> bool:
