@@ -126,7 +126,7 @@ def test_refuses_with_one_message(run, overrides, error, message):
 
 
 def test_refuses_to_evaluate_random_weights(run):
-    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+    with pytest.raises(ValueError, match="Evaluation would use random weights"):
         run("--eval-only")
 
 

@@ -37,8 +37,8 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
     check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
     if eval_only and not resume and not cfg.MODEL.WEIGHTS:
         raise ValueError(
-            "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
-            "--resume to take the last one of OUTPUT_DIR"
+            "Evaluation would use random weights: give MODEL.WEIGHTS a checkpoint, or resume "
+            "(--resume), which takes the last one of OUTPUT_DIR"
         )
     check_settings(cfg)
 

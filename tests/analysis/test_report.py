@@ -272,7 +272,7 @@ def test_the_tool_says_in_a_sentence_what_is_missing(tmp_path, load_tool, capsys
 
 def test_the_tool_says_in_a_sentence_what_is_unknown(make_run, load_tool):
     folder = str(make_run("warped_shapes_rfcn_R_18.yaml"))
-    with pytest.raises(SystemExit, match="write_report: on the command line: .* mean MODEL.DEVICE"):
+    with pytest.raises(SystemExit, match="write_report: config override: .* mean MODEL.DEVICE"):
         load_tool("write_report").main([folder, "MODEL.DEVISE", "cpu"])
 
 

@@ -281,7 +281,7 @@ def test_preflight_checks_what_the_run_needs(cfg, tmp_path):
     cfg.DATASETS.TRAIN = ("a",)
     with pytest.raises(ValueError, match="PROPOSAL_FILES_TRAIN holds 0 files"):
         preflight(cfg)
-    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+    with pytest.raises(ValueError, match="Evaluation would use random weights"):
         preflight(cfg, eval_only=True)
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty, so what"):
         preflight(cfg, eval_only=True, resume=True)
