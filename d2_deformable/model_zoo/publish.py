@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from ..analysis.evaluate import evaluate_checkpoint
 from ..checkpoint import export_checkpoint
+from ..engine.evaluate import evaluate_checkpoint
 from ..engine.run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, versions

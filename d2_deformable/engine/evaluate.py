@@ -6,9 +6,9 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from ..checkpoint import load_model
 from ..data import register_custom_datasets
-from ..engine import Trainer
-from ..engine.run import results_by_task
 from ..evaluation import build_evaluators
+from .run import results_by_task
+from .trainer import Trainer
 
 
 def evaluate_checkpoint(cfg, checkpoint):
