@@ -14,7 +14,7 @@ from ..data import DatasetMapper, read_mask, register_custom_datasets
 from ..data.records import class_names, dataset_records
 from ..engine import fall_back_to_cpu
 from ..engine.evaluate import evaluate_checkpoint
-from ..engine.run import read_run
+from ..engine.finished_run import read_run
 from ..utils.provenance import commit, machine, versions
 from . import draw
 from .sampling import inspect_image

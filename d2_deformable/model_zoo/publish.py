@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checkpoint import export_checkpoint
 from ..engine.evaluate import evaluate_checkpoint
-from ..engine.run import read_run
+from ..engine.finished_run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, versions
 from .catalog import sha256

@@ -13,8 +13,8 @@ from ..config import add_deformable_config, merge_overrides
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run of train_net.py.
 
     folder: its OUTPUT_DIR.
     cfg: its config, not frozen.
@@ -71,7 +71,7 @@ def results_by_task(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
     return results
 
 
-def read_run(folder, overrides=()) -> Run:
+def read_run(folder, overrides=()) -> FinishedRun:
     """Read the run whose OUTPUT_DIR is `folder`.
 
     Args:
@@ -93,7 +93,7 @@ def read_run(folder, overrides=()) -> Run:
     cfg.merge_from_file(str(config))
     merge_overrides(cfg, overrides)
     config_file, command = _command(folder / "log.txt")
-    return Run(
+    return FinishedRun(
         folder, cfg, _checkpoint(folder), _history(folder / "metrics.json"), config_file, command
     )
 

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine.run import read_run
+from d2_deformable.engine.finished_run import read_run
 
 
 @pytest.fixture
