@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config, merge_overrides
+from ..utils.config_files import merge_from_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def read_run(folder, overrides=()) -> FinishedRun:
 
     Raises:
         FileNotFoundError: the folder holds no config.yaml or no checkpoint.
-        ValueError: an override has an unknown key or a value of the wrong type.
+        ValueError: config.yaml is damaged, or an override has an unknown key or a value of the
+            wrong type.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -90,7 +92,7 @@ def read_run(folder, overrides=()) -> FinishedRun:
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.set_new_allowed(True)  # config.yaml is complete, including the keys of other plug-ins
-    cfg.merge_from_file(str(config))
+    merge_from_file(cfg, config)
     merge_overrides(cfg, overrides)
     config_file, command = _command(folder / "log.txt")
     return FinishedRun(

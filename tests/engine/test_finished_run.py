@@ -51,6 +51,15 @@ def test_keys_of_other_plugins(folder):
         read_run(folder, ["NEIGBOUR", 4])
 
 
+def test_a_damaged_config_is_one_line(folder):
+    (folder / "config.yaml").write_text("VERSION: 2\nMODEL: [1")
+    with pytest.raises(ValueError, match=r"config.yaml, .* no YAML of keys and values: .*line 2"):
+        read_run(folder)
+    (folder / "config.yaml").write_text("VERSION: 2\nSEED: x")
+    with pytest.raises(ValueError, match="config.yaml, .*Type mismatch .*SEED$"):
+        read_run(folder)
+
+
 def test_a_run_without_config_or_checkpoint_is_an_error(folder):
     (folder / "model_final.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint \(model_final.pth\)"):
