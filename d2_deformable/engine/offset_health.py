@@ -65,8 +65,7 @@ class OffsetHealth(HookBase):
         max_roi: float = 1.0,
         max_outside: float = 0.25,
     ):
-        if period < 0:
-            raise ValueError(f"OFFSET_HEALTH.PERIOD is {period}; expected iterations, or 0 for off")
+        check_period(period)
         self.period = period
         self.zero_after = zero_after
         self.min_conv, self.min_roi = min_conv, min_roi
@@ -151,6 +150,16 @@ RUNAWAY_ADVICE = (
     "(SOLVER.CLIP_GRADIENTS), or bound the offsets of convolutions "
     "(MODEL.RESNETS.DEFORM_OFFSET_CLAMP, in cells)"
 )
+
+
+def check_period(period: int) -> None:
+    """Check OFFSET_HEALTH.PERIOD.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if period < 0:
+        raise ValueError(f"OFFSET_HEALTH.PERIOD is {period}; expected iterations, or 0 for off")
 
 
 def deformable_layers(model) -> dict[str, torch.nn.Module]:

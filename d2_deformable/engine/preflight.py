@@ -13,6 +13,8 @@ from ..evaluation.voc import METRICS
 from ..modeling import DeformPoolerMixin, RFCNHeads
 from ..modeling.meta_arch.predicates import has_predict_raw, is_class_aware_rpn, is_detector
 from ..modeling.roi_heads import faster_rcnn, rfcn
+from .offset_health import check_period
+from .optimizer import parse_multipliers
 
 # The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
@@ -54,8 +56,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
+            * OFFSET_HEALTH.PERIOD or an entry of SOLVER.LR_MULTIPLIERS is invalid. Whether an entry
+              matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
+    check_period(cfg.OFFSET_HEALTH.PERIOD)
+    parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     _check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []

@@ -242,6 +242,23 @@ def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
         check_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["OFFSET_HEALTH.PERIOD", -1], "OFFSET_HEALTH.PERIOD is -1; expected iterations"),
+        (["SOLVER.LR_MULTIPLIERS", [["(", 2.0]]], r"LR_MULTIPLIERS holds \['\(', 2.0\]"),
+        (["SOLVER.LR_MULTIPLIERS", [["offset", -1.0]]], "finite and not negative"),
+        (["SOLVER.LR_MULTIPLIERS", ["offset"]], r"expected \[regex, factor\]"),
+    ],
+)
+def test_invalid_settings_of_training_are_refused(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    check_settings(cfg)
+    cfg.merge_from_list(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
 def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
