@@ -266,7 +266,7 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
             geometry.bin_corners(*box, (k, k), shift), box[2:], map_size, strict=True
         ):
             points = geometry.samples_of_bins(corner, side / k, samples, centred=mmcv)
-            inside = inside * geometry.sample_counts(points, size).float().mean(dim=-1)
+            inside = inside * geometry.is_counted(points, size).float().mean(dim=-1)
         return 1 - inside.mean()
 
     length = shift.unflatten(1, (-1, 2)).norm(dim=2).flatten()
