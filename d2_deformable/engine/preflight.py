@@ -11,7 +11,11 @@ from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
 from ..modeling import DeformPoolerMixin, RFCNHeads
-from ..modeling.meta_arch.predicates import has_predict_raw, is_class_aware_rpn, is_detector
+from ..modeling.meta_arch.predicates import (
+    cfg_supports_predict_raw,
+    is_class_aware_rpn,
+    is_detector,
+)
 from ..modeling.roi_heads import faster_rcnn, rfcn
 from .offset_health import check_period
 from .optimizer import parse_multipliers
@@ -130,8 +134,8 @@ def _check_evaluation(cfg) -> None:
     check_resolution(cfg.TEST.SEM_SEG_RESOLUTION)
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
-        ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),
-        ("TEST.BOX_AVERAGE", average, has_predict_raw(cfg)),
+        ("TEST.AUG", cfg.TEST.AUG, cfg_supports_predict_raw(cfg) or is_detector(cfg)),
+        ("TEST.BOX_AVERAGE", average, cfg_supports_predict_raw(cfg)),
     ):
         if node.ENABLED and not supported:
             raise ValueError(

@@ -72,7 +72,7 @@ class DetectorWithTTA(nn.Module):
         super().__init__()
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        if not can_predict_raw(model):
+        if not supports_predict_raw(model):
             raise ValueError(
                 f"{type(model).__name__} has no predict_raw, which multi-scale testing and "
                 "TEST.BOX_AVERAGE need: set MODEL.META_ARCHITECTURE to GeneralizedRCNN, with RoI "
@@ -207,7 +207,7 @@ def _apply(transforms, boxes: torch.Tensor) -> torch.Tensor:
 # ---- Predictions before score threshold and NMS --------------------------------------------------
 
 
-def can_predict_raw(model) -> bool:
+def supports_predict_raw(model) -> bool:
     """Whether `predict_raw` supports this network."""
     return hasattr(model, "predict_raw") or (
         isinstance(model, GeneralizedRCNN) and find_predict_boxes(type(model.roi_heads)) is not None
