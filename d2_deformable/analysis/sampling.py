@@ -18,7 +18,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
+from ..layers import DeformConv2d, OffsetOutput, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
 from ..ops import geometry
 from .layer_order import layers_below
@@ -192,7 +192,10 @@ def _predictor_parts(name, layer, x, _):
         return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
 
     num_classes = layer.offset_maps.out_channels // (2 * layer.output_size**2)
-    return PartOffsets(name, num_classes, predict, layer.gamma, layer.round_rois, geometry.MIN_SIZE)
+    sampling = layer.roi_sampling
+    return PartOffsets(
+        name, num_classes, predict, layer.gamma, sampling.round_rois, sampling.min_size
+    )
 
 
 def _pooler_parts(name, pooler, x, _):
@@ -216,8 +219,8 @@ def _pooler_parts(name, pooler, x, _):
             offset[here] = pool.predict_offsets(feature, _to_rois(boxes[here]), scale).offset
         return offset[:, None], boxes.new_tensor(pooler.scales)[levels]
 
-    min_size = None if isinstance(first, DeformRoIAlign) else geometry.MIN_SIZE
-    return PartOffsets(name, 1, predict, first.gamma, first.round_rois, min_size)
+    sampling = first.roi_sampling
+    return PartOffsets(name, 1, predict, first.gamma, sampling.round_rois, sampling.min_size)
 
 
 @dataclass(frozen=True)
