@@ -263,7 +263,7 @@ def test_refuses_more_processes_than_gpus(arguments, monkeypatch):
 
 
 def test_refuses_to_evaluate_random_weights(run):
-    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+    with pytest.raises(ValueError, match="Evaluation would use random weights"):
         run("--eval-only")
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import train_net
-from d2_deformable.engine.run import read_run
+from d2_deformable.engine.finished_run import read_run
 from d2_deformable.utils.provenance import commit, machine, versions
 
 from . import measure

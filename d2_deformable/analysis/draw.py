@@ -285,7 +285,7 @@ def draw_curves(history) -> Figure:
     """Plot losses and learning rate over the iterations.
 
     Args:
-        history: one dict of scalars per logged iteration, as `Run.history`.
+        history: one dict of scalars per logged iteration, as `FinishedRun.history`.
     """
     lines = [line for line in history if "total_loss" in line]
     names = sorted({key for line in lines for key in line if key.startswith("loss")})

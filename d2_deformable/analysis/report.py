@@ -13,10 +13,10 @@ from ..checkpoint import load_model
 from ..data import DatasetMapper, load_flagged, read_mask, register_custom_datasets
 from ..data.records import class_names, dataset_records
 from ..engine import fall_back_to_cpu
-from ..engine.run import read_run
+from ..engine.evaluate import evaluate_checkpoint
+from ..engine.finished_run import read_run
 from ..utils.provenance import commit, machine, versions
 from . import draw, draw_errors, errors
-from .evaluate import evaluate_checkpoint
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
 from .visualize import found_above, units_of_labels

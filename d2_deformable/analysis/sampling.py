@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
+from ..layers import DeformConv2d, OffsetOutput, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
 from ..ops import geometry
 from .layer_order import layers_below
@@ -192,32 +191,20 @@ def _predictor_parts(name, layer, x, _):
         return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
 
     num_classes = layer.offset_maps.out_channels // (2 * layer.output_size**2)
-    return PartOffsets(name, num_classes, predict, layer.gamma, layer.round_rois, geometry.MIN_SIZE)
+    sampling = layer.roi_sampling
+    return PartOffsets(
+        name, num_classes, predict, layer.gamma, sampling.round_rois, sampling.min_size
+    )
 
 
 def _pooler_parts(name, pooler, x, _):
-    first = pooler.level_pools[0]
-
     def predict(boxes):
-        boxes = boxes.to(x[0])
-        levels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        if len(x) > 1:
-            levels = assign_boxes_to_levels(
-                [Boxes(boxes)],
-                pooler.min_level,
-                pooler.max_level,
-                pooler.canonical_box_size,
-                pooler.canonical_level,
-            )
-        offset = boxes.new_zeros(len(boxes), 2, first.output_size, first.output_size)
-        per_level = zip(pooler.level_pools, x, pooler.scales, strict=True)
-        for level, (pool, feature, scale) in enumerate(per_level):
-            here = levels == level
-            offset[here] = pool.predict_offsets(feature, _to_rois(boxes[here]), scale).offset
-        return offset[:, None], boxes.new_tensor(pooler.scales)[levels]
+        offset, scale = pooler.predict_offsets(x, [Boxes(boxes.to(x[0]))])
+        return offset[:, None], scale
 
-    min_size = None if isinstance(first, DeformRoIAlign) else geometry.MIN_SIZE
-    return PartOffsets(name, 1, predict, first.gamma, first.round_rois, min_size)
+    first = pooler.level_pools[0]
+    sampling = first.roi_sampling
+    return PartOffsets(name, 1, predict, first.gamma, sampling.round_rois, sampling.min_size)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _screen_zip(path: Path) -> None:
             raise ValueError("an archive whose records are compressed or overlap, unlike torch's")
         if damaged := archive.testzip():
             raise ValueError(f"an archive whose record {damaged} is damaged")
-        screen = _Screen(io.BytesIO(archive.read(pickles[0])), limit=total)
+        screen = _Screen(io.BytesIO(archive.read(pickles[0])), file_size=total)
         screen.sizes = {
             name.removeprefix(f"{prefix}data/"): info.file_size for name, info in records.items()
         }
@@ -89,4 +89,4 @@ def _screen_legacy(data: bytes) -> None:
     """Screen the five pickles: magic number, version, system info, the object, storage keys."""
     file = io.BytesIO(data)
     for _ in range(5):
-        _Screen(file, limit=len(data)).load()
+        _Screen(file, file_size=len(data)).load()

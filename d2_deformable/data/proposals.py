@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..utils.files import read_pickle
+from ..utils.restricted_pickle import read_pickle
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:

@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from detectron2.engine import HookBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
+from ..layers import OffsetOutput
 from ..ops import geometry
 
 STATISTICS = ("mean", "std", "p99", "outside")
@@ -67,8 +67,7 @@ class OffsetHealth(HookBase):
         max_roi: float = 1.0,
         max_outside: float = 0.25,
     ):
-        if period < 0:
-            raise ValueError(f"OFFSET_HEALTH.PERIOD is {period}; expected iterations, or 0 for off")
+        check_period(period)
         self.period = period
         self.zero_after, self.warmup = zero_after, warmup
         self.min_conv, self.min_roi = min_conv, min_roi
@@ -118,13 +117,13 @@ class OffsetHealth(HookBase):
         self._warn(running_away, RUNAWAY_ADVICE)
 
     def _stays_at_zero(self, layer, health):
-        least = self.min_conv if isinstance(layer, DeformConv2d) else self.min_roi
+        least = self.min_conv if layer.offset_unit == "cells" else self.min_roi
         done = self.trainer.iter + 1
         return health.p99 < least and done >= self.warmup + self.zero_after
 
     def _runs_away(self, layer, health):
-        conv = isinstance(layer, DeformConv2d)
-        most = self.max_conv * min(health.map_size) if conv else self.max_roi
+        in_cells = layer.offset_unit == "cells"
+        most = self.max_conv * min(health.map_size) if in_cells else self.max_roi
         # Negated, so that NaN counts as running away.
         return not (
             health.p99 <= most and health.outside - health.fixed_outside <= self.max_outside
@@ -136,7 +135,7 @@ class OffsetHealth(HookBase):
             return
         self._warned |= {(name, advice) for name, _, _ in found}
         layers = "; ".join(_in_words(*entry) for entry in found)
-        pattern = "|".join(sorted({_offset_parameters(layer) for _, layer, _ in found}))
+        pattern = "|".join(sorted({layer.offset_parameters for _, layer, _ in found}))
         logging.getLogger(__name__).warning(
             advice.format(iteration=self.trainer.iter + 1, layers=layers, pattern=pattern)
         )
@@ -154,6 +153,16 @@ RUNAWAY_ADVICE = (
     "(SOLVER.CLIP_GRADIENTS), or bound the offsets of convolutions "
     "(MODEL.RESNETS.DEFORM_OFFSET_CLAMP, in cells)"
 )
+
+
+def check_period(period: int) -> None:
+    """Check OFFSET_HEALTH.PERIOD.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if period < 0:
+        raise ValueError(f"OFFSET_HEALTH.PERIOD is {period}; expected iterations, or 0 for off")
 
 
 def deformable_layers(model) -> dict[str, torch.nn.Module]:
@@ -247,37 +256,26 @@ def _roi_samples(layer, offset, map_size, rois, spatial_scale):
     """offset: (R, classes * 2, k, k), rois: (R, 5)."""
     step = math.ceil(offset.numel() / MAX_ROI_VALUES) or 1
     shift, rois = layer.gamma * offset[::step], rois[::step].float()
-    # In mmcv's pooling the number of samples depends on the bin's size, here approximated by 4 per
-    # axis, and small boxes are not enlarged.
-    mmcv = isinstance(layer, DeformRoIAlign)
-    k, samples = layer.output_size, 4 if mmcv else layer.samples_per_part
-    min_size = None if mmcv else geometry.MIN_SIZE
-    _, *box = geometry.roi_boxes(rois, spatial_scale, -0.5, layer.round_rois, min_size)
+    k, (round_rois, min_size, samples, centred) = layer.output_size, layer.roi_sampling
+    _, *box = geometry.roi_boxes(rois, spatial_scale, -0.5, round_rois, min_size)
 
     def outside(shift):
         inside = 1
         for corner, side, size in zip(
             geometry.bin_corners(*box, (k, k), shift), box[2:], map_size, strict=True
         ):
-            points = geometry.samples_of_bins(corner, side / k, samples, centred=mmcv)
-            inside = inside * geometry.sample_counts(points, size).float().mean(dim=-1)
+            points = geometry.samples_of_bins(corner, side / k, samples, centred)
+            inside = inside * geometry.is_counted(points, size).float().mean(dim=-1)
         return 1 - inside.mean()
 
     length = shift.unflatten(1, (-1, 2)).norm(dim=2).flatten()
     return _Samples(length, outside(shift), outside(None), map_size)
 
 
-def _offset_parameters(layer) -> str:
-    """A part of the names of the parameters that predict the layer's offsets."""
-    if isinstance(layer, DeformConv2d):
-        return "conv_offset"
-    return "offset_maps" if isinstance(layer, PSRoIPredictor) else "offset_fc"
-
-
 def _in_words(name, layer, health) -> str:
-    unit = "cells" if isinstance(layer, DeformConv2d) else "RoI sizes"
     height, width = health.map_size
     return (
-        f"{name} (99th percentile {health.p99:.4g} {unit}, {health.outside:.0%} of samples outside "
-        f"its map of {height}x{width}, {health.fixed_outside:.0%} without offsets)"
+        f"{name} (99th percentile {health.p99:.4g} {layer.offset_unit}, "
+        f"{health.outside:.0%} of samples outside its map of {height}x{width}, "
+        f"{health.fixed_outside:.0%} without offsets)"
     )

@@ -107,10 +107,29 @@ def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, 
         multipliers: [[regex, factor], ...].
 
     Raises:
-        ValueError: an entry is not [regex, factor], or its regex matches no trainable parameter.
+        ValueError: see `parse_multipliers`; or a regex matches no trainable parameter.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     factors = dict.fromkeys(trainable.values(), 1.0)
+    for regex, factor in parse_multipliers(multipliers):
+        matches = [p for name, p in trainable.items() if regex.search(name)]
+        if not matches:
+            raise ValueError(
+                f"SOLVER.LR_MULTIPLIERS: {regex.pattern!r} matches no trainable parameter; there "
+                f"are, among others, {', '.join(list(trainable)[-8:])}"
+            )
+        for p in matches:
+            factors[p] *= factor
+    return factors
+
+
+def parse_multipliers(multipliers) -> list[tuple[re.Pattern, float]]:
+    """Compile the regex of each entry of SOLVER.LR_MULTIPLIERS, [[regex, factor], ...].
+
+    Raises:
+        ValueError: an entry is not [regex, factor], or its factor is negative or not finite.
+    """
+    parsed = []
     for entry in multipliers:
         try:
             pattern, factor = entry
@@ -122,12 +141,5 @@ def lr_factors(model: torch.nn.Module, multipliers) -> dict[torch.nn.Parameter, 
                 f"SOLVER.LR_MULTIPLIERS holds {entry!r} ({error}); expected [regex, factor], "
                 "e.g. ['offset_fc', 0.01]"
             ) from error
-        matches = [p for name, p in trainable.items() if regex.search(name)]
-        if not matches:
-            raise ValueError(
-                f"SOLVER.LR_MULTIPLIERS: {pattern!r} matches no trainable parameter; there are, "
-                f"among others, {', '.join(list(trainable)[-8:])}"
-            )
-        for p in matches:
-            factors[p] *= factor
-    return factors
+        parsed.append((regex, factor))
+    return parsed

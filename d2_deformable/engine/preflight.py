@@ -14,8 +14,14 @@ from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
 from ..modeling import DeformPoolerMixin, RFCNHeads
-from ..modeling.meta_arch.predicates import has_predict_raw, is_class_aware_rpn, is_detector
+from ..modeling.meta_arch.predicates import (
+    cfg_supports_predict_raw,
+    is_class_aware_rpn,
+    is_detector,
+)
 from ..modeling.roi_heads import faster_rcnn, rfcn
+from .offset_health import check_period
+from .optimizer import parse_multipliers
 
 # The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
@@ -44,8 +50,8 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
     check_proposals(cfg, ("TEST",) if eval_only else ("TRAIN", "TEST"))
     if eval_only and not resume and not cfg.MODEL.WEIGHTS:
         raise ValueError(
-            "--eval-only would evaluate random weights: give MODEL.WEIGHTS a checkpoint, or "
-            "--resume to take the last one of OUTPUT_DIR"
+            "Evaluation would use random weights: give MODEL.WEIGHTS a checkpoint, or resume "
+            "(--resume), which takes the last one of OUTPUT_DIR"
         )
     check_settings(cfg)
     if not eval_only:
@@ -63,8 +69,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
+            * OFFSET_HEALTH.PERIOD or an entry of SOLVER.LR_MULTIPLIERS is invalid. Whether an entry
+              matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
+    check_period(cfg.OFFSET_HEALTH.PERIOD)
+    parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     _check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
@@ -174,8 +184,8 @@ def _check_evaluation(cfg) -> None:
         )
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
-        ("TEST.AUG", cfg.TEST.AUG, has_predict_raw(cfg) or is_detector(cfg)),
-        ("TEST.BOX_AVERAGE", average, has_predict_raw(cfg)),
+        ("TEST.AUG", cfg.TEST.AUG, cfg_supports_predict_raw(cfg) or is_detector(cfg)),
+        ("TEST.BOX_AVERAGE", average, cfg_supports_predict_raw(cfg)),
     ):
         if node.ENABLED and not supported:
             raise ValueError(

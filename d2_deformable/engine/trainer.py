@@ -19,7 +19,7 @@ from ..compat import require_private
 from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
-from ..modeling.tta import can_predict_raw
+from ..modeling.tta import supports_predict_raw
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
 from .interruption import Interruption
@@ -174,7 +174,7 @@ class Trainer(DefaultTrainer):
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
         detector = getattr(model, "module", model)
-        ours = can_predict_raw(detector) and not cfg.MODEL.MASK_ON
+        ours = supports_predict_raw(detector) and not cfg.MODEL.MASK_ON
         if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
             model = DetectorWithTTA(cfg, model)
             cfg = cfg.clone()

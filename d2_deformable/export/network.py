@@ -137,13 +137,13 @@ def _detect_in_two_stages(model, image):
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, features, None)
     (found,), _ = model.roi_heads(images, features, proposals, None)
-    return _flat(found)
+    return _outputs_of(found)
 
 
 def _detect_in_one_stage(model, image):
     images = _normalized(model, image)
     (found,) = model.inference(*model.predict_anchors(images), images.image_sizes)
-    return _flat(found)
+    return _outputs_of(found)
 
 
 def _segment(model, image):
@@ -167,8 +167,13 @@ def _normalized(model, image) -> ImageList:
     return ImageList(image[None], [(height, width)])
 
 
-def _flat(found) -> tuple[Tensor, ...]:
-    found.pred_boxes.clip(found.image_size)  # from here on as in detector_postprocess
+def _outputs_of(found) -> tuple[Tensor, ...]:
+    """The tensors of detections that `output_names` lists.
+
+    As in Detectron2's `detector_postprocess`, boxes are first clipped to the image, and those that
+    are then empty are dropped.
+    """
+    found.pred_boxes.clip(found.image_size)
     found = found[found.pred_boxes.nonempty()]
     masks = [found.pred_masks[:, 0]] if found.has("pred_masks") else []
     return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks

@@ -167,7 +167,9 @@ class _BatchedNMS(torch.autograd.Function):
         )  # rows of (image, class, box)
         kept = g.op("Gather", kept, constant(2), axis_i=1)
 
-        # Best first; equal scores stay in their order.
+        # Best first; equal scores stay in their order. NonMaxSuppression returns the boxes class by
+        # class. The first TopK sorts them by index, so that among equal scores the second one,
+        # which prefers the lower index, keeps the order of the input.
         ordered, _ = g.op(
             "TopK", kept, g.op("Shape", kept), axis_i=0, largest_i=0, sorted_i=1, outputs=2
         )

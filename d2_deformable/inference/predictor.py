@@ -19,7 +19,7 @@ from ..data import register_custom_datasets
 from ..data.pixels import read_image
 from ..data.records import class_names
 from ..engine import fall_back_to_cpu
-from ..engine.run import read_run
+from ..engine.finished_run import read_run
 from ..modeling.meta_arch.predicates import is_segmentor
 from .sources import find_images
 

@@ -4,7 +4,7 @@ from .. import needs_detectron2
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool, RoIAveragePool
-from .offset_prediction import OffsetOutput, OffsetPrediction
+from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .ps_roi_pool import PSRoIPredictor
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "OffsetPrediction",
     "PSRoIPredictor",
     "RoIAveragePool",
+    "RoISampling",
 ]

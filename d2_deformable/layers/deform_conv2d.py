@@ -36,6 +36,9 @@ class DeformConv2d(Conv2d):
         ValueError: an argument is invalid, or the offset map would not have the output's size.
     """
 
+    offset_unit = "cells"
+    offset_parameters = "conv_offset"
+
     def __init__(
         self,
         in_channels,

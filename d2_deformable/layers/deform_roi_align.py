@@ -5,7 +5,7 @@ from torch import nn
 
 from ..ops import deform_roi_align
 from ..ops._autocast import without_autocast
-from .offset_prediction import OffsetOutput, OffsetPrediction
+from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroLinear
 
 
@@ -28,7 +28,10 @@ class DeformRoIAlign(nn.Module):
     Source: mmcv 2.2.0, DeformRoIPoolPack and ModulatedDeformRoIPoolPack of ops/deform_roi_pool.py.
     """
 
-    round_rois = False
+    offset_unit = "RoI sizes"
+    offset_parameters = "offset_fc"
+    # mmcv's number of samples depends on the bin's size; 4 is an approximation.
+    roi_sampling = RoISampling(round_rois=False, min_size=None, samples=4, centred=True)
 
     def __init__(
         self,

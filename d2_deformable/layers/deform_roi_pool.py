@@ -5,7 +5,8 @@ from torch import nn
 
 from ..ops import deform_roi_pool
 from ..ops._autocast import without_autocast
-from .offset_prediction import OffsetOutput, OffsetPrediction
+from ..ops.geometry import MIN_SIZE
+from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroLinear
 
 
@@ -71,12 +72,19 @@ class DeformRoIPool(RoIAveragePool):
         kwargs: arguments of `RoIAveragePool`.
     """
 
+    offset_unit = "RoI sizes"
+    offset_parameters = "offset_fc"
+
     def __init__(self, channels: int, output_size: int, *, gamma: float = 0.1, **kwargs):
         super().__init__(output_size, **kwargs)
         self.gamma = gamma
         bins = output_size * output_size
         self.offset_fc = ZeroLinear(channels * bins, 2 * bins)
         self.offset_prediction = OffsetOutput()
+
+    @property
+    def roi_sampling(self) -> RoISampling:
+        return RoISampling(self.round_rois, MIN_SIZE, self.samples_per_part, centred=False)
 
     def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
         """Predict normalised shifts (R, 2, k, k), where channel 0 is dy and channel 1 is dx. Under

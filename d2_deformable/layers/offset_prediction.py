@@ -16,11 +16,30 @@ class OffsetPrediction(NamedTuple):
     mask: Tensor | None
 
 
-class OffsetOutput(nn.Module):
-    """Passes on every prediction of a deformable layer; it is its child `offset_prediction`.
+class RoISampling(NamedTuple):
+    """How a RoI layer places its samples, see `d2_deformable.ops.geometry`.
 
-    A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
-    `args` the arguments of `forward`.
+    round_rois, min_size: of `roi_boxes`.
+    samples: per bin and axis.
+    centred: of `samples_of_bins`.
+    """
+
+    round_rois: bool
+    min_size: float | None
+    samples: int
+    centred: bool
+
+
+class OffsetOutput(nn.Module):
+    """The submodule `offset_prediction` of every deformable layer, which returns its predictions.
+
+    A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`. Layers pass
+    the arguments of `forward` by position and in its order, so hooks may rely on
+    `args == (offset, mask, x)`, followed by `(rois, spatial_scale)` for RoI layers.
+
+    The layer says the rest itself: `offset_unit`, "cells" of the feature map or "RoI sizes";
+    `offset_parameters`, a part of the names of the parameters that predict the offsets; and, if it
+    pools RoIs, `gamma`, `output_size` and `roi_sampling`, a `RoISampling`.
     """
 
     def forward(

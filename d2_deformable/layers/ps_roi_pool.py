@@ -9,7 +9,8 @@ from torch import nn
 
 from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
-from .offset_prediction import OffsetOutput, OffsetPrediction
+from ..ops.geometry import MIN_SIZE
+from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroConv2d
 
 
@@ -32,6 +33,9 @@ class PSRoIPredictor(nn.Module):
             offsets of zero; False averages whole cells, as released with R-FCN.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
     """
+
+    offset_unit = "RoI sizes"
+    offset_parameters = "offset_maps"
 
     def __init__(
         self,
@@ -61,6 +65,10 @@ class PSRoIPredictor(nn.Module):
         if offset_classes:
             self.offset_maps = ZeroConv2d(in_channels, 2 * offset_classes * bins, 1)
             self.offset_prediction = OffsetOutput()
+
+    @property
+    def roi_sampling(self) -> RoISampling:
+        return RoISampling(self.round_rois, MIN_SIZE, self.samples_per_part, centred=False)
 
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
         """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and

@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from ..analysis.evaluate import evaluate_checkpoint
 from ..checkpoint import export_checkpoint
-from ..engine.run import read_run
+from ..engine.evaluate import evaluate_checkpoint
+from ..engine.finished_run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, versions
 from .catalog import sha256

@@ -48,18 +48,23 @@ class ROIAveragePooler(ROIPooler):
         Returns:
             (R, C, k, k) for the R boxes of all images, in order.
         """
+        return self._on_levels(lambda roi_pool, *arguments: roi_pool(*arguments), x, box_lists)
+
+    def _on_levels(self, function, x, box_lists):
+        """Concatenate the results, one row per box, of `function(roi_pool, feature, rois, scale)`
+        for the boxes of each level, in the order of the boxes."""
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
-            return self.level_pools[0](x[0], rois, self.scales[0])
+            return function(self.level_pools[0], x[0], rois, self.scales[0])
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
-        pooled, order = [], []
+        results, order = [], []
         per_level = zip(self.level_pools, x, self.scales, strict=True)
         for level, (roi_pool, feature, scale) in enumerate(per_level):
             order.append(nonzero_tuple(levels == level)[0])
-            pooled.append(roi_pool(feature, rois[order[-1]], scale))
-        return torch.cat(pooled)[torch.cat(order).argsort()]
+            results.append(function(roi_pool, feature, rois[order[-1]], scale))
+        return torch.cat(results)[torch.cat(order).argsort()]
 
 
 class DeformROIPooler(ROIAveragePooler):
@@ -72,6 +77,25 @@ class DeformROIPooler(ROIAveragePooler):
 
     def __init__(self, roi_pool: DeformRoIPool | DeformRoIAlign | nn.ModuleList, scales):
         super().__init__(roi_pool, scales)
+
+    def predict_offsets(self, x, box_lists) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict what `forward` moves the parts of the RoIs by.
+
+        Args:
+            x, box_lists: see `forward`.
+
+        Returns:
+            normalised shifts (R, 2, k, k) of (dy, dx), and the scale (R,) of the level that each
+            RoI is pooled from.
+        """
+
+        def offsets(roi_pool, *arguments):
+            return roi_pool.predict_offsets(*arguments).offset
+
+        def scales(roi_pool, feature, rois, scale):
+            return rois.new_full((len(rois),), scale)
+
+        return self._on_levels(offsets, x, box_lists), self._on_levels(scales, x, box_lists)
 
 
 class LegacyROIPooler(ROIPooler):

@@ -72,7 +72,7 @@ class DetectorWithTTA(nn.Module):
         super().__init__()
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        if not can_predict_raw(model):
+        if not supports_predict_raw(model):
             raise ValueError(
                 f"{type(model).__name__} has no predict_raw, which multi-scale testing and "
                 "TEST.BOX_AVERAGE need: set MODEL.META_ARCHITECTURE to GeneralizedRCNN, with RoI "
@@ -160,7 +160,7 @@ class DetectorWithTTA(nn.Module):
         """
         transforms = x.pop("transforms")
         del x["height"], x["width"]  # so that predictions are in pixels of the augmented image
-        counted = True
+        counted = True  # from the second pass on: (R, K), the classes that each box counts for
         for _ in range(self.iterations):
             given = None if boxes is None else [_apply(transforms, boxes)]
             ((raw, probabilities),) = predict_raw(self.model, [x], given)
@@ -207,7 +207,7 @@ def _apply(transforms, boxes: torch.Tensor) -> torch.Tensor:
 # ---- Predictions before score threshold and NMS --------------------------------------------------
 
 
-def can_predict_raw(model) -> bool:
+def supports_predict_raw(model) -> bool:
     """Whether `predict_raw` supports this network."""
     return hasattr(model, "predict_raw") or (
         isinstance(model, GeneralizedRCNN) and find_predict_boxes(type(model.roi_heads)) is not None

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-TESTED = "2.11 and 2.14"  # versions of torch on which the private names were tested
+# Versions of torch on which the private names were tested: those of docs/versions.md.
+TESTED = "2.11, 2.13 and 2.14"
+# Part of the error of torch.func for what `torch.library.register_autograd` registers.
+TORCH_FUNC_REFUSAL = "functorch transforms"
 try:
     from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
     from torch._functorch.utils import enable_single_level_autograd_function
@@ -92,7 +95,7 @@ class _RefusingLibrary(torch.library.Library):
     """
 
     def impl(self, op_name, kernel, *args, **keywords):
-        def call(keys, *arguments, **keyword_only):
+        def call(*arguments, **keywords_of_call):  # where the keyset stands makes no difference
             refusal = NotImplementedError(
                 f"{op_name}: forward mode and torch.func's transforms other than vmap need private "
                 f"names of torch that {torch.__version__} does not have ({MISSING}); use "
@@ -101,9 +104,9 @@ class _RefusingLibrary(torch.library.Library):
             if any(isinstance(a, Tensor) and _has_tangent(a) for a in arguments):
                 raise refusal
             try:
-                return kernel(keys, *arguments, **keyword_only)
+                return kernel(*arguments, **keywords_of_call)
             except RuntimeError as error:
-                if "functorch transforms" in str(error):
+                if TORCH_FUNC_REFUSAL in str(error):
                     raise refusal from error
                 raise
 

@@ -216,8 +216,9 @@ def _double_backward(ctx, *gradients):
             grad_output, input, offset, weight, mask, *ctx.arguments
         )
 
-    second = list(torch.func.vjp(backward, *tensors)[1](gradients))
-    return (*second, None)[:5] + (None,) * 4
+    second = torch.func.vjp(backward, *tensors)[1](gradients)
+    grad_mask = () if mask is not None else (None,)  # with a mask, it is the last of `second`
+    return *second, *grad_mask, None, None, None, None
 
 
 register_autograd(

@@ -92,7 +92,7 @@ def samples_of_bins(corner: Tensor, bin_side: Tensor, samples: int, centred: boo
     return corner[..., None] + (steps + 0.5 * centred) * (bin_side / samples)[..., None]
 
 
-def sample_counts(coordinate: Tensor, size) -> Tensor:
+def is_counted(coordinate: Tensor, size) -> Tensor:
     """Whether a sample is at most half a pixel outside the map, along one axis.
 
     Other samples are left out of a bin's mean.

@@ -19,7 +19,7 @@ def merge_from_file(cfg: CfgNode, config_file) -> None:
         cfg.merge_from_file(str(config_file))
     except (KeyError, ValueError, AssertionError) as error:
         if "does not exist" in str(error):
-            raise FileNotFoundError(f"--config-file {config_file}: there is no such file") from None
+            raise FileNotFoundError(f"{config_file}: there is no such file") from None
         raise ValueError(f"{config_file}, or what it builds on: {_explain(error, cfg)}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -41,7 +41,7 @@ def merge_from_list(cfg: CfgNode, overrides) -> None:
     try:
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, AssertionError) as error:
-        raise ValueError(f"on the command line: {_explain(error, cfg)}") from error
+        raise ValueError(f"config override: {_explain(error, cfg)}") from error
 
 
 def difference(cfg: CfgNode, defaults: CfgNode) -> dict:

@@ -1,14 +1,11 @@
-"""Atomic replacement of files, and pickles read without running code."""
+"""Atomic replacement of files, and the error for files of another format."""
 
-import io
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from . import restricted_pickle
 
 
 class FileFormatError(ValueError):
@@ -51,22 +48,6 @@ def check_folder(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-
-
-def read_pickle(path):
-    """Read a pickle of numbers, strings, arrays and containers without running code.
-
-    Raises:
-        FileFormatError: the file is damaged or holds other objects.
-        FileNotFoundError: there is no such file.
-    """
-    data = Path(path).read_bytes()
-    try:
-        return restricted_pickle.load(io.BytesIO(data))
-    except Exception as error:  # damaged files raise any type
-        raise FileFormatError(
-            f"{path} is not a data file that can be read safely: {one_line(error)}"
-        ) from error
 
 
 def one_line(value) -> str:

@@ -18,15 +18,19 @@ import math
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from .files import FileFormatError, one_line
+
 # Bytes of an element of torch's storages.
 _STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _STORAGES |= {"Char": 1, "Byte": 1, "Bool": 1}
-# Checkpoints of these packages also hold the training log, as objects of their own classes.
-_PASSED_OVER = ("mmengine", "mmcv", "mmdet")
+# Checkpoints of these packages also hold the training log, as objects of their own classes. These
+# objects are not built.
+_IGNORED_PACKAGES = ("mmengine", "mmcv", "mmdet")
 # Supported opcodes: all but those for instances (INST, OBJ, NEWOBJ_EX), extensions (EXT*), sets,
 # buffers out of band (protocol 5), and persistent ids as text.
 _OPCODES = """
@@ -46,8 +50,8 @@ class _Function:
     call: object
 
 
-class _PassedOver:
-    """Stands for a name of a package in `_PASSED_OVER`, or for its instance; builds nothing."""
+class _Ignored:
+    """Stands for a class, an instance or an attribute of a package in `_IGNORED_PACKAGES`."""
 
     __slots__ = ()
 
@@ -72,21 +76,21 @@ class Unpickler(pickle._Unpickler):
         file: binary, opened at the pickle; read from memory, so that a length that the pickle
             claims allocates nothing.
         encoding: of Python 2's texts; their arrays need "latin1".
-        limit: bytes that the whole file has, of which this pickle may be a part.
+        file_size: bytes of the whole file that this pickle is a part of; 0: it is the file.
     """
 
-    def __init__(self, file, *, encoding="latin1", limit=0):
+    def __init__(self, file, *, encoding="latin1", file_size=0):
         start = file.tell()
         rest = file.seek(0, io.SEEK_END) - start
         file.seek(start)
         super().__init__(file, encoding=encoding)
-        self._left = 4 * max(rest, limit) + 4096
+        self._left = 4 * max(rest, file_size) + 4096
         self._calls = {
             "collections.OrderedDict": self._ordered_dict,
             "_codecs.encode": self._encode,
             "builtins.bytes": lambda: b"",
             "builtins.bytearray": self._bytearray,
-            "builtins.getattr": lambda target, name: _passed_over(target),
+            "builtins.getattr": lambda target, name: _require_ignored(target),
             "numpy.ndarray": None,  # an argument of _reconstruct
             "numpy.dtype": _dtype,
             "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0, np.int8),
@@ -114,8 +118,8 @@ class Unpickler(pickle._Unpickler):
         module = module.replace("__builtin__", "builtins").replace("numpy.core.", "numpy._core.")
         if f"{module}.{name}" in self._calls:
             return _Function(self._calls[f"{module}.{name}"])
-        if module.partition(".")[0] in _PASSED_OVER:
-            return _PassedOver()
+        if module.partition(".")[0] in _IGNORED_PACKAGES:
+            return _Ignored()
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
         itemsize = _STORAGES.get(name.removesuffix("Storage"))
@@ -132,7 +136,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_newobj(self):
         self.stack.pop()
-        _passed_over(self.stack[-1])
+        _require_ignored(self.stack[-1])
 
     def load_reduce(self):
         arguments = self.stack.pop()
@@ -155,7 +159,7 @@ class Unpickler(pickle._Unpickler):
             if "_metadata" in state:  # versions of the layers, of a state_dict
                 target._metadata = state["_metadata"]
         else:
-            _check(isinstance(target, _PassedOver), f"it changes a {type(target).__name__}")
+            _check(isinstance(target, _Ignored), f"it changes a {type(target).__name__}")
 
     def load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
@@ -238,9 +242,25 @@ class Unpickler(pickle._Unpickler):
         self._spend(math.prod(size) * storage.itemsize)
 
 
-def load(file, *, encoding="latin1", limit=0):
+def load(file, *, encoding="latin1", file_size=0):
     """Read the object of one pickle, see `Unpickler`."""
-    return Unpickler(file, encoding=encoding, limit=limit).load()
+    return Unpickler(file, encoding=encoding, file_size=file_size).load()
+
+
+def read_pickle(path):
+    """Read a pickle of numbers, strings, arrays and containers without running code.
+
+    Raises:
+        FileFormatError: the file is damaged or holds other objects.
+        FileNotFoundError: there is no such file.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return load(io.BytesIO(data))
+    except Exception as error:  # damaged files raise any type
+        raise FileFormatError(
+            f"{path} is not a data file that can be read safely: {one_line(error)}"
+        ) from error
 
 
 def _are_sizes(numbers) -> bool:
@@ -260,8 +280,8 @@ def _dtype(name, *_) -> np.dtype:
     return dtype
 
 
-def _passed_over(target) -> _PassedOver:
-    """Return `target`, which is passed over, in place of an instance or attribute of it."""
-    passed_over = isinstance(target, _PassedOver)
-    _check(passed_over, f"it makes or asks an instance of {type(target).__name__}")
+def _require_ignored(target) -> _Ignored:
+    """Return `target` itself as its new instance, or as its attribute; refuse any other object."""
+    ignored = isinstance(target, _Ignored)
+    _check(ignored, f"it instantiates a {type(target).__name__}, or reads an attribute of it")
     return target

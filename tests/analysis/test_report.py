@@ -273,7 +273,7 @@ def test_the_command_says_in_a_sentence_what_is_missing(tmp_path):
 
 def test_the_command_says_in_a_sentence_what_is_unknown(make_run):
     folder = str(make_run("warped_shapes_rfcn_R_18.yaml"))
-    with pytest.raises(SystemExit, match="report: on the command line: .* mean MODEL.DEVICE"):
+    with pytest.raises(SystemExit, match="report: config override: .* mean MODEL.DEVICE"):
         main(["report", folder, "MODEL.DEVISE", "cpu"])
 
 

@@ -222,7 +222,7 @@ def test_objects_of_mmengine_are_skipped(legacy, tmp_path, mmengine):
 
 def test_objects_of_mmengine_are_no_weights(tmp_path, mmengine):
     torch.save({"state_dict": {"a": Log()}}, tmp_path / "a.pth")
-    with pytest.raises(FileFormatError, match="holds a _PassedOver under a"):
+    with pytest.raises(FileFormatError, match="holds a _Ignored under a"):
         mmengine(tmp_path / "a.pth")
 
 
@@ -237,5 +237,5 @@ def test_objects_of_mmengine_are_no_weights(tmp_path, mmengine):
 )
 def test_no_other_object_is_created_inspected_or_called(program, tmp_path):
     (tmp_path / "a.pkl").write_bytes(program)
-    with pytest.raises(FileFormatError, match="makes or asks an instance|calls something that"):
+    with pytest.raises(FileFormatError, match="instantiates a|calls something that"):
         read_weights(tmp_path / "a.pkl")

@@ -247,6 +247,23 @@ def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
         check_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["OFFSET_HEALTH.PERIOD", -1], "OFFSET_HEALTH.PERIOD is -1; expected iterations"),
+        (["SOLVER.LR_MULTIPLIERS", [["(", 2.0]]], r"LR_MULTIPLIERS holds \['\(', 2.0\]"),
+        (["SOLVER.LR_MULTIPLIERS", [["offset", -1.0]]], "finite and not negative"),
+        (["SOLVER.LR_MULTIPLIERS", ["offset"]], r"expected \[regex, factor\]"),
+    ],
+)
+def test_invalid_settings_of_training_are_refused(cfg, changes, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    check_settings(cfg)
+    cfg.merge_from_list(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
 def test_class_aware_rpn_averages_the_boxes_of_one_pass(cfg):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
@@ -287,7 +304,7 @@ def test_preflight_checks_what_the_run_needs(cfg, tmp_path, monkeypatch):
     cfg.DATASETS.TRAIN = ("a",)
     with pytest.raises(ValueError, match="PROPOSAL_FILES_TRAIN holds 0 files"):
         preflight(cfg)
-    with pytest.raises(ValueError, match="--eval-only would evaluate random weights"):
+    with pytest.raises(ValueError, match="Evaluation would use random weights"):
         preflight(cfg, eval_only=True)
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty, so what"):
         preflight(cfg, eval_only=True, resume=True)

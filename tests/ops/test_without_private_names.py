@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from d2_deformable.ops._autograd import TORCH_FUNC_REFUSAL
+
 TESTS = Path(__file__).resolve().parents[1]
 HIDE = """
 import torch._functorch.utils
@@ -66,3 +71,15 @@ def test_gradients_stay():
 
 def test_torch_func_and_forward_mode_are_refused():
     check(REFUSED)
+
+
+def test_the_error_of_torch_func_is_recognised():
+    """`register_autograd` of this torch refuses torch.func with the text that we look for."""
+
+    @torch.library.custom_op("d2_deformable_tests::square", mutates_args=())
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+    square.register_autograd(lambda ctx, grad: grad)
+    with pytest.raises(RuntimeError, match=TORCH_FUNC_REFUSAL):
+        torch.func.grad(lambda x: square(x).sum())(torch.ones(2))

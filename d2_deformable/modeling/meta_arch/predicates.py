@@ -31,8 +31,8 @@ def is_segmentor(cfg) -> bool:
     return _is_subclass(cfg, SemanticSegmentor)
 
 
-def has_predict_raw(cfg) -> bool:
-    """Whether `DetectorWithTTA` supports the network, at several scales and with box average."""
+def cfg_supports_predict_raw(cfg) -> bool:
+    """Whether `modeling.tta.supports_predict_raw` will hold for the network, before it is built."""
     name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
     if name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw"):
         return True

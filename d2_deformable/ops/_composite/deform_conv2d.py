@@ -135,6 +135,7 @@ class _Taps:
         return matrix.reshape(self.images, self.groups, self.positions, length)
 
     def as_columns(self, matrix: Tensor) -> Tensor:
+        """The inverse of `as_matrix`: -> (N, positions, taps, G, C/G)"""
         shape = (self.images, self.groups, self.positions, self.taps, self.group_channels)
         columns = matrix.reshape(shape).permute(0, 2, 3, 1, 4)
         shape = (self.offset_groups, self.offset_channels)
@@ -146,6 +147,7 @@ class _Taps:
         return self.weight.reshape(shape).permute(0, 3, 2, 1).flatten(1, 2)
 
     def as_weight(self, matrix: Tensor) -> Tensor:
+        """The inverse of `weight_matrix`: -> (C_out, C/groups, kernel_h, kernel_w)"""
         matrix = matrix.reshape(self.groups, self.taps, self.group_channels, self.group_outputs)
         return matrix.permute(0, 3, 2, 1).reshape(self.weight_shape)
 
@@ -155,6 +157,7 @@ class _Taps:
         return grad_output.reshape(shape).transpose(2, 3)
 
     def as_map(self, table: Tensor) -> Tensor:
+        """(N*(H+2)*(W+2)*G, C/G) -> (N, C, H, W), without the pixels around the map"""
         shape = (self.images, self.height + 2, self.width + 2, self.input_shape[1])
         return table.reshape(shape)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
 

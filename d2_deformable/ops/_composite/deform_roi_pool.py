@@ -10,9 +10,9 @@ from torch import Tensor
 from ..geometry import (
     bin_corners,
     bin_indices,
+    is_counted,
     parts_of_bins,
     roi_boxes,
-    sample_counts,
     samples_of_bins,
 )
 from .tables import fixed, read, read_backward, to_compute_dtype
@@ -22,19 +22,10 @@ def deform_roi_pool(
     input: Tensor,
     rois: Tensor,
     offset: Tensor | None,
-    *,
-    output_size,
-    spatial_scale: float,
-    group_size: int,
-    samples_per_part: int,
-    gamma: float,
-    round_rois: bool,
+    **arguments,
 ) -> Tensor:
-    """Differentiable with respect to input and offset."""
-    bins = _Bins(
-        input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
-        round_rois,
-    )  # fmt: skip
+    """Differentiable with respect to input and offset; `arguments` are those of `_Bins`."""
+    bins = _Bins(input, rois, offset, **arguments)
     weight_x = bins.x.weight[..., None, :]
     total = 0
     for rows, weight_y, _ in bins.sample_rows():
@@ -48,20 +39,11 @@ def deform_roi_pool_backward(
     input: Tensor,
     rois: Tensor,
     offset: Tensor | None,
-    *,
-    output_size,
-    spatial_scale: float,
-    group_size: int,
-    samples_per_part: int,
-    gamma: float,
-    round_rois: bool,
+    **arguments,
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to input and offset, themselves differentiable with respect to
-    grad_output, input and offset."""
-    bins = _Bins(
-        input, rois, offset, output_size, spatial_scale, group_size, samples_per_part, gamma,
-        round_rois,
-    )  # fmt: skip
+    grad_output, input and offset; `arguments` are those of `_Bins`."""
+    bins = _Bins(input, rois, offset, **arguments)
     grad = grad_output.to(bins.table.dtype).reshape(bins.grad_shape).permute(0, 1, 3, 4, 2)
     grad = (grad / bins.count()[..., None])[..., None, :]
     grad_table = grad_y = grad_x = 0
@@ -87,9 +69,18 @@ class _Bins:
     """
 
     def __init__(
-        self, input, rois, offset, output_size, spatial_scale, group_size, samples, gamma,
-        round_rois,
-    ):  # fmt: skip
+        self,
+        input: Tensor,
+        rois: Tensor,
+        offset: Tensor | None,
+        *,
+        output_size,
+        spatial_scale: float,
+        group_size: int,
+        samples_per_part: int,
+        gamma: float,
+        round_rois: bool,
+    ):
         images, _, self.height, self.width = input.shape
         channels = fixed(input.shape[1])
         bins_h, bins_w = output_size
@@ -109,7 +100,7 @@ class _Bins:
             self.part_x = parts_of_bins(bins_x, self.offset_shape[1], bins_w)
             offset = offset.index_select(2, self.part_y).index_select(3, self.part_x) * gamma
         y, x = bin_corners(y, x, self.roi_h, self.roi_w, output_size, offset)
-        self.y = samples_of_bins(y, self.roi_h / bins_h, samples)
+        self.y = samples_of_bins(y, self.roi_h / bins_h, samples_per_part)
 
         table = F.pad(input, (0, 1, 0, 1))
         table = table.reshape(
@@ -121,7 +112,7 @@ class _Bins:
         group = group + parts_of_bins(bins_x, group_size, bins_w)
         self.plane = group * classes + torch.arange(classes, device=input.device)[:, None, None]
 
-        self.x = _Axis(samples_of_bins(x, self.roi_w / bins_w, samples), self.width)
+        self.x = _Axis(samples_of_bins(x, self.roi_w / bins_w, samples_per_part), self.width)
 
     def sample_rows(self):
         """Yield (rows of the table, weight, slope) of both y neighbours of each row of samples."""
@@ -170,7 +161,7 @@ class _Axis:
     """
 
     def __init__(self, coordinate: Tensor, size):
-        self.inside = sample_counts(coordinate, size)
+        self.inside = is_counted(coordinate, size)
         at = torch.where(self.inside, coordinate, 0).clamp(0, size - 1)
         low = at.detach().floor()
         between = at > low

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from d2_deformable import add_deformable_config
-from d2_deformable.engine.run import read_run
+from d2_deformable.engine.finished_run import read_run
 
 
 @pytest.fixture
@@ -49,6 +49,15 @@ def test_keys_of_other_plugins(folder):
     assert run.cfg.MODEL.RESNETS.NEIGHBOUR.ON and run.cfg.NEIGHBOUR == 4
     with pytest.raises(ValueError, match="no key NEIGBOUR; did you mean NEIGHBOUR"):
         read_run(folder, ["NEIGBOUR", 4])
+
+
+def test_a_damaged_config_is_one_line(folder):
+    (folder / "config.yaml").write_text("VERSION: 2\nMODEL: [1")
+    with pytest.raises(ValueError, match=r"config.yaml, .* no YAML of keys and values: .*line 2"):
+        read_run(folder)
+    (folder / "config.yaml").write_text("VERSION: 2\nSEED: x")
+    with pytest.raises(ValueError, match="config.yaml, .*Type mismatch .*SEED$"):
+        read_run(folder)
 
 
 def test_a_run_without_config_or_checkpoint_is_an_error(folder):

@@ -10,11 +10,12 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config, merge_overrides
+from ..utils.config_files import merge_from_file
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run of train_net.py.
 
     folder: its OUTPUT_DIR.
     cfg: its config, not frozen.
@@ -71,7 +72,7 @@ def results_by_task(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
     return results
 
 
-def read_run(folder, overrides=()) -> Run:
+def read_run(folder, overrides=()) -> FinishedRun:
     """Read the run whose OUTPUT_DIR is `folder`.
 
     Args:
@@ -79,7 +80,8 @@ def read_run(folder, overrides=()) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no config.yaml or no checkpoint.
-        ValueError: an override has an unknown key or a value of the wrong type.
+        ValueError: config.yaml is damaged, or an override has an unknown key or a value of the
+            wrong type.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -90,10 +92,10 @@ def read_run(folder, overrides=()) -> Run:
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.set_new_allowed(True)  # config.yaml is complete, including the keys of other plug-ins
-    cfg.merge_from_file(str(config))
+    merge_from_file(cfg, config)
     merge_overrides(cfg, overrides)
     config_file, command = _command(folder / "log.txt")
-    return Run(
+    return FinishedRun(
         folder, cfg, _checkpoint(folder), _history(folder / "metrics.json"), config_file, command
     )
 

@@ -6,9 +6,9 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from ..checkpoint import load_model
 from ..data import register_custom_datasets
-from ..engine import Trainer
-from ..engine.run import results_by_task
 from ..evaluation import build_evaluators
+from .finished_run import results_by_task
+from .trainer import Trainer
 
 
 def evaluate_checkpoint(cfg, checkpoint):
@@ -18,7 +18,7 @@ def evaluate_checkpoint(cfg, checkpoint):
         checkpoint: a path, or any URL that MODEL.WEIGHTS accepts.
 
     Returns:
-        the model, and its results in the form of `Run.results`.
+        the model, and its results in the form of `FinishedRun.results`.
 
     Raises:
         FileNotFoundError: there is no such file.
