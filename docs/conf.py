@@ -21,7 +21,7 @@ extensions = [
     "docstrings",
 ]
 exclude_patterns = ["_ext"]
-suppress_warnings = []
+smartquotes = False
 
 html_theme = "furo"
 html_title = "d2_deformable"

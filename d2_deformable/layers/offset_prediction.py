@@ -21,6 +21,17 @@ class OffsetOutput(nn.Module):
 
     A forward hook on it, `hook(module, args, prediction)`, sees the `OffsetPrediction`, and in
     `args` the arguments of `forward`.
+
+    Example:
+        >>> import torch
+        >>> from d2_deformable.layers import DeformConv2d
+        >>> layer, shapes = DeformConv2d(8, 8, 3, padding=1), []
+        >>> def record(module, args, prediction):
+        ...     shapes.append(tuple(prediction.offset.shape))
+        >>> hook = layer.offset_prediction.register_forward_hook(record)
+        >>> output = layer(torch.randn(1, 8, 10, 10))
+        >>> shapes
+        [(1, 18, 10, 10)]
     """
 
     def forward(

@@ -104,8 +104,9 @@ def config_keys(source: str) -> str:
         path = full_name(target, names)
         if isinstance(node.targets[0], ast.Name):  # a short name for a group of keys
             names[node.targets[0].id] = path
-            if path:
-                sections.setdefault(path, []).extend(comments)
+            for comment in comments:  # its first word may name another group
+                group = re.match(r"([A-Z_]+)\.[A-Z_]+ ", comment)
+                sections.setdefault(f"MODEL.{group[1]}" if group else path, []).append(comment)
             continue
         *notes, meaning = comments or [""]
         section, _, key = path.rpartition(".")
