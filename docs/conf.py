@@ -38,5 +38,7 @@ autodoc_typehints_format = "short"
 default_role = "literal"  # docstrings write `name` for code
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+maximum_signature_line_length = 80
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True

@@ -31,7 +31,7 @@ def deform_roi_pool(
 ) -> Tensor:
     """Average pooling of RoIs into bins that the offset shifts (paper, equations 5 and 6).
 
-    A bin is the mean of ``samples_per_part``^2 bilinear samples, at the top left corners of the
+    A bin is the mean of ``samples_per_part**2`` bilinear samples, at the top left corners of the
     cells of a grid over the bin. Samples more than half a pixel outside the map do not count; a bin
     without samples is 0. With ``group_size > 1`` pooling is position-sensitive (deformable R-FCN):
     bin (i, j) of output channel c reads input channel
