@@ -130,8 +130,8 @@ def steps_of(page):
         for arguments in filter(None, map(our_arguments, command_lines(text))):
             if not command_name(arguments):
                 return steps, [" ".join(arguments[:2])]
-            extra = SMALL if "--config-file" in arguments else []
-            steps.append(("command", arguments + extra))
+            uses_data = arguments[0] == "train" or "--weights" in arguments
+            steps.append(("command", arguments + SMALL * uses_data))
     return steps, []
 
 
