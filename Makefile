@@ -1,7 +1,7 @@
 # d2_deformable: setup, tests, demo and benchmarks from a fresh checkout. `make help` lists the targets.
 #
 #   PYTHON=python3.12     the Python that creates .venv (3.11 to 3.13)
-#   D2_SOURCE=git|pypi    where Detectron2 comes from (see tools/install_detectron2.py)
+#   D2_SOURCE=git|pypi    where Detectron2 comes from (see d2_deformable/cli/install_detectron2.py)
 #   TORCH=2.14.1          another PyTorch than constraints.txt pins, of TORCHVISION_* below; .venv keeps it until the next TORCH=
 #   MAX_JOBS=2            number of parallel compilers
 #   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
@@ -51,12 +51,11 @@ help: ## list the targets (default)
 setup: $(VENV)/.deps $(VENV)/.detectron2 $(VENV)/.ops ## .venv with pinned dependencies, Detectron2 and the compiled operators
 
 demo: setup ## train a deformable R-FCN on shapes (at most 10 min on 2 cores) and write output/demo/report.html
-	$(PY) train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml OUTPUT_DIR output/demo
-	$(PY) tools/write_report.py output/demo --beside d2_deformable://$(ZOO).pth
+	$(PY) -m d2_deformable demo
 
 zoo: setup ## train the model zoo's checkpoint anew (about an hour), evaluate it and put it into d2_deformable/model_zoo
 	$(PY) train_net.py --config-file configs/model_zoo/$(ZOO).yaml OUTPUT_DIR output/model_zoo
-	$(PY) tools/publish_checkpoint.py output/model_zoo
+	$(PY) -m d2_deformable publish output/model_zoo
 
 results: setup ## train what docs/RESULTS.md still lacks, show progress and bring its tables up to date (needs the photographs under DETECTRON2_DATASETS)
 	$(PY) -m benchmarks.learning.queue
@@ -119,7 +118,7 @@ $(VENV)/.deps: $(CONSTRAINTS)
 	@$(call quietly,$(PIP) install --no-build-isolation -r $(CONSTRAINTS))
 	@touch $@
 
-$(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py
+$(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py d2_deformable/cli/install_detectron2.py
 	@$(PY) tools/install_detectron2.py
 	@touch $@
 

@@ -189,18 +189,38 @@ if __name__ == "__main__":
         name="d2_deformable",
         version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
         description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
+        long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+        long_description_content_type="text/markdown",
+        author="the d2_deformable authors",
         license="Apache-2.0",
+        project_urls={
+            "Paper": "https://arxiv.org/abs/1703.06211",
+            "Detectron2": "https://github.com/facebookresearch/detectron2",
+        },
+        classifiers=[
+            "Development Status :: 4 - Beta",
+            "Intended Audience :: Developers",
+            "Intended Audience :: Science/Research",
+            "Operating System :: POSIX :: Linux",
+            "Programming Language :: C++",
+            "Programming Language :: Python :: 3.11",
+            "Programming Language :: Python :: 3.12",
+            "Programming Language :: Python :: 3.13",
+            "Topic :: Scientific/Engineering :: Artificial Intelligence",
+            "Topic :: Scientific/Engineering :: Image Recognition",
+        ],
         python_requires=">=3.11",
         packages=find_packages(include=["d2_deformable", "d2_deformable.*"]),
         package_data={
-            "d2_deformable": ["_C.so"],
+            "d2_deformable": ["_C.so", "py.typed"],
+            "d2_deformable.app": ["page.html"],
             "d2_deformable.model_zoo": ["index.json", "*.pth"],
         },
-        # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
+        # Detectron2 is not on PyPI: `d2-deformable install-detectron2` installs it.
         install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
         extras_require={
             "convert": ["safetensors"],  # .safetensors files
-            "export": ["onnx", "onnxscript"],  # tools/export.py --format onnx
+            "export": ["onnx", "onnxscript"],  # d2-deformable export --format onnx
         },
         entry_points={"console_scripts": ["d2-deformable = d2_deformable.cli.main:main"]},
         ext_modules=[operator_library()],

@@ -7,7 +7,12 @@
 // groups. Order: height before width and y before x; RoIs (image index, x0, y0, x1, y1) in input
 // pixels. Types: float64, float32, float16 or bfloat16; with a half-precision input, offset, mask
 // and rois may be float32. Results and the input's gradient have the memory format of the input.
+#include <torch/headeronly/version.h>
 #include <torch/library.h>
+
+// d2_deformable/utils/library.py finds this text in the file, even if the library does not load.
+extern "C" __attribute__((used, visibility("default"))) const char d2_deformable_torch[] =
+    "d2_deformable built with torch " TORCH_VERSION;
 
 TORCH_LIBRARY(d2_deformable, m) {
   // input (N, C, H, W), offset (N, G*K*2, Ho, Wo), weight (O, C/groups, kernel_h, kernel_w),

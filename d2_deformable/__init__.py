@@ -5,26 +5,32 @@ Import the other subpackages explicitly; only `predict` and `Predictor` are here
 `d2_deformable.ops` also works without Detectron2.
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
 __all__ = ["Predictor", "add_deformable_config", "predict"]
 
 try:
     import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
 
-    def __getattr__(name):
-        if name in ("add_deformable_config", "model_zoo", "modeling"):
-            from . import needs_detectron2  # noqa: F401
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-else:
     from . import model_zoo, modeling
     from .config import add_deformable_config
+except Exception as error:
+    # The command line starts all the same: `d2-deformable doctor` reports what is wrong, and other
+    # commands raise it when they import what they need. While Python looks for the module of
+    # `python -m d2_deformable`, argv[0] is "-m".
+    is_command = os.path.basename("".join(sys.argv[:1])) in ("d2-deformable", "-m")
+    without_detectron2 = isinstance(error, ModuleNotFoundError) and error.name == "detectron2"
+    if not (without_detectron2 or is_command):
+        raise
 
-    def __getattr__(name):
-        if name in ("Predictor", "predict"):  # imported on first use, since they need everything
-            from . import inference
 
-            return getattr(inference, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name):
+    if name in ("Predictor", "predict"):  # imported on first use, since they need everything
+        from . import inference
+
+        return getattr(inference, name)
+    if name in ("add_deformable_config", "model_zoo", "modeling"):
+        from . import needs_detectron2  # noqa: F401
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

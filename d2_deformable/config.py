@@ -5,10 +5,11 @@ wherever they exist: MODEL.RESNETS.{DEFORM_ON_PER_STAGE, DEFORM_MODULATED, DEFOR
 RES5_DILATION}, MODEL.ROI_BOX_HEAD.{POOLER_TYPE, POOLER_RESOLUTION}.
 """
 
+from . import needs_detectron2  # noqa: F401  # isort: skip
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from .utils.config_files import merge_from_file, merge_from_list
+from .utils.config_files import difference, merge_from_file, merge_from_list
 
 
 def add_deformable_config(cfg: CN) -> None:
@@ -106,7 +107,7 @@ def add_deformable_config(cfg: CN) -> None:
     # lib/dataset/pascal_voc.py); Detectron2 keeps them. Evaluation is not affected.
     cfg.INPUT.DROP_DIFFICULT = False
 
-    # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, and ANNOTATIONS or
+    # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, PART, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
 
@@ -147,6 +148,16 @@ def read_config(config_file, overrides=()) -> CN:
     merge_from_file(cfg, config_file)
     merge_overrides(cfg, overrides)
     return cfg
+
+
+def changes(cfg: CN) -> dict:
+    """The keys and values of `cfg` that differ from Detectron2's and this package's defaults.
+
+    Written as a YAML, they are read as the same config.
+    """
+    defaults = get_cfg()
+    add_deformable_config(defaults)
+    return {"VERSION": cfg.VERSION} | difference(cfg, defaults)
 
 
 def merge_overrides(cfg: CN, overrides) -> None:

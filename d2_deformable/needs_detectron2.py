@@ -6,6 +6,6 @@ except ModuleNotFoundError as error:
     if error.name != "detectron2":
         raise
     raise ImportError(
-        "d2_deformable's models and config need Detectron2, which is not installed: run "
-        "`python tools/install_detectron2.py` in the repository. d2_deformable.ops works without it"
+        "d2_deformable needs Detectron2, which is not installed, for all but d2_deformable.ops: "
+        "run `d2-deformable install-detectron2`"
     ) from error

@@ -173,7 +173,7 @@ BACKBONE = {
     }
     for depth in (50, 101)
 } | {
-    # Paper appendix A; the normalisation is that of tools/train_imagenet.py.
+    # Paper appendix A; the normalisation is that of `d2-deformable train imagenet`.
     "AIR": {
         "MODEL.BACKBONE.NAME": "build_aligned_inception_resnet_backbone",
         "MODEL.RESNETS.DEPTH": 101,

@@ -1,9 +1,13 @@
 """Packages that an import loads and needs; each test runs in its own Python process."""
 
+import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
+
+import d2_deformable
 
 BLOCK = """
 import sys
@@ -67,8 +71,23 @@ def test_operators_need_torch_alone():
 def test_a_missing_detectron2_is_named(use):
     done = python("import d2_deformable", use, missing=["detectron2"])
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: d2_deformable's models and config need Detectron2")
-    assert "python tools/install_detectron2.py" in last
+    assert last.startswith("ImportError: d2_deformable needs Detectron2, which is not installed")
+    assert "d2-deformable install-detectron2" in last
+
+
+def test_every_part_but_the_operators_names_a_missing_detectron2():
+    parts = {info.name for info in pkgutil.iter_modules(d2_deformable.__path__)}
+    parts -= {"_C", "__main__", "cli", "compat", "ops", "utils"}  # work without
+    assert {"analysis", "config", "engine", "layers"} <= parts
+    done = python(
+        "import importlib",
+        f"for part in {sorted(parts)}:",
+        "    try: importlib.import_module(f'd2_deformable.{part}')",
+        "    except ImportError as error: print(part, type(error).__name__, error)",
+        missing=["detectron2"],
+    )
+    named = re.findall(r"^(\w+) ImportError d2_deformable needs Detectron2", done.stdout, re.M)
+    assert set(named) == parts, done.stdout
 
 
 def test_no_other_missing_package_is_tolerated():
@@ -87,9 +106,16 @@ def test_the_package_registers_and_loads_nothing_more():
     )
     assert done.returncode == 0, done.stderr
     parts = [name.split(".")[1:] for name in done.stdout.split()]
-    expected = {"config", "layers", "model_zoo", "modeling", "needs_detectron2", "ops", "utils"}
-    assert {part[0] for part in parts} == expected
+    expected = {"config", "layers", "model_zoo", "modeling", "ops", "utils"}
+    assert {part[0] for part in parts} == expected | {"compat", "needs_detectron2"}
     assert {part[1] for part in parts if part[0] == "model_zoo" and part[1:]} == {
         "catalog",
         "index",
     }
+
+
+def test_a_command_that_needs_detectron2_ends_with_one_line():
+    run = "from d2_deformable.cli.main import main; main(['predict', 'a.jpg'])"
+    done = python(run, missing=["detectron2"])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("d2-deformable predict: d2_deformable needs Detectron2")

@@ -76,8 +76,10 @@ def check(library: Path) -> None:
     torch.ops.load_library(library)
     for operator in OPERATORS:
         for name in (operator, f"{operator}_backward"):
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"d2_deformable::{name}", "CUDA"):
-                sys.exit(f"{library} holds no CUDA kernel for {name}")
+            try:
+                torch.library.get_kernel(f"d2_deformable::{name}", "CUDA")
+            except RuntimeError as error:
+                sys.exit(f"{library} holds no CUDA kernel for {name} ({error})")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from . import backbone, records
@@ -109,8 +110,14 @@ def missing(root: Path, repetition: Repetition) -> list[Run]:
     trunk = repetition.trunk
     if trunk and not (start.is_file() and records.read(root, trunk)):
         return [trunk]  # its arms follow once it is trained
-    current = sha256(start)
+    current = _sha256_at(start, start.stat().st_mtime_ns)
     return [run for run, record in found.items() if not record or record["start_sha256"] != current]
+
+
+@cache
+def _sha256_at(file: Path, modified: int) -> str:
+    """Hash a file once; the queue looks every two seconds."""
+    return sha256(file)
 
 
 def run_queue(root, plan=PLAN, workers=1, seconds_between_looks=2.0):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_deformable.utils.files import replacing
+from d2_deformable.utils.files import replace_json
 
 from .study import Run
 
@@ -30,10 +30,7 @@ def read(root, run: Run) -> dict | None:
 
 def write_json(file, content) -> None:
     """Write JSON atomically; NaN, which JSON does not support, becomes null."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        part.write_text(json.dumps(_finite(content), indent=None, separators=(",", ":")) + "\n")
+    replace_json(file, _finite(content), separators=(",", ":"))
 
 
 def _finite(value):

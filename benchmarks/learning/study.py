@@ -29,6 +29,7 @@ class Task:
     branch: the same, of each arm.
     rates: SOLVER.LR_MULTIPLIERS, to which an arm may add.
     arms: {name: KEY, VALUE, ... on top of the YAML}.
+    settings: KEY, VALUE, ... of all its trainings.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     branch: tuple[int, tuple[int, ...]]
     rates: tuple[tuple[str, float], ...]
     arms: dict[str, tuple]
+    settings: tuple = ()
 
 
 def _rates(task_rates, offsets=1.0) -> tuple[str, str]:
@@ -78,6 +80,7 @@ STRAIGHT = replace(
     trunk=None,
     branch=CLOTHING_SCHEDULE,
     arms={arm: CLOTHING.arms[arm] for arm in ("plain", "dilation4", "dconv3")},
+    settings=("SOLVER.AMP.ENABLED", "True", "TEST.EVAL_PERIOD", "500"),
 )
 TASKS = {task.name: task for task in (CLOTHING, STRAIGHT)}
 
@@ -124,6 +127,7 @@ class Run:
             *("SEED", str(self.branch if self.arm else self.seed)),
             *("SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps)),
             *_rates(task.rates),
+            *task.settings,
             *("OUTPUT_DIR", self.output),
         ]
         if self.arm:

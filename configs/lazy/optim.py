@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import LazyCall as L
 
-from d2_deformable.engine.optimizer import ClippedSGD, parameter_groups
+from d2_deformable.engine.optimizer import clipped_sgd, parameter_groups
 
 SGD = L(torch.optim.SGD)(
     params=L(parameter_groups)(  # the training script adds the model
@@ -20,4 +20,4 @@ SGD = L(torch.optim.SGD)(
 
 def clip(optimizer, norm: float):
     """Clip the norm of each parameter's gradient (SOLVER.CLIP_GRADIENTS)."""
-    optimizer.update(_target_=ClippedSGD, clip_norm=norm)
+    optimizer.update(_target_=clipped_sgd, clip_norm=norm)

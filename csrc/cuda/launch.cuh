@@ -20,6 +20,14 @@
 #define D2_INSTANTIATE_LAUNCH_OF(...) \
   template cudaError_t launch(const __VA_ARGS__&, const Grid&, cudaStream_t);
 
+// d2_deformable/utils/library.py finds this text in the file. Only nvcc defines the list.
+#ifdef __CUDA_ARCH_LIST__
+#define D2_TEXT_OF(...) #__VA_ARGS__
+#define D2_TEXT(...) D2_TEXT_OF(__VA_ARGS__)
+__attribute__((used)) static const char kArchitectures[] =
+    "d2_deformable built for CUDA architectures " D2_TEXT(__CUDA_ARCH_LIST__);
+#endif
+
 namespace d2_deformable {
 
 // Asks for one block per processor, so that the compiler does not spill registers to make room for

@@ -41,6 +41,14 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     }
 
 
+def count_parameters_of(cfg) -> int:
+    """Count the parameters of the network of `cfg` without allocating it."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return count_parameters(build_model(cfg))
+
+
 def random_model(cfg) -> nn.Module:
     """Build the network of `cfg` with random weights, in evaluation mode.
 

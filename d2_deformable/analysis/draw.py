@@ -137,8 +137,8 @@ def draw_parts(
         class_names: name of each class index.
     """
     boxes, classes = instances.pred_boxes.tensor, instances.pred_classes
-    views = [_square_around(box, image.shape[:2]) for box in boxes]
-    crops = [_crop(image, view) for view in views]
+    views = [square_around(box, image.shape[:2]) for box in boxes]
+    crops = [crop(image, view) for view in views]
     width = WIDTH * len(boxes) / 3
     figure, rows = panels([crops] * 2, width, ["fixed bins", "learned offsets"])
     for row, deformed in zip(rows, (False, True)):
@@ -188,7 +188,8 @@ def panels(rows, width: float, labels=("",)):
         labels: vertical text beside each row.
     """
     height, image_width = rows[0][0].shape[:2]
-    left, top, gap = (26, 26, 6) if any(labels) else (0, 0, 0)
+    left, top = (26, 26) if any(labels) else (0, 0)
+    gap = 6 if any(labels) or len(rows) > 1 else 0
     columns = len(rows[0])
     panel_w = round((width - left - gap * (columns - 1)) / columns)
     panel_h = round(panel_w * height / image_width)
@@ -256,7 +257,7 @@ def pale(image):
     return (0.35 * image + 0.25 * grey + 0.40 * 255).astype(np.uint8)
 
 
-def _square_around(box, image_size, margin: float = 0.35):
+def square_around(box, image_size, margin: float = 0.35):
     """Square (x0, y0, x1, y1) in whole pixels around a box, wider by `margin` on each side.
 
     It is shifted into the image if the image is large enough.
@@ -269,7 +270,7 @@ def _square_around(box, image_size, margin: float = 0.35):
     return torch.cat([low, low + side])
 
 
-def _crop(image, view):
+def crop(image, view):
     """Crop the square `view` from the image; light grey beyond the image."""
     x0, y0, x1, y1 = view.tolist()
     height, width = image.shape[:2]

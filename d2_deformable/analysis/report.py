@@ -10,12 +10,12 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from ..checkpoint import load_model
-from ..data import DatasetMapper, read_mask, register_custom_datasets
+from ..data import DatasetMapper, load_flagged, read_mask, register_custom_datasets
 from ..data.records import class_names, dataset_records
 from ..engine import fall_back_to_cpu
 from ..engine.run import read_run
 from ..utils.provenance import commit, machine, versions
-from . import draw
+from . import draw, draw_errors, errors
 from .evaluate import evaluate_checkpoint
 from .sampling import inspect_image
 from .segmentation import draw_segmentation
@@ -29,6 +29,12 @@ CAPTIONS = {
     "convolution, through the last {layers} deformable layers (figure 5 of the paper). Upper row: "
     "the fixed grid of a plain network. Lower row: the {points} red points that this network "
     "learned. Points beyond the image are left out. Black: the object at the unit.",
+    "precision_recall": "Precision and recall of each class at an IoU of 0.5, with its number of "
+    "objects.",
+    "confusion": "What objects (rows) were detected as (columns), at scores of {score:.0%} or more "
+    "and an IoU of 0.5. Colours are shares of a row.",
+    "misses": "The largest objects that no detection of {score:.0%} or more found.",
+    "false_positives": "The detections with the highest scores that found no object.",
     "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
     "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "
     "as this network learned to shift them.",
@@ -77,7 +83,11 @@ def write_report(
         figure = draw.draw_curves(run.history)
         text = "Losses (median of the last 20 steps) and learning rate."
         sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
-    sections.append(_images(cfg, models, num_images, score_thresh, pictures))
+    sections += [
+        _errors(run, score_thresh, pictures),
+        _offsets(run),
+        _images(cfg, models, num_images, score_thresh, pictures),
+    ]
     config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
     page = PAGE.format(title=escape(run.name), body="\n".join([*sections, config]))
     report = run.folder / "report.html"
@@ -130,16 +140,71 @@ def _title(group):
     return " ".join([*dataset, names.get(task, task)])
 
 
-def _table(corner, rows):
+def _table(corner, rows, decimals=1):
     """Make a table of {row name: {column name: number}}."""
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     columns = sorted(columns, key=lambda c: METRICS.index(c) if c in METRICS else len(METRICS))
     html = "".join(f"<th>{escape(name)}</th>" for name in [corner, *columns])
     for name, row in rows.items():
         numbers = (row.get(column, math.nan) for column in columns)
-        cells = "".join(f"<td>{'–' if math.isnan(n) else f'{n:.1f}'}</td>" for n in numbers)
+        cells = "".join(
+            f"<td>{'–' if math.isnan(n) else f'{n:.{decimals}f}'}</td>" for n in numbers
+        )
         html += f"</tr><tr><th>{escape(name)}</th>{cells}"
     return f"<div class=scroll><table><tr>{html}</tr></table></div>"
+
+
+def _errors(run, score_thresh, pictures):
+    """Draw the errors of the last evaluation, if it was of the first test set."""
+    name = next(iter(run.cfg.DATASETS.TEST), None)
+    file = run.folder / errors.PREDICTIONS
+    if name is None or not file.is_file():
+        return ""
+    records = load_flagged(name)
+    objects = errors.annotated_objects(records)
+    try:
+        detections = errors.read_predictions(file, records, name)
+    except ValueError as error:
+        return f"<h2>Errors</h2><p>{escape(str(error))}.</p>"
+    if not (len(objects) and len(detections)):
+        return ""
+    classes = class_names(run.cfg, name)
+    matches = errors.match(detections, objects)
+    figure = draw_errors.draw_precision_recall(matches, classes)
+    html = f"<h2>Errors on {escape(name)}</h2>"
+    html += _picture(figure, pictures / "precision_recall.png", CAPTIONS["precision_recall"])
+    if len(classes) <= draw_errors.MOST_CLASSES:
+        counts = errors.confusion(detections, objects, len(classes), score_thresh)
+        figure = draw_errors.draw_confusion(counts, classes)
+        text = CAPTIONS["confusion"].format(score=score_thresh)
+        html += _picture(figure, pictures / "confusion.png", text)
+    misses = errors.worst_misses(matches, score_thresh, 8)
+    wrong = errors.worst_false_positives(matches, 8)
+    for kind, found, indices, color in (
+        ("misses", objects, misses, draw.YELLOW),
+        ("false_positives", matches.detections, wrong, draw.RED),
+    ):
+        if indices:
+            figure = draw_errors.draw_crops(records, found, indices, classes, color)
+            text = CAPTIONS[kind].format(score=score_thresh)
+            html += _picture(figure, pictures / f"{kind}.png", text)
+    return html
+
+
+def _offsets(run):
+    """Make a table of the last offset statistics by layer, see `OffsetHealth`."""
+    rows = {}
+    for line in run.history:
+        for key, value in line.items():
+            if key.startswith("offsets/"):
+                layer, _, statistic = key.removeprefix("offsets/").rpartition("/")
+                rows.setdefault(layer, {})[statistic] = value
+    if not rows:
+        return ""
+    return (
+        "<h2>Offsets</h2><p>Their statistics at the end of training: in cells of the layer's map, "
+        "or for RoI pooling in sizes of the RoI.</p>" + _table("layer", rows, decimals=3)
+    )
 
 
 def _images(cfg, models, num_images, score_thresh, pictures):

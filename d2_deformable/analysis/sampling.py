@@ -18,7 +18,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, DeformRoIAlign, PSRoIPredictor
+from ..layers import DeformConv2d, DeformRoIAlign, OffsetOutput, PSRoIPredictor
 from ..modeling.poolers import DeformROIPooler
 from ..ops import geometry
 from .layer_order import layers_below
@@ -54,7 +54,9 @@ class PartOffsets:
     """How one deformable RoI pooling layer places its parts in one image.
 
     predict: maps boxes (R, 4) in network input pixels to normalised shifts (R, classes, 2, k, k) of
-        (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from.
+        (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from. It calls
+        the layer: the shifts that a forward pass predicts are of proposals, and figure 6 shows
+        those of detected boxes, which the pass has not pooled.
     num_classes: sets of shifts, background included; 1 when all classes share one.
     gamma, round_rois: see `d2_deformable.ops.deform_roi_pool`.
     min_size: see `d2_deformable.ops.geometry.roi_boxes`.
@@ -148,6 +150,22 @@ def record_offsets(model: nn.Module, plain=()):
             elif isinstance(module, DeformROIPooler):
                 keep(module.register_forward_pre_hook(on_pooler(name)))
         yield record
+
+
+@contextmanager
+def zero_offsets(model: nn.Module):
+    """Let all deformable layers of `model` sample without offsets: the masks stay."""
+
+    def hook(output, args, prediction):
+        return prediction._replace(offset=torch.zeros_like(prediction.offset))
+
+    outputs = [module for module in model.modules() if isinstance(module, OffsetOutput)]
+    handles = [output.register_forward_hook(hook) for output in outputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _conv_offsets(name, layer, x, offset, mask=None):

@@ -1,5 +1,6 @@
 """Checkpoint files: safe reading, atomic writing, and export for distribution."""
 
+from .. import needs_detectron2
 from ..utils.files import FileFormatError
 from .export import export_checkpoint
 from .files import read_weights, write_weights

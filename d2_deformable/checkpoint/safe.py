@@ -5,8 +5,11 @@ from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..compat import require_private
 from ..utils.files import FileFormatError
 from .files import file_format, named_tensors, read_content
+
+require_private(DetectionCheckpointer, "_load_file", "_load_model")
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -25,8 +28,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         content, kind = read_content(filename), file_format(filename)
         if kind == "mxnet":
             raise FileFormatError(
-                f"{filename} is an MXNet file: convert it with tools/convert_checkpoint.py --from "
-                "mxnet"
+                f"{filename} is an MXNet file: convert it with `d2-deformable convert --from mxnet`"
             )
         named = isinstance(content, Mapping)
         if named and "model_state" in content:  # pycls

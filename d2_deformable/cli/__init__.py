@@ -1,1 +1,1 @@
-"""Command-line helpers shared by the commands of tools/."""
+"""The commands of d2-deformable; importing this needs no Detectron2."""

@@ -1,23 +1,19 @@
-"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file."""
+"""Steps shared by all commands: parse arguments, read config and data sets, write a JSON file.
+
+Detectron2 and torch are imported inside functions, since some commands run without them.
+"""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
 import warnings
-from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from ..config import read_config
-from ..data import register_custom_datasets
-from ..engine import fall_back_to_cpu
 from ..utils.provenance import commit, machine, versions
 
-# Errors that end a command with one line instead of a traceback: the user's input is wrong, or a
-# package that the command needs is missing.
-USER_ERRORS = (ImportError, OSError, ValueError)
+# Errors that end a command with one line instead of a traceback: the user's input is wrong, a
+# package that the command needs is missing, or a training diverged.
+USER_ERRORS = (FloatingPointError, ImportError, OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +41,24 @@ def add_model_arguments(parser) -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
 
 
+def add_predictor_arguments(parser) -> None:
+    """Add the arguments of a `Predictor`: --model, --weights, --device and --opts."""
+    from ..inference import DEFAULT_MODEL
+
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|YAML|FOLDER",
+        help="name of a config (d2-deformable models), a YAML, or OUTPUT_DIR of a training; "
+        "default: the packaged network, which knows drawn shapes only",
+    )
+    parser.add_argument("--weights", metavar="FILE|URL", help="default: those of the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change"
+    )
+
+
 def run(main, parser, argv=None) -> None:
     """Call main(args); print one line and exit with status 1 if the user's input is wrong.
 
@@ -56,7 +70,12 @@ def run(main, parser, argv=None) -> None:
         args = parser.parse_intermixed_args(argv)
     except TypeError:  # Detectron2's own parser takes all that follows as KEY VALUE
         args = parser.parse_args(argv)
-    setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    try:
+        from detectron2.utils.logger import setup_logger
+    except ImportError:  # commands that need it raise this themselves
+        pass
+    else:
+        setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     try:
         main(args)
@@ -80,6 +99,10 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
         FileNotFoundError: the YAML, or a file of a data set, does not exist.
         ValueError: an unknown key in the file, or among the overrides.
     """
+    from ..config import read_config
+    from ..data import register_custom_datasets
+    from ..engine import fall_back_to_cpu
+
     cfg = read_config(config_file, overrides)
     fall_back_to_cpu(cfg)
     try:
@@ -91,32 +114,15 @@ def config_of(config_file, overrides=(), needs_data: bool = True):
     return cfg
 
 
-def file_records(files) -> list[dict]:
-    """Make records of Detectron2's format from image files.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: `files` is empty.
-    """
-    if not files:
-        raise ValueError("no image given")
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such image (give KEY VALUE pairs before --images)")
-    return [{"file_name": str(file)} for file in files]
-
-
 def write_json(file, result: dict) -> None:
     """Write `result` with the command, machine, versions and commit that it was made with."""
+    from ..utils.files import replace_json
+
     provenance = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["d2-deformable", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
     }
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps(provenance | result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    replace_json(file, provenance | result, indent=1, allow_nan=False)
     print(f"wrote {file}")

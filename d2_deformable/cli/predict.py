@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 
-from ..inference import DEFAULT_MODEL, Predictor, find_inputs
+from ..inference import Predictor, find_inputs
 from ..inference.outputs import KINDS, OutputFolder
 from ..inference.run import predict_files
 from . import command
@@ -23,25 +23,14 @@ labels with scores). Segmentation also writes masks/, images of class indices.
 def parser():
     parser = command.parser("predict", __doc__, EXAMPLE)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob or video")
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME|YAML|FOLDER",
-        help="name of a config (d2-deformable models), a YAML, or OUTPUT_DIR of a training; "
-        "default: the packaged network, which knows drawn shapes only",
-    )
-    parser.add_argument("--weights", metavar="FILE|URL", help="default: those of the model")
+    command.add_predictor_arguments(parser)
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (0.5)")
     parser.add_argument("--classes", nargs="+", default=[], help="keep these classes only")
     parser.add_argument("--output", default="output/predict", metavar="FOLDER")
     parser.add_argument("--save", default="images,json", help=f"some of {','.join(KINDS)}")
     parser.add_argument("--batch", type=int, default=1, help="images per step (1)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--skip-existing", action="store_true", help="keep the results of an interrupted run"
-    )
-    parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to change"
     )
     return parser
 

@@ -1,5 +1,6 @@
 """User data sets declared in YAML: registration, checks, and the mapper."""
 
+from .. import needs_detectron2
 from .coco import COCOFormat
 from .custom import check_datasets, register_custom_datasets
 from .difficult import load_flagged, without_difficult
@@ -7,15 +8,19 @@ from .loading import load_records
 from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
+from .table import CSVFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
+from .yolo import YOLOFormat
 
 __all__ = [
     "COCOFormat",
+    "CSVFormat",
     "DatasetMapper",
     "MaskFormat",
     "VOCFormat",
     "WarpedShapesFormat",
+    "YOLOFormat",
     "check_datasets",
     "check_proposals",
     "load_flagged",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from detectron2.utils.logger import log_first_n
@@ -33,19 +34,34 @@ def existing(path: Path, field: str, kind: str = "file") -> Path:
     return path
 
 
-def read_split(file: Path) -> list[tuple[str, str]]:
+def read_text(file: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: the file has another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a text file in UTF-8 ({error})") from error
+
+
+def read_split(file: Path, suffix: str = "without") -> list[tuple[str, str]]:
     """Read a text file of image names: (image, where it is listed) for each line, in order.
+
+    Args:
+        suffix: "with" or "without", the names' form, for messages.
 
     Raises:
         ValueError: an image is listed twice, or none is.
     """
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(file).splitlines()
     stems = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if line in stems:
             raise ValueError(f"{file}: line {number} lists {line} a second time")
         if line:
-            stems[line] = f"line {number} of {file} (one image per line, without suffix)"
+            stems[line] = f"line {number} of {file} (one image per line, {suffix} suffix)"
     if not stems:
         raise ValueError(f"{file}: this split lists no image")
     return list(stems.items())
@@ -55,6 +71,10 @@ class AnnotationReport:
     """Counts the annotations that a loader changed or flagged.
 
     Logs one line for each kind, with the total and the first files.
+
+    Args:
+        collect: for whoever checks data: images with an error are left out and the messages kept in
+            `errors`, instead of raising the first, and nothing is logged.
     """
 
     MEANING = {
@@ -62,10 +82,23 @@ class AnnotationReport:
         "clipped": "boxes reaching beyond their image, clipped to it",
         "difficult": "objects marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT)",
+        "unlabelled": "images without a label file, taken as images without objects",
     }
 
-    def __init__(self):
+    def __init__(self, collect: bool = False):
         self.files = {kind: [] for kind in self.MEANING}
+        self.collect = collect
+        self.errors = []
+
+    @contextmanager
+    def image(self):
+        """Context that loads one image."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if not self.collect:
+                raise
+            self.errors.append(str(error))
 
     def add(self, kind: str, file) -> None:
         self.files[kind].append(Path(file).name)
@@ -90,7 +123,7 @@ class AnnotationReport:
     def log(self, name: str) -> None:
         """Warn about each kind that occurred, once per process however often a set is loaded."""
         for kind, files in self.files.items():
-            if files:
+            if files and not self.collect:
                 distinct = list(dict.fromkeys(files))
                 more = f" and {len(distinct) - 5} more files" if len(distinct) > 5 else ""
                 log_first_n(

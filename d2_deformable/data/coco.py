@@ -48,7 +48,7 @@ class COCOFormat:
         known = {"thing_classes": list(self.classes)} if self.classes else {}
         return {**known, "image_root": str(self.root / self.images)}
 
-    def load(self, name: str) -> list[dict]:
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format, as `load_coco_json` does.
 
         Sets `thing_classes` and `thing_dataset_id_to_contiguous_id` in the metadata of `name`.
@@ -65,19 +65,12 @@ class COCOFormat:
         _check(content, file)
         id_map = self._contiguous_ids(content, file)
         dicts = load_coco_json(str(file), str(images), extra_annotation_keys=["difficult"])
-        report = AnnotationReport()
+        report = report or AnnotationReport()
+        kept = []
         for record in dicts:
-            existing(Path(record["file_name"]), f"IMAGES and a file_name of {file}")
-            record["annotations"] = [
-                annotation
-                for annotation in record["annotations"]
-                if _clip(annotation, record, report)
-            ]
-            for annotation in record["annotations"]:
-                annotation["category_id"] = id_map[annotation["category_id"]]
-                annotation.setdefault("iscrowd", 0)
-                if annotation.get("difficult"):
-                    report.add("difficult", record["file_name"])
+            with report.image():
+                existing(Path(record["file_name"]), f"IMAGES and a file_name of {file}")
+                kept.append(_contiguous(record, id_map, report))
         report.log(name)
         names = {c["id"]: c["name"] for c in content["categories"]}
         in_order = sorted(id_map, key=id_map.get)
@@ -89,7 +82,7 @@ class COCOFormat:
             thing_classes=[names[i] for i in in_order],
             thing_dataset_id_to_contiguous_id=id_map,
         )
-        return dicts
+        return kept
 
     def _contiguous_ids(self, content: dict, file: Path) -> dict[int, int]:
         """{category id of the json: class index}."""
@@ -107,6 +100,17 @@ class COCOFormat:
                     f"CLASSES {', '.join(classes)}"
                 )
         return {i: classes.index(label) for i, label in names.items() if label in classes}
+
+
+def _contiguous(record: dict, id_map: dict, report: AnnotationReport) -> dict:
+    """Clip the boxes of a record and replace category ids by class indices, in place."""
+    record["annotations"] = [a for a in record["annotations"] if _clip(a, record, report)]
+    for annotation in record["annotations"]:
+        annotation["category_id"] = id_map[annotation["category_id"]]
+        annotation.setdefault("iscrowd", 0)
+        if annotation.get("difficult"):
+            report.add("difficult", record["file_name"])
+    return record
 
 
 def _clip(annotation: dict, record: dict, report: AnnotationReport) -> bool:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -10,17 +11,22 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..modeling.meta_arch.predicates import is_detector, is_segmentor
-from .checks import datasets_root, existing
+from .checks import AnnotationReport, datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
+from .part import Part
+from .table import CSVFormat
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
+from .yolo import YOLOFormat
 
-# A format is a frozen dataclass. Its fields, in capitals, are those of the YAML; `load(name)`
-# returns Detectron2's dicts, and `metadata()` what is known before loading.
+# A format is a frozen dataclass. Its fields, in capitals, are those of the YAML;
+# `load(name, report)` returns Detectron2's dicts, and `metadata()` what is known before loading.
 FORMATS = {
     "voc": VOCFormat,
     "coco": COCOFormat,
+    "yolo": YOLOFormat,
+    "csv": CSVFormat,
     "mask": MaskFormat,
     "warped_shapes": WarpedShapesFormat,
 }
@@ -52,7 +58,7 @@ def register_datasets(custom: Mapping[str, Mapping]) -> None:
     for name, node in custom.items():
         spec = parse(name, node)
         if name in DatasetCatalog:
-            if name not in _registered:
+            if is_foreign(name):
                 raise ValueError(
                     f"DATASETS.CUSTOM.{name}: a data set of this name exists already, in "
                     "Detectron2 or in your code; choose another name"
@@ -70,6 +76,11 @@ def register_datasets(custom: Mapping[str, Mapping]) -> None:
         MetadataCatalog.get(name).set(**known, dirname=str(spec.root))
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a data set has this name that `register_datasets` did not register."""
+    return name in DatasetCatalog and name not in _registered
+
+
 def check_datasets(cfg, names=None) -> None:
     """Load custom data sets, and look for the files of Detectron2's, to fail before training.
 
@@ -77,21 +88,51 @@ def check_datasets(cfg, names=None) -> None:
         names: default DATASETS.TRAIN and TEST.
 
     Raises:
-        FileNotFoundError, ValueError: errors of the loaders; class names that differ between the
-            data sets; a number of classes other than MODEL.ROI_HEADS.NUM_CLASSES of a detector or
-            MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; or boxes where the network needs
-            class masks, or the reverse.
+        FileNotFoundError, ValueError: a name that no data set has; errors of the loaders; see
+            `check_loaded`.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
-    used = [name for name in names if name in _registered]
+    check_names(names)
+    for name in names:
+        if name not in _registered:
+            _check_files(name)
+    used = dict.fromkeys(name for name in names if name in _registered)
+    check_loaded(cfg, {name: DatasetCatalog.get(name) for name in used})
+
+
+def check_names(names) -> None:
+    """Check that data sets of these names are registered.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        if name not in DatasetCatalog:
+            near = get_close_matches(name, [*_registered, *DatasetCatalog], n=1)
+            hint = f"did you mean {near[0]}?" if near else "add it to DATASETS.CUSTOM"
+            raise ValueError(
+                f"DATASETS.TRAIN or TEST names {name}, which is no data set of DATASETS.CUSTOM or "
+                f"Detectron2; {hint}"
+            )
+
+
+def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
+    """Check that custom data sets fit the network and each other.
+
+    Args:
+        loaded: {name: the data set in Detectron2's standard format}.
+
+    Raises:
+        ValueError: class names that differ between the data sets; a number of classes other than
+            MODEL.ROI_HEADS.NUM_CLASSES of a detector or MODEL.SEM_SEG_HEAD.NUM_CLASSES of a
+            SemanticSegmentor; boxes where the network needs class masks, or the reverse; or no
+            object at all.
+    """
     segments = is_segmentor(cfg)
     detects = is_detector(cfg)
-    for name in names:
-        if name not in _registered and name in DatasetCatalog:
-            _check_files(name)
     classes = {}
-    for name in dict.fromkeys(used):
-        dicts, meta = DatasetCatalog.get(name), MetadataCatalog.get(name)
+    for name, dicts in loaded.items():
+        meta = MetadataCatalog.get(name)
         has_masks = hasattr(meta, "stuff_classes")
         if has_masks and detects or segments and not has_masks:
             raise ValueError(
@@ -108,19 +149,35 @@ def check_datasets(cfg, names=None) -> None:
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but "
                 f"{name} has IGNORE {meta.ignore_label}: set both to the same value"
             )
+        first = next(iter(loaded))
         classes[name] = meta.stuff_classes if has_masks else meta.thing_classes
-        if classes[name] != classes[used[0]]:
+        if classes[name] != classes[first]:
             raise ValueError(
-                f"{used[0]} has the classes {classes[used[0]]}, but {name} has {classes[name]}: "
+                f"{first} has the classes {classes[first]}, but {name} has {classes[name]}: "
                 "give both the same CLASSES"
             )
     head = "SEM_SEG_HEAD" if segments else "ROI_HEADS"
     num_classes = cfg.MODEL[head].NUM_CLASSES
-    if used and (detects or segments) and len(classes[used[0]]) != num_classes:
+    if classes and (detects or segments) and len(classes[first]) != num_classes:
         raise ValueError(
-            f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {used[0]} has the "
-            f"{len(classes[used[0]])} classes {classes[used[0]]}: set it to that number"
+            f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {first} has the "
+            f"{len(classes[first])} classes {classes[first]}: set it to that number"
         )
+
+
+def load_reported(name: str, report: AnnotationReport) -> list[dict]:
+    """Load a data set and report on its annotations.
+
+    Args:
+        report: with `collect`, images that have an error are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: see `check_datasets`.
+    """
+    if name in _registered:
+        return _registered[name].load(name, report)
+    _check_files(name)
+    return DatasetCatalog.get(name)
 
 
 def _check_files(name: str) -> None:
@@ -148,11 +205,13 @@ def parse(name: str, node):
     kind = given.pop("FORMAT", None)
     if not isinstance(kind, str) or kind not in FORMATS:
         raise ValueError(f"{here}.FORMAT must be one of {', '.join(FORMATS)}; got {kind!r}")
-    form = FORMATS[kind]
+    form, part = FORMATS[kind], given.pop("PART", None)
     known = {field.name.upper(): field for field in fields(form)}
     for key in given:
         if key not in known:
-            raise ValueError(f"{here}.{key}: unknown field; FORMAT {kind} has {', '.join(known)}")
+            raise ValueError(
+                f"{here}.{key}: unknown field; FORMAT {kind} has {', '.join(known)}, PART"
+            )
     values = {}
     for key, field in known.items():  # ROOT comes first: CLASSES may be a file under it
         try:
@@ -165,7 +224,8 @@ def parse(name: str, node):
             raise ValueError(f"{here}.{key}: {error}") from None
         values[field.name] = value
     try:
-        return form(**values)
+        whole = form(**values)
+        return Part(whole, part) if part is not None else whole
     except ValueError as error:
         raise ValueError(f"{here}: {error}") from None
 

@@ -1,54 +1,82 @@
-"""Read image files of any common kind as 8-bit pixels."""
+"""Image files: finding them by stem, and their sizes as Detectron2 reads them."""
 
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PureWindowsPath
 
-import numpy as np
-from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image, ImageOps
+from PIL import Image
 
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-WITHOUT_RANGE = {"I": "32-bit integer", "F": "floating-point"}
+EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-def read_image(file, channels: str = "RGB") -> np.ndarray:
-    """Read an image, upright as its EXIF orientation says.
+class ImageFolder:
+    """Finds the image of an annotation by its stem, whatever the suffix."""
 
-    Grey of 16 bits is scaled by 1/257, from 0..65535 to 0..255. Transparency is dropped. Palettes,
-    CMYK and 1-bit images are converted to RGB as Pillow does. Of an animation, the first frame is
-    read.
+    def __init__(self, root: Path):
+        self.root = root
+        self._listing = cache(_images_by_stem)  # each subfolder is listed once
 
-    Args:
-        channels: "RGB", "BGR", or another format of `detectron2.data.detection_utils.read_image`.
+    def find(self, stem: str, filename: str | None, xml: Path) -> Path:
+        """Find the image with this stem, or else the one called `filename`.
 
-    Returns:
-        uint8 (H, W, 3), or float for "YUV-BT.601".
+        Among several images with this stem, `filename` decides. The stem takes precedence because
+        XML files that were copied or renamed keep their old <filename>.
+
+        Raises:
+            FileNotFoundError: neither exists.
+            ValueError: several images share the stem and <filename> is none of them.
+        """
+        folder, base = (self.root / stem).parent, Path(stem).name
+        # Some tools write the image's path on the machine where it was annotated.
+        filename = PureWindowsPath((filename or "").strip()).name
+        candidates = self._listing(folder).get(base, ())
+        if filename in candidates:
+            return folder / filename
+        if len(candidates) > 1:
+            raise ValueError(
+                f"{xml}: {', '.join(candidates)} in {folder} all have its name; keep one, or name "
+                "the right one in <filename> of an XML"
+            )
+        if candidates:
+            return folder / candidates[0]
+        if filename and (folder / filename).is_file():
+            return folder / filename
+        raise FileNotFoundError(
+            f"{xml}: no image {base}.* in {folder}"
+            + (f", nor its <filename> {filename}" if filename else "")
+        )
+
+
+def is_image(path: Path) -> bool:
+    """Whether Pillow can read files with this suffix."""
+    return path.suffix.lower() in _readable_suffixes()
+
+
+@cache
+def _readable_suffixes() -> frozenset[str]:
+    suffixes = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in suffixes if kind in Image.OPEN)
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """{stem: [file name, ...]} of the files in `folder` whose suffix Pillow can read."""
+    stems = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_image(path):
+            stems.setdefault(path.stem, []).append(path.name)
+    return stems
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) from the header, swapped where Detectron2 rotates the image by its EXIF.
 
     Raises:
-        OSError: the file is missing or damaged, is no image, or has pixels without a defined range
-            (32-bit integers, floating point).
+        ValueError: the file is not an image.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such image")
     try:
-        with Image.open(file) as opened:
-            if opened.mode in WITHOUT_RANGE:
-                raise ValueError(
-                    f"its {WITHOUT_RANGE[opened.mode]} pixels have no defined range; convert it to "
-                    "8 or 16 bits"
-                )
-            if opened.mode.startswith("I;16"):
-                opened = _to_8_bits(opened)
-            return np.ascontiguousarray(
-                convert_PIL_to_numpy(ImageOps.exif_transpose(opened), channels)
-            )
-    except Exception as error:  # Pillow raises many types, most without the path
-        reason = str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image, or of an unknown format"
-        raise OSError(f"{file}: this image cannot be read: {reason}") from error
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    scaled = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    scaled.info["exif"] = image.getexif().tobytes()
-    return scaled
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+    except Exception as error:  # Pillow's readers raise many types on broken files
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    return (height, width) if sideways else (width, height)

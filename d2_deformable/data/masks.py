@@ -9,8 +9,8 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from .checks import existing, read_split
-from .voc import ImageFolder, image_size
+from .checks import AnnotationReport, existing, read_split
+from .images import ImageFolder, image_size
 
 ONE_CHANNEL = ("L", "P")  # Pillow's modes of 8 bits: grey, palette
 
@@ -66,7 +66,7 @@ class MaskFormat:
             "evaluator_type": "sem_seg",
         }
 
-    def load(self, name: str) -> list[dict]:
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format; image_id is the line of the split.
 
         Raises:
@@ -75,14 +75,16 @@ class MaskFormat:
         masks = existing(self.root / self.masks, "MASKS", "folder")
         images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
         found = set()
-        dicts = [
-            self._load_image(stem, existing(masks / f"{stem}.png", listed_in), images, found)
-            for stem, listed_in in self._stems(masks)
-        ]
+        report = report or AnnotationReport()
+        dicts = []
+        for stem, listed_in in self._stems(masks):
+            with report.image():
+                mask = existing(masks / f"{stem}.png", listed_in)
+                dicts.append(self._load_image(stem, mask, images, found))
         absent = [label for k, label in enumerate(self.classes) if k not in found]
-        if len(absent) == len(self.classes):
+        if dicts and len(absent) == len(self.classes):
             raise ValueError(f"{masks}: every pixel of the masks of {name} is IGNORE {self.ignore}")
-        if absent:
+        if absent and not report.collect:
             log_first_n(
                 logging.WARNING,
                 f"{name}: no pixel is {', '.join(absent)}, according to {masks}",

@@ -34,7 +34,7 @@ def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
             raise ValueError(
                 f"{key} holds {len(files)} files {tuple(files)}, but DATASETS.{split} "
                 f"{len(names)} data sets {tuple(names)}: give one file for each, in this order, as "
-                "written by tools/dump_proposals.py"
+                "written by `d2-deformable proposals`"
             )
         for name, file in zip(names, files, strict=True):
             _check_file(Path(file), name, key)
@@ -68,7 +68,7 @@ def screen_proposal_files(files) -> None:
 def _check_file(file: Path, name: str, key: str) -> None:
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file, from {key}. tools/dump_proposals.py writes it for {name}"
+            f"{file}: no such file, from {key}. `d2-deformable proposals` writes it for {name}"
         )
     try:
         content = read_pickle(file)
@@ -77,7 +77,7 @@ def _check_file(file: Path, name: str, key: str) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file}, from {key}, is no proposal file ({type(error).__name__}: {error}): expected "
-            "what tools/dump_proposals.py writes"
+            "what `d2-deformable proposals` writes"
         ) from error
     records = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
     missing = [i for i in records if i not in boxes]
@@ -89,7 +89,7 @@ def _check_file(file: Path, name: str, key: str) -> None:
         whose = f"the data set {other}" if other != name else "another data set"
         raise ValueError(
             f"{file}, from {key}, holds proposals for {whose}, not for {name}{found}. Give the "
-            f"file of {name}; tools/dump_proposals.py writes one"
+            f"file of {name}; `d2-deformable proposals` writes one"
         )
 
 

@@ -3,16 +3,12 @@
 import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from .checks import AnnotationReport, existing, read_split
-
-EXIF_ORIENTATION = 0x0112
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+from .images import ImageFolder, image_size
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class VOCFormat:
     def metadata(self) -> dict:
         return {"thing_classes": list(self.classes), "image_root": str(self.root / self.images)}
 
-    def load(self, name: str) -> list[dict]:
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format; image_id is the line of the split.
 
         A box is (xmin - 1, ymin - 1, xmax, ymax). VOC's corners are 1-based pixels that belong to
@@ -63,11 +59,12 @@ class VOCFormat:
         """
         annotations = existing(self.root / self.annotations, "ANNOTATIONS", "folder")
         images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
-        report = AnnotationReport()
-        dicts = [
-            self._load_image(stem, existing(annotations / f"{stem}.xml", listed_in), images, report)
-            for stem, listed_in in self._stems(annotations)
-        ]
+        report = report or AnnotationReport()
+        dicts = []
+        for stem, listed_in in self._stems(annotations):
+            with report.image():
+                xml = existing(annotations / f"{stem}.xml", listed_in)
+                dicts.append(self._load_image(stem, xml, images, report))
         report.log(name)
         return dicts
 
@@ -128,69 +125,6 @@ class VOCFormat:
             "iscrowd": 0,
             "difficult": int(difficult),
         }
-
-
-class ImageFolder:
-    """Finds the image of an annotation by its stem, whatever the suffix."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self._listing = cache(_images_by_stem)  # each subfolder is listed once
-
-    def find(self, stem: str, filename: str | None, xml: Path) -> Path:
-        """Find the image with this stem, or else the one called `filename`.
-
-        Among several images with this stem, `filename` decides. The stem takes precedence because
-        XML files that were copied or renamed keep their old <filename>.
-
-        Raises:
-            FileNotFoundError: neither exists.
-            ValueError: several images share the stem and <filename> is none of them.
-        """
-        folder, base = (self.root / stem).parent, Path(stem).name
-        # Some tools write the image's path on the machine where it was annotated.
-        filename = PureWindowsPath((filename or "").strip()).name
-        candidates = self._listing(folder).get(base, ())
-        if filename in candidates:
-            return folder / filename
-        if len(candidates) > 1:
-            raise ValueError(
-                f"{xml}: {', '.join(candidates)} in {folder} all have its name; keep one, or name "
-                "the right one in <filename> of an XML"
-            )
-        if candidates:
-            return folder / candidates[0]
-        if filename and (folder / filename).is_file():
-            return folder / filename
-        raise FileNotFoundError(
-            f"{xml}: no image {base}.* in {folder}"
-            + (f", nor its <filename> {filename}" if filename else "")
-        )
-
-
-def _images_by_stem(folder: Path) -> dict[str, list[str]]:
-    """{stem: [file name, ...]} of the files in `folder` whose suffix Pillow can read."""
-    readable = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    stems = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in readable:
-            stems.setdefault(path.stem, []).append(path.name)
-    return stems
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) from the header, swapped where Detectron2 rotates the image by its EXIF.
-
-    Raises:
-        ValueError: the file is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except Exception as error:  # Pillow's readers raise many types on broken files
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-    return (height, width) if sideways else (width, height)
 
 
 def _size(root, xml: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ import pycocotools.mask
 from PIL import Image
 
 from . import shapes
+from .checks import AnnotationReport
 from .coco import COCOFormat
 from .masks import MaskFormat
 
@@ -84,7 +85,7 @@ class WarpedShapesFormat:
     def _masks(self) -> MaskFormat:
         return MaskFormat(self.folder, images="", classes=("background", *shapes.NAMES))
 
-    def load(self, name: str) -> list[dict]:
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format.
 
         Raises:
@@ -93,11 +94,11 @@ class WarpedShapesFormat:
         if not (self.folder / "instances.json").is_file():
             self._generate()
         if self.task == "detection":
-            return COCOFormat(self.folder, annotations="instances.json").load(name)
+            return COCOFormat(self.folder, annotations="instances.json").load(name, report)
         masks = self.folder / self._masks.masks
         if not masks.is_dir():
             self._write_atomically(masks, masks, self._write_masks)
-        return self._masks.load(name)
+        return self._masks.load(name, report)
 
     def draw(self, index: int):
         """Draw picture `index` of this seed and split, see `shapes.draw`."""

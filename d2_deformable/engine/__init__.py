@@ -1,5 +1,6 @@
 """Training: the trainer, and its parts for use in other trainers."""
 
+from .. import needs_detectron2
 from ..config import merge_overrides, read_config
 from .device import fall_back_to_cpu, why_not_cuda
 from .offset_health import OffsetHealth

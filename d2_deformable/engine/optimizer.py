@@ -5,7 +5,8 @@ import re
 
 import torch
 from detectron2 import solver
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.config import get_cfg
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 
 def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -70,7 +71,7 @@ def parameter_groups(
     return multiplied_groups(groups, lr_factors(model, lr_multipliers))
 
 
-class ClippedSGD(torch.optim.SGD):
+def clipped_sgd(params, *, clip_norm: float, **kwargs) -> torch.optim.SGD:
     """SGD that clips the gradient of each parameter by its norm first, as SOLVER.CLIP_GRADIENTS
     with CLIP_TYPE norm.
 
@@ -78,16 +79,10 @@ class ClippedSGD(torch.optim.SGD):
         params, kwargs: of `torch.optim.SGD`.
         clip_norm: the largest 2-norm that is left as it is.
     """
-
-    def __init__(self, params, *, clip_norm: float, **kwargs):
-        super().__init__(params, **kwargs)
-        self.clip_norm = clip_norm
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                torch.nn.utils.clip_grad_norm_(p, self.clip_norm)
-        return super().step(closure)
+    cfg = get_cfg()
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE = True, "norm", clip_norm, 2.0
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, **kwargs)
 
 
 def multiplied_groups(param_groups, factors) -> list[dict]:

@@ -111,7 +111,7 @@ def check_weights(cfg) -> None:
     if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
         raise FileNotFoundError(
             f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint; for networks without "
-            "published ImageNet weights, tools/train_imagenet.py writes backbone.pth"
+            "published ImageNet weights, `d2-deformable train imagenet` writes backbone.pth"
         )
 
 

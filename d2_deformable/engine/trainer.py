@@ -5,15 +5,18 @@ from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from ..checkpoint import SafeCheckpointer
+from ..compat import require_private
 from ..data import DatasetMapper, screen_proposals, without_difficult
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import can_predict_raw
+from .cpu_amp import CPUAMPTrainer
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
@@ -33,6 +36,9 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg, *, resume: bool | None = None):
         preflight(cfg, resume=resume is not False)
         super().__init__(cfg)
+        if cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+            require_private(self, "_trainer")  # AMPTrainer, which requires CUDA
+            self._trainer = CPUAMPTrainer(self.model, self.data_loader, self.optimizer)
 
     def resume_or_load(self, resume=True):
         """As Detectron2's.

@@ -1,5 +1,6 @@
 """Evaluators: COCO's and VOC's metrics of boxes, mean IoU of class masks, and a proposal writer."""
 
+from .. import needs_detectron2
 from .build import build_evaluators, dataset_evaluators
 from .proposals import ProposalWriter
 from .sem_seg import SemSegEvaluator, check_resolution

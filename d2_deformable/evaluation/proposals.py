@@ -7,7 +7,10 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from ..compat import require_private
 from ..utils.files import replacing
+
+require_private(COCOEvaluator, "_eval_box_proposals")
 
 
 class BoxRecallEvaluator(COCOEvaluator):
@@ -19,6 +22,7 @@ class BoxRecallEvaluator(COCOEvaluator):
 
     def _eval_box_proposals(self, predictions):
         # No box_proposals.pkl of Detectron2: ProposalWriter's file also names the data set.
+        require_private(self, "_output_dir")
         self._output_dir = None
         super()._eval_box_proposals([{**p, "image_id": [p["image_id"]]} for p in predictions])
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2 import evaluation
 
+from ..compat import require_private
 from ..data.masks import read_mask
 
 # TEST.SEM_SEG_RESOLUTION
@@ -45,8 +46,14 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
         check_resolution(resolution)
         super().__init__(dataset_name, output_dir=output_dir)
         self._resolution = resolution
-        # Detectron2 main computes it, and only if cv2 is installed.
-        self._compute_boundary_iou = False
+        if hasattr(self, "_compute_boundary_iou"):
+            # Detectron2 main computes it, and only if cv2 is installed.
+            self._compute_boundary_iou = False
+
+    def reset(self):
+        super().reset()
+        require_private(self, "_class_names", "_conf_matrix", "_ignore_label", "_num_classes")
+        require_private(self, "_predictions")
 
     def process(self, inputs, outputs):
         """Add predictions to the confusion matrix.

@@ -1,5 +1,6 @@
 """Trained networks as files that run without Detectron2's Python code."""
 
+from .. import needs_detectron2
 from .network import inference_network, output_names
 from .onnx import export_onnx
 from .program import export_program

@@ -42,7 +42,7 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     def symbolic(g, input, offset, weight, bias, mask, stride, padding, dilation, groups):
         absent = g.op("prim::Constant")
-        absent.setType(torch._C.OptionalType.ofTensor())
+        absent.setType(torch.OptionalType.ofTensor())
         return g.op(
             "DeformConv",
             input,

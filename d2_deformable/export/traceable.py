@@ -18,8 +18,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from detectron2.layers import Conv2d
+from detectron2.modeling import anchor_generator
+from detectron2.modeling.roi_heads import cascade_rcnn
 from detectron2.structures import Boxes, Instances
-from torch.nn.modules.utils import _pair
+
+from ..compat import require_private
+
+require_private(anchor_generator, "_create_grid_offsets")
+require_private(cascade_rcnn, "_ScaleGradient")
 
 MODELING = "detectron2.modeling"
 # Two threads that each restore what they found could leave Detectron2 changed for good.
@@ -69,7 +75,8 @@ def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fa
     """F.max_pool2d without strides, for which torch.export would tell even and odd sizes apart."""
     if not torch.compiler.is_exporting():
         return _pool(x, kernel_size, stride, padding, dilation, ceil_mode, **options)
-    step_y, step_x = _pair(kernel_size if stride is None else stride)
+    stride = kernel_size if stride is None else stride
+    step_y, step_x = (stride, stride) if isinstance(stride, int) else stride
     if ceil_mode:
         x = F.pad(x, [0, step_x - 1, 0, step_y - 1], value=-torch.inf)
     return _pool(x, kernel_size, 1, padding, dilation, **options)[..., ::step_y, ::step_x]
@@ -181,7 +188,7 @@ def _rois(box_lists):
 
 def _conv2d(self, x):
     """Conv2d.forward without its check for an empty input."""
-    x = self._conv_forward(x, self.weight, self.bias)
+    x = torch.nn.Conv2d.forward(self, x)
     x = x if self.norm is None else self.norm(x)
     return x if self.activation is None else self.activation(x)
 
@@ -193,4 +200,4 @@ def _length(x):
 
 def _set(self, name, value):
     """Instances.set without its comparison of the numbers of boxes."""
-    self._fields[name] = value
+    self.get_fields()[name] = value

@@ -6,6 +6,7 @@ for prediction in predict("photos/"):
     print(prediction.file, prediction.names, prediction.boxes)
 """
 
+from .. import needs_detectron2
 from .predictor import DEFAULT_MODEL, Prediction, Predictor, predict
 from .sources import find_inputs
 

@@ -16,7 +16,7 @@ from .. import model_zoo
 from ..checkpoint import load_model
 from ..config import read_config
 from ..data import register_custom_datasets
-from ..data.images import read_image
+from ..data.pixels import read_image
 from ..data.records import class_names
 from ..engine import fall_back_to_cpu
 from ..engine.run import read_run
@@ -126,7 +126,7 @@ class Predictor:
             by_size.setdefault(image.shape[:2], []).append(index)
         for size, indices in by_size.items():
             with torch.no_grad():
-                outputs = self.model([self._prepare(images[index]) for index in indices])
+                outputs = self.model([self.prepare(images[index]) for index in indices])
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = self._result(output, size, str(files[index]))
         return [results[index] for index in range(len(images))]
@@ -139,7 +139,8 @@ class Predictor:
         """
         return self([read_image(file)], [file])[0]
 
-    def _prepare(self, image) -> dict:
+    def prepare(self, image: np.ndarray) -> dict:
+        """Make the network's input from an image, RGB (H, W, 3) uint8, resized as in testing."""
         height, width = image.shape[:2]
         resized = T.AugInput(image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else image)
         self._resize(resized)

@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from ..data.images import SUFFIXES as IMAGES
+from ..data.images import is_image
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -65,7 +65,7 @@ def _files_of(folder: Path) -> list[Path]:
     return [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in (*IMAGES, *VIDEOS)
+        if (is_image(file) or is_video(file))
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     ]

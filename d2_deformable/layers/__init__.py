@@ -1,5 +1,6 @@
 """Layers that predict their own offsets and then call an operator of `d2_deformable.ops`."""
 
+from .. import needs_detectron2
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool, RoIAveragePool

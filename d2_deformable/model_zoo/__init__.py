@@ -7,6 +7,7 @@ first use.
 
 from importlib import import_module
 
+from .. import needs_detectron2
 from .catalog import ModelZooHandler, NotInModelZooError, get_checkpoint_url, register_index
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "get_config_file",
     "list_configs",
     "register_index",
+    "summary",
 ]
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from ..compat import require_private
 from .index import FOLDER, REMOTE, Checkpoint, parse_index
+
+require_private(PathHandler, "_check_kwargs", "_get_local_path", "_get_supported_prefixes", "_open")
 
 PREFIX = "d2_deformable://"
 VARIABLE = "D2_DEFORMABLE_INDEX"
@@ -29,8 +32,8 @@ class NotInModelZooError(RuntimeError, ValueError):
 def register_index(path) -> list[str]:
     """Register the checkpoints of your own index file under d2_deformable://<name>.
 
-    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}. Other fields are ignored;
-    they may hold notes for people::
+    The file is JSON, {name: {"config": ..., "sha256": ..., "url": ...}}. Other fields are ignored,
+    except that `summary` reports "AP"; they may hold notes for people::
 
         {
           "acme/bolts.pth": {

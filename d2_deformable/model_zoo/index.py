@@ -29,6 +29,7 @@ class Checkpoint:
         location: path or URL of the checkpoint.
         sha256: of the checkpoint, in hexadecimal.
         index: path or URL of the index file that contains it.
+        ap: its COCO AP in percent, the field "AP", where that is a number.
     """
 
     config: str
@@ -36,6 +37,7 @@ class Checkpoint:
     location: str
     sha256: str
     index: str
+    ap: float | None = None
 
 
 def parse_index(path: str, namespaced: bool = True) -> dict[str, Checkpoint]:
@@ -121,7 +123,9 @@ def _entry(path: str, name: str, fields, namespaced: bool) -> Checkpoint:
             )
         config = f"{name.rpartition('.')[0] or name}.yaml"
     location = beside(path, url or name)
-    return Checkpoint(config, config_file, location, sha256.lower(), path)
+    ap = fields.get("AP")
+    ap = ap if type(ap) in (int, float) else None
+    return Checkpoint(config, config_file, location, sha256.lower(), path, ap)
 
 
 def is_packaged(config: str) -> bool:

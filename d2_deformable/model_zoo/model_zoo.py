@@ -6,6 +6,7 @@ model = model_zoo.get("VOC-Detection/rfcn_R_101_dconv3_dpool.yaml")
 cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", trained=True)
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
@@ -13,10 +14,12 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
+from ..analysis.complexity import count_parameters_of
 from ..checkpoint import SafeCheckpointer, StrictCheckpointer
 from ..config import read_config
 from ..engine.device import fall_back_to_cpu, why_not_cuda
-from .catalog import NotInModelZooError, checkpoints, get_checkpoint_url
+from ..modeling.meta_arch.predicates import is_segmentor
+from .catalog import PREFIX, NotInModelZooError, checkpoints, get_checkpoint_url
 from .index import CONFIGS, fetch, is_packaged
 
 
@@ -32,16 +35,40 @@ def list_configs() -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """The name of a config, as `list_configs` has it, for a name without .yaml or a unique stem.
+    """Find the config that a user means, for commands.
+
+    Args:
+        name: as in `list_configs`, or the end of it from a folder on ("rfcn_R_50_dconv3"), with or
+            without ".yaml". Where several configs end so but only one of them has a checkpoint, it
+            is that one.
+
+    Returns:
+        its name in `list_configs`.
 
     Raises:
-        NotInModelZooError: there is no such config, or there are several.
+        NotInModelZooError: no config, or several; the message lists them, or the nearest names.
     """
-    known = list_configs()
-    found = [one for one in known if name in (one, one.removesuffix(".yaml"), Path(one).stem)]
-    if len(found) == 1:
-        return found[0]
-    raise NotInModelZooError(f"{name}: no such config, or several: {found}")
+    short = {config.removesuffix(".yaml"): config for config in list_configs()}
+    name = name.removesuffix(".yaml")
+    if name in short:
+        return short[name]
+    found = [known for known in short if known.endswith(f"/{name}")]
+    trained = {entry.config for entry in checkpoints().values()}
+    with_checkpoint = [known for known in found if short[known] in trained]
+    if len(found) == 1 or len(with_checkpoint) == 1:
+        return short[(with_checkpoint or found)[0]]
+    if found:
+        raise NotInModelZooError(f"{name} may be {' or '.join(found)}: give one of these names")
+    stems = [known.rpartition("/")[2] for known in short]
+    near = [
+        known
+        for end in get_close_matches(name, [*short, *stems])
+        for known in short
+        if f"/{known}".endswith(f"/{end}")
+    ]
+    near = list(dict.fromkeys(near))[:3]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`d2-deformable models` lists all"
+    raise NotInModelZooError(f"there is no config {name} in the model zoo; {hint}")
 
 
 def get_config_file(config_path: str) -> str:
@@ -116,3 +143,43 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         model, weights = instantiate(cfg.model).to(device), cfg.train.init_checkpoint
     (StrictCheckpointer if trained else SafeCheckpointer)(model).load(weights)
     return model
+
+
+def summary(config_path: str, parameters: bool = False) -> dict:
+    """Describe the network of a YAML, with values that JSON can hold.
+
+    Args:
+        config_path: as in `list_configs`.
+        parameters: count the network's parameters, for which it is built without memory (0.1 s).
+
+    Returns:
+        {"name", "task", "parameters" (None if not counted), "test_sizes" (shorter sides of the
+        images that it is tested on; 0 is the size of the image), "max_size" (limit of the longer
+        side), "test_sets", "checkpoint" (its MODEL.WEIGHTS or None), "AP" (of the checkpoint, where
+        its index has it)}.
+
+    Raises:
+        NotInModelZooError, ValueError: see `get_config`.
+    """
+    cfg = get_config(config_path)
+    trained = {entry.config: (name, entry.ap) for name, entry in checkpoints().items()}
+    name, ap = trained.get(config_path, (None, None))
+    multiscale = cfg.TEST.AUG.ENABLED
+    return {
+        "name": config_path,
+        "task": _task(cfg),
+        "parameters": count_parameters_of(cfg) if parameters else None,
+        "test_sizes": list(cfg.TEST.AUG.MIN_SIZES) if multiscale else [cfg.INPUT.MIN_SIZE_TEST],
+        "max_size": cfg.TEST.AUG.MAX_SIZE if multiscale else cfg.INPUT.MAX_SIZE_TEST,
+        "test_sets": list(cfg.DATASETS.TEST),
+        "checkpoint": name and PREFIX + name,
+        "AP": ap,
+    }
+
+
+def _task(cfg: CfgNode) -> str:
+    if is_segmentor(cfg):
+        return "semantic segmentation"
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return "proposals"
+    return "instance segmentation" if cfg.MODEL.MASK_ON else "detection"

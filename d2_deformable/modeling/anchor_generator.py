@@ -4,6 +4,10 @@ import torch
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.anchor_generator import BufferList, DefaultAnchorGenerator
 
+from ..compat import require_private
+
+require_private(DefaultAnchorGenerator, "_calculate_anchors")
+
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):

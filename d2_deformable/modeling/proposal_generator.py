@@ -4,6 +4,10 @@ import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 
+from ..compat import require_private
+
+require_private(RPN, "_decode_proposals")
+
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LegacyRPN(RPN):

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-PATH = Path(__file__).resolve().parents[1] / "_C.so"
-BUILD = "`pip install --no-build-isolation -e .` in the repository"
+from ..utils.library import BUILD, PATH
 
 
 def load(path: Path) -> None:
@@ -25,7 +24,11 @@ def load(path: Path) -> None:
 
 load(PATH)
 # Looked up once, because torch.compile cannot trace a query of the dispatcher.
-_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("d2_deformable::deform_conv2d", "CUDA")
+try:
+    torch.library.get_kernel("d2_deformable::deform_conv2d", "CUDA")
+    _HAS_CUDA = True
+except RuntimeError:
+    _HAS_CUDA = False
 
 
 def has_cuda() -> bool:

@@ -44,6 +44,22 @@ def merge_from_list(cfg: CfgNode, overrides) -> None:
         raise ValueError(f"on the command line: {_explain(error, cfg)}") from error
 
 
+def difference(cfg: CfgNode, defaults: CfgNode) -> dict:
+    """The keys and values of `cfg` that `defaults` lacks or has otherwise.
+
+    They are nested dicts of YAML's types. Merged into `defaults`, they give `cfg` again.
+    """
+    found = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode) and isinstance(defaults.get(key), CfgNode):
+            value = difference(value, defaults[key])
+            if value:
+                found[key] = value
+        elif key not in defaults or value != defaults[key]:
+            found[key] = yaml.safe_load(CfgNode({key: value}).dump())[key]
+    return found
+
+
 def _explain(error: Exception, cfg: CfgNode) -> str:
     message = str(error.args[0]) if error.args else str(error)
     if match := re.match(r"Non-existent (?:config )?key: (.+)", message):

@@ -1,6 +1,7 @@
 """Atomic replacement of files, and pickles read without running code."""
 
 import io
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -32,6 +33,14 @@ def replacing(path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_json(path, content, **options) -> None:
+    """Write JSON atomically, after creating the folder; `options` are those of `json.dumps`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
 
 
 def check_folder(path: Path) -> None:

@@ -227,7 +227,7 @@ class Unpickler(pickle._Unpickler):
     def _tensor(self, storage, offset, size, stride, *_):
         """Build a tensor without requires_grad, hooks and metadata, which no checkpoint needs."""
         if isinstance(storage, torch.storage.TypedStorage):  # screened as a ClaimedStorage before
-            return torch._utils._rebuild_tensor(storage, offset, size, stride)
+            return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride)
         _check(isinstance(storage, ClaimedStorage), "one of its tensors has no storage")
         fits = _are_sizes(size) and _are_sizes(stride) and _are_sizes((offset,))
         fits = fits and len(size) == len(stride)

@@ -1,4 +1,4 @@
-// Runs a detector without Python: what `tools/export.py --format torchscript` wrote, on one image.
+// Runs a detector without Python: the TorchScript file of `d2-deformable export`, on one image.
 //
 //   detect detector.pt image.ppm LIBRARY ...
 //

@@ -59,11 +59,11 @@ def test_background_point_is_far_from_boxes_and_border():
 
 def test_crops_stay_in_the_image_where_they_can():
     box = torch.tensor([0.0, 40.0, 20.0, 60.0])
-    assert draw._square_around(box, (100, 200)).tolist() == [0, 33, 34, 67]
+    assert draw.square_around(box, (100, 200)).tolist() == [0, 33, 34, 67]
     image = np.full((20, 60, 3), 7, np.uint8)
-    view = draw._square_around(torch.tensor([20.0, 0.0, 40.0, 20.0]), image.shape[:2])
+    view = draw.square_around(torch.tensor([20.0, 0.0, 40.0, 20.0]), image.shape[:2])
     assert view.tolist() == [13, -7, 47, 27]
-    crop = draw._crop(image, view)
+    crop = draw.crop(image, view)
     assert crop.shape == (34, 34, 3)
     assert (crop[7:27] == 7).all() and (crop[:7] == 235).all() and (crop[27:] == 235).all()
 

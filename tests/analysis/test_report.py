@@ -19,6 +19,8 @@ from d2_deformable import add_deformable_config
 from d2_deformable.analysis import report
 from d2_deformable.analysis.sampling import inspect_image
 from d2_deformable.analysis.segmentation import draw_segmentation
+from d2_deformable.cli import report as report_command
+from d2_deformable.cli.main import main
 
 QUICK = Path(__file__).parents[2] / "configs" / "quick"
 EVIL = "<script>alert('&')</script>"
@@ -178,18 +180,18 @@ def test_another_checkpoint_is_shown_beside(evaluable_run, two_objects, tmp_path
     assert "h4" in page.tags and "b" not in page.tags
 
 
-def test_a_checkpoint_of_another_network_is_refused(evaluable_run, load_tool):
+def test_a_checkpoint_of_another_network_is_refused(evaluable_run):
     folder = evaluable_run
     weights = torch.load(folder / "model_final.pth")["model"]
     plain = {name: value for name, value in weights.items() if "conv_offset" not in name}
     torch.save({"model": plain}, folder / "plain.pth")
-    with pytest.raises(SystemExit, match="write_report: .*another network.*: 6 not in the file"):
-        load_tool("write_report").main([str(folder), "--beside", str(folder / "plain.pth")])
-    with pytest.raises(SystemExit, match="write_report: .*gone.pth: no such checkpoint"):
-        load_tool("write_report").main([str(folder), "--beside", str(folder / "gone.pth")])
+    with pytest.raises(SystemExit, match="report: .*another network.*: 6 not in the file"):
+        main(["report", str(folder), "--beside", str(folder / "plain.pth")])
+    with pytest.raises(SystemExit, match="^d2-deformable report: .*gone.pth: no such checkpoint"):
+        main(["report", str(folder), "--beside", str(folder / "gone.pth")])
     (folder / "plain.pth").rename(folder / "model_final.pth")
-    with pytest.raises(SystemExit, match="write_report: .*model_final.pth is from another network"):
-        load_tool("write_report").main([str(folder)])
+    with pytest.raises(SystemExit, match="report: .*model_final.pth is from another network"):
+        main(["report", str(folder)])
 
 
 def test_report_of_images_where_nothing_is_found(make_run):
@@ -264,36 +266,20 @@ def test_tables_take_all_columns():
     assert "<th>dog</th><td>2.0</td><td>3.0</td><td>4.0</td>" in html
 
 
-def test_the_tool_says_in_a_sentence_what_is_missing(tmp_path, load_tool, capsys):
-    tool = load_tool("write_report")
-    with pytest.raises(SystemExit, match="write_report: .* holds no config.yaml"):
-        tool.main([str(tmp_path), "--num-images", "2", "MODEL.DEVICE", "cpu"])
+def test_the_command_says_in_a_sentence_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="^d2-deformable report: .* holds no config.yaml"):
+        main(["report", str(tmp_path), "--num-images", "2", "MODEL.DEVICE", "cpu"])
 
 
-def test_the_tool_says_in_a_sentence_what_is_unknown(make_run, load_tool):
+def test_the_command_says_in_a_sentence_what_is_unknown(make_run):
     folder = str(make_run("warped_shapes_rfcn_R_18.yaml"))
-    with pytest.raises(SystemExit, match="write_report: on the command line: .* mean MODEL.DEVICE"):
-        load_tool("write_report").main([folder, "MODEL.DEVISE", "cpu"])
+    with pytest.raises(SystemExit, match="report: on the command line: .* mean MODEL.DEVICE"):
+        main(["report", folder, "MODEL.DEVISE", "cpu"])
 
 
-def test_the_tool_takes_options_before_and_after_the_folder(load_tool, monkeypatch, capsys):
-    tool, calls = load_tool("write_report"), []
-    monkeypatch.setattr(tool, "write_report", lambda *args: calls.append(args))
-    tool.main(["out", "--num-images", "2", "MODEL.DEVICE", "cpu"])
-    tool.main(["--score-thresh", "0.3", "--beside", "a.pth", "out"])
+def test_the_command_takes_options_before_and_after_the_folder(monkeypatch):
+    calls = []
+    monkeypatch.setattr(report_command, "write_report", lambda *args: calls.append(args))
+    main(["report", "out", "--num-images", "2", "MODEL.DEVICE", "cpu"])
+    main(["report", "--score-thresh", "0.3", "--beside", "a.pth", "out"])
     assert calls == [("out", 2, 0.5, ["MODEL.DEVICE", "cpu"], ""), ("out", 4, 0.3, [], "a.pth")]
-
-
-@pytest.fixture
-def load_tool():
-    """load_tool(name) imports tools/<name>.py, which is not part of a package."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    def load(name):
-        file = Path(__file__).parents[2] / "tools" / f"{name}.py"
-        spec = spec_from_file_location(name, file)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load

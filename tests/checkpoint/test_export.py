@@ -1,6 +1,4 @@
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from d2_deformable.checkpoint import StrictCheckpointer, export_checkpoint
-
-TOOL = Path(__file__).parents[2] / "tools/export_checkpoint.py"
+from d2_deformable.cli.main import main
 
 
 @pytest.fixture
@@ -100,20 +97,12 @@ def test_refuses_what_is_no_checkpoint(content, tmp_path):
         export_checkpoint(file, tmp_path / "out.pth")
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tool_prints_the_sha256(tool, trained, tmp_path, capsys):
+def test_the_command_prints_the_sha256(trained, tmp_path, capsys):
     out = tmp_path / "out.pth"
-    tool.main([str(trained), str(out)])
+    main(["export", "weights", str(trained), str(out)])
     assert capsys.readouterr().out == f"{hashlib.sha256(out.read_bytes()).hexdigest()}  {out}\n"
 
 
-def test_the_tool_says_in_a_sentence_what_is_wrong(tool, tmp_path):
-    with pytest.raises(SystemExit, match="export_checkpoint: .*model.pth"):
-        tool.main([str(tmp_path / "model.pth"), str(tmp_path / "out.pth")])
+def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path):
+    with pytest.raises(SystemExit, match="^d2-deformable export weights: .*model.pth"):
+        main(["export", "weights", str(tmp_path / "model.pth"), str(tmp_path / "out.pth")])

@@ -14,9 +14,12 @@ VOC = "{FORMAT: voc, ROOT: set, CLASSES: [cat, dog]}"
     [
         (
             "{FORMAT: x}",
-            "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got 'x'",
+            "bad.FORMAT must be one of voc, coco, yolo, csv, mask, warped_shapes; got 'x'",
         ),
-        ("{ROOT: set}", "bad.FORMAT must be one of voc, coco, mask, warped_shapes; got None"),
+        (
+            "{ROOT: set}",
+            "bad.FORMAT must be one of voc, coco, yolo, csv, mask, warped_shapes; got None",
+        ),
         ("{FORMAT: [voc]}", "got ['voc']"),
         ("voc", "bad must be a mapping such as {FORMAT: voc, ROOT: ...}, not voc"),
         (
@@ -136,6 +139,9 @@ def test_check_datasets(register, write_voc, voc_object, root):
     cfg.DATASETS.TRAIN += ("coco_2017_train",)
     missing = r"instances_train2017.json: missing, from the data set coco_2017_train.*DATASETS"
     with pytest.raises(FileNotFoundError, match=missing):
+        check_datasets(cfg)
+    cfg.DATASETS.TRAIN = ("check_c",)
+    with pytest.raises(ValueError, match="names check_c, .*; did you mean check_[a-z]+"):
         check_datasets(cfg)
     cfg.DATASETS.TRAIN = ("check_a",)
     cfg.DATASETS.TEST = ("check_wrong",)

@@ -1,27 +1,23 @@
-"""tools/prepare_voc_aug.py on synthetic files in the layouts that people download."""
+"""d2-deformable data prepare-voc-aug on synthetic files in the layouts that people download."""
 
 import os
-import runpy
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from d2_deformable.cli import data_prepare_voc_aug
+from d2_deformable.cli.main import main
 from d2_deformable.data import voc_aug
 from d2_deformable.data.masks import MaskFormat, read_mask
 from d2_deformable.data.voc_aug import prepare_voc_aug
 
 TRAIN, VAL = ["t1", "t2"], ["v1", "v2"]
 SBD_TRAIN, SBD_VAL = ["t1", "s1", "v1"], ["s2", "v2"]  # overlap both of VOC's splits
+NAME = ("data", "prepare-voc-aug")
 RESULT = ["s1", "s2", "t1", "t2"]
-
-
-@pytest.fixture
-def main():
-    return runpy.run_path(Path(__file__).parents[2] / "tools/prepare_voc_aug.py")["main"]
 
 
 def labels(stem, border=False):
@@ -144,16 +140,17 @@ def test_one_report_of_all_that_is_missing(voc, sbd):
     assert not (voc / "SegmentationClassAug").exists()
 
 
-def test_command(main, voc, sbd, pngs, monkeypatch, capsys):
+def test_command(voc, sbd, pngs, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="4 images instead of 10582: 2 of VOC's train and 5 of"):
-        main(["--sbd", str(sbd)])
+        main([*NAME, "--sbd", str(sbd)])
     with pytest.raises(SystemExit, match="shared2, without 2 of VOC's val. Is one of them"):
-        main(["--masks", f"{pngs}2"])
+        main([*NAME, "--masks", f"{pngs}2"])
     with pytest.raises(SystemExit, match="nowhere/ImageSets/Segmentation: 2 missing"):
-        main(["--masks", str(pngs), "--voc", "nowhere"])
-    here = main.__globals__
-    monkeypatch.setitem(here, "prepare_voc_aug", lambda *args: prepare_voc_aug(*args, expected=4))
-    main(["--sbd", str(sbd)])
+        main([*NAME, "--masks", str(pngs), "--voc", "nowhere"])
+    monkeypatch.setattr(
+        data_prepare_voc_aug, "prepare_voc_aug", lambda *a: prepare_voc_aug(*a, expected=4)
+    )
+    main([*NAME, "--sbd", str(sbd)])
     assert "wrote 4 masks into" in capsys.readouterr().out
     check(voc, bordered=TRAIN)
 
@@ -167,10 +164,10 @@ def test_wrong_masks_are_named(voc, pngs):
         prepare_voc_aug(voc, masks=pngs, expected=4)
 
 
-def test_scipy_is_asked_for(main, voc, sbd, monkeypatch):
+def test_scipy_is_asked_for(voc, sbd, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(SystemExit, match="pip install scipy, or give the masks as PNGs"):
-        main(["--sbd", str(sbd)])
+        main([*NAME, "--sbd", str(sbd)])
 
 
 def test_mat_files_as_matlab_writes_them(tmp_path):

@@ -167,20 +167,19 @@ def test_bad_annotation_names_its_file(write_voc, register, objects, message):
         DatasetCatalog.get("voc_bad")
 
 
-def test_other_xml_is_refused(write_voc, register):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<html></html>", "expected <annotation> at the top, got <html>"),
+        ("<?xml version='1.0' encoding='klingon'?><annotation/>", "not well-formed XML"),
+    ],
+)
+def test_other_files_are_refused(write_voc, register, content, message):
     xml = write_voc("a")
-    xml.write_text("<html></html>")
-    register(voc_html=VOC)
-    with pytest.raises(ValueError, match=f"{xml}: expected <annotation> at the top, got <html>"):
-        DatasetCatalog.get("voc_html")
-
-
-def test_unknown_encoding_is_named(write_voc, register):
-    xml = write_voc("a")
-    xml.write_text("<?xml version='1.0' encoding='klingon'?><annotation/>")
-    register(voc_encoding=VOC)
-    with pytest.raises(ValueError, match=f"^{xml}: not well-formed XML"):
-        DatasetCatalog.get("voc_encoding")
+    xml.write_text(content)
+    register(voc_other=VOC)
+    with pytest.raises(ValueError, match=f"^{xml}: {message}"):
+        DatasetCatalog.get("voc_other")
 
 
 def test_broken_image_without_size_is_named(write_voc, register, root):

@@ -5,6 +5,7 @@ from torch import nn
 
 from d2_deformable import add_deformable_config
 from d2_deformable.engine import build_optimizer, multiply_learning_rates
+from d2_deformable.engine.optimizer import clipped_sgd
 
 
 @pytest.fixture
@@ -119,3 +120,12 @@ def test_an_optimizer_of_another_project(model):
     assert {p: group["lr"] for group in optimizer.param_groups for p in group["params"]} == {
         p: pytest.approx(0.1 * rate) for p, (rate, _) in rates.items()
     }
+
+
+def test_clipped_sgd_clips_each_parameter_by_its_norm():
+    short, long = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = clipped_sgd([short, long], clip_norm=2.0, lr=1.0)
+    short.grad, long.grad = torch.tensor([0.6, 0.8]), torch.tensor([30.0, 40.0])
+    optimizer.step()
+    torch.testing.assert_close(short.data, torch.tensor([-0.6, -0.8]))
+    torch.testing.assert_close(long.data, torch.tensor([-1.2, -1.6]))

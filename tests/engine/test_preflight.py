@@ -1,5 +1,6 @@
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     ROI_HEADS_REGISTRY,
@@ -272,7 +273,8 @@ def test_weights_that_are_not_there(cfg, tmp_path):
         check_weights(cfg)
 
 
-def test_preflight_checks_what_the_run_needs(cfg, tmp_path):
+def test_preflight_checks_what_the_run_needs(cfg, tmp_path, monkeypatch):
+    monkeypatch.setitem(DatasetCatalog.data, "a", list)
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     with pytest.raises(FileNotFoundError, match="gone.pth"):
         preflight(cfg)

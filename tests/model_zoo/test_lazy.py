@@ -145,7 +145,8 @@ def test_same_optimizer_and_schedule(path):
     assert ("clip_norm" in lazy.optimizer) == cfg.SOLVER.CLIP_GRADIENTS.ENABLED
     if "clip_norm" in lazy.optimizer:
         clip = cfg.SOLVER.CLIP_GRADIENTS
-        assert ("norm", ours.clip_norm, 2.0) == (clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+        clipped = ("norm", lazy.optimizer.clip_norm, 2.0)
+        assert clipped == (clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
     schedule, multiplier = build_lr_scheduler(cfg, theirs), instantiate(lazy.lr_multiplier)
     for step in (0, 1, 99, 100, 999, 1000, *(s + d for s in cfg.SOLVER.STEPS for d in (-1, 0))):
         where = step / cfg.SOLVER.MAX_ITER

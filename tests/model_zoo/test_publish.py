@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import torch
 
 import train_net
 from d2_deformable import model_zoo
+from d2_deformable.cli.main import main
 from d2_deformable.model_zoo import catalog, publish
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +44,10 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "output"
 
 
-def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
+def test_a_run_becomes_an_entry(run, zoo, capsys):
     predictions = sorted((run / "inference").iterdir())
     before = [(file.name, file.stat().st_mtime_ns) for file in predictions]
-    tool.main([str(run), "--trained-at", "0123abc"])
+    main(["publish", str(run), "--trained-at", "0123abc"])
     index = json.loads((zoo / "index.json").read_text())
     assert list(index) == ["other.pth", NAME]
     entry = index[NAME]
@@ -63,11 +63,11 @@ def test_a_run_becomes_an_entry(run, zoo, tool, capsys):
     assert [(file.name, file.stat().st_mtime_ns) for file in predictions] == before
 
 
-def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
+def test_into_a_zoo_of_ones_own(run, zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "_registered", {})
     index = tmp_path / "lab/index.json"
     for _ in range(2):  # the second entry replaces the first
-        tool.main([str(run), "--index", str(index), "--namespace", "acme"])
+        main(["publish", str(run), "--index", str(index), "--namespace", "acme"])
     assert catalog.register_index(index) == [f"acme/{NAME}"]
     model = model_zoo.get(f"acme/{CONFIG.name}", trained=True, device="cpu")
     final = torch.load(run / "model_final.pth")["model"]["backbone.res5.1.conv2.weight"]
@@ -76,23 +76,23 @@ def test_into_a_zoo_of_ones_own(run, zoo, tool, tmp_path, monkeypatch):
     assert [file.name for file in zoo.iterdir()] == ["index.json"], "not in the package's zoo"
     for arguments in (["--index", str(index)], ["--namespace", "acme"]):
         with pytest.raises(SystemExit, match="an index of your own needs a namespace"):
-            tool.main([str(run), *arguments])
+            main(["publish", str(run), *arguments])
     index.write_text('{"shapes": 1}')
     with pytest.raises(SystemExit, match="'shapes' must be a name of the form namespace/name"):
-        tool.main([str(run), "--index", str(index), "--namespace", "acme"])
+        main(["publish", str(run), "--index", str(index), "--namespace", "acme"])
 
 
-def test_what_fails_changes_nothing(run, zoo, tool, monkeypatch):
+def test_what_fails_changes_nothing(run, zoo, monkeypatch):
     before = (zoo / "index.json").read_text()
     (run / "model_final.pth").rename(run / "model_0000000.pth")
     (run / "last_checkpoint").write_text("model_0000000.pth")
     with pytest.raises(SystemExit, match="the checkpoint is model_0000000.pth.*a finished run"):
-        tool.main([str(run)])
+        main(["publish", str(run)])
     (run / "model_0000000.pth").rename(run / "model_final.pth")
 
     (run / "log.txt").unlink()
-    with pytest.raises(SystemExit, match="publish_checkpoint: .*the config file is unknown"):
-        tool.main([str(run)])
+    with pytest.raises(SystemExit, match="^d2-deformable publish: .*the config file is unknown"):
+        main(["publish", str(run)])
 
     def fail(*_):
         raise ValueError("of another network")
@@ -103,15 +103,6 @@ def test_what_fails_changes_nothing(run, zoo, tool, monkeypatch):
         "eval_only=False, num_gpus=1, resume=False, opts=[])\n"
     )
     with pytest.raises(SystemExit, match="of another network"):
-        tool.main([str(run)])
+        main(["publish", str(run)])
     assert (zoo / "index.json").read_text() == before
     assert [file.name for file in zoo.iterdir()] == ["index.json"]
-
-
-@pytest.fixture
-def tool():
-    file = ROOT / "tools/publish_checkpoint.py"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -5,8 +5,9 @@ import contextlib
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class CheckpointedStage(nn.Sequential):
@@ -27,7 +28,7 @@ class CheckpointedStage(nn.Sequential):
 
 
 def _contexts(block: nn.Module) -> dict:
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [m for m in block.modules() if isinstance(m, BATCH_NORMS) and m.training]
     # A compiled graph updates statistics only once anyway, and does not support these contexts.
     if not norms or torch.compiler.is_compiling():
         return {}

@@ -123,14 +123,11 @@ class DeformResNet(ResNet):
                 setattr(self, name, stage)
         self._requested = list(out_features)
         if reduced_channels:
-            self.reduction = nn.Conv2d(
-                self._out_feature_channels["res5"], reduced_channels, kernel_size=1
-            )
+            channels = super().output_shape()["res5"].channels
+            self.reduction = nn.Conv2d(channels, reduced_channels, kernel_size=1)
             c2_msra_fill(self.reduction)
             if reduced_init_std:
                 nn.init.normal_(self.reduction.weight, std=reduced_init_std)
-            self._out_feature_channels[REDUCED] = reduced_channels
-            self._out_feature_strides[REDUCED] = self._out_feature_strides["res5"]
 
     def forward(self, x):
         """(N, 3, H, W) -> {feature name: (N, C, H / stride, W / stride)}."""
@@ -140,12 +137,11 @@ class DeformResNet(ResNet):
         return {name: features[name] for name in self._requested}
 
     def output_shape(self):
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._requested
-        }
+        shapes = super().output_shape()
+        if REDUCED in self._requested:
+            channels, stride = self.reduction.out_channels, shapes["res5"].stride
+            shapes[REDUCED] = ShapeSpec(channels=channels, stride=stride)
+        return {name: shapes[name] for name in self._requested}
 
 
 def _check_features(out_features, reduced_channels) -> None:

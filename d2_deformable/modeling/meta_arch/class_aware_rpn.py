@@ -8,19 +8,28 @@ losses, all set by keys of MODEL.RPN.
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
-from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    box_regression,
+    build_anchor_generator,
+    build_backbone,
+)
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ...compat import require_private
 from .._checks import check_images
+
+require_private(box_regression, "_dense_box_regression_loss")
+require_private(fast_rcnn, "_log_classification_stats")
 
 
 class ClassAwareRPNHead(StandardRPNHead):
@@ -260,9 +269,9 @@ class ClassAwareRPN(RetinaNet):
         storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
 
         logits, classes = torch.cat(pred_logits, dim=1)[sampled], gt_labels[sampled]
-        _log_classification_stats(logits, classes, "rpn")
+        fast_rcnn._log_classification_stats(logits, classes, "rpn")
         loss_cls = F.cross_entropy(logits, classes, reduction="sum")
-        loss_box_reg = _dense_box_regression_loss(
+        loss_box_reg = box_regression._dense_box_regression_loss(
             anchors,
             self.box2box_transform,
             pred_anchor_deltas,
@@ -286,7 +295,7 @@ class ClassAwareRPN(RetinaNet):
         """
         decoded = self._decode(anchors, pred_logits, pred_anchor_deltas, image_sizes)
         boxes, scores = zip(*decoded, strict=True)
-        return fast_rcnn_inference(
+        return fast_rcnn.fast_rcnn_inference(
             [b.tensor for b in boxes],
             scores,
             image_sizes,

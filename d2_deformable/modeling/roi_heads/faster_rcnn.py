@@ -9,10 +9,14 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
+from ...compat import require_private
 from ...layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .predict_boxes import predict_cascade, predict_standard
+
+require_private(StandardROIHeads, "_init_box_head")
+require_private(CascadeROIHeads, "_init_box_head")
 
 POOLER_TYPES = (
     "DeformROIPool",

@@ -9,6 +9,11 @@ predictor's inference, and also serves as that method.
 from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
+from ...compat import require_private
+
+require_private(StandardROIHeads, "_forward_box")
+require_private(CascadeROIHeads, "_create_proposals_from_boxes", "_forward_box", "_run_stage")
+
 
 def find_predict_boxes(kind: type):
     """Find the function (heads, features, proposals) that predicts as a class of RoI heads does.

@@ -12,10 +12,13 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
+from ...compat import require_private
 from ...layers import PSRoIPredictor
 from .._checks import check_config
 from .ohem import check_losses, loss_per_roi, select_hard_examples
 from .predict_boxes import decode
+
+require_private(StandardROIHeads, "_forward_box", "_init_box_head", "_sample_proposals")
 
 POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool")
 

@@ -18,7 +18,6 @@ from d2_deformable.checkpoint.convert.conversion import Conversion
 from d2_deformable.engine import read_config
 
 timm = pytest.importorskip("timm")
-TOOL = Path(__file__).parents[3] / "tools/convert_checkpoint.py"
 SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
 WIDE = ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
@@ -158,7 +157,8 @@ def test_the_command_line_in_a_process_of_its_own(image, tmp_path):
     _, network = source("timm resnet18")
     torch.save({"state_dict": network.state_dict(), "arch": "resnet18"}, tmp_path / "a.pth")
     files = [tmp_path / "a.pth", tmp_path / "b.safetensors", "--config-file", FPN]
-    command = [sys.executable, TOOL, "--from", "timm", *files, *SHALLOW, *DEFORMABLE]
+    arguments = ["convert", "--from", "timm", *files, *SHALLOW, *DEFORMABLE]
+    command = [sys.executable, "-m", "d2_deformable", *arguments]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "layer1.0.conv1.weight" in run.stdout and "setting: INPUT.FORMAT RGB" in run.stdout

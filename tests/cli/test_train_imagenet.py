@@ -1,6 +1,5 @@
-"""tools/train_imagenet.py on a tiny ImageFolder, and its weights in a detector."""
+"""d2-deformable train imagenet on a tiny ImageFolder, and its weights in a detector."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -21,6 +20,8 @@ from PIL import Image
 from torch import nn
 
 from d2_deformable import add_deformable_config
+from d2_deformable.cli.main import main
+from d2_deformable.cli.train_imagenet import classifier_cfg
 from d2_deformable.engine.imagenet import (
     Classifier,
     evaluate,
@@ -29,18 +30,10 @@ from d2_deformable.engine.imagenet import (
     train,
 )
 
-ROOT = Path(__file__).parents[1]
-TOOL = ROOT / "tools/train_imagenet.py"
+ROOT = Path(__file__).parents[2]
+NAME = ("train", "imagenet")
 SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"]
 COLORS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (230, 30, 30)}
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("train_imagenet", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_images(folder, number):
@@ -73,11 +66,24 @@ def lines(folder):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def test_learns_colours_and_prints_how_to_use_the_weights(tool, arguments, data, tmp_path, capsys):
+def test_learns_colours_and_prints_how_to_use_the_weights(arguments, data, tmp_path, capsys):
     shutil.rmtree(data / "train")
     write_images(data / "train", 40)
     narrow = ["--arch", "R_18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
-    tool.main([*arguments, "--epochs", "3", "--batch-size", "12", "--lr", "0.01", *narrow])
+    main(
+        [
+            "train",
+            "imagenet",
+            *arguments,
+            "--epochs",
+            "3",
+            "--batch-size",
+            "12",
+            "--lr",
+            "0.01",
+            *narrow,
+        ]
+    )
     metrics = lines(tmp_path / "run")
     assert [line["epoch"] for line in metrics] == [1, 2, 3]
     assert [line["lr"] for line in metrics] == pytest.approx([0.01, 0.001, 0.0001])
@@ -90,7 +96,7 @@ def test_learns_colours_and_prints_how_to_use_the_weights(tool, arguments, data,
     assert "MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]" in printed
 
 
-def test_an_interrupted_run_continues_with_the_same_numbers(tool, data, tmp_path):
+def test_an_interrupted_run_continues_with_the_same_numbers(data, tmp_path):
     folders = image_folders(data, 32)
 
     class Interruption(Exception):
@@ -98,7 +104,7 @@ def test_an_interrupted_run_continues_with_the_same_numbers(tool, data, tmp_path
 
     def run(output, interrupt_at=None):
         torch.manual_seed(0)
-        model = Classifier(tool.classifier_cfg("AIR_26", SMALL), 3)
+        model = Classifier(classifier_cfg("AIR_26", SMALL), 3)
         steps = []
 
         def interrupt(*_):
@@ -160,9 +166,10 @@ def test_schedule():
 
 def test_two_processes_train_one_network_and_test_every_image(arguments, tmp_path):
     """The 9 images of val are not divisible by two, and each is counted once."""
+    command = [*NAME, *arguments, "--epochs", "1"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     result = subprocess.run(
-        [*torchrun, "--nproc_per_node", "2", str(TOOL), *arguments, "--epochs", "1"],
+        [*torchrun, "--nproc_per_node", "2", "-m", "d2_deformable", *command],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -180,8 +187,8 @@ def test_two_processes_train_one_network_and_test_every_image(arguments, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["rfcn_AIR", "faster_rcnn_AIR_dconv3_dpool"])
-def test_every_weight_loads_into_a_detector(tool, arguments, tmp_path, name, caplog):
-    tool.main([*arguments, "--epochs", "1"])
+def test_every_weight_loads_into_a_detector(arguments, tmp_path, name, caplog):
+    main([*NAME, *arguments, "--epochs", "1"])
     cfg = get_cfg()
     add_deformable_config(cfg)
     cfg.merge_from_file(str(ROOT / f"configs/COCO-Detection/{name}.yaml"))
@@ -206,7 +213,7 @@ def test_every_weight_loads_into_a_detector(tool, arguments, tmp_path, name, cap
     # Equal pixels give the same features as in the classifier.
     norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 45 and all(m.running_var.ne(1).any() for m in norms)
-    classifier = Classifier(tool.classifier_cfg("AIR_26", SMALL), 3).eval()
+    classifier = Classifier(classifier_cfg("AIR_26", SMALL), 3).eval()
     classifier.load_state_dict(trained)
     image = torch.randint(0, 256, (3, 64, 64)).float()
     expected = {}
@@ -240,11 +247,11 @@ BAD_FOLDERS = {
 
 
 @pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_a_folder_of_another_layout(tool, arguments, data, case):
+def test_a_folder_of_another_layout(arguments, data, case):
     spoil, message = BAD_FOLDERS[case]
     spoil(data)
-    with pytest.raises(SystemExit, match="^train_imagenet: ") as error:
-        tool.main(arguments)
+    with pytest.raises(SystemExit, match="^d2-deformable train imagenet: ") as error:
+        main([*NAME, *arguments])
     assert re.search(message, str(error.value))
 
 
@@ -258,20 +265,20 @@ def test_a_folder_of_another_layout(tool, arguments, data, case):
         (["MODEL.RESNETS.FOO", "3"], "there is no key MODEL.RESNETS.FOO"),
     ],
 )
-def test_settings_that_cannot_train(tool, arguments, changes, message):
-    with pytest.raises(SystemExit, match=f"^train_imagenet: .*{message}"):
-        tool.main([*arguments, *changes])
+def test_settings_that_cannot_train(arguments, changes, message):
+    with pytest.raises(SystemExit, match=f"^d2-deformable train imagenet: .*{message}"):
+        main([*NAME, *arguments, *changes])
 
 
-def test_a_checkpoint_of_another_network(tool, arguments):
-    tool.main([*arguments, "--epochs", "1"])
+def test_a_checkpoint_of_another_network(arguments):
+    main([*NAME, *arguments, "--epochs", "1"])
     with pytest.raises(SystemExit, match="checkpoint.pth is from another network or number of cla"):
-        tool.main([*arguments, "--arch", "AIR_50"])
+        main([*NAME, *arguments, "--arch", "AIR_50"])
 
 
 @pytest.mark.parametrize("arch, parameters", [("AIR_101", 64_381_800), ("R_50", 25_557_032)])
-def test_networks_of_imagenet(tool, arch, parameters):
+def test_networks_of_imagenet(arch, parameters):
     """ResNet-50 has the parameters of torchvision's."""
     with torch.device("meta"):
-        model = Classifier(tool.classifier_cfg(arch), 1000)
+        model = Classifier(classifier_cfg(arch), 1000)
     assert sum(p.numel() for p in model.parameters()) == parameters

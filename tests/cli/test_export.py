@@ -1,14 +1,14 @@
-"""tools/export.py as a user types it, on the detector that comes with the package."""
+"""d2-deformable export, on the detector that comes with the package."""
 
 import re
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
 from PIL import Image
 
-from d2_deformable.cli import command
+from d2_deformable.cli import export
+from d2_deformable.cli.main import main
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from yamls import CONFIGS
 
@@ -17,23 +17,14 @@ WEIGHTS = "d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth"
 SMALL = ("INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    # Load by path: some builds of Detectron2 install a package named "tools".
-    spec = spec_from_file_location("export", CONFIGS.parent / "tools/export.py")
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 @pytest.fixture
-def run(tool, tmp_path, capsys):
-    """run(format, *arguments) -> the printed text; the tool writes tmp_path / "file"."""
+def run(tmp_path, capsys):
+    """run(format, *arguments) -> the printed text; the command writes tmp_path / "file"."""
 
     def run(format, *argv):
         given = "--config-file", YAML, "--weights", WEIGHTS, "--format", format
         given = *given, "--output", tmp_path / "file", *argv, *SMALL
-        command.run(tool.main, tool.parser(), list(map(str, given)))
+        main(["export", *map(str, given)])
         return capsys.readouterr().out
 
     return run
@@ -72,14 +63,14 @@ def test_it_says_that_it_compared_nothing(run, photo):
     assert "0 detections" in printed and "no detections on this image" in printed
 
 
-def test_a_file_that_differs_is_removed(run, tool, photo, tmp_path, monkeypatch):
-    load = tool.load_exported
+def test_a_file_that_differs_is_removed(run, photo, tmp_path, monkeypatch):
+    load = export.load_exported
 
     def broken(*arguments):
         network = load(*arguments)
         return lambda image: (lambda boxes, *rest: (boxes + 0.01, *rest))(*network(image))
 
-    monkeypatch.setattr(tool, "load_exported", broken)
+    monkeypatch.setattr(export, "load_exported", broken)
     with pytest.raises(SystemExit, match=r"export: .* boxes by 0.01 px.*; no file is left"):
         run("torchscript", "--image", photo)
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_deformable.data.images import read_image
+from d2_deformable.data.pixels import read_image
 
 GREY = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8, 25), dark to bright
 COLORS = np.stack([GREY, GREY[::-1, ::-1], 255 - GREY], axis=2)

@@ -1,7 +1,6 @@
 """Fixed proposals, end to end: a separate RPN, its proposals, and a detector trained on them."""
 
 import pickle
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,10 @@ from detectron2.modeling import build_model
 
 import train_net
 from d2_deformable.cli import command
+from d2_deformable.cli.main import main
 from d2_deformable.engine import Trainer, dump_proposals
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 YAML = str(ROOT / "configs/quick/warped_shapes_rfcn_R_18.yaml")
 RPN = (
     *("MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RESNETS.OUT_FEATURES", "['res4']"),
@@ -33,26 +33,18 @@ def small(tmp_path, monkeypatch):
     ]
 
 
-@pytest.fixture
-def tool():
-    # Load by path: some builds of Detectron2 install a package named "tools".
-    spec = spec_from_file_location("dump_proposals", ROOT / "tools/dump_proposals.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda argv: command.run(module.main, module.parser(), argv)
-
-
 def train(*overrides):
     return train_net.main(train_net.parse_args(["--config-file", YAML, *overrides]))
 
 
-def test_a_detector_trains_on_the_proposals_of_an_rpn(small, tool, tmp_path, capsys):
+def test_a_detector_trains_on_the_proposals_of_an_rpn(small, tmp_path, capsys):
     train(*small, *RPN)
     last = (tmp_path / "output/metrics.json").read_text().splitlines()[-1]
     assert "box_proposals/AR@100" in last and "voc/AP" not in last
     weights = str(tmp_path / "output/model_final.pth")
     folder = str(tmp_path / "proposals")
-    tool(["--config-file", YAML, "--weights", weights, "--output-dir", folder, *small, *RPN])
+    given = ["--config-file", YAML, "--weights", weights, "--output-dir", folder]
+    main(["proposals", *given, *small, *RPN])
     assert capsys.readouterr().out.count("wrote ") == 2
     files = {s: f"{folder}/warped_shapes_{s}_proposals.pkl" for s in ("train", "val")}
     assert sorted(map(str, Path(folder).iterdir())) == sorted(files.values())
@@ -95,10 +87,11 @@ def test_proposals_fed_back_give_the_detections_of_the_joint_network(small, tmp_
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
-def test_bad_input_is_one_message(small, tool, tmp_path):
+def test_bad_input_is_one_message(small, tmp_path):
     def refused(message, name, *arguments):
-        with pytest.raises(SystemExit, match=f"^dump_proposals: .*{message}"):
-            tool(["--config-file", YAML, "--weights", str(tmp_path / name), *small, *arguments])
+        given = ["--config-file", YAML, "--weights", str(tmp_path / name)]
+        with pytest.raises(SystemExit, match=f"^d2-deformable proposals: .*{message}"):
+            main(["proposals", *given, *small, *arguments])
 
     def save(name, *overrides):
         model = build_model(command.config_of(YAML, [*small, *overrides]))

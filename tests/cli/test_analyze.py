@@ -1,7 +1,7 @@
 """The analysis commands on tiny networks, run as a user would type them."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
+import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +9,9 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from d2_deformable.cli import command
+from d2_deformable.cli.main import main
 from yamls import CONFIGS, load
 
-ROOT = CONFIGS.parent
 OVERRIDES = [
     *("MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
@@ -56,17 +55,12 @@ def image(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(tool, arguments...) -> the content of its JSON file."""
+    """run(analysis, arguments...) -> the content of its JSON file."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
 
     def run(name, *argv):
-        # Load by path: some builds of Detectron2 install a package named "tools".
-        spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        tool = module_from_spec(spec)
-        spec.loader.exec_module(tool)
         output = tmp_path / "output"
-        argv = [*map(str, argv), "--output", str(output)]
-        command.run(tool.main, tool.parser(), argv)
+        main(["analyze", name, *map(str, argv), "--output", str(output)])
         (file,) = output.glob("*.json")
         return json.loads(file.read_text())
 
@@ -74,14 +68,14 @@ def run(tmp_path, monkeypatch):
 
 
 def check_origin(result):
-    assert result["command"].startswith("python ")
+    assert result["command"].startswith("d2-deformable ")
     assert "torch" in result["versions"]
     assert result["machine"] and result["commit"]
 
 
-def test_effective_dilation(run, weights, tmp_path):
+def test_dilation(run, weights, tmp_path):
     given = "--config-file", RFCN, "--weights", weights(RFCN)
-    result = run("effective_dilation", *given, "--max-images", 2, "--pictures", 1, *OVERRIDES)
+    result = run("dilation", *given, "--max-images", 2, "--pictures", 1, *OVERRIDES)
     check_origin(result)
     assert result["images"] == 2
     assert result["datasets"] == ["warped_shapes_val"]
@@ -96,23 +90,33 @@ def test_effective_dilation(run, weights, tmp_path):
     assert len(list((tmp_path / "output/maps").glob("*.png"))) == 1
 
 
-def test_visualize_sampling(run, weights, image, tmp_path):
+def test_sampling(run, weights, image, tmp_path):
     given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN)
-    given = *given, "--images", image, image
-    result = run("visualize_sampling", *given, "--point", 5, 50, "--box", 5, 5, 45, 55, "disc")
+    given = *given, "--images", image
+    result = run("sampling", *given, "--point", 5, 50, "--box", 5, 5, 45, 55, "disc")
     check_origin(result)
-    for of_image in result["images"]:
-        assert (of_image["file"], of_image["width"], of_image["height"]) == (image, 80, 60)
-        assert len(of_image["sampling_points"]["units"][0]["learned"]["points"]) == 729
-        (part,) = of_image["parts"]
-        assert part["class"] == "disc" and len(part["learned"]) == 49
+    (of_image,) = result["images"]
+    assert (of_image["file"], of_image["width"], of_image["height"]) == (image, 80, 60)
+    assert len(of_image["sampling_points"]["units"][0]["learned"]["points"]) == 729
+    (part,) = of_image["parts"]
+    assert part["class"] == "disc" and len(part["learned"]) == 49
     pictures = {p.name for p in (tmp_path / "output").glob("*.png")}
-    assert pictures == {f"{i}_photo_{k}.png" for i in (0, 1) for k in ("sampling_points", "parts")}
+    assert pictures == {"0_photo_sampling_points.png", "0_photo_parts.png"}
 
 
-def test_visualize_sampling_of_the_test_set_and_what_is_detected(run, weights):
+def test_sampling_of_folders_and_globs(run, weights, image, tmp_path):
+    (tmp_path / "photos/inner").mkdir(parents=True)
+    files = [tmp_path / "photos/inner/a.png", tmp_path / "one.png", tmp_path / "two.png"]
+    for file in files:
+        shutil.copy(image, file)
+    given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN), "--point", 5, 50
+    result = run("sampling", *given, "--images", tmp_path / "photos", tmp_path / "[ot][nw]*.png")
+    assert [of_image["file"] for of_image in result["images"]] == list(map(str, files))
+
+
+def test_sampling_of_the_test_set_and_what_is_detected(run, weights):
     given = "--config-file", FASTER, "--weights", weights(FASTER), "--num-images", 2
-    result = run("visualize_sampling", *given, "--score-thresh", 0, "--layers", 2, *OVERRIDES)
+    result = run("sampling", *given, "--score-thresh", 0, "--layers", 2, *OVERRIDES)
     assert len(result["images"]) == 2
     for of_image in result["images"]:
         units = of_image["sampling_points"]["units"]
@@ -148,49 +152,53 @@ def test_complexity_needs_no_data(run):
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        ("effective_dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
-        ("effective_dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
-        ("effective_dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
-        ("effective_dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
-        ("visualize_sampling", ["--images", "nowhere.png"], "nowhere.png: no such image"),
-        ("visualize_sampling", ["--images", __file__], "cannot be read"),
-        ("visualize_sampling", ["--layers", "0"], "0 layers"),
-        ("visualize_sampling", ["--num-images", "0"], "--num-images is 0"),
+        ("dilation", ["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
+        ("dilation", ["--dataset", "nowhere"], "there is no data set nowhere"),
+        ("dilation", ["DATASETS.TEST", "()"], "DATASETS.TEST, which is empty"),
+        ("dilation", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),
+        (
+            "sampling",
+            ["--images", "nowhere.png"],
+            "nowhere.png: no such file .give KEY VALUE",
+        ),
+        ("sampling", ["--images", __file__], "cannot be read"),
+        ("sampling", ["--layers", "0"], "0 layers"),
+        ("sampling", ["--num-images", "0"], "--num-images is 0"),
     ],
 )
-def test_what_is_wrong_is_reported_in_one_line(run, weights, tool, arguments, message):
+def test_what_is_wrong_is_reported_in_one_line(run, weights, name, arguments, message):
     given = *OVERRIDES, "--config-file", RFCN, "--weights", weights(RFCN)
-    with pytest.raises(SystemExit, match=f"{tool}: .*{message}"):
-        run(tool, *given, *arguments)
+    with pytest.raises(SystemExit, match=f"^d2-deformable analyze {name}: .*{message}"):
+        run(name, *given, *arguments)
 
 
 def test_unknown_keys_of_a_file_are_reported(run, tmp_path):
     yaml = tmp_path / "wrong.yaml"
     yaml.write_text("MODEL: {NO_SUCH: 1}")
-    with pytest.raises(SystemExit, match="complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"):
+    with pytest.raises(SystemExit, match="analyze complexity: .*wrong.yaml.* no key MODEL.NO_SUCH"):
         run("complexity", "--config-file", yaml)
 
 
 def test_missing_files_are_reported(run, tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(SystemExit, match="missing: there is no such file"):
-        run("effective_dilation", "--config-file", missing, "--weights", missing)
+        run("dilation", "--config-file", missing, "--weights", missing)
     with pytest.raises(SystemExit, match="missing: no such checkpoint"):
-        run("effective_dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
-    with pytest.raises(SystemExit, match="test_tools.py is not a weights file"):
-        run("visualize_sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
+        run("dilation", "--config-file", RFCN, "--weights", missing, *OVERRIDES)
+    with pytest.raises(SystemExit, match="test_analyze.py is not a weights file"):
+        run("sampling", "--config-file", RFCN, "--weights", __file__, *OVERRIDES)
     with pytest.raises(SystemExit, match="1 weights for 2 configs"):
         run("complexity", "--config-file", RFCN, PLAIN, "--weights", missing)
     with pytest.raises(SystemExit):
-        run("visualize_sampling", "--config-file", RFCN, "--weights", missing, "--images")
+        run("sampling", "--config-file", RFCN, "--weights", missing, "--images")
 
 
 def test_a_plain_network_has_no_samples_to_show(run, weights, image):
     given = *OVERRIDES, "--config-file", PLAIN, "--weights", weights(PLAIN), "--images", image
-    with pytest.raises(SystemExit, match="visualize_sampling: this network has no deformable"):
-        run("visualize_sampling", *given)
+    with pytest.raises(SystemExit, match="analyze sampling: this network has no deformable"):
+        run("sampling", *given)
 
 
 @pytest.mark.parametrize("yaml", [RFCN, FASTER])
@@ -205,11 +213,11 @@ def test_complexity_on_fixed_proposals(run, yaml):
 @pytest.mark.parametrize("yaml", [RFCN, FASTER])
 def test_dilation_on_fixed_proposals(run, weights, yaml):
     given = *OVERRIDES, *FIXED, "--config-file", yaml, "--weights", weights(yaml, *FIXED)
-    result = run("effective_dilation", *given, "--max-images", 1, "--pictures", 0)
+    result = run("dilation", *given, "--max-images", 1, "--pictures", 0)
     assert sum(row["deformable"] for row in result["layers"].values()) == 3
 
 
 def test_sampling_on_fixed_proposals_is_refused(run, weights, image):
     given = *OVERRIDES, *FIXED, "--config-file", RFCN, "--weights", weights(RFCN, *FIXED)
-    with pytest.raises(SystemExit, match="^visualize_sampling: .* give it its own RPN"):
-        run("visualize_sampling", *given, "--images", image)
+    with pytest.raises(SystemExit, match="analyze sampling: .* give it its own RPN"):
+        run("sampling", *given, "--images", image)

@@ -1,0 +1,240 @@
+"""FORMAT yolo: a data.yaml, and one text file of boxes in fractions of the image for each image."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .checks import AnnotationReport, existing, read_split, read_text
+from .images import image_size, is_image
+
+
+@dataclass(frozen=True)
+class YOLOFormat:
+    """The fields of FORMAT yolo; `load` reads the labels.
+
+    The labels of images/a/b.jpg are labels/a/b.txt, where the last folder called images counts, or
+    b.txt beside the image. A file that is empty or missing means that the image has no object.
+
+    Args:
+        root: folder of the data set.
+        annotations: path of the data.yaml under `root`. Empty: there is none, as Label Studio and
+            labelImg write it; give `classes`, and a path as `split`.
+        split: a key of the data.yaml (train, val, ...), whose value is a folder, a text file of
+            images, or a list of these; or the path of a folder or text file under `root`.
+        classes: names of the indices 0, 1, ...; empty: `names` of the data.yaml.
+
+    Raises:
+        ValueError: `annotations` and `classes` are both empty.
+    """
+
+    root: Path = Path()
+    annotations: str = "data.yaml"
+    split: str = "train"
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.annotations and not self.classes:
+            raise ValueError(
+                "FORMAT yolo needs ANNOTATIONS, the path of its data.yaml, or CLASSES, the names "
+                "of the indices 0, 1, ... in the labels"
+            )
+
+    @property
+    def source(self) -> str:
+        """Path of the annotations."""
+        return str(self.root / self.annotations)
+
+    def metadata(self) -> dict:
+        known = {"thing_classes": list(self.classes)} if self.classes else {}
+        return {**known, "image_root": str(self.root)}
+
+    def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
+        """Load the data set in Detectron2's standard format; image_id is the path under `root`.
+
+        Polygons, as of segmentation labels, become the boxes around them, and keypoints are left
+        out. Sets `thing_classes` in the metadata of `name`.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        content, classes = self.content()
+        report = report or AnnotationReport()
+        images = self._images(content)
+        dicts = []
+        for image, listed_in in images.items():
+            with report.image():
+                size = image_size(existing(image, listed_in))
+                dicts.append(self._record(image, size, classes, "kpt_shape" in content, report))
+        if len(report.files["unlabelled"]) == len(images):
+            raise FileNotFoundError(
+                f"{_label_file(image)}: no such file, nor one for any other of the {len(images)} "
+                "images; labels lie in a folder labels next to images, or beside their images"
+            )
+        report.log(name)
+        MetadataCatalog.get(name).set(thing_classes=list(classes))
+        return dicts
+
+    def content(self) -> tuple[dict, tuple[str, ...]]:
+        """Read the data.yaml and the class names, which CLASSES may give instead.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file at fault.
+        """
+        content = {}
+        if self.annotations:
+            content = _read_yaml(existing(self.root / self.annotations, "ANNOTATIONS"))
+        return content, self.classes or _class_names(content, self.source)
+
+    def _images(self, content: dict) -> dict[Path, str]:
+        """{image: where it is listed} of the split, in order."""
+        source = Path(self.source)
+        folders = [self.root]
+        where, entries = "SPLIT", self.split
+        if self.annotations:
+            folders = [source.parent / str(content.get("path") or ""), source.parent, self.root]
+            if content.get(self.split):
+                where, entries = f"{self.split} of {source}", content[self.split]
+        images = {}
+        for entry in entries if isinstance(entries, list) else [entries]:
+            path = _find(str(entry), folders)
+            if path is None:
+                splits = [key for key in content if key in ("train", "val", "valid", "test")]
+                known = f"; {source} has the splits {', '.join(splits)}" if splits else ""
+                raise FileNotFoundError(
+                    f"{folders[0] / str(entry)}: no such folder or list of images, from "
+                    f"{where}{known}"
+                )
+            if path.is_dir():
+                found = sorted(p for p in path.rglob("*") if is_image(p))
+                if not found:
+                    raise ValueError(f"{path}: holds no image, from {where}")
+                images |= dict.fromkeys(found, where)
+            else:
+                for line, listed_in in read_split(path, "with"):
+                    images[_find(line, [path.parent, *folders]) or folders[0] / line] = listed_in
+        return images
+
+    def _record(self, image: Path, size, classes, has_keypoints: bool, report) -> dict:
+        width, height = size
+        label = _label_file(image)
+        if not label.is_file():
+            report.add("unlabelled", image)
+        inside = image.is_relative_to(self.root)
+        return {
+            "file_name": str(image),
+            "image_id": (image.relative_to(self.root) if inside else image).as_posix(),
+            "width": width,
+            "height": height,
+            "annotations": [
+                {
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": index,
+                    "iscrowd": 0,
+                }
+                for index, corners in _read_labels(label, classes, has_keypoints)
+                if (box := report.clip(_pixels(corners, width, height), width, height, label))
+            ],
+        }
+
+
+def _find(entry: str, folders) -> Path | None:
+    """The first existing path that `entry` means in one of `folders`.
+
+    Roboflow writes ../train/images for train/images beside the data.yaml.
+    """
+    entry = entry.strip().replace("\\", "/")
+    for name in (entry, entry.removeprefix("../")):
+        for folder in folders:
+            if (folder / name).exists():
+                return folder / name
+    return None
+
+
+def _label_file(image: Path) -> Path:
+    """Path of the labels of an image; the one in a folder labels, if there are none."""
+    beside = image.with_suffix(".txt")
+    *folders, file = beside.parts
+    if "images" not in folders:
+        return beside
+    last = len(folders) - 1 - folders[::-1].index("images")
+    usual = Path(*folders[:last], "labels", *folders[last + 1 :], file)
+    return beside if beside.is_file() and not usual.is_file() else usual
+
+
+def _read_labels(file: Path, classes, has_keypoints: bool):
+    """Yield (class index, (x0, y0, x1, y1) in fractions of the image) of each line."""
+    lines = read_text(file).splitlines() if file.is_file() else ()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        here = f"{file}: line {number}"
+        try:
+            index, *shape = map(float, line.split())
+        except ValueError:
+            raise ValueError(f"{here} must hold numbers, got {line.strip()!r}") from None
+        if not all(map(math.isfinite, (index, *shape))):
+            raise ValueError(f"{here} must hold finite numbers, got {line.strip()!r}")
+        if index != int(index) or not 0 <= index < len(classes):
+            raise ValueError(
+                f"{here} has the class {index:g}; expected an index from 0 to {len(classes) - 1}, "
+                f"for {', '.join(classes)}"
+            )
+        shape = shape[:4] if has_keypoints else shape
+        if len(shape) < 4 or len(shape) % 2:
+            raise ValueError(
+                f"{here} has {len(shape)} numbers after the class; expected 4 (x and y of the "
+                "centre, width, height) or x and y of each point of a polygon"
+            )
+        if max(map(abs, shape)) > 2:
+            raise ValueError(
+                f"{here} must hold fractions of the image's width and height, between 0 and 1; "
+                f"got {max(shape, key=abs):g}, which looks like pixels"
+            )
+        if len(shape) == 4:
+            x, y, width, height = shape
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        else:
+            corners = (min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2]))
+        yield int(index), corners
+
+
+def _pixels(corners, width: int, height: int) -> tuple[float, ...]:
+    return tuple(v * n for v, n in zip(corners, (width, height, width, height)))
+
+
+def _read_yaml(file: Path) -> dict:
+    try:
+        content = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a mapping with train, val and names")
+    return content
+
+
+def _class_names(content: dict, file: str) -> tuple[str, ...]:
+    """Names in the order of their indices, of a list or a mapping from indices."""
+    names = content.get("names")
+    if isinstance(names, dict):
+        indices = [int(i) if str(i).isdigit() else i for i in names]
+        if set(indices) != set(range(len(names))):
+            raise ValueError(
+                f"{file}: the keys of names must be the indices 0 to {len(names) - 1}, got "
+                f"{', '.join(map(str, names))}"
+            )
+        names = [name for _, name in sorted(zip(indices, names.values()))]
+    if not names or not isinstance(names, list):
+        raise ValueError(f"{file}: names must be a list of class names, or {{index: name}}")
+    if any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
+        raise ValueError(f"{file}: names must hold text, got {names}; quote each name")
+    names = tuple(map(str, names))
+    if len(set(names)) < len(names):
+        raise ValueError(f"{file}: a name occurs twice in {', '.join(names)}")
+    if content.get("nc", len(names)) != len(names):
+        raise ValueError(f"{file}: nc is {content['nc']}, but names has {len(names)} classes")
+    return names

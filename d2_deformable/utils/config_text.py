@@ -1,0 +1,56 @@
+"""Configs as YAML text with comments."""
+
+import textwrap
+
+import yaml
+from detectron2.config import CfgNode
+
+WIDTH = 100
+
+
+def changed(cfg: CfgNode, default: CfgNode, keep=(), prefix: str = "") -> dict:
+    """The keys of `cfg` that `default` lacks or that have another value there, as nested dicts.
+
+    Args:
+        keep: full names of keys to include in any case.
+        prefix: of the full names of these keys.
+    """
+    found = {}
+    for key, value in cfg.items():
+        other, name = default.get(key), prefix + key
+        if isinstance(value, CfgNode) and isinstance(other, CfgNode):
+            if inner := changed(value, other, keep, f"{name}."):
+                found[key] = inner
+        elif key not in default or value != other or name in keep:
+            found[key] = value
+    return found
+
+
+def to_yaml(tree: dict, comments: dict[str, str]) -> str:
+    """Write nested dicts of values as YAML.
+
+    Args:
+        comments: {full name of a key: text to write above it}.
+    """
+    return "\n".join(_lines(tree, comments, "")) + "\n"
+
+
+def _lines(tree: dict, comments: dict[str, str], prefix: str):
+    indent = "  " * prefix.count(".")
+    for key, value in tree.items():
+        if comment := comments.get(prefix + key):
+            yield from (f"{indent}# {line}" for line in textwrap.wrap(comment, WIDTH - 8))
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _lines(value, comments, f"{prefix}{key}.")
+        else:
+            # In a list, YAML writes text that needs no more lines than this one.
+            text = yaml.safe_dump(
+                [list(value) if isinstance(value, tuple) else value],
+                default_flow_style=True,
+                width=WIDTH - len(indent) - len(key) - 8,
+                allow_unicode=True,
+            )
+            first, *others = text.strip()[1:-1].splitlines()
+            yield f"{indent}{key}: {first}"
+            yield from (f"{indent}  {line.strip()}" for line in others)

@@ -1,0 +1,37 @@
+"""Configs as text: reading what was written gives the same config."""
+
+import yaml
+from detectron2.config import CfgNode
+
+from d2_deformable.utils.config_text import changed, to_yaml
+
+
+def test_only_changes_are_kept():
+    default = CfgNode({"A": 1, "B": {"C": (1, 2), "D": "x"}, "E": {"F": 0}})
+    cfg = default.clone()
+    cfg.B.C = (1, 3)
+    cfg.E = CfgNode({"F": 0, "G": {"H": 1}})
+    assert changed(cfg, default) == {"B": {"C": (1, 3)}, "E": {"G": {"H": 1}}}
+    assert changed(default, default) == {}
+    assert changed(default, default, keep={"B.D"}) == {"B": {"D": "x"}}
+
+
+def test_text_reads_back():
+    tree = {
+        "A": {"TEXT": "07", "PATH": "a: b # c", "EMPTY": "", "FLAGS": [True, None], "WORD": "no"},
+        "B": {"LIST": (1, 2.5), "NESTED": [["a.b", 10.0], ["c", 0.1]], "NAMES": ["é", "x y"] * 40},
+        "C": {"D": {"E": 1e-05}},
+        "LONG": "word " * 60,
+    }
+    text = to_yaml(tree, {})
+    expected = tree | {"B": tree["B"] | {"LIST": [1, 2.5]}}
+    assert yaml.safe_load(text) == expected
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_comments_stand_above_their_keys():
+    text = to_yaml({"A": {"B": 1, "C": 2}}, {"A": "First.", "A.C": "A long reason. " * 10})
+    lines = text.splitlines()
+    assert lines[:3] == ["# First.", "A:", "  B: 1"]
+    assert lines[3].startswith("  # A long") and lines[4].startswith("  # ")
+    assert lines[-1] == "  C: 2" and yaml.safe_load(text) == {"A": {"B": 1, "C": 2}}
