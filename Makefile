@@ -43,7 +43,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: always help setup demo zoo results bench test test-all build-cuda cuda-all lint format clean
+.PHONY: always help setup demo zoo results bench docs test test-all build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,10 @@ results: setup ## train what docs/RESULTS.md still lacks, show progress and brin
 
 bench: setup ## the operators' speed beside a plain convolution and torchvision, on one CPU thread (half an hour; see benchmarks/README.md)
 	$(PY) -m benchmarks.ops --threads 1
+
+docs: setup ## the documentation site in build/docs; warnings are errors
+	$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "make: wrote build/docs/index.html"
 
 test: setup lint ## lint and all tests but the slow ones
 	$(PYTEST) -m "not slow" --durations 10

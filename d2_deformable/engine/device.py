@@ -22,5 +22,5 @@ def why_not_cuda() -> str:
     if not torch.cuda.is_available():
         return "no GPU is visible"
     if not has_cuda():
-        return "the operators were built without a CUDA toolkit (see README, GPUs)"
+        return "the operators were built without a CUDA toolkit (see docs/getting_started.md, GPUs)"
     return ""

@@ -7,7 +7,8 @@ for prediction in predict("photos/"):
 """
 
 from .. import needs_detectron2
+from .draw import draw_prediction
 from .predictor import DEFAULT_MODEL, Prediction, Predictor, predict
 from .sources import find_inputs
 
-__all__ = ["DEFAULT_MODEL", "Prediction", "Predictor", "find_inputs", "predict"]
+__all__ = ["DEFAULT_MODEL", "Prediction", "Predictor", "draw_prediction", "find_inputs", "predict"]

@@ -32,6 +32,15 @@ class DeformConv2d(Conv2d):
             `d2_deformable.ops.deform_conv2d`.
         kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
 
+    Example:
+        >>> conv = nn.Conv2d(8, 4, 3, padding=1)
+        >>> layer = DeformConv2d.from_conv(conv)
+        >>> x = torch.randn(1, 8, 10, 10)
+        >>> torch.allclose(layer(x), conv(x), atol=1e-4)  # offsets start at zero
+        True
+        >>> layer.predict_offsets(x).offset.shape
+        torch.Size([1, 18, 10, 10])
+
     Raises:
         ValueError: an argument is invalid, or the offset map would not have the output's size.
     """

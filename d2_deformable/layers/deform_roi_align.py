@@ -25,6 +25,11 @@ class DeformRoIAlign(nn.Module):
         gamma: scale of the normalised shifts.
         sampling_ratio: samples per bin and axis; 0 uses the bin's size in map pixels, rounded up.
 
+    Example:
+        >>> x, rois = torch.randn(1, 16, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> DeformRoIAlign(16, 7, modulated=True)(x, rois, spatial_scale=1 / 8).shape
+        torch.Size([1, 16, 7, 7])
+
     Source: mmcv 2.2.0, DeformRoIPoolPack and ModulatedDeformRoIPoolPack of ops/deform_roi_pool.py.
     """
 

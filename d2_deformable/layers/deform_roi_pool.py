@@ -19,6 +19,11 @@ class RoIAveragePool(nn.Module):
         output_size: bins per side k.
         samples_per_part: samples per bin and axis.
         round_rois: round box corners to whole pixels before scaling, as the released operator does.
+
+    Example:
+        >>> x, rois = torch.randn(1, 16, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> RoIAveragePool(7)(x, rois, spatial_scale=1 / 8).shape
+        torch.Size([1, 16, 7, 7])
     """
 
     def __init__(self, output_size: int, *, samples_per_part: int = 4, round_rois: bool = True):
@@ -70,6 +75,14 @@ class DeformRoIPool(RoIAveragePool):
         output_size: bins per side k.
         gamma: scale of the normalised shifts.
         kwargs: arguments of `RoIAveragePool`.
+
+    Example:
+        >>> x, rois = torch.randn(1, 16, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> layer = DeformRoIPool(16, 7)
+        >>> layer(x, rois, spatial_scale=1 / 8).shape
+        torch.Size([1, 16, 7, 7])
+        >>> layer.predict_offsets(x, rois, 1 / 8).offset.shape
+        torch.Size([1, 2, 7, 7])
     """
 
     offset_unit = "RoI sizes"

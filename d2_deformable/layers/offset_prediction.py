@@ -40,6 +40,17 @@ class OffsetOutput(nn.Module):
     The layer says the rest itself: `offset_unit`, "cells" of the feature map or "RoI sizes";
     `offset_parameters`, a part of the names of the parameters that predict the offsets; and, if it
     pools RoIs, `gamma`, `output_size` and `roi_sampling`, a `RoISampling`.
+
+    Example:
+        >>> import torch
+        >>> from d2_deformable.layers import DeformConv2d
+        >>> layer, shapes = DeformConv2d(8, 8, 3, padding=1), []
+        >>> def record(module, args, prediction):
+        ...     shapes.append(tuple(prediction.offset.shape))
+        >>> hook = layer.offset_prediction.register_forward_hook(record)
+        >>> output = layer(torch.randn(1, 8, 10, 10))
+        >>> shapes
+        [(1, 18, 10, 10)]
     """
 
     def forward(

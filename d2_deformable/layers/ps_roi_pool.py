@@ -32,6 +32,14 @@ class PSRoIPredictor(nn.Module):
         interpolate: plain pooling averages bilinear samples, as deformable pooling does with
             offsets of zero; False averages whole cells, as released with R-FCN.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
+
+    Example:
+        >>> features, rois = torch.randn(1, 16, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> scores = PSRoIPredictor(16, 3, 7, spatial_scale=1 / 8, offset_classes=3)
+        >>> scores(features, rois).shape
+        torch.Size([1, 3])
+        >>> scores.predict_offsets(features, rois).offset.shape
+        torch.Size([1, 6, 7, 7])
     """
 
     offset_unit = "RoI sizes"

@@ -74,6 +74,13 @@ def deform_conv2d(
     forward-mode derivatives are computed by standard tensor operations (_composite/), which keep
     several copies of every sampled value. First-order gradients cost no more.
 
+    Example:
+        >>> input, weight = torch.randn(1, 8, 10, 10), torch.randn(4, 8, 3, 3)
+        >>> offset = torch.zeros(1, 2 * 3 * 3, 10, 10)
+        >>> output = deform_conv2d(input, offset, weight, padding=1)
+        >>> torch.allclose(output, torch.conv2d(input, weight, padding=1), atol=1e-4)
+        True
+
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/nn/deformable_im2col.cuh ("legacy") and
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
     """

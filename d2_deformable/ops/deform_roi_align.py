@@ -59,6 +59,12 @@ def deform_roi_align(
     RoIs get no gradient. Where a sample is replicated from the map's border, its offset gets no
     gradient; mmcv gives it the slope next to the border. Double backward is not supported.
 
+    Example:
+        >>> input, rois = torch.randn(1, 4, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> offset = torch.zeros(1, 2, 7, 7)
+        >>> deform_roi_align(input, rois, offset, output_size=7, spatial_scale=1 / 8).shape
+        torch.Size([1, 4, 7, 7])
+
     Source: mmcv 2.2.0, ops/csrc/common/cuda/deform_roi_pool_cuda_kernel.cuh.
     """
     op = "deform_roi_align"

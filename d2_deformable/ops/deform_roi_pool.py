@@ -31,7 +31,7 @@ def deform_roi_pool(
 ) -> Tensor:
     """Average pooling of RoIs into bins that the offset shifts (paper, equations 5 and 6).
 
-    A bin is the mean of ``samples_per_part``^2 bilinear samples, at the top left corners of the
+    A bin is the mean of ``samples_per_part**2`` bilinear samples, at the top left corners of the
     cells of a grid over the bin. Samples more than half a pixel outside the map do not count; a bin
     without samples is 0. With ``group_size > 1`` pooling is position-sensitive (deformable R-FCN):
     bin (i, j) of output channel c reads input channel
@@ -71,6 +71,18 @@ def deform_roi_pool(
     Gradients are differentiable, to any order, and torch.func's transforms apply. Second and
     forward-mode derivatives are computed by standard tensor operations (_composite/), which keep
     several copies of every sampled value. First-order gradients cost no more.
+
+    Example:
+        >>> input = torch.arange(64.0).view(1, 1, 8, 8)  # grows by 1 from left to right
+        >>> rois = torch.tensor([[0, 1.0, 1.0, 6.0, 6.0]])
+        >>> pooled = deform_roi_pool(input, rois, output_size=2, spatial_scale=1.0)
+        >>> pooled.shape
+        torch.Size([1, 1, 2, 2])
+        >>> offset = torch.zeros(1, 2, 2, 2)
+        >>> offset[:, 1] = 2.0  # dx: every bin moves right, by 2.0 * gamma * width = 1 pixel
+        >>> moved = deform_roi_pool(input, rois, offset, output_size=2, spatial_scale=1.0)
+        >>> (moved - pooled).flatten().tolist()
+        [1.0, 1.0, 1.0, 1.0]
 
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/deformable_psroi_pooling.cu. A RoI
     covers round(x0)*scale - 0.5 to round(x1)*scale - 0.5 of the map, and at least 0.1 pixels.

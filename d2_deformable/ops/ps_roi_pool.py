@@ -56,6 +56,12 @@ def ps_roi_pool(
     RoIs get no gradient. Gradients are differentiable, to any order, and torch.func's transforms
     apply. Forward-mode derivatives are computed by standard tensor operations (_composite/).
 
+    Example:
+        >>> input = torch.randn(1, 3 * 2 * 2, 8, 8)  # 3 outputs with 2 x 2 maps each
+        >>> rois = torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> ps_roi_pool(input, rois, output_size=2, spatial_scale=1 / 8).shape
+        torch.Size([1, 3, 2, 2])
+
     Source: msracver/Deformable-ConvNets, rfcn/operator_cxx/psroi_pooling.cu. A RoI covers
     round(x0)*scale to round(x1)*scale of the map, and at least 0.1 pixels.
     """
