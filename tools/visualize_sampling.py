@@ -10,7 +10,7 @@ python tools/visualize_sampling.py --config-file YAML --weights CKPT --images a.
 import argparse
 from pathlib import Path
 
-from d2_deformable.analysis.sampling import inspect_image
+from d2_deformable.analysis.record import inspect_image
 from d2_deformable.analysis.visualize import FigureOptions, figures
 from d2_deformable.checkpoint import load_model
 from d2_deformable.cli import command
