@@ -21,7 +21,7 @@ from d2_deformable.analysis.effective_dilation import (
     last_stage_convs,
     object_sizes,
 )
-from d2_deformable.analysis.sampling import record_offsets
+from d2_deformable.analysis.record import record_offsets
 from d2_deformable.checkpoint import load_model
 from d2_deformable.data import DatasetMapper, read_mask, register_custom_datasets
 from d2_deformable.layers import OffsetOutput

@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .sampling import Inspection, conv_sampling_points, part_boxes
+from .record import Inspection
+from .sampling import conv_sampling_points, part_boxes
 
 WIDTH = 1200  # pixels of every picture
 DPI = 100

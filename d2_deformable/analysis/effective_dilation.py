@@ -15,7 +15,7 @@ from torch import nn
 
 from ..modeling.backbone import kernel_convs
 from ..ops.geometry import is_inside, kernel_taps, tap_grid
-from .sampling import ConvOffsets, needs_proposals, record_offsets
+from .record import ConvOffsets, needs_proposals, record_offsets
 
 SIZES = ("small", "medium", "large", "background")
 COLUMNS = (*SIZES, "all")

@@ -17,7 +17,7 @@ from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
 from ..utils.provenance import commit, machine, versions
 from . import draw, draw_errors, errors
-from .sampling import inspect_image
+from .record import inspect_image
 from .segmentation import draw_segmentation
 from .visualize import found_above, units_of_labels
 

@@ -11,7 +11,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from .draw import Unit, draw_parts, draw_sampling_points, units_on
-from .sampling import Inspection, conv_sampling_points, part_boxes
+from .record import Inspection
+from .sampling import conv_sampling_points, part_boxes
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..analysis.sampling import (
-    Inspection,
-    conv_sampling_points,
-    inspect_image,
-    part_boxes,
-    zero_offsets,
-)
+from ..analysis.record import Inspection, inspect_image, zero_offsets
+from ..analysis.sampling import conv_sampling_points, part_boxes
 from ..analysis.segmentation import class_colors
 from ..analysis.visualize import found_above
 from ..data.pixels import read_image

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..analysis.sampling import inspect_image
+from ..analysis.record import inspect_image
 from ..analysis.visualize import FigureOptions, figures
 from ..checkpoint import load_model
 from ..data.records import class_names, dataset_records, read_inputs

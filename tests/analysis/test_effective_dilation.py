@@ -17,7 +17,7 @@ from d2_deformable.analysis.effective_dilation import (
     leaves_the_map,
     object_sizes,
 )
-from d2_deformable.analysis.sampling import ConvOffsets
+from d2_deformable.analysis.record import ConvOffsets
 from d2_deformable.layers import DeformConv2d
 
 

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from d2_deformable.analysis.layer_order import layers_below
-from d2_deformable.analysis.sampling import inspect_image
+from d2_deformable.analysis.record import inspect_image
 from d2_deformable.layers import DeformConv2d
 
 

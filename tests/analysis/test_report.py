@@ -17,7 +17,7 @@ from PIL import Image
 
 from d2_deformable import add_deformable_config
 from d2_deformable.analysis import report
-from d2_deformable.analysis.sampling import inspect_image
+from d2_deformable.analysis.record import inspect_image
 from d2_deformable.analysis.segmentation import draw_segmentation
 from d2_deformable.cli import report as report_command
 from d2_deformable.cli.main import main

@@ -4,16 +4,14 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from d2_deformable.analysis.sampling import (
+from d2_deformable.analysis.record import (
     ConvOffsets,
     Inspection,
     OffsetRecord,
-    compose_taps,
-    conv_sampling_points,
     inspect_image,
-    part_boxes,
     record_offsets,
 )
+from d2_deformable.analysis.sampling import compose_taps, conv_sampling_points, part_boxes
 from d2_deformable.layers import (
     DeformConv2d,
     DeformRoIAlign,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from d2_deformable.analysis.sampling import ConvOffsets, Inspection, OffsetRecord, PartOffsets
+from d2_deformable.analysis.record import ConvOffsets, Inspection, OffsetRecord, PartOffsets
 from d2_deformable.analysis.visualize import FigureOptions, figures
 
 CLASSES = ["cat", "7"]
