@@ -193,8 +193,8 @@ SLOW = {
         f"{WRONG}|{OUT_OF_BOUNDS}",
         "deform_conv2d",
         "cuda/kernels/deform_conv2d_cuda_kernel.h",
-        "unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);",
-        "unit.image = chunk.first_image;",
+        "offset_group, chunk.first_image + image, position};",
+        "offset_group, chunk.first_image, position};",
     ),
     "owners of more than a line": Mutant(
         WRONG,

@@ -120,8 +120,7 @@ struct DeformConv2dChunk {
   // Index in columns[rows][weight group][K][Cg]. The channels of a pack are in one weight group.
   D2_DEVICE int64_t column(int64_t row, int64_t tap, int64_t channel) const {
     if (sizes.groups == 1) return (row * sizes.taps() + tap) * sizes.channels + channel;
-    uint32_t in_group = uint32_t(channel);
-    const int64_t group = group_channels.divide(in_group);
+    const auto [group, in_group] = group_channels.divide(uint32_t(channel));
     return ((row * sizes.groups + group) * sizes.taps() + tap) * group_channels.divisor() +
            in_group;
   }
@@ -140,13 +139,10 @@ struct DeformConv2dUnit {
   uint32_t position;  // of the row in its image
 
   static D2_DEVICE DeformConv2dUnit of(const DeformConv2dChunk<acc_t>& chunk, int64_t index) {
-    DeformConv2dUnit unit;
-    unit.offset_group = uint32_t(index);
-    unit.tap = chunk.offset_groups.divide(unit.offset_group);
-    unit.row = chunk.taps.divide(unit.tap);
-    unit.position = uint32_t(chunk.first_position) + unit.row;
-    unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);
-    return unit;
+    const auto [row_and_tap, offset_group] = chunk.offset_groups.divide(uint32_t(index));
+    const auto [row, tap] = chunk.taps.divide(row_and_tap);
+    const auto [image, position] = chunk.image_rows.divide(uint32_t(chunk.first_position) + row);
+    return {row, tap, offset_group, chunk.first_image + image, position};
   }
 
   // Index in mask[N][G][K][Ho][Wo], and of y in offset[N][G][K][y, x][Ho][Wo]. x is image_rows
@@ -165,8 +161,8 @@ struct DeformConv2dUnit {
   D2_DEVICE bool sample(const DeformConv2dChunk<acc_t>& chunk, AxisSample<acc_t>& y,
                         AxisSample<acc_t>& x) const {
     const acc_t* offset = chunk.offset + offset_index(chunk.sizes);
-    uint32_t out_x = position, tap_x = tap;
-    const uint32_t out_y = chunk.out_width.divide(out_x), tap_y = chunk.kernel_w.divide(tap_x);
+    const auto [out_y, out_x] = chunk.out_width.divide(position);
+    const auto [tap_y, tap_x] = chunk.kernel_w.divide(tap);
     return sample_tap(chunk.sizes, out_y, out_x, tap_y, tap_x, offset[0],
                       offset[chunk.sizes.image_rows()], y, x);
   }

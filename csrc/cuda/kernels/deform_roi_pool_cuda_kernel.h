@@ -28,10 +28,10 @@ struct DeformRoiPoolPlane {
   uint32_t image, top_channel, group_y, group_x;
 
   D2_DEVICE DeformRoiPoolPlane(const DeformRoiPoolDivisors& by, uint32_t plane) {
-    group_x = plane;
-    top_channel = by.groups.divide(group_x);
-    image = by.top_channels.divide(top_channel);
-    group_y = by.group_size.divide(group_x);
+    const auto [image_and_channel, group] = by.groups.divide(plane);
+    const auto [image_of_plane, channel] = by.top_channels.divide(image_and_channel);
+    const auto [y, x] = by.group_size.divide(group);
+    image = image_of_plane, top_channel = channel, group_y = y, group_x = x;
   }
 
   D2_DEVICE GroupBins bins(const DeformRoiPoolDivisors& by) const {
@@ -43,8 +43,7 @@ struct DeformRoiPoolPlane {
   // Bin b reads group b * group_size / bins.
   static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t group,
                                       const Divisor& bins) {
-    uint32_t product = group * bins.divisor() + by.group_size.divisor() - 1;
-    return by.group_size.divide(product);
+    return by.group_size.quotient(group * bins.divisor() + by.group_size.divisor() - 1);
   }
 };
 
@@ -60,9 +59,9 @@ struct DeformRoiPoolBin {
       : bin_y(y),
         bin_x(x),
         element((top_channel * by.bins_h.divisor() + y) * by.bins_w.divisor() + x) {
-    uint32_t part_y = y * uint32_t(s.parts_h), part_x = x * uint32_t(s.parts_w);
-    part_y = by.bins_h.divide(part_y), part_x = by.bins_w.divide(part_x);
-    const uint32_t class_index = by.class_channels.divide(top_channel);
+    const uint32_t part_y = by.bins_h.quotient(y * uint32_t(s.parts_h));
+    const uint32_t part_x = by.bins_w.quotient(x * uint32_t(s.parts_w));
+    const uint32_t class_index = by.class_channels.quotient(top_channel);
     shift = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
   }
 

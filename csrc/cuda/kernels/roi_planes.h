@@ -20,9 +20,8 @@ struct RoiShare {
   uint32_t bin, bin_stride, roi, roi_stride;
 
   static D2_DEVICE RoiShare of_thread(const RoiPlan& plan, uint32_t split) {
-    uint32_t lane = threadIdx.x, threads = blockDim.x;
-    const uint32_t lanes = plan.roi_lanes.divisor();
-    const uint32_t bin = plan.roi_lanes.divide(lane), bins = plan.roi_lanes.divide(threads);
+    const uint32_t lanes = plan.roi_lanes.divisor(), bins = plan.roi_lanes.quotient(blockDim.x);
+    const auto [bin, lane] = plan.roi_lanes.divide(threadIdx.x);
     return {bin, bins, split * lanes + lane, plan.splits.divisor() * lanes};
   }
   // The share of a thread's warp, the same for all its lanes.
@@ -74,8 +73,7 @@ D2_DEVICE void read_planes(const RoiPlan& plan, int64_t pixels, const scalar_t* 
                            const Visit& visit) {
   D2_SHARED(scalar_t, shared);
   for (int64_t piece = blockIdx.x; piece < plan.pieces(); piece += gridDim.x) {
-    uint32_t split = uint32_t(piece);
-    const uint32_t plane = plan.splits.divide(split);
+    const auto [plane, split] = plan.splits.divide(uint32_t(piece));
     const scalar_t* const pixel = input + plane * pixels;
     if (plan.shared) {
       const scalar_t* const copy = copy_plane(pixel, pixels, shared);
