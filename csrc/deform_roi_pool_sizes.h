@@ -46,4 +46,16 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   return s;
 }
 
+inline DeformRoiPoolSizes deform_roi_pool_backward_sizes(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
+    int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
+  constexpr const char* op = "deform_roi_pool_backward";
+  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
+                                       samples_per_part, gamma, round_rois);
+  check_like(op, "grad_output", grad_output, input);
+  check_shape(op, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  return s;
+}
+
 }  // namespace d2_deformable

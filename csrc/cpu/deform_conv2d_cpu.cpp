@@ -89,11 +89,7 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
                              at::IntArrayRef dilation, const std::optional<at::Tensor>& mask,
                              std::string_view border) {
   const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  if (bias) {
-    check_like("deform_conv2d", "bias", *bias, input);
-    check_shape("deform_conv2d", "bias", *bias, {s.out_channels});
-  }
+      deform_conv2d_sizes(input, offset, weight, bias, mask, stride, padding, dilation, border);
   at::Tensor output;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), "deform_conv2d", [&] {
     output = forward<scalar_t>(s, input, offset, weight, bias, mask);
@@ -207,11 +203,8 @@ Gradients deform_conv2d_backward_cpu(const at::Tensor& grad_output, const at::Te
                                      at::IntArrayRef padding, at::IntArrayRef dilation,
                                      std::string_view border) {
   constexpr const char* name = "deform_conv2d_backward";
-  const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output,
-              {s.images, s.out_channels, s.out_height, s.out_width});
+  const auto s = deform_conv2d_backward_sizes(grad_output, input, offset, weight, mask, stride,
+                                              padding, dilation, border);
   Gradients gradients;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
     gradients = backward<scalar_t>(s, grad_output, input, offset, weight, mask);

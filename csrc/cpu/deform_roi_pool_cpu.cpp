@@ -178,10 +178,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
     const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
     int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
   constexpr const char* name = "deform_roi_pool_backward";
-  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
-                                       samples_per_part, gamma, round_rois);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  const auto s =
+      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
+                                     group_size, samples_per_part, gamma, round_rois);
   const at::MemoryFormat format = memory_format(input);
   at::Tensor grad_input, grad_offset;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {

@@ -66,11 +66,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
     const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
     int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
-  constexpr const char* name = "deform_roi_pool_backward";
-  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
-                                       samples_per_part, gamma, round_rois);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  const auto s =
+      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
+                                     group_size, samples_per_part, gamma, round_rois);
 
   const c10::DeviceGuard guard(input.device());
   const at::ScalarType type = input.scalar_type(), sum_type = at::toOpMathType(type);
