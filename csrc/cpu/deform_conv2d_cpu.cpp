@@ -48,7 +48,7 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t panels = kernels.weight_panels(s), panel_size = kernels.weight_panel_size(s);
+  const int64_t panels = kernels.weight_panel_count(s), panel_size = kernels.weight_panel_size(s);
   const Scratch<T> weight_panels(panels * panel_size);
   at::parallel_for(0, panels, 1 + 32768 / panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -109,12 +109,12 @@ ChannelSlices channel_slices(const DeformConv2dSizes& s) {
   const auto ceil_div = [](int64_t count, int64_t by) { return (count + by - 1) / by; };
   const int64_t most = s.channels * s.images <= kFewChannels ? kNarrowSlice : kSliceChannels;
   ChannelSlices slices;
-  slices.group_channels = channels;
-  slices.per_group = ceil_div(channels, most);
-  slices.groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
-  slices.width = std::min(channels, ceil_div(ceil_div(channels, slices.per_group), 16) * 16);
-  slices.per_group = ceil_div(channels, slices.width);
-  slices.count = ceil_div(s.offset_groups, slices.groups) * slices.per_group;
+  slices.offset_group_channels = channels;
+  slices.per_offset_group = ceil_div(channels, most);
+  slices.offset_groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
+  slices.width = std::min(channels, ceil_div(ceil_div(channels, slices.per_offset_group), 16) * 16);
+  slices.per_offset_group = ceil_div(channels, slices.width);
+  slices.count = ceil_div(s.offset_groups, slices.offset_groups) * slices.per_offset_group;
   return slices;
 }
 
@@ -164,8 +164,8 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
     return at::empty(sizes, weight.options());
   };
   const auto grad_input = at::empty_like(input);
-  const auto grad_offset = partials(op.slices.per_group, offset);
-  const auto grad_mask = mask.defined() ? partials(op.slices.per_group, mask) : at::Tensor();
+  const auto grad_offset = partials(op.slices.per_offset_group, offset);
+  const auto grad_mask = mask.defined() ? partials(op.slices.per_offset_group, mask) : at::Tensor();
   const auto grad_weight = partials(op.image_ranges, weight);
   op.input = input.template const_data_ptr<T>();
   op.channels_last = memory_format(input) == at::MemoryFormat::ChannelsLast;

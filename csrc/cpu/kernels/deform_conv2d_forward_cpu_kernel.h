@@ -12,7 +12,7 @@ namespace D2_CPU_TARGET {
 
 // Number of panels of the weight, and the size of each in numbers.
 template <typename T>
-int64_t weight_panels(const DeformConv2dSizes& s) {
+int64_t weight_panel_count(const DeformConv2dSizes& s) {
   if (is_grouped<T>(s)) return s.offset_groups * GroupedBundles(s, kLanes<T>).count;
   return s.groups * panels_per_group(s, kPanel<T>);
 }
@@ -117,7 +117,7 @@ void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t f
   const DeformConv2dSizes& s = op.sizes;
   const int64_t taps = s.taps(), column_row = op.column_row();
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
-  const int64_t panel = taps * channels * kPanel<T>, panels = panels_per_group(s, kPanel<T>);
+  const int64_t panel_size = taps * channels * kPanel<T>, panels = panels_per_group(s, kPanel<T>);
   // Small groups share cache lines of the columns, so all groups process a few rows before the next
   // rows.
   const bool small = s.groups > 1 && outputs <= kPanel<T> && taps * channels <= kDepth<T>;
@@ -136,7 +136,7 @@ void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t f
         const GemmOperand<T> a{columns + p * column_row + group * channels, column_row, 1, run,
                                s.channels};
         gemm(count - p < rows ? count - p : rows, outputs, sampled * channels, a,
-             op.weight + group * panels * panel + tap * channels * kPanel<T>, panel,
+             op.weight + group * panels * panel_size + tap * channels * kPanel<T>, panel_size,
              result + p * result_row + group * outputs, result_row, op.bias || tap > 0);
       }
     }
