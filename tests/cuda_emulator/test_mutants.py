@@ -88,8 +88,8 @@ SLOW = {
         RACE,
         "deform_roi_pool",
         "cuda/kernels/roi_planes.h",
-        "{bin, bins, split * lanes + lane,",
-        "{bin, bins, lane,",
+        "{bin, bins, split * rois + roi,",
+        "{bin, bins, roi,",
     ),
     "warps that share a copy": Mutant(
         RACE,

@@ -20,9 +20,9 @@ struct RoiShare {
   uint32_t bin, bin_stride, roi, roi_stride;
 
   static D2_DEVICE RoiShare of_thread(const RoiPlan& plan, uint32_t split) {
-    const uint32_t lanes = plan.roi_lanes.divisor(), bins = plan.roi_lanes.quotient(blockDim.x);
-    const auto [bin, lane] = plan.roi_lanes.divide(threadIdx.x);
-    return {bin, bins, split * lanes + lane, plan.splits.divisor() * lanes};
+    const uint32_t rois = plan.roi_threads.divisor(), bins = plan.roi_threads.quotient(blockDim.x);
+    const auto [bin, roi] = plan.roi_threads.divide(threadIdx.x);
+    return {bin, bins, split * rois + roi, plan.splits.divisor() * rois};
   }
   // The share of a thread's warp, the same for all its lanes.
   static D2_DEVICE RoiShare of_warp() { return {0, 1, threadIdx.x / kWarp, blockDim.x / kWarp}; }
