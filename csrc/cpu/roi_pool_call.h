@@ -111,7 +111,7 @@ struct DeformRoiPoolCall : RoiPoolCall<T> {
   const T* offset;                   // [R][classes][y, x][parts_h][parts_w], or null
   // [R][classes][slices per class][y, x][bins], or null: the gradient with respect to each bin's
   // offset, summed over the channels of one slice.
-  T* grad_shift;
+  T* grad_bin_offset;
 };
 
 // deform_roi_pool where every channel is a class: an item is one plane. RoIs are in the order of
@@ -128,7 +128,7 @@ struct DeformRoiPlanesCall {
   T* grad_input;         // (N, C, H, W)
   T* output;             // [classes][bins][R]
   const T* grad_output;  // [classes][bins][R]
-  T* grad_shift;         // [classes][y, x][bins][R]: with respect to each bin's offset
+  T* grad_bin_offset;    // [classes][y, x][bins][R]: with respect to each bin's offset
 };
 
 template <typename T>

@@ -48,7 +48,7 @@ at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
   const RoiPlan plan = plan_reading(deform_roi_work(s), input.element_size(), current_gpu());
   const at::Tensor map = input.contiguous();
   const at::Tensor boxes = to_coordinates(rois, sum_type);
-  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const at::Tensor offsets = to_coordinates(offset, sum_type);
   const at::Tensor output =
       at::empty({s.rois, s.top_channels, s.bins_h, s.bins_w}, input.options());
   dispatch_map(input.scalar_type(), [&](auto zero) {
@@ -57,7 +57,7 @@ at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
     const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
     launch_plan(DeformRoiPoolKernel<scalar_t, acc_t>{
         s, DeformRoiPoolDivisors(s), plan, listed.lists(), map.const_data_ptr<scalar_t>(),
-        data_or_null<acc_t>(shifts), output.mutable_data_ptr<scalar_t>()});
+        data_or_null<acc_t>(offsets), output.mutable_data_ptr<scalar_t>()});
   });
   return output.contiguous(memory_format(input));
 }
@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
   const RoiPlan plan = plan_adding(work, c10::elementSize(sum_type), in_order, gpu);
   const at::Tensor grad = grad_output.contiguous();
   const at::Tensor boxes = to_coordinates(rois, sum_type);
-  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const at::Tensor offsets = to_coordinates(offset, sum_type);
   const PlaneGradient grad_input(plan, input.sizes(), input.options(), sum_type);
   const at::Tensor grad_offset =
       at::empty(offset ? offset->sizes() : at::IntArrayRef({0}), grad.options().dtype(sum_type));
@@ -89,8 +89,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     const DeformRoiPoolDivisors by(s);
     dispatch_order(in_order, [&](auto ordered) {
       launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, ordered.value>{
-          s, by, plan, listed.lists(), grad.const_data_ptr<scalar_t>(), data_or_null<acc_t>(shifts),
-          grad_input.template written<scalar_t>(), grad_input.template added_to<acc_t>()});
+          s, by, plan, listed.lists(), grad.const_data_ptr<scalar_t>(),
+          data_or_null<acc_t>(offsets), grad_input.template written<scalar_t>(),
+          grad_input.template added_to<acc_t>()});
     });
     if (!offset) return;
     const at::Tensor map = input.contiguous();
@@ -98,7 +99,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     launch_plan(DeformRoiPoolShiftGradientKernel<scalar_t, acc_t>{
         s, by, plan_reading(work, input.element_size(), gpu), listed.lists(),
         grad.const_data_ptr<scalar_t>(), map.const_data_ptr<scalar_t>(),
-        shifts.const_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()});
+        offsets.const_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()});
     const DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t> add_up{
         s, plan_lanes(s.class_channels()), grad_shift.const_data_ptr<acc_t>(),
         boxes.const_data_ptr<acc_t>(), grad_offset.mutable_data_ptr<acc_t>()};

@@ -42,12 +42,12 @@ struct RoiBox {
   int64_t image;
   T y, x, height, width;
 
-  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T shift, bool round_rois)
+  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T origin, bool round_rois)
       : image(image_of(roi, images)) {
     T corner[4];
     for (int k = 0; k < 4; ++k) {
       const T pixel = roi[1 + k];
-      corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + shift;
+      corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + origin;
     }
     x = corner[0];
     y = corner[1];

@@ -119,7 +119,7 @@ SLOW = {
         "const scalar_t* row = map + y * sizes.width;",
         "const scalar_t* row = map + y * sizes.height;",
     ),
-    "no room for the shift of a copy": Mutant(
+    "no room to align a copy": Mutant(
         OUT_OF_BOUNDS,
         "ps_roi_pool",
         "cuda/roi_plan.h",

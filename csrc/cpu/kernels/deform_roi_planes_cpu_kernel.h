@@ -73,9 +73,9 @@ struct PlaneBins {
     const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
     const int64_t part = bin_y * s.parts_h / s.bins_h * s.parts_w + bin_x * s.parts_w / s.bins_w;
     const int64_t row = (class_index * 2 + axis) * s.parts_h * s.parts_w + part;
-    const Vector<T> shift = load(call.offset + row * call.stride + roi);
+    const Vector<T> offset = load(call.offset + row * call.stride + roi);
     return T(axis == 0 ? bin_y : bin_x) * load(side + roi) + load(box + roi) +
-           shift * T(s.gamma) * load(box_side + roi);
+           offset * T(s.gamma) * load(box_side + roi);
   }
 };
 
@@ -150,8 +150,8 @@ void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
 }
 
 // Gradients with respect to an item's plane and to the offset of each of its bins,
-// grad_shift[class][y, x][bin][roi]. The item alone adds to its plane, in the order of bins and
-// RoIs.
+// grad_bin_offset[class][y, x][bin][roi]. The item alone adds to its plane, in the order of bins
+// and RoIs.
 template <typename T>
 void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item,
                                 const RoiScratch<T>& scratch) {
@@ -193,9 +193,9 @@ void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item
     }
     const auto write = [&](int64_t axis, Vector<T> sums, const T* box_side) {
       const int64_t row = (class_index * 2 + axis) * s.bins() + bin;
-      const Vector<T> shift = sums * T(s.gamma) * load(box_side + roi);
-      store_first<T>(call.grad_shift + row * call.stride + roi,
-                     bins.count > Vector<T>{} ? shift : Vector<T>{}, rois);
+      const Vector<T> grad_offset = sums * T(s.gamma) * load(box_side + roi);
+      store_first<T>(call.grad_bin_offset + row * call.stride + roi,
+                     bins.count > Vector<T>{} ? grad_offset : Vector<T>{}, rois);
     };
     write(0, sum_each<T>(by_y), call.box_height);
     write(1, sum_each<T>(by_x), call.box_width);

@@ -48,7 +48,7 @@ D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
 }
 
 // Backward. for_each_bin(roi, spread) calls spread(...) with the arguments of pool. With a map,
-// spread returns the gradient with respect to the bin's position.
+// spread returns the gradient with respect to a shift of the bin.
 template <bool with_map, typename T, typename ForEachBin>
 D2_INLINE void spread_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
                            const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {

@@ -51,8 +51,8 @@ struct DeformRoiPoolPlane {
 template <typename acc_t>
 struct DeformRoiPoolBin {
   acc_t bin_y, bin_x;
-  uint32_t element;  // in output [R][Ctop][bins_h][bins_w], for RoI 0
-  uint32_t shift;    // y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
+  uint32_t element;       // in output [R][Ctop][bins_h][bins_w], for RoI 0
+  uint32_t offset_index;  // of y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
 
   D2_DEVICE DeformRoiPoolBin(const DeformRoiPoolSizes& s, const DeformRoiPoolDivisors& by,
                              uint32_t top_channel, uint32_t y, uint32_t x)
@@ -62,7 +62,7 @@ struct DeformRoiPoolBin {
     const uint32_t part_y = by.bins_h.quotient(y * uint32_t(s.parts_h));
     const uint32_t part_x = by.bins_w.quotient(x * uint32_t(s.parts_w));
     const uint32_t class_index = by.class_channels.quotient(top_channel);
-    shift = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
+    offset_index = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
   }
 
   D2_DEVICE int64_t element_of(const DeformRoiPoolSizes& s, int64_t roi) const {
@@ -77,7 +77,7 @@ struct DeformRoiPoolBin {
         int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
-      const acc_t* own = offset + roi.index * s.classes * 2 * parts + shift;
+      const acc_t* own = offset + roi.index * s.classes * 2 * parts + offset_index;
       bin.start_y += roi.bins.shift_y(own[0]);
       bin.start_x += roi.bins.shift_x(own[parts]);
     }

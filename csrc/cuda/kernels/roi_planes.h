@@ -52,9 +52,9 @@ struct RoiShare {
 template <typename scalar_t>
 D2_DEVICE const scalar_t* copy_plane(const scalar_t* plane, int64_t pixels, scalar_t* shared) {
   constexpr int kSize = Pack<scalar_t>::kSize;
-  const int64_t shift = reinterpret_cast<uintptr_t>(plane) % 16 / sizeof(scalar_t);
-  scalar_t* const copy = shared + shift;
-  const int64_t head = shift == 0 ? 0 : (kSize - shift < pixels ? kSize - shift : pixels);
+  const int64_t begin = reinterpret_cast<uintptr_t>(plane) % 16 / sizeof(scalar_t);
+  scalar_t* const copy = shared + begin;
+  const int64_t head = begin == 0 ? 0 : (kSize - begin < pixels ? kSize - begin : pixels);
   const int64_t packs = (pixels - head) / kSize, tail = head + packs * kSize;
   for (int64_t k = threadIdx.x; k < packs; k += blockDim.x) {
     const int64_t pixel = head + k * kSize;
