@@ -27,7 +27,7 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   DeformRoiPoolSizes s;
   s.images = input.size(0), s.height = input.size(2), s.width = input.size(3);
   s.group_size = group_size;
-  s.top_channels = input.size(1) / s.groups();
+  s.top_channels = input.size(1) / s.bin_groups();
   s.rois = rois.size(0), s.bins_h = output_size[0], s.bins_w = output_size[1];
   s.classes = s.parts_h = s.parts_w = 1;
   s.samples = samples_per_part;

@@ -30,7 +30,7 @@ struct Call : DeformRoiPoolCall<T> {
         rois(op, boxes.const_data_ptr<T>(), s.rois, s.images) {
     const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width));
     static_cast<RoiPoolCall<T>&>(*this) =
-        roi_pool_call<T>(s, s.groups(), s.class_channels(), pixels, channels_last, maps, rois);
+        roi_pool_call<T>(s, s.bin_groups(), s.class_channels(), pixels, channels_last, maps, rois);
     all_roi_bins.reserve(s.rois);
     for (int64_t r = 0; r < s.rois; ++r) all_roi_bins.emplace_back(s, boxes.const_data_ptr<T>(), r);
     this->sizes = s;

@@ -53,18 +53,18 @@ RoiChannelSlices roi_channel_slices(int64_t channels, int64_t class_channels, in
 // Whether items can work on a channels-last map itself. They read and add whole vectors, which must
 // not reach into another item's channels.
 template <typename T>
-bool in_place(bool channels_last, int64_t groups, int64_t class_channels) {
-  return channels_last && groups == 1 && class_channels % kRoiLanes<T> == 0;
+bool in_place(bool channels_last, int64_t bin_groups, int64_t class_channels) {
+  return channels_last && bin_groups == 1 && class_channels % kRoiLanes<T> == 0;
 }
 
 // The arguments that both operators have in common.
 template <typename T, typename Sizes>
-RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_channels,
+RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t bin_groups, int64_t class_channels,
                              int64_t most_pixels, bool channels_last, int64_t maps,
                              const RoiOrder& rois) {
   RoiPoolCall<T> call{
       s.images,
-      groups,
+      bin_groups,
       s.top_channels,
       s.height,
       s.width,
@@ -72,11 +72,12 @@ RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_chann
       roi_channel_slices<T>(s.top_channels, class_channels, s.height * s.width, maps),
       rois.order.data(),
       rois.image_begin.data()};
-  call.in_place = in_place<T>(channels_last, groups, class_channels);
+  call.in_place = in_place<T>(channels_last, bin_groups, class_channels);
   // A bin reads about 16 pixels.
-  call.by_pages = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
-  // If there is one group, an item has all the bins of a RoI and can transpose them in the cache.
-  call.as_rows = channels_last || groups > 1;
+  call.by_pages = s.rois * s.bins() / bin_groups * 16 < s.images * s.height * s.width;
+  // If there is one bin group, an item has all the bins of a RoI and can transpose them in the
+  // cache.
+  call.as_rows = channels_last || bin_groups > 1;
   call.slice_stride = RoiChannelSlices::ceil_div(call.slices.size, kRoiLanes<T>) * kRoiLanes<T>;
   call.most_pixels = most_pixels + kRoiLanes<T>;
   return call;

@@ -108,7 +108,7 @@ class Operands {
 
  private:
   // Calls run(scalar_t(), packed). packed: whether packs of 16 bytes divide the channels of each
-  // group and the input is 16-byte aligned.
+  // weight group and each offset group, and the input is 16-byte aligned.
   template <typename Run>
   void dispatch(const Run& run) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type_, "deform_conv2d on CUDA", [&] {

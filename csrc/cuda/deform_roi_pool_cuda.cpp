@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kOp = "deform_roi_pool";
 
 RoiWork deform_roi_work(const DeformRoiPoolSizes& s) {
-  const int64_t planes = s.images * s.top_channels * s.groups();
+  const int64_t planes = s.images * s.top_channels * s.bin_groups();
   check_32_bits(kOp, "channels of all images", planes);
   check_32_bits(kOp, "elements of the output per RoI", s.top_channels * s.bins());
   check_32_bits(kOp, "bins times groups per side",

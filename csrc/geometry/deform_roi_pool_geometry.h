@@ -18,7 +18,7 @@ struct DeformRoiPoolSizes {
   bool round_rois;
 
   D2_HOST_DEVICE int64_t bins() const { return bins_h * bins_w; }
-  D2_HOST_DEVICE int64_t groups() const { return group_size * group_size; }
+  D2_HOST_DEVICE int64_t bin_groups() const { return group_size * group_size; }
   D2_HOST_DEVICE int64_t class_channels() const { return top_channels / classes; }
 };
 

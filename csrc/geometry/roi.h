@@ -10,7 +10,7 @@
 namespace d2_deformable {
 
 // Along one axis, the bins of one part: bin b belongs to part b * parts / bins, rounded down.
-// Groups of bins (deform_roi_pool's group_size) are found in the same way.
+// Bin groups (deform_roi_pool's group_size) are found in the same way.
 struct BinRange {
   int64_t begin, end;
   D2_HOST_DEVICE BinRange(int64_t part, int64_t parts, int64_t bins)

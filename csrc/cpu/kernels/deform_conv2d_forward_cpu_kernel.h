@@ -87,21 +87,22 @@ template <typename T>
 void sample_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
                     int64_t first_tap, int64_t taps, T* columns, int64_t row) {
   const DeformConv2dSizes& s = op.sizes;
-  const int64_t group_channels = s.channels / s.offset_groups, plane_size = s.image_rows();
+  const int64_t offset_group_channels = s.channels / s.offset_groups;
+  const int64_t plane_size = s.image_rows();
   const PixelMap<T> map{op.input + image * s.height * s.width * s.channels, op.zeros, s.channels};
   SamplingPoints<T> points;
   for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
     const Positions positions(s, first + done, left < kPositions ? left : kPositions);
     for (int64_t tap = first_tap; tap < first_tap + taps; ++tap) {
-      for (int64_t group = 0; group < s.offset_groups; ++group) {
-        const int64_t plane = (image * s.offset_groups + group) * s.taps() + tap;
+      for (int64_t offset_group = 0; offset_group < s.offset_groups; ++offset_group) {
+        const int64_t plane = (image * s.offset_groups + offset_group) * s.taps() + tap;
         find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
                     op.mask ? op.mask + plane * plane_size : nullptr, map, points);
-        const int64_t channel = group * group_channels;
+        const int64_t channel = offset_group * offset_group_channels;
         T* to = columns + done * row + (tap - first_tap) * s.channels + channel;
         for (int p = 0; p < positions.count; ++p, to += row) {
-          sample_pixel(points, p, channel, group_channels, to);
+          sample_pixel(points, p, channel, offset_group_channels, to);
         }
       }
     }

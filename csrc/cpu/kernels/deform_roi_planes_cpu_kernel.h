@@ -96,15 +96,15 @@ D2_INLINE void copy_plane(const T* from, int64_t pixels, T* to) {
 }
 
 // Calls visit(class, bin, first RoI, number of RoIs) for all bins of the item's plane. An item is
-// an (image, class, group), and RoIs are in the order of images.
+// an (image, class, bin group), and RoIs are in the order of images.
 template <typename T, typename Visit>
 D2_INLINE void for_each_plane_bin(const DeformRoiPlanesCall<T>& call, int64_t item,
                                   const Visit& visit) {
   const DeformRoiPoolSizes& s = call.sizes;
-  const int64_t group = item % s.groups(), class_index = item / s.groups() % s.classes;
-  const int64_t image = item / s.groups() / s.classes;
-  const BinRange bins_y(group / s.group_size, s.group_size, s.bins_h);
-  const BinRange bins_x(group % s.group_size, s.group_size, s.bins_w);
+  const int64_t bin_group = item % s.bin_groups(), class_index = item / s.bin_groups() % s.classes;
+  const int64_t image = item / s.bin_groups() / s.classes;
+  const BinRange bins_y(bin_group / s.group_size, s.group_size, s.bins_h);
+  const BinRange bins_x(bin_group % s.group_size, s.group_size, s.bins_w);
   const int64_t end = call.image_begin[image + 1];
   for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
     for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
@@ -116,7 +116,7 @@ D2_INLINE void for_each_plane_bin(const DeformRoiPlanesCall<T>& call, int64_t it
   }
 }
 
-// output[class][bin][roi]: an item writes the bins of its group for all RoIs of its image.
+// output[class][bin][roi]: an item writes the bins of its bin group for all RoIs of its image.
 template <typename T>
 void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
                        const RoiScratch<T>& scratch) {

@@ -7,17 +7,17 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the group
-// and all classes from class_begin to class_end - 1. Without an offset, the bins of a row share
-// their y axis and the bins of a column their x axis.
+// Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the bin
+// group and all classes from class_begin to class_end - 1. Without an offset, the bins of a row
+// share their y axis and the bins of a column their x axis.
 template <bool slopes, typename T, typename Visit>
-D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t group, int64_t roi,
+D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin_group, int64_t roi,
                                    int64_t class_begin, int64_t class_end,
                                    const RoiScratch<T>& scratch, const Visit& visit) {
   const DeformRoiPoolSizes& s = call.sizes;
   const DeformRoiBins<T>& bins = call.roi_bins[roi];
-  const BinRange bins_y(group / s.group_size, s.group_size, s.bins_h);
-  const BinRange bins_x(group % s.group_size, s.group_size, s.bins_w);
+  const BinRange bins_y(bin_group / s.group_size, s.group_size, s.bins_h);
+  const BinRange bins_x(bin_group % s.group_size, s.group_size, s.bins_w);
   const int64_t pixel = pixel_stride(call), row = s.width * pixel;
   const auto y_axis = [&](T start) {
     return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_y, s.samples, s.height), row,
@@ -80,7 +80,7 @@ void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
   const DeformRoiClasses<T> classes(call, item);
   pool_item(call, item, scratch, [&](int64_t roi, const auto& pool) {
     for_each_deform_bin<false>(
-        call, item.group, roi, classes.begin, classes.end, scratch,
+        call, item.bin_group, roi, classes.begin, classes.end, scratch,
         [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           pool(bin, classes.first(item, k), classes.last(item, k), y, x);
         });
@@ -94,7 +94,7 @@ D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
   const int64_t slices = call.slices.per_class, slice = item.slice % slices;
   spread_item<with_offset>(call, item, scratch, [&](int64_t roi, const auto& spread) {
     for_each_deform_bin<with_offset>(
-        call, item.group, roi, classes.begin, classes.end, scratch,
+        call, item.bin_group, roi, classes.begin, classes.end, scratch,
         [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           const ShiftGradient<T> grad =
               spread(bin, classes.first(item, k), classes.last(item, k), y, x);

@@ -1,5 +1,5 @@
 // The loop of both RoI operators over the work of one item (../roi_pool_call.h): RoI by RoI, all
-// bins of the item's group.
+// bins of the item's bin group.
 #pragma once
 
 #include "roi_bin.h"

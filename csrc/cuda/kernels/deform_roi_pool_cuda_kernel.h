@@ -11,11 +11,11 @@ namespace d2_deformable {
 
 // What the kernels divide by, for fast division.
 struct DeformRoiPoolDivisors {
-  Divisor groups, group_size, top_channels, class_channels, bins_h, bins_w;
+  Divisor bin_groups, group_size, top_channels, class_channels, bins_h, bins_w;
 
   DeformRoiPoolDivisors() = default;
   explicit DeformRoiPoolDivisors(const DeformRoiPoolSizes& s)
-      : groups(s.groups()),
+      : bin_groups(s.bin_groups()),
         group_size(s.group_size),
         top_channels(s.top_channels),
         class_channels(s.class_channels()),
@@ -23,27 +23,27 @@ struct DeformRoiPoolDivisors {
         bins_w(s.bins_w) {}
 };
 
-// Image, channel and group of a plane of input [N][Ctop][group][H][W].
+// Image, channel and bin group of a plane of input [N][Ctop][bin group][H][W].
 struct DeformRoiPoolPlane {
-  uint32_t image, top_channel, group_y, group_x;
+  uint32_t image, top_channel, bin_group_y, bin_group_x;
 
   D2_DEVICE DeformRoiPoolPlane(const DeformRoiPoolDivisors& by, uint32_t plane) {
-    const auto [image_and_channel, group] = by.groups.divide(plane);
+    const auto [image_and_channel, bin_group] = by.bin_groups.divide(plane);
     const auto [image_of_plane, channel] = by.top_channels.divide(image_and_channel);
-    const auto [y, x] = by.group_size.divide(group);
-    image = image_of_plane, top_channel = channel, group_y = y, group_x = x;
+    const auto [y, x] = by.group_size.divide(bin_group);
+    image = image_of_plane, top_channel = channel, bin_group_y = y, bin_group_x = x;
   }
 
-  D2_DEVICE GroupBins bins(const DeformRoiPoolDivisors& by) const {
-    return {first_bin(by, group_y, by.bins_h), first_bin(by, group_y + 1, by.bins_h),
-            first_bin(by, group_x, by.bins_w), first_bin(by, group_x + 1, by.bins_w)};
+  D2_DEVICE BinGroup bins(const DeformRoiPoolDivisors& by) const {
+    return {first_bin(by, bin_group_y, by.bins_h), first_bin(by, bin_group_y + 1, by.bins_h),
+            first_bin(by, bin_group_x, by.bins_w), first_bin(by, bin_group_x + 1, by.bins_w)};
   }
 
  private:
-  // Bin b reads group b * group_size / bins.
-  static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t group,
+  // Bin b is in bin group b * group_size / bins.
+  static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t bin_group,
                                       const Divisor& bins) {
-    return by.group_size.quotient(group * bins.divisor() + by.group_size.divisor() - 1);
+    return by.group_size.quotient(bin_group * bins.divisor() + by.group_size.divisor() - 1);
   }
 };
 
@@ -94,7 +94,7 @@ struct DeformRoiPoolKernel {
   DeformRoiPoolDivisors by;
   RoiPlan plan;
   RoiLists<DeformRoiBins<acc_t>> lists;
-  const scalar_t* input;  // [N][Ctop][group][H][W]
+  const scalar_t* input;  // [N][Ctop][bin group][H][W]
   const acc_t* offset;    // [R][classes][y, x][parts_h][parts_w], or null: no shift
   scalar_t* output;       // [R][Ctop][bins_h][bins_w]
 

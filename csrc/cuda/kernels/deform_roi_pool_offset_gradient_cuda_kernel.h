@@ -20,7 +20,7 @@ struct DeformRoiPoolShiftGradientKernel {
   RoiPlan plan;
   RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
-  const scalar_t* input;        // [N][Ctop][group][H][W]
+  const scalar_t* input;        // [N][Ctop][bin group][H][W]
   const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w]
   acc_t* grad_shift;            // [y, x][R][Ctop][bins_h][bins_w]
 

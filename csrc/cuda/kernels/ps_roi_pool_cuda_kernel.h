@@ -27,7 +27,7 @@ struct PsRoiPoolPlane {
     image = image_of_plane, top_channel = channel, bin_y = y, bin_x = x;
   }
 
-  D2_DEVICE GroupBins bins() const { return {bin_y, bin_y + 1, bin_x, bin_x + 1}; }
+  D2_DEVICE BinGroup bins() const { return {bin_y, bin_y + 1, bin_x, bin_x + 1}; }
 
   // Index of its bin in [R][Ctop][bins_h][bins_w].
   D2_DEVICE int64_t element_of(const PsRoiPoolSizes& s, int64_t roi) const {

@@ -8,14 +8,14 @@
 
 namespace d2_deformable {
 
-// The bins that read the channels of one group. They form a rectangle.
-struct GroupBins {
+// Bins that read the same channels. They form a rectangle.
+struct BinGroup {
   uint32_t y_begin, y_end, x_begin, x_end;
 
   D2_DEVICE uint32_t count() const { return (y_end - y_begin) * (x_end - x_begin); }
 };
 
-// A thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
+// A thread's share of a bin group's bins and an image's RoIs: the first of each, and the stride.
 struct RoiShare {
   uint32_t bin, bin_stride, roi, roi_stride;
 
@@ -30,7 +30,7 @@ struct RoiShare {
   // Calls visit(bin_y, bin_x, for_each_roi) for each bin. visit computes once what the bin has in
   // common for all RoIs, then calls for_each_roi(visit_roi).
   template <typename Lists, typename Visit>
-  D2_DEVICE void for_each_bin(const GroupBins& bins, const Lists& lists, int64_t image,
+  D2_DEVICE void for_each_bin(const BinGroup& bins, const Lists& lists, int64_t image,
                               const Visit& visit) const {
 #pragma unroll 1
     for (uint32_t k = bin; k < bins.count(); k += bin_stride) {
