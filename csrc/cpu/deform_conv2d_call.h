@@ -56,7 +56,7 @@ template <typename T>
 struct DeformConv2dBackward {
   DeformConv2dSizes sizes;
   ChannelSlices slices;
-  int64_t image_ranges;  // of consecutive images, each with its own grad_weight
+  int64_t image_ranges;  // each of consecutive images, with its own grad_weight
   int64_t tile;          // output positions whose columns are in memory at once
   const T* input;        // [N][C][H][W], or [N][H][W][C]
   bool channels_last;    // input and grad_input

@@ -8,7 +8,7 @@
 //   padded) and two of the slice's weights; for kTile positions, two copies of the columns of one
 //   tap, and grad_output. Weights, columns and grad_output are padded to whole vectors;
 // - backward, partial sums: grad_offset and grad_mask once per slice of an offset group, and
-//   grad_weight at most kItems times.
+//   grad_weight at most kBackwardThreads times.
 #include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
@@ -100,9 +100,8 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
 // Channels of a slice: many, because positions are sampled once per slice, but few where the map
 // has so few channels that threads would be left without a slice.
 constexpr int64_t kSliceChannels = 64, kNarrowSlice = 32, kFewChannels = 128;
-// Items of work, slices times ranges of images: enough for this many threads, if there are enough
-// images.
-constexpr int64_t kItems = 8;
+// Slices times image ranges: enough for this many threads, if there are enough images.
+constexpr int64_t kBackwardThreads = 8;
 
 ChannelSlices channel_slices(const DeformConv2dSizes& s) {
   const int64_t channels = s.channels / s.offset_groups;
@@ -156,7 +155,7 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
   op.sizes = s;
   op.slices = channel_slices(s);
   op.image_ranges =
-      std::clamp<int64_t>(kItems / op.slices.count, 1, std::max<int64_t>(s.images, 1));
+      std::clamp<int64_t>(kBackwardThreads / op.slices.count, 1, std::max<int64_t>(s.images, 1));
   op.tile = kTile;
   const auto partials = [&](int64_t count, const at::Tensor& tensor) {
     std::vector<int64_t> sizes = tensor.sizes().vec();

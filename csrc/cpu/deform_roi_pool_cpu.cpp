@@ -62,11 +62,11 @@ at::Tensor planes_forward(const char* op, const DeformRoiPoolSizes& s, const at:
   const RoiOrder rois(op, boxes.const_data_ptr<T>(), s.rois, s.images);
   DeformRoiPlanes<T> planes(s, boxes, offset.to(type), rois);
   const at::Tensor map = input.to(type).contiguous();
-  const at::Tensor output = planes.empty_columns(s.classes * s.bins());
+  const at::Tensor output = planes.empty_rois_last(s.classes * s.bins());
   planes.call.input = map.const_data_ptr<T>();
   planes.call.output = output.mutable_data_ptr<T>();
   planes.run(cpu_kernels<T>().deform_roi_planes);
-  return planes.by_rois(output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  return planes.rois_first(output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
 }
 
 // Gradients with respect to the input and to the offset of each bin.
@@ -81,15 +81,16 @@ std::tuple<at::Tensor, at::Tensor> planes_backward(const char* op, const DeformR
   const RoiOrder rois(op, boxes.const_data_ptr<T>(), s.rois, s.images);
   DeformRoiPlanes<T> planes(s, boxes, offset.to(type), rois);
   const at::Tensor map = input.to(type).contiguous();
-  const at::Tensor grad = planes.by_columns(grad_output.to(type).contiguous());
+  const at::Tensor grad = planes.rois_last(grad_output.to(type).contiguous());
   const at::Tensor grad_map = at::empty(input.sizes(), map.options());
-  const at::Tensor grad_bin_offset = planes.empty_columns(s.classes * 2 * s.bins());
+  const at::Tensor grad_bin_offset = planes.empty_rois_last(s.classes * 2 * s.bins());
   planes.call.input = map.const_data_ptr<T>();
   planes.call.grad_output = grad.const_data_ptr<T>();
   planes.call.grad_input = grad_map.mutable_data_ptr<T>();
   planes.call.grad_bin_offset = grad_bin_offset.mutable_data_ptr<T>();
   planes.run(cpu_kernels<T>().deform_roi_planes_backward);
-  return {grad_map, planes.by_rois(grad_bin_offset, {s.rois, s.classes, 1, 2, s.bins_h, s.bins_w})};
+  return {grad_map,
+          planes.rois_first(grad_bin_offset, {s.rois, s.classes, 1, 2, s.bins_h, s.bins_w})};
 }
 
 at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,

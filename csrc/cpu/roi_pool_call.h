@@ -75,8 +75,8 @@ struct RoiScratch {
   T* grad_map;             // [H*W][slice]
   T* rows;                 // [bins][slice]
   AxisPixel<T>* y;         // of one bin
-  AxisPixel<T>* x;         // of each column of bins
-  AxisPixels<T>* columns;  // lists in x
+  AxisPixel<T>* x;         // of bins next to each other
+  AxisPixels<T>* x_lists;  // in x, one per bin
   bool* copied;            // whether a page of map has been copied
 };
 

@@ -87,17 +87,17 @@ template <typename T>
 class RoiScratchMemory {
  public:
   // Vectors may reach beyond the last channel of a slice, hence one more vector after each array.
-  RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t columns)
+  RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t x_lists)
       : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
-        pixels_(new AxisPixel<T>[call.most_pixels * (1 + columns)]),
-        columns_(new AxisPixels<T>[columns]),
+        pixels_(new AxisPixel<T>[call.most_pixels * (1 + x_lists)]),
+        x_lists_(new AxisPixels<T>[x_lists]),
         copied_(new bool[call.pixels() / kRoiPage + 1]) {
     scratch.map = numbers_.get();
     scratch.grad_map = scratch.map + map * map_size(call);
     scratch.rows = scratch.grad_map + grad_map * map_size(call);
     scratch.y = pixels_.get();
     scratch.x = scratch.y + call.most_pixels;
-    scratch.columns = columns_.get();
+    scratch.x_lists = x_lists_.get();
     scratch.copied = copied_.get();
   }
   RoiScratch<T> scratch;
@@ -111,19 +111,19 @@ class RoiScratchMemory {
   }
   std::unique_ptr<T[]> numbers_;
   std::unique_ptr<AxisPixel<T>[]> pixels_;
-  std::unique_ptr<AxisPixels<T>[]> columns_;
+  std::unique_ptr<AxisPixels<T>[]> x_lists_;
   std::unique_ptr<bool[]> copied_;
 };
 
 // Calls kernel(call, item, scratch) for all items. `cost` counts multiply-adds of the whole call.
 template <typename T, typename Call, typename Kernel>
-void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t columns,
+void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t x_lists,
                int64_t cost) {
   const int64_t items = call.items();
   if (items == 0) return;
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(cost / items, 1));
   at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
-    const RoiScratchMemory<T> memory(call, map, grad_map, columns);
+    const RoiScratchMemory<T> memory(call, map, grad_map, x_lists);
     for (int64_t item = begin; item < end; ++item) kernel(call, item, memory.scratch);
   });
 }

@@ -150,8 +150,8 @@ class Operands {
     launch_on_stream(kernel, kernel.chunk.units(), kernel.lanes);
   }
   template <typename Kernel>
-  static void launch_on_stream(const Kernel& kernel, int64_t units, int lanes) {
-    const Grid grid{plan_blocks(units, lanes), kLaunchThreads, 0};
+  static void launch_on_stream(const Kernel& kernel, int64_t count, int lanes) {
+    const Grid grid{plan_blocks(count, lanes), kLaunchThreads, 0};
     C10_CUDA_CHECK(launch(kernel, grid, c10::cuda::getCurrentCUDAStream()));
   }
 

@@ -312,7 +312,7 @@ void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slic
   }
 }
 
-// One call computes all gradients of one slice of channels over one range of images. Tile by tile
+// One call computes all gradients of one slice of channels over one image range. Tile by tile
 // and tap by tap it computes
 // - the gradients of the columns, grad_output x weight;
 // - from these its channels of grad_input and its partial sums of grad_offset and grad_mask;

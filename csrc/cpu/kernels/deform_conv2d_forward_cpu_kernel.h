@@ -35,22 +35,22 @@ void write_weight_panel(const DeformConv2dSizes& s, const T* weight, int64_t pan
   for (int64_t half = 0; half < kPanel<T>; half += lanes) {
     const int64_t rows = outputs - first - half;
     for (int64_t k = 0; k < depth; k += lanes) {
-      const int64_t columns = depth - k < lanes ? depth - k : lanes;
+      const int64_t width = depth - k < lanes ? depth - k : lanes;
       Vector<T> square[lanes];
-      if (rows >= lanes && columns == lanes) {
+      if (rows >= lanes && width == lanes) {
 #pragma GCC unroll 16
         for (int o = 0; o < lanes; ++o) square[o] = load(from + (half + o) * depth + k);
       } else {
         for (int o = 0; o < lanes; ++o) {
           square[o] = Vector<T>{};
-          for (int64_t j = 0; o < rows && j < columns; ++j) {
+          for (int64_t j = 0; o < rows && j < width; ++j) {
             square[o][j] = from[(half + o) * depth + k + j];
           }
         }
       }
       transpose_square<T>(square);
       int64_t channel = k / taps, tap = k % taps;
-      for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t j = 0; j < width; ++j) {
         store(to + (tap * channels + channel) * kPanel<T> + half, square[j]);
         if (++tap == taps) tap = 0, ++channel;
       }

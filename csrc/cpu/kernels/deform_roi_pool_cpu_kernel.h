@@ -23,15 +23,15 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin
     return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_y, s.samples, s.height), row,
                                     scratch.y);
   };
-  const auto x_axis = [&](T start, int64_t column) {
+  const auto x_axis = [&](T start, int64_t list) {
     return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_x, s.samples, s.width), pixel,
-                                    scratch.x + column * call.most_pixels);
+                                    scratch.x + list * call.most_pixels);
   };
   if (!call.offset) {
     for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
       const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y));
       for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
-        AxisPixels<T>& x = scratch.columns[bin_x - bins_x.begin];
+        AxisPixels<T>& x = scratch.x_lists[bin_x - bins_x.begin];
         if (bin_y == bins_y.begin) x = x_axis(bins.bin_start_x(bin_x), bin_x - bins_x.begin);
         visit(bin_y * s.bins_w + bin_x, 0, y, x);
       }

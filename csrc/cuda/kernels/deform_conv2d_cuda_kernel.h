@@ -184,12 +184,12 @@ struct DeformConv2dUnit {
   }
 };
 
-// Calls work(unit, lane) in each thread until all units are done. `unit` may be beyond the last
-// one, because all lanes of a warp must take part in its sums.
+// Calls work(index, lane) for all indices below count, each in `lanes` neighbouring threads. An
+// index may be `count` or more, because all lanes of a warp must take part in its sums.
 template <typename Work>
-D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
-  const int64_t block_units = blockDim.x / lanes;
-  for (int64_t first = blockIdx.x * block_units; first < units; first += gridDim.x * block_units) {
+D2_DEVICE void for_each_index(int64_t count, int lanes, const Work& work) {
+  const int64_t per_block = blockDim.x / lanes;
+  for (int64_t first = blockIdx.x * per_block; first < count; first += gridDim.x * per_block) {
     work(first + threadIdx.x / lanes, int(threadIdx.x) % lanes);
   }
 }
@@ -208,7 +208,7 @@ struct DeformConv2dColumnsKernel {
     using Values = Channels<scalar_t, kPacked>;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
     const int64_t channels = chunk.sizes.channels;
-    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+    for_each_index(units, lanes, [&](int64_t index, int lane) {
       if (index >= units) return;
       const auto unit = DeformConv2dUnit<acc_t>::of(chunk, index);
       const SamplingPoint<acc_t> point = unit.point(chunk);
@@ -258,7 +258,7 @@ struct DeformConv2dGradientsKernel {
     using Values = Channels<scalar_t, kPacked>;
     const DeformConv2dSizes& s = chunk.sizes;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
-    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+    for_each_index(units, lanes, [&](int64_t index, int lane) {
       const bool exists = index < units;
       const auto unit = DeformConv2dUnit<acc_t>::of(chunk, exists ? index : 0);
       const SamplingPoint<acc_t> point = unit.point(chunk);
@@ -336,7 +336,7 @@ struct DeformConv2dOwnedInputGradientKernel {
   D2_DEVICE void operator()() const {
     const DeformConv2dSizes& s = chunk.sizes;
     const int64_t count = owners();
-    for_each_unit(count, 1, [&](int64_t index, int) {
+    for_each_index(count, 1, [&](int64_t index, int) {
       if (index >= count) return;
       const uint32_t channel = uint32_t(index % s.channels);
       const int64_t line = index / s.channels;
