@@ -13,6 +13,7 @@ namespace d2_deformable {
 
 inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::Tensor& offset,
                                              const at::Tensor& weight,
+                                             const std::optional<at::Tensor>& bias,
                                              const std::optional<at::Tensor>& mask,
                                              at::IntArrayRef stride, at::IntArrayRef padding,
                                              at::IntArrayRef dilation, std::string_view border) {
@@ -62,11 +63,28 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
               op, ": offset ", offset.sizes(), " must have groups * ", 2 * s.taps(),
               " channels, in a number of groups that divides the ", s.channels, " input channels");
   check_shape(op, "offset", offset, {s.images, offset.size(1), s.out_height, s.out_width});
+  if (bias) {
+    check_like(op, "bias", *bias, input);
+    check_shape(op, "bias", *bias, {s.out_channels});
+  }
   if (mask) {
     check_coordinates(op, "mask", *mask, input);
     check_shape(op, "mask", *mask,
                 {s.images, s.offset_groups * s.taps(), s.out_height, s.out_width});
   }
+  return s;
+}
+
+inline DeformConv2dSizes deform_conv2d_backward_sizes(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& offset,
+    const at::Tensor& weight, const std::optional<at::Tensor>& mask, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, std::string_view border) {
+  constexpr const char* op = "deform_conv2d_backward";
+  const auto s = deform_conv2d_sizes(input, offset, weight, /*bias=*/std::nullopt, mask, stride,
+                                     padding, dilation, border);
+  check_like(op, "grad_output", grad_output, input);
+  check_shape(op, "grad_output", grad_output,
+              {s.images, s.out_channels, s.out_height, s.out_width});
   return s;
 }
 

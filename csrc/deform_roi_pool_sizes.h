@@ -27,7 +27,7 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   DeformRoiPoolSizes s;
   s.images = input.size(0), s.height = input.size(2), s.width = input.size(3);
   s.group_size = group_size;
-  s.top_channels = input.size(1) / s.groups();
+  s.top_channels = input.size(1) / s.bin_groups();
   s.rois = rois.size(0), s.bins_h = output_size[0], s.bins_w = output_size[1];
   s.classes = s.parts_h = s.parts_w = 1;
   s.samples = samples_per_part;
@@ -43,6 +43,18 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
         s.top_channels, " output channels");
     check_shape(op, "offset", *offset, {s.rois, 2 * s.classes, s.parts_h, s.parts_w});
   }
+  return s;
+}
+
+inline DeformRoiPoolSizes deform_roi_pool_backward_sizes(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
+    int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
+  constexpr const char* op = "deform_roi_pool_backward";
+  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
+                                       samples_per_part, gamma, round_rois);
+  check_like(op, "grad_output", grad_output, input);
+  check_shape(op, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
   return s;
 }
 

@@ -15,7 +15,7 @@ struct CpuKernels {
   void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
   // kernels/deform_conv2d_forward_cpu_kernel.h
-  int64_t (*weight_panels)(const DeformConv2dSizes& sizes);
+  int64_t (*weight_panel_count)(const DeformConv2dSizes& sizes);
   int64_t (*weight_panel_size)(const DeformConv2dSizes& sizes);
   void (*write_weight_panel)(const DeformConv2dSizes& sizes, const T* weight, int64_t panel,
                              T* panels);

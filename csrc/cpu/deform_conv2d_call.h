@@ -45,10 +45,10 @@ struct DeformConv2dForward {
 // and one kernel call owns its gradients. The cut depends on the shape alone, because it decides
 // the order of sums over channels.
 struct ChannelSlices {
-  int64_t group_channels;  // of an offset group
-  int64_t per_group;       // slices of an offset group
-  int64_t groups;          // offset groups of a slice; 1 where per_group > 1
-  int64_t width;           // channels of a slice in each of its offset groups
+  int64_t offset_group_channels;
+  int64_t per_offset_group;  // slices of an offset group
+  int64_t offset_groups;     // of a slice; 1 where per_offset_group > 1
+  int64_t width;             // channels of a slice in each of its offset groups
   int64_t count;
 };
 
@@ -56,7 +56,7 @@ template <typename T>
 struct DeformConv2dBackward {
   DeformConv2dSizes sizes;
   ChannelSlices slices;
-  int64_t image_ranges;  // of consecutive images, each with its own grad_weight
+  int64_t image_ranges;  // each of consecutive images, with its own grad_weight
   int64_t tile;          // output positions whose columns are in memory at once
   const T* input;        // [N][C][H][W], or [N][H][W][C]
   bool channels_last;    // input and grad_input
@@ -66,8 +66,8 @@ struct DeformConv2dBackward {
   const T* grad_output;  // [N][O][Ho][Wo], or [N][Ho][Wo][O]
   bool grad_output_channels_last;
   T* grad_input;   // as input
-  T* grad_offset;  // [per_group][N][G][K][y, x][Ho][Wo]: sums over the channels of a slice
-  T* grad_mask;    // [per_group][N][G][K][Ho][Wo], or null
+  T* grad_offset;  // [per_offset_group][N][G][K][y, x][Ho][Wo]: sums over the channels of a slice
+  T* grad_mask;    // [per_offset_group][N][G][K][Ho][Wo], or null
   T* grad_weight;  // [image_ranges][O][C/groups][K]
 };
 

@@ -8,7 +8,7 @@
 //   padded) and two of the slice's weights; for kTile positions, two copies of the columns of one
 //   tap, and grad_output. Weights, columns and grad_output are padded to whole vectors;
 // - backward, partial sums: grad_offset and grad_mask once per slice of an offset group, and
-//   grad_weight at most kItems times.
+//   grad_weight at most kBackwardThreads times.
 #include "../deform_conv2d_sizes.h"
 
 #include <ATen/Dispatch.h>
@@ -48,7 +48,7 @@ at::Tensor forward(const DeformConv2dSizes& s, const at::Tensor& input_map,
       at::empty({s.images, s.out_channels, s.out_height, s.out_width}, input.options(), format);
   const auto zeros = at::zeros({s.channels}, input.options());
 
-  const int64_t panels = kernels.weight_panels(s), panel_size = kernels.weight_panel_size(s);
+  const int64_t panels = kernels.weight_panel_count(s), panel_size = kernels.weight_panel_size(s);
   const Scratch<T> weight_panels(panels * panel_size);
   at::parallel_for(0, panels, 1 + 32768 / panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -89,11 +89,7 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
                              at::IntArrayRef dilation, const std::optional<at::Tensor>& mask,
                              std::string_view border) {
   const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  if (bias) {
-    check_like("deform_conv2d", "bias", *bias, input);
-    check_shape("deform_conv2d", "bias", *bias, {s.out_channels});
-  }
+      deform_conv2d_sizes(input, offset, weight, bias, mask, stride, padding, dilation, border);
   at::Tensor output;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), "deform_conv2d", [&] {
     output = forward<scalar_t>(s, input, offset, weight, bias, mask);
@@ -104,21 +100,20 @@ at::Tensor deform_conv2d_cpu(const at::Tensor& input, const at::Tensor& offset,
 // Channels of a slice: many, because positions are sampled once per slice, but few where the map
 // has so few channels that threads would be left without a slice.
 constexpr int64_t kSliceChannels = 64, kNarrowSlice = 32, kFewChannels = 128;
-// Items of work, slices times ranges of images: enough for this many threads, if there are enough
-// images.
-constexpr int64_t kItems = 8;
+// Slices times image ranges: enough for this many threads, if there are enough images.
+constexpr int64_t kBackwardThreads = 8;
 
 ChannelSlices channel_slices(const DeformConv2dSizes& s) {
   const int64_t channels = s.channels / s.offset_groups;
   const auto ceil_div = [](int64_t count, int64_t by) { return (count + by - 1) / by; };
   const int64_t most = s.channels * s.images <= kFewChannels ? kNarrowSlice : kSliceChannels;
   ChannelSlices slices;
-  slices.group_channels = channels;
-  slices.per_group = ceil_div(channels, most);
-  slices.groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
-  slices.width = std::min(channels, ceil_div(ceil_div(channels, slices.per_group), 16) * 16);
-  slices.per_group = ceil_div(channels, slices.width);
-  slices.count = ceil_div(s.offset_groups, slices.groups) * slices.per_group;
+  slices.offset_group_channels = channels;
+  slices.per_offset_group = ceil_div(channels, most);
+  slices.offset_groups = std::clamp<int64_t>(most / channels, 1, s.offset_groups);
+  slices.width = std::min(channels, ceil_div(ceil_div(channels, slices.per_offset_group), 16) * 16);
+  slices.per_offset_group = ceil_div(channels, slices.width);
+  slices.count = ceil_div(s.offset_groups, slices.offset_groups) * slices.per_offset_group;
   return slices;
 }
 
@@ -160,7 +155,7 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
   op.sizes = s;
   op.slices = channel_slices(s);
   op.image_ranges =
-      std::clamp<int64_t>(kItems / op.slices.count, 1, std::max<int64_t>(s.images, 1));
+      std::clamp<int64_t>(kBackwardThreads / op.slices.count, 1, std::max<int64_t>(s.images, 1));
   op.tile = kTile;
   const auto partials = [&](int64_t count, const at::Tensor& tensor) {
     std::vector<int64_t> sizes = tensor.sizes().vec();
@@ -168,8 +163,8 @@ Gradients backward(const DeformConv2dSizes& s, const at::Tensor& grad_output_map
     return at::empty(sizes, weight.options());
   };
   const auto grad_input = at::empty_like(input);
-  const auto grad_offset = partials(op.slices.per_group, offset);
-  const auto grad_mask = mask.defined() ? partials(op.slices.per_group, mask) : at::Tensor();
+  const auto grad_offset = partials(op.slices.per_offset_group, offset);
+  const auto grad_mask = mask.defined() ? partials(op.slices.per_offset_group, mask) : at::Tensor();
   const auto grad_weight = partials(op.image_ranges, weight);
   op.input = input.template const_data_ptr<T>();
   op.channels_last = memory_format(input) == at::MemoryFormat::ChannelsLast;
@@ -207,11 +202,8 @@ Gradients deform_conv2d_backward_cpu(const at::Tensor& grad_output, const at::Te
                                      at::IntArrayRef padding, at::IntArrayRef dilation,
                                      std::string_view border) {
   constexpr const char* name = "deform_conv2d_backward";
-  const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output,
-              {s.images, s.out_channels, s.out_height, s.out_width});
+  const auto s = deform_conv2d_backward_sizes(grad_output, input, offset, weight, mask, stride,
+                                              padding, dilation, border);
   Gradients gradients;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
     gradients = backward<scalar_t>(s, grad_output, input, offset, weight, mask);

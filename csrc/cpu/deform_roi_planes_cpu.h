@@ -33,50 +33,50 @@ class DeformRoiPlanes {
       order_ = at::from_blob(const_cast<int64_t*>(rois.order.data()), {s.rois}, at::kLong).clone();
     }
     boxes_ = at::zeros({8, stride_}, options);
-    T* columns = boxes_.mutable_data_ptr<T>();
+    T* rows = boxes_.mutable_data_ptr<T>();
     for (int64_t k = 0; k < s.rois; ++k) {
       const DeformRoiBins<T> bins(s, boxes.const_data_ptr<T>(), rois.order[k]);
       const T numbers[8] = {bins.box.y,      bins.box.x,     bins.box.height, bins.box.width,
                             bins.bin_height, bins.bin_width, bins.step_y,     bins.step_x};
-      for (int64_t i = 0; i < 8; ++i) columns[i * stride_ + k] = numbers[i];
+      for (int64_t i = 0; i < 8; ++i) rows[i * stride_ + k] = numbers[i];
     }
-    offset_ = by_columns(offset);
+    offset_ = rois_last(offset);
     call.sizes = s;
     call.stride = stride_;
     call.image_begin = rois.image_begin.data();
     const T** const fields[8] = {&call.y,         &call.x,          &call.box_height,
                                  &call.box_width, &call.bin_height, &call.bin_width,
                                  &call.step_y,    &call.step_x};
-    for (int64_t i = 0; i < 8; ++i) *fields[i] = columns + i * stride_;
+    for (int64_t i = 0; i < 8; ++i) *fields[i] = rows + i * stride_;
     call.offset = offset_.template const_data_ptr<T>();
   }
 
   // (R, ...) -> [...][stride], with the RoIs in the order of images
-  at::Tensor by_columns(const at::Tensor& rows) const {
-    const at::Tensor ordered = order_.defined() ? rows.index_select(0, order_) : rows.contiguous();
-    const int64_t count = rows.size(0), size = count ? rows.numel() / count : 0;
-    at::Tensor columns = at::empty({size, stride_}, ordered.options());
-    transpose_parallel(ordered.const_data_ptr<T>(), size, columns.mutable_data_ptr<T>(), stride_,
-                       count, size);
-    return columns;
+  at::Tensor rois_last(const at::Tensor& from) const {
+    const at::Tensor ordered = order_.defined() ? from.index_select(0, order_) : from.contiguous();
+    const int64_t count = from.size(0), size = count ? from.numel() / count : 0;
+    at::Tensor to = empty_rois_last(size);
+    transpose_parallel(ordered.const_data_ptr<T>(), size, to.mutable_data_ptr<T>(), stride_, count,
+                       size);
+    return to;
   }
-  at::Tensor empty_columns(int64_t rows) const {
-    return at::empty({rows, stride_}, offset_.options());
+  at::Tensor empty_rois_last(int64_t size) const {
+    return at::empty({size, stride_}, boxes_.options());
   }
   // The reverse: -> (R, ...) of the given shape.
-  at::Tensor by_rois(const at::Tensor& columns, at::IntArrayRef shape) const {
-    at::Tensor rows = at::empty(shape, columns.options());
-    transpose_parallel(columns.const_data_ptr<T>(), stride_, rows.mutable_data_ptr<T>(),
-                       columns.size(0), columns.size(0), shape[0]);
-    if (!order_.defined()) return rows;
-    return at::empty(shape, rows.options()).index_copy_(0, order_, rows);
+  at::Tensor rois_first(const at::Tensor& from, at::IntArrayRef shape) const {
+    at::Tensor to = at::empty(shape, from.options());
+    transpose_parallel(from.const_data_ptr<T>(), stride_, to.mutable_data_ptr<T>(), from.size(0),
+                       from.size(0), shape[0]);
+    if (!order_.defined()) return to;
+    return at::empty(shape, to.options()).index_copy_(0, order_, to);
   }
 
   void run(void (*kernel)(const DeformRoiPlanesCall<T>&, int64_t, const RoiScratch<T>&)) const {
     const DeformRoiPoolSizes& s = call.sizes;
-    const int64_t items = s.images * s.classes * s.groups(), plane = s.height * s.width;
+    const int64_t items = s.images * s.classes * s.bin_groups(), plane = s.height * s.width;
     const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width)) + kRoiLanes<T>;
-    const int64_t cost = plane + s.rois * s.bins() * 64 / s.groups();
+    const int64_t cost = plane + s.rois * s.bins() * 64 / s.bin_groups();
     at::parallel_for(0, items, 1 + 32768 / cost, [&](int64_t begin, int64_t end) {
       const Scratch<T> maps(2 * (plane + kRoiLanes<T>));
       const std::unique_ptr<AxisPixel<T>[]> lists(new AxisPixel<T>[2 * pixels]);

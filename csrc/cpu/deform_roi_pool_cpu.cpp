@@ -18,7 +18,7 @@ namespace {
 // The kernels' arguments that forward and backward share. T is the type of sums.
 template <typename T>
 struct Call : DeformRoiPoolCall<T> {
-  at::Tensor boxes, shifts;
+  at::Tensor boxes, offsets;
   RoiOrder rois;
   std::vector<DeformRoiBins<T>> all_roi_bins;
 
@@ -26,16 +26,16 @@ struct Call : DeformRoiPoolCall<T> {
        const std::optional<at::Tensor>& offset, bool channels_last, int64_t maps)
       : DeformRoiPoolCall<T>{},
         boxes(to_coordinates(roi_boxes, c10::CppTypeToScalarType<T>::value)),
-        shifts(to_coordinates(offset, c10::CppTypeToScalarType<T>::value)),
+        offsets(to_coordinates(offset, c10::CppTypeToScalarType<T>::value)),
         rois(op, boxes.const_data_ptr<T>(), s.rois, s.images) {
     const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width));
     static_cast<RoiPoolCall<T>&>(*this) =
-        roi_pool_call<T>(s, s.groups(), s.class_channels(), pixels, channels_last, maps, rois);
+        roi_pool_call<T>(s, s.bin_groups(), s.class_channels(), pixels, channels_last, maps, rois);
     all_roi_bins.reserve(s.rois);
     for (int64_t r = 0; r < s.rois; ++r) all_roi_bins.emplace_back(s, boxes.const_data_ptr<T>(), r);
     this->sizes = s;
     this->roi_bins = all_roi_bins.data();
-    this->offset = data_or_null<T>(shifts);
+    this->offset = data_or_null<T>(offsets);
   }
   at::Tensor map(const at::Tensor& input) const {
     return input.to(c10::CppTypeToScalarType<T>::value).contiguous(memory_format(this->in_place));
@@ -62,11 +62,11 @@ at::Tensor planes_forward(const char* op, const DeformRoiPoolSizes& s, const at:
   const RoiOrder rois(op, boxes.const_data_ptr<T>(), s.rois, s.images);
   DeformRoiPlanes<T> planes(s, boxes, offset.to(type), rois);
   const at::Tensor map = input.to(type).contiguous();
-  const at::Tensor output = planes.empty_columns(s.classes * s.bins());
+  const at::Tensor output = planes.empty_rois_last(s.classes * s.bins());
   planes.call.input = map.const_data_ptr<T>();
   planes.call.output = output.mutable_data_ptr<T>();
   planes.run(cpu_kernels<T>().deform_roi_planes);
-  return planes.by_rois(output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  return planes.rois_first(output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
 }
 
 // Gradients with respect to the input and to the offset of each bin.
@@ -81,15 +81,16 @@ std::tuple<at::Tensor, at::Tensor> planes_backward(const char* op, const DeformR
   const RoiOrder rois(op, boxes.const_data_ptr<T>(), s.rois, s.images);
   DeformRoiPlanes<T> planes(s, boxes, offset.to(type), rois);
   const at::Tensor map = input.to(type).contiguous();
-  const at::Tensor grad = planes.by_columns(grad_output.to(type).contiguous());
+  const at::Tensor grad = planes.rois_last(grad_output.to(type).contiguous());
   const at::Tensor grad_map = at::empty(input.sizes(), map.options());
-  const at::Tensor grad_shift = planes.empty_columns(s.classes * 2 * s.bins());
+  const at::Tensor grad_bin_offset = planes.empty_rois_last(s.classes * 2 * s.bins());
   planes.call.input = map.const_data_ptr<T>();
   planes.call.grad_output = grad.const_data_ptr<T>();
   planes.call.grad_input = grad_map.mutable_data_ptr<T>();
-  planes.call.grad_shift = grad_shift.mutable_data_ptr<T>();
+  planes.call.grad_bin_offset = grad_bin_offset.mutable_data_ptr<T>();
   planes.run(cpu_kernels<T>().deform_roi_planes_backward);
-  return {grad_map, planes.by_rois(grad_shift, {s.rois, s.classes, 1, 2, s.bins_h, s.bins_w})};
+  return {grad_map,
+          planes.rois_first(grad_bin_offset, {s.rois, s.classes, 1, 2, s.bins_h, s.bins_w})};
 }
 
 at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
@@ -123,12 +124,12 @@ at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
 // Sums the gradient of the offset over the slices of a class and the bins of a part, in a fixed
 // order: (R, classes, slices, 2, bins_h, bins_w) -> (R, 2*classes, part_h, part_w).
 template <typename T>
-at::Tensor sum_shifts(const DeformRoiPoolSizes& s, const at::Tensor& shifts) {
-  const int64_t slices = shifts.size(2), bins = s.bins(), parts = s.parts_h * s.parts_w;
+at::Tensor sum_bin_offsets(const DeformRoiPoolSizes& s, const at::Tensor& grad) {
+  const int64_t slices = grad.size(2), bins = s.bins(), parts = s.parts_h * s.parts_w;
   const std::array<int64_t, 4> shape = {s.rois, 2 * s.classes, s.parts_h, s.parts_w};
-  if (slices == 1 && s.parts_h == s.bins_h && s.parts_w == s.bins_w) return shifts.view(shape);
-  const at::Tensor sums = at::zeros(shape, shifts.options());
-  const T* from = shifts.const_data_ptr<T>();
+  if (slices == 1 && s.parts_h == s.bins_h && s.parts_w == s.bins_w) return grad.view(shape);
+  const at::Tensor sums = at::zeros(shape, grad.options());
+  const T* from = grad.const_data_ptr<T>();
   T* to = sums.mutable_data_ptr<T>();
   const int64_t grain = std::max<int64_t>(1, 32768 / (2 * slices * (bins + parts)));
   at::parallel_for(0, s.rois * s.classes, grain, [&](int64_t begin, int64_t end) {
@@ -161,16 +162,16 @@ std::tuple<at::Tensor, at::Tensor> channels_backward(const char* op, const Defor
       at::empty(input.sizes(), options.memory_format(memory_format(call.in_place)));
   call.grad_output = grad.const_data_ptr<T>();
   call.grad_input = grad_map.mutable_data_ptr<T>();
-  at::Tensor map, grad_shift;
+  at::Tensor map, grad_bin_offset;
   if (offset) {
     map = call.map(input);
-    grad_shift =
+    grad_bin_offset =
         at::empty({s.rois, s.classes, call.slices.per_class, 2, s.bins_h, s.bins_w}, options);
     call.input = map.const_data_ptr<T>();
-    call.grad_shift = grad_shift.mutable_data_ptr<T>();
+    call.grad_bin_offset = grad_bin_offset.mutable_data_ptr<T>();
   }
   call.run(cpu_kernels<T>().deform_roi_pool_backward, offset.has_value(), true);
-  return {grad_map, grad_shift};
+  return {grad_map, grad_bin_offset};
 }
 
 std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
@@ -178,24 +179,23 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
     const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
     int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
   constexpr const char* name = "deform_roi_pool_backward";
-  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
-                                       samples_per_part, gamma, round_rois);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  const auto s =
+      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
+                                     group_size, samples_per_part, gamma, round_rois);
   const at::MemoryFormat format = memory_format(input);
   at::Tensor grad_input, grad_offset;
   AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
     using T = scalar_t;
-    at::Tensor grad_map, grad_shift;
+    at::Tensor grad_map, grad_bin_offset;
     if (by_planes(s, offset)) {
-      std::tie(grad_map, grad_shift) =
+      std::tie(grad_map, grad_bin_offset) =
           planes_backward<T>(name, s, grad_output, input, rois, *offset);
     } else {
-      std::tie(grad_map, grad_shift) =
+      std::tie(grad_map, grad_bin_offset) =
           channels_backward<T>(name, s, grad_output, input, rois, offset);
     }
     grad_input = grad_map.to(input.scalar_type(), false, false, format);
-    grad_offset = offset ? sum_shifts<T>(s, grad_shift).to(offset->scalar_type())
+    grad_offset = offset ? sum_bin_offsets<T>(s, grad_bin_offset).to(offset->scalar_type())
                          : at::empty({0}, input.options());
   });
   return {grad_input, grad_offset};

@@ -1,11 +1,11 @@
 // Arguments of the CPU kernels of the RoI operators (kernels/*_roi_*_cpu_kernel.h): what a call
 // reads and writes. Free of ATen, as the kernels are.
 //
-// Work is cut into items, one for each image, each group of bins (those that read the same
-// channels) and each slice of the group's channels. An item owns its slice of its image. It copies
-// the slice once, channels-last, into memory that stays in the cache, and serves all RoIs of the
-// image from it. In backward it alone adds to the slice's gradient, RoI by RoI. The cut depends on
-// the shapes alone, so results are the same for any number of threads.
+// Work is cut into items, one for each image, each bin group (bins that read the same channels) and
+// each slice of the bin group's channels. An item owns its slice of its image. It copies the slice
+// once, channels-last, into memory that stays in the cache, and serves all RoIs of the image from
+// it. In backward it alone adds to the slice's gradient, RoI by RoI. The cut depends on the shapes
+// alone, so results are the same for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@
 
 namespace d2_deformable {
 
-// The channels of a group, cut into slices. A slice holds whole classes (channels that share
+// The channels of a bin group, cut into slices. A slice holds whole classes (channels that share
 // offsets), or a class takes several slices. Slices are multiples of 64 bytes where classes allow.
 struct RoiChannelSlices {
-  int64_t channels, class_channels;  // of a group, of a class
+  int64_t channels, class_channels;  // of a bin group, of a class
   int64_t size;                      // channels per slice; the last slice of a class may have fewer
   int64_t per_class;                 // slices per class; 1 if a slice holds whole classes
 
@@ -75,18 +75,18 @@ struct RoiScratch {
   T* grad_map;             // [H*W][slice]
   T* rows;                 // [bins][slice]
   AxisPixel<T>* y;         // of one bin
-  AxisPixel<T>* x;         // of each column of bins
-  AxisPixels<T>* columns;  // lists in x
+  AxisPixel<T>* x;         // of bins next to each other
+  AxisPixels<T>* x_lists;  // in x, one per bin
   bool* copied;            // whether a page of map has been copied
 };
 
 template <typename T>
 struct RoiPoolCall {
-  int64_t images, groups, top_channels, height, width, bins;
+  int64_t images, bin_groups, top_channels, height, width, bins;
   RoiChannelSlices slices;
   const int64_t* order;        // indices of the RoIs, image by image
   const int64_t* image_begin;  // [N + 1], into order
-  // Maps are (N, C, H, W) and copied slice by slice. In place: there is one group, maps are
+  // Maps are (N, C, H, W) and copied slice by slice. In place: there is one bin group, maps are
   // [N][H][W][C], and nothing is copied.
   bool in_place;
   bool by_pages;  // bins read too few pixels to copy whole maps
@@ -100,7 +100,7 @@ struct RoiPoolCall {
   int64_t slice_stride;  // from pixel to pixel in scratch memory
   int64_t most_pixels;   // of a bin along an axis
 
-  D2_HOST_DEVICE int64_t items() const { return images * groups * slices.count(); }
+  D2_HOST_DEVICE int64_t items() const { return images * bin_groups * slices.count(); }
   D2_HOST_DEVICE int64_t pixels() const { return height * width; }
 };
 
@@ -111,7 +111,7 @@ struct DeformRoiPoolCall : RoiPoolCall<T> {
   const T* offset;                   // [R][classes][y, x][parts_h][parts_w], or null
   // [R][classes][slices per class][y, x][bins], or null: the gradient with respect to each bin's
   // offset, summed over the channels of one slice.
-  T* grad_shift;
+  T* grad_bin_offset;
 };
 
 // deform_roi_pool where every channel is a class: an item is one plane. RoIs are in the order of
@@ -128,7 +128,7 @@ struct DeformRoiPlanesCall {
   T* grad_input;         // (N, C, H, W)
   T* output;             // [classes][bins][R]
   const T* grad_output;  // [classes][bins][R]
-  T* grad_shift;         // [classes][y, x][bins][R]: with respect to each bin's offset
+  T* grad_bin_offset;    // [classes][y, x][bins][R]: with respect to each bin's offset
 };
 
 template <typename T>

@@ -53,18 +53,18 @@ RoiChannelSlices roi_channel_slices(int64_t channels, int64_t class_channels, in
 // Whether items can work on a channels-last map itself. They read and add whole vectors, which must
 // not reach into another item's channels.
 template <typename T>
-bool in_place(bool channels_last, int64_t groups, int64_t class_channels) {
-  return channels_last && groups == 1 && class_channels % kRoiLanes<T> == 0;
+bool in_place(bool channels_last, int64_t bin_groups, int64_t class_channels) {
+  return channels_last && bin_groups == 1 && class_channels % kRoiLanes<T> == 0;
 }
 
 // The arguments that both operators have in common.
 template <typename T, typename Sizes>
-RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_channels,
+RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t bin_groups, int64_t class_channels,
                              int64_t most_pixels, bool channels_last, int64_t maps,
                              const RoiOrder& rois) {
   RoiPoolCall<T> call{
       s.images,
-      groups,
+      bin_groups,
       s.top_channels,
       s.height,
       s.width,
@@ -72,11 +72,12 @@ RoiPoolCall<T> roi_pool_call(const Sizes& s, int64_t groups, int64_t class_chann
       roi_channel_slices<T>(s.top_channels, class_channels, s.height * s.width, maps),
       rois.order.data(),
       rois.image_begin.data()};
-  call.in_place = in_place<T>(channels_last, groups, class_channels);
+  call.in_place = in_place<T>(channels_last, bin_groups, class_channels);
   // A bin reads about 16 pixels.
-  call.by_pages = s.rois * s.bins() / groups * 16 < s.images * s.height * s.width;
-  // If there is one group, an item has all the bins of a RoI and can transpose them in the cache.
-  call.as_rows = channels_last || groups > 1;
+  call.by_pages = s.rois * s.bins() / bin_groups * 16 < s.images * s.height * s.width;
+  // If there is one bin group, an item has all the bins of a RoI and can transpose them in the
+  // cache.
+  call.as_rows = channels_last || bin_groups > 1;
   call.slice_stride = RoiChannelSlices::ceil_div(call.slices.size, kRoiLanes<T>) * kRoiLanes<T>;
   call.most_pixels = most_pixels + kRoiLanes<T>;
   return call;
@@ -86,17 +87,17 @@ template <typename T>
 class RoiScratchMemory {
  public:
   // Vectors may reach beyond the last channel of a slice, hence one more vector after each array.
-  RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t columns)
+  RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t x_lists)
       : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
-        pixels_(new AxisPixel<T>[call.most_pixels * (1 + columns)]),
-        columns_(new AxisPixels<T>[columns]),
+        pixels_(new AxisPixel<T>[call.most_pixels * (1 + x_lists)]),
+        x_lists_(new AxisPixels<T>[x_lists]),
         copied_(new bool[call.pixels() / kRoiPage + 1]) {
     scratch.map = numbers_.get();
     scratch.grad_map = scratch.map + map * map_size(call);
     scratch.rows = scratch.grad_map + grad_map * map_size(call);
     scratch.y = pixels_.get();
     scratch.x = scratch.y + call.most_pixels;
-    scratch.columns = columns_.get();
+    scratch.x_lists = x_lists_.get();
     scratch.copied = copied_.get();
   }
   RoiScratch<T> scratch;
@@ -110,19 +111,19 @@ class RoiScratchMemory {
   }
   std::unique_ptr<T[]> numbers_;
   std::unique_ptr<AxisPixel<T>[]> pixels_;
-  std::unique_ptr<AxisPixels<T>[]> columns_;
+  std::unique_ptr<AxisPixels<T>[]> x_lists_;
   std::unique_ptr<bool[]> copied_;
 };
 
 // Calls kernel(call, item, scratch) for all items. `cost` counts multiply-adds of the whole call.
 template <typename T, typename Call, typename Kernel>
-void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t columns,
+void run_items(const Call& call, Kernel kernel, bool map, bool grad_map, int64_t x_lists,
                int64_t cost) {
   const int64_t items = call.items();
   if (items == 0) return;
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(cost / items, 1));
   at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
-    const RoiScratchMemory<T> memory(call, map, grad_map, columns);
+    const RoiScratchMemory<T> memory(call, map, grad_map, x_lists);
     for (int64_t item = begin; item < end; ++item) kernel(call, item, memory.scratch);
   });
 }

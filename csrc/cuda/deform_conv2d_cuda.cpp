@@ -108,7 +108,7 @@ class Operands {
 
  private:
   // Calls run(scalar_t(), packed). packed: whether packs of 16 bytes divide the channels of each
-  // group and the input is 16-byte aligned.
+  // weight group and each offset group, and the input is 16-byte aligned.
   template <typename Run>
   void dispatch(const Run& run) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type_, "deform_conv2d on CUDA", [&] {
@@ -150,8 +150,8 @@ class Operands {
     launch_on_stream(kernel, kernel.chunk.units(), kernel.lanes);
   }
   template <typename Kernel>
-  static void launch_on_stream(const Kernel& kernel, int64_t units, int lanes) {
-    const Grid grid{plan_blocks(units, lanes), kLaunchThreads, 0};
+  static void launch_on_stream(const Kernel& kernel, int64_t count, int lanes) {
+    const Grid grid{plan_blocks(count, lanes), kLaunchThreads, 0};
     C10_CUDA_CHECK(launch(kernel, grid, c10::cuda::getCurrentCUDAStream()));
   }
 
@@ -179,11 +179,7 @@ at::Tensor deform_conv2d_cuda(const at::Tensor& input, const at::Tensor& offset,
                               at::IntArrayRef dilation, const std::optional<at::Tensor>& mask,
                               std::string_view border) {
   const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  if (bias) {
-    check_like("deform_conv2d", "bias", *bias, input);
-    check_shape("deform_conv2d", "bias", *bias, {s.out_channels});
-  }
+      deform_conv2d_sizes(input, offset, weight, bias, mask, stride, padding, dilation, border);
   const c10::DeviceGuard guard(input.device());
   const Operands op(s, input, offset, weight, mask);
   const auto output =
@@ -201,12 +197,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backwar
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& offset,
     const at::Tensor& weight, const std::optional<at::Tensor>& mask, at::IntArrayRef stride,
     at::IntArrayRef padding, at::IntArrayRef dilation, std::string_view border) {
-  constexpr const char* name = "deform_conv2d_backward";
-  const auto s =
-      deform_conv2d_sizes(input, offset, weight, mask, stride, padding, dilation, border);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output,
-              {s.images, s.out_channels, s.out_height, s.out_width});
+  const auto s = deform_conv2d_backward_sizes(grad_output, input, offset, weight, mask, stride,
+                                              padding, dilation, border);
 
   const c10::DeviceGuard guard(input.device());
   const bool in_order = at::globalContext().deterministicAlgorithms();

@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kOp = "deform_roi_pool";
 
 RoiWork deform_roi_work(const DeformRoiPoolSizes& s) {
-  const int64_t planes = s.images * s.top_channels * s.groups();
+  const int64_t planes = s.images * s.top_channels * s.bin_groups();
   check_32_bits(kOp, "channels of all images", planes);
   check_32_bits(kOp, "elements of the output per RoI", s.top_channels * s.bins());
   check_32_bits(kOp, "bins times groups per side",
@@ -48,7 +48,7 @@ at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
   const RoiPlan plan = plan_reading(deform_roi_work(s), input.element_size(), current_gpu());
   const at::Tensor map = input.contiguous();
   const at::Tensor boxes = to_coordinates(rois, sum_type);
-  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const at::Tensor offsets = to_coordinates(offset, sum_type);
   const at::Tensor output =
       at::empty({s.rois, s.top_channels, s.bins_h, s.bins_w}, input.options());
   dispatch_map(input.scalar_type(), [&](auto zero) {
@@ -57,7 +57,7 @@ at::Tensor deform_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,
     const RoiListTensors<acc_t, DeformRoiBins<acc_t>> listed(kOp, s, boxes);
     launch_plan(DeformRoiPoolKernel<scalar_t, acc_t>{
         s, DeformRoiPoolDivisors(s), plan, listed.lists(), map.const_data_ptr<scalar_t>(),
-        data_or_null<acc_t>(shifts), output.mutable_data_ptr<scalar_t>()});
+        data_or_null<acc_t>(offsets), output.mutable_data_ptr<scalar_t>()});
   });
   return output.contiguous(memory_format(input));
 }
@@ -66,11 +66,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
     const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
     int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
-  constexpr const char* name = "deform_roi_pool_backward";
-  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
-                                       samples_per_part, gamma, round_rois);
-  check_like(name, "grad_output", grad_output, input);
-  check_shape(name, "grad_output", grad_output, {s.rois, s.top_channels, s.bins_h, s.bins_w});
+  const auto s =
+      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
+                                     group_size, samples_per_part, gamma, round_rois);
 
   const c10::DeviceGuard guard(input.device());
   const at::ScalarType type = input.scalar_type(), sum_type = at::toOpMathType(type);
@@ -80,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
   const RoiPlan plan = plan_adding(work, c10::elementSize(sum_type), in_order, gpu);
   const at::Tensor grad = grad_output.contiguous();
   const at::Tensor boxes = to_coordinates(rois, sum_type);
-  const at::Tensor shifts = to_coordinates(offset, sum_type);
+  const at::Tensor offsets = to_coordinates(offset, sum_type);
   const PlaneGradient grad_input(plan, input.sizes(), input.options(), sum_type);
   const at::Tensor grad_offset =
       at::empty(offset ? offset->sizes() : at::IntArrayRef({0}), grad.options().dtype(sum_type));
@@ -91,8 +89,9 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     const DeformRoiPoolDivisors by(s);
     dispatch_order(in_order, [&](auto ordered) {
       launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, ordered.value>{
-          s, by, plan, listed.lists(), grad.const_data_ptr<scalar_t>(), data_or_null<acc_t>(shifts),
-          grad_input.template written<scalar_t>(), grad_input.template added_to<acc_t>()});
+          s, by, plan, listed.lists(), grad.const_data_ptr<scalar_t>(),
+          data_or_null<acc_t>(offsets), grad_input.template written<scalar_t>(),
+          grad_input.template added_to<acc_t>()});
     });
     if (!offset) return;
     const at::Tensor map = input.contiguous();
@@ -100,7 +99,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     launch_plan(DeformRoiPoolShiftGradientKernel<scalar_t, acc_t>{
         s, by, plan_reading(work, input.element_size(), gpu), listed.lists(),
         grad.const_data_ptr<scalar_t>(), map.const_data_ptr<scalar_t>(),
-        shifts.const_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()});
+        offsets.const_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()});
     const DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t> add_up{
         s, plan_lanes(s.class_channels()), grad_shift.const_data_ptr<acc_t>(),
         boxes.const_data_ptr<acc_t>(), grad_offset.mutable_data_ptr<acc_t>()};

@@ -8,6 +8,10 @@
 
 namespace d2_deformable {
 
+struct Division {
+  uint32_t quotient, remainder;
+};
+
 // Dividends from 0 and divisors from 1, both up to 2^31 - 1. With 2^(shift - 1) < divisor <=
 // 2^shift and factor = 1 + floor(2^32 * (2^shift - divisor) / divisor), the quotient is (dividend *
 // (2^32 + factor)) / 2^(32 + shift): Granlund and Montgomery, "Division by invariant integers using
@@ -22,12 +26,13 @@ class Divisor {
 
   D2_HOST_DEVICE uint32_t divisor() const { return divisor_; }
 
-  // Returns the quotient; dividend becomes the remainder.
-  D2_HOST_DEVICE uint32_t divide(uint32_t& dividend) const {
+  D2_HOST_DEVICE uint32_t quotient(uint32_t dividend) const {
     const uint32_t high = uint32_t((uint64_t(dividend) * factor_) >> 32);
-    const uint32_t quotient = (high + dividend) >> shift_;
-    dividend -= quotient * divisor_;
-    return quotient;
+    return (high + dividend) >> shift_;
+  }
+  D2_HOST_DEVICE Division divide(uint32_t dividend) const {
+    const uint32_t whole = quotient(dividend);
+    return {whole, dividend - whole * divisor_};
   }
 
  private:

@@ -41,8 +41,7 @@ inline Chunks plan_chunks(int64_t rows, int64_t row_bytes, int64_t bytes = kColu
   return {rows, ceil_div(ceil_div(rows, ceil_div(rows, largest)), multiple) * multiple};
 }
 
-// Number of neighbouring lanes of a warp that share the channels of a unit (a sampling point); a
-// power of two.
+// Number of neighbouring lanes of a warp that share so many packs of channels; a power of two.
 inline int plan_lanes(int64_t packs) {
   int lanes = 1;
   while (lanes < kWarp && packs > int64_t(lanes) * (lanes < kFewLanes ? 1 : kPacksPerLane)) {
@@ -51,9 +50,10 @@ inline int plan_lanes(int64_t packs) {
   return lanes;
 }
 
-// Blocks of kLaunchThreads threads for `units` units, each of which `lanes` threads share.
-inline int64_t plan_blocks(int64_t units, int lanes) {
-  return ceil_div(units, kLaunchThreads / lanes);
+// Blocks of kLaunchThreads threads for `count` units or owners, on each of which `lanes` threads
+// work.
+inline int64_t plan_blocks(int64_t count, int lanes) {
+  return ceil_div(count, kLaunchThreads / lanes);
 }
 
 }  // namespace d2_deformable

@@ -18,12 +18,13 @@ struct DeformRoiPoolSizes {
   bool round_rois;
 
   D2_HOST_DEVICE int64_t bins() const { return bins_h * bins_w; }
-  D2_HOST_DEVICE int64_t groups() const { return group_size * group_size; }
+  D2_HOST_DEVICE int64_t bin_groups() const { return group_size * group_size; }
   D2_HOST_DEVICE int64_t class_channels() const { return top_channels / classes; }
 };
 
-// Where the bins of one RoI lie, and how far an offset moves them. Equation (6) of the paper shifts
-// a bin by the offset of its part, times gamma, times the RoI's size.
+// Where the bins of one RoI lie, and their shift: how far an offset moves them, in map pixels.
+// Equation (6) of the paper: the shift is the offset of the bin's part, times gamma, times the
+// RoI's size.
 template <typename acc_t>
 struct DeformRoiBins {
   RoiBox<acc_t> box;

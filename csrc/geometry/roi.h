@@ -10,7 +10,7 @@
 namespace d2_deformable {
 
 // Along one axis, the bins of one part: bin b belongs to part b * parts / bins, rounded down.
-// Groups of bins (deform_roi_pool's group_size) are found in the same way.
+// Bin groups (deform_roi_pool's group_size) are found in the same way.
 struct BinRange {
   int64_t begin, end;
   D2_HOST_DEVICE BinRange(int64_t part, int64_t parts, int64_t bins)
@@ -42,12 +42,12 @@ struct RoiBox {
   int64_t image;
   T y, x, height, width;
 
-  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T shift, bool round_rois)
+  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T origin, bool round_rois)
       : image(image_of(roi, images)) {
     T corner[4];
     for (int k = 0; k < 4; ++k) {
       const T pixel = roi[1 + k];
-      corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + shift;
+      corner[k] = (round_rois ? T(round(pixel)) : pixel) * spatial_scale + origin;
     }
     x = corner[0];
     y = corner[1];

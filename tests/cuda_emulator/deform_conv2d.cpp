@@ -27,15 +27,15 @@ struct DeformConv2d {
     const auto grad_columns = in.array<scalar_t>();
     const DeformConv2dChunk<acc_t> chunk(sizes, offset.data(), mask.data(), first_row, rows);
     const int lanes = plan_lanes(ceil_div(chunk.unit_channels, Channels<scalar_t, kPacked>::kSize));
-    const auto launch_units = [](const auto& kernel, int64_t units, int lanes) {
-      launch_grid(kernel, {plan_blocks(units, lanes), kLaunchThreads, 0});
+    const auto launch = [](const auto& kernel, int64_t count, int lanes) {
+      launch_grid(kernel, {plan_blocks(count, lanes), kLaunchThreads, 0});
     };
 
     if (name == "columns") {
       Array<scalar_t> columns(rows * sizes.taps() * sizes.channels);
-      launch_units(DeformConv2dColumnsKernel<scalar_t, acc_t, kPacked>{chunk, lanes, input.data(),
-                                                                       columns.data()},
-                   chunk.units(), lanes);
+      launch(DeformConv2dColumnsKernel<scalar_t, acc_t, kPacked>{chunk, lanes, input.data(),
+                                                                 columns.data()},
+             chunk.units(), lanes);
       out.write(columns);
       return;
     }
@@ -43,7 +43,7 @@ struct DeformConv2d {
     if (name == "gradients" || name == "gradients_of_points") {
       const int64_t points = sizes.rows() * sizes.taps() * sizes.offset_groups;
       Array<acc_t> grad_offset(2 * points), grad_mask(mask ? points : 0);
-      launch_units(
+      launch(
           DeformConv2dGradientsKernel<scalar_t, acc_t, kPacked>{
               chunk, lanes, input.data(), grad_columns.data(), grad_columns.data(),
               grad_offset.data(), mask ? grad_mask.data() : nullptr,
@@ -55,7 +55,7 @@ struct DeformConv2d {
     } else if (name == "owned_input_gradient") {
       const DeformConv2dOwnedInputGradientKernel<scalar_t, acc_t> kernel{chunk, grad_columns.data(),
                                                                          grad_input.data()};
-      launch_units(kernel, kernel.owners(), 1);
+      launch(kernel, kernel.owners(), 1);
     } else {
       fail("deform_conv2d has no kernel %s", name.c_str());
     }

@@ -23,8 +23,8 @@ struct DeformRoiPool {
     const DeformRoiPoolDivisors by(sizes);
     const int64_t pixels = sizes.height * sizes.width;
     const int64_t output_size = sizes.rois * sizes.bins() * sizes.top_channels;
-    const RoiWork work{sizes.images * sizes.top_channels * sizes.groups(), pixels, sizes.rois,
-                       ceil_div(sizes.bins(), sizes.groups()), 16};
+    const RoiWork work{sizes.images * sizes.top_channels * sizes.bin_groups(), pixels, sizes.rois,
+                       ceil_div(sizes.bins(), sizes.bin_groups()), 16};
     const ListedRois<acc_t, DeformRoiBins<acc_t>> listed(sizes, rois);
     const RoiPlan reading = plan_reading(work, sizeof(scalar_t), gpu);
     const auto add = [&](auto in_order) {

@@ -31,7 +31,7 @@ void units(int64_t count, int64_t packs, int64_t* out) {
 
 // quotient and remainder
 void divide(int64_t dividend, int64_t divisor, int64_t* out) {
-  uint32_t rest = uint32_t(dividend);
-  out[0] = Divisor(divisor).divide(rest), out[1] = rest;
+  const Division division = Divisor(divisor).divide(uint32_t(dividend));
+  out[0] = division.quotient, out[1] = division.remainder;
 }
 }

@@ -9,7 +9,7 @@ namespace {
 
 void write(const RoiPlan& plan, int64_t* out) {
   const int64_t values[] = {
-      plan.planes, plan.splits.divisor(), plan.threads,      plan.roi_lanes.divisor(),
+      plan.planes, plan.splits.divisor(), plan.threads,      plan.roi_threads.divisor(),
       plan.shared, plan.copies,           plan.shared_bytes, plan.pieces()};
   std::copy(std::begin(values), std::end(values), out);
 }

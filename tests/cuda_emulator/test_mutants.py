@@ -88,8 +88,8 @@ SLOW = {
         RACE,
         "deform_roi_pool",
         "cuda/kernels/roi_planes.h",
-        "{bin, bins, split * lanes + lane,",
-        "{bin, bins, lane,",
+        "{bin, bins, split * rois + roi,",
+        "{bin, bins, roi,",
     ),
     "warps that share a copy": Mutant(
         RACE,
@@ -119,7 +119,7 @@ SLOW = {
         "const scalar_t* row = map + y * sizes.width;",
         "const scalar_t* row = map + y * sizes.height;",
     ),
-    "no room for the shift of a copy": Mutant(
+    "no room to align a copy": Mutant(
         OUT_OF_BOUNDS,
         "ps_roi_pool",
         "cuda/roi_plan.h",
@@ -193,8 +193,8 @@ SLOW = {
         f"{WRONG}|{OUT_OF_BOUNDS}",
         "deform_conv2d",
         "cuda/kernels/deform_conv2d_cuda_kernel.h",
-        "unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);",
-        "unit.image = chunk.first_image;",
+        "offset_group, chunk.first_image + image, position};",
+        "offset_group, chunk.first_image, position};",
     ),
     "owners of more than a line": Mutant(
         WRONG,

@@ -10,7 +10,7 @@ import pytest
 
 from cuda_emulator import emulator
 
-Plan = namedtuple("Plan", "planes splits threads roi_lanes shared copies shared_bytes pieces")
+Plan = namedtuple("Plan", "planes splits threads roi_threads shared copies shared_bytes pieces")
 GPUS = [(68, 64 << 10), (132, 227 << 10), (1, 48 << 10)]  # processors, shared memory per block
 MAX_THREADS = 512
 
@@ -53,7 +53,7 @@ def adding_plans(library):
 
 def check_block(plan):
     assert 32 <= plan.threads <= MAX_THREADS and plan.threads % 32 == 0
-    assert plan.roi_lanes % 32 == 0 and plan.splits >= 1
+    assert plan.roi_threads % 32 == 0 and plan.splits >= 1
     assert plan.pieces == plan.planes * plan.splits
 
 
@@ -68,14 +68,14 @@ def test_reading(library):
         check_block(plan)
         check_shared(plan, pixels * size + 16, gpu)
         assert plan.planes == planes and plan.copies <= 1
-        assert plan.threads % plan.roi_lanes == 0
+        assert plan.threads % plan.roi_threads == 0
         # A plane is copied to shared memory only if each of its blocks reads it about that often.
         assert not plan.shared or plan.splits * max(pixels // reads, 1) <= max(rois * bins, 1)
         # Splitting makes no more blocks than fill the processors.
         assert plan.splits == 1 or (plan.splits - 1) * max(planes, 1) < gpu[0] * 8
         # Every block has RoIs, and every warp has bins.
-        assert (plan.splits - 1) * plan.roi_lanes < max(rois, 1)
-        assert plan.threads // plan.roi_lanes <= max(bins, 1)
+        assert (plan.splits - 1) * plan.roi_threads < max(rois, 1)
+        assert plan.threads // plan.roi_threads <= max(bins, 1)
 
 
 def test_adding(library):
@@ -89,7 +89,7 @@ def test_adding(library):
             # Each warp has its own copy, so no two warps add to the same place.
             assert plan.threads == 32 * max(plan.copies, 1)
         else:
-            assert plan.copies <= 1 and plan.threads % plan.roi_lanes == 0
+            assert plan.copies <= 1 and plan.threads % plan.roi_threads == 0
 
 
 def test_every_bin_of_every_roi_once(library):
@@ -99,9 +99,9 @@ def test_every_bin_of_every_roi_once(library):
             continue
         visits = Counter()
         for split, thread in product(range(plan.splits), range(plan.threads)):
-            row, lane = divmod(thread, plan.roi_lanes)
-            first = split * plan.roi_lanes + lane
-            for bin in range(row, bins, plan.threads // plan.roi_lanes):
-                for roi in range(first, rois, plan.splits * plan.roi_lanes):
+            first_bin, own_roi = divmod(thread, plan.roi_threads)
+            first = split * plan.roi_threads + own_roi
+            for bin in range(first_bin, bins, plan.threads // plan.roi_threads):
+                for roi in range(first, rois, plan.splits * plan.roi_threads):
                     visits[roi, bin] += 1
         assert len(visits) == rois * bins and set(visits.values()) <= {1}

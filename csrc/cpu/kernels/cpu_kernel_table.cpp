@@ -15,7 +15,7 @@ template <typename T>
 constexpr CpuKernels<T> all_kernels() {
   CpuKernels<T> kernels{};
   kernels.transpose = transpose<T>;
-  kernels.weight_panels = weight_panels<T>;
+  kernels.weight_panel_count = weight_panel_count<T>;
   kernels.weight_panel_size = weight_panel_size<T>;
   kernels.write_weight_panel = write_weight_panel<T>;
   kernels.deform_conv2d_tile = deform_conv2d_tile<T>;

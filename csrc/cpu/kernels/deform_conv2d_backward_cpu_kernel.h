@@ -9,8 +9,8 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// The map of one image. take() copies `count` channels from first_channel on to rows of a matrix,
-// one row per pixel, for `taken` pixels from `first` on. put() copies rows back, for all pixels.
+// The map of one image. read() copies channels of some pixels to a matrix that has one row per
+// pixel. write() copies such rows back, for all pixels.
 template <typename T>
 struct ChannelMap {
   T* data;  // [C][pixels], or [pixels][C]
@@ -18,33 +18,38 @@ struct ChannelMap {
   int64_t channels, pixels;
 
   template <typename To>
-  void take(int64_t first_channel, int64_t count, int64_t first, int64_t taken, To* rows,
-            int64_t row) const {
+  void read(int64_t first_channel, int64_t channel_count, int64_t first_pixel, int64_t pixel_count,
+            To* rows, int64_t row_stride) const {
     if (channels_last) {
-      const T* from = data + first * channels + first_channel;
-      for (int64_t p = 0; p < taken; ++p) {
-        __builtin_memcpy(rows + p * row, from + p * channels, count * sizeof(T));
+      const T* from = data + first_pixel * channels + first_channel;
+      for (int64_t p = 0; p < pixel_count; ++p) {
+        __builtin_memcpy(rows + p * row_stride, from + p * channels, channel_count * sizeof(T));
       }
     } else {
-      transpose<To>(data + first_channel * pixels + first, pixels, rows, row, count, taken);
+      transpose<To>(data + first_channel * pixels + first_pixel, pixels, rows, row_stride,
+                    channel_count, pixel_count);
     }
   }
 
-  void put(int64_t first_channel, int64_t count, const T* rows, int64_t row) const {
+  void write(int64_t first_channel, int64_t channel_count, const T* rows,
+             int64_t row_stride) const {
     if (channels_last) {
+      T* to = data + first_channel;
       for (int64_t p = 0; p < pixels; ++p) {
-        __builtin_memcpy(data + p * channels + first_channel, rows + p * row, count * sizeof(T));
+        __builtin_memcpy(to + p * channels, rows + p * row_stride, channel_count * sizeof(T));
       }
     } else {
-      transpose<T>(rows, row, data + first_channel * pixels, pixels, pixels, count);
+      transpose<T>(rows, row_stride, data + first_channel * pixels, pixels, pixels, channel_count);
     }
   }
 };
 
-// Consecutive channels of a slice that share a weight group.
-struct SliceRun {
-  int64_t place, channels, first_channel, group;  // place: of the first channel in the slice
-  int64_t weight_panels, grad_weight;             // places in scratch memory
+// The channels of a slice that are in one weight group. They are consecutive.
+struct SliceGroup {
+  int64_t group;                             // index of the weight group
+  int64_t first_channel, channels;           // first_channel: in the input
+  int64_t channel_in_slice;                  // first_channel, counted from the slice's first one
+  int64_t weight_panels_at, grad_weight_at;  // where these begin in scratch memory
 
   // Index of its first channel in weight [O][C/groups][K], for output `o` of its group.
   int64_t weight_index(const DeformConv2dSizes& s, int64_t o) const {
@@ -53,80 +58,80 @@ struct SliceRun {
   }
 };
 
-// A slice, whose channels are consecutive, and the layout of its scratch memory.
+// A slice, whose channels are consecutive, and the layout of its scratch memory: <array>_at is
+// where an array begins.
 template <typename T>
 struct Slice {
-  static constexpr int kRuns = 64;  // one per channel at most; a slice has up to 64
+  static constexpr int kGroups = 64;  // one per channel at most; a slice has up to 64
 
-  int64_t first_group, groups, group_channels;  // of offset groups
+  int64_t first_offset_group, offset_groups;
+  int64_t offset_group_channels;  // of the slice, in each of its offset groups
   int64_t first_channel, channels;
-  int64_t outputs, panels;  // of a weight group
-  int64_t first_weight_group, weight_groups;
-  int64_t row;  // stride of columns and of their gradients
-  int64_t grad_weight_row;
-  int runs = 0;
-  SliceRun run[kRuns];
-  int64_t grad_weight, map, grad_map, columns, grad_columns, grad_output;  // places
-  int64_t scratch;                                                         // size of all
+  int64_t outputs, panels;              // of a weight group
+  int64_t column_row, grad_weight_row;  // strides of matrix rows
+  int groups = 0;
+  SliceGroup group[kGroups];
+  int64_t grad_weight_at, grad_output_at, map_at, grad_map_at, columns_at, grad_columns_at;
+  int64_t scratch_size = 0;
 
   Slice(const DeformConv2dBackward<T>& op, int64_t index) {
     const DeformConv2dSizes& s = op.sizes;
     const ChannelSlices& slices = op.slices;
-    const int64_t in_group = index % slices.per_group,
-                  rest = slices.group_channels - in_group * slices.width;
-    first_group = index / slices.per_group * slices.groups;
-    groups = s.offset_groups - first_group < slices.groups ? s.offset_groups - first_group
-                                                           : slices.groups;
-    first_channel = first_group * slices.group_channels + in_group * slices.width;
-    group_channels = rest < slices.width ? rest : slices.width;
-    channels = groups * group_channels;
-    row = round_up(channels, kLanes<T>) + kLanes<T>;
+    const int64_t before = index % slices.per_offset_group * slices.width;
+    const int64_t rest = slices.offset_group_channels - before;
+    first_offset_group = index / slices.per_offset_group * slices.offset_groups;
+    const int64_t left = s.offset_groups - first_offset_group;
+    offset_groups = left < slices.offset_groups ? left : slices.offset_groups;
+    first_channel = first_offset_group * slices.offset_group_channels + before;
+    offset_group_channels = rest < slices.width ? rest : slices.width;
+    channels = offset_groups * offset_group_channels;
+    column_row = round_up(channels, kLanes<T>) + kLanes<T>;
 
     const int64_t weight_channels = s.channels / s.groups;
     outputs = s.out_channels / s.groups;
     panels = (outputs + kPanel<T> - 1) / kPanel<T>;
     grad_weight_row = round_up(outputs, kLanes<T>) + kLanes<T>;
-    first_weight_group = first_channel / weight_channels;
-    scratch = 0;
     const int64_t last = first_channel + channels;
     for (int64_t c = first_channel, next; c < last; c = next) {
-      const int64_t group = c / weight_channels, end = (group + 1) * weight_channels;
+      const int64_t index_of_group = c / weight_channels;
+      const int64_t end = (index_of_group + 1) * weight_channels;
       next = end < last ? end : last;
-      SliceRun& r = run[runs++];
-      r = {c - first_channel, next - c, c, group, 0, 0};
-      r.weight_panels = take(s.taps() * outputs * round_up(r.channels, kPanel<T>));
+      SliceGroup& g = group[groups++];
+      g = {index_of_group, c, next - c, c - first_channel, 0, 0};
+      g.weight_panels_at = reserve(s.taps() * outputs * round_up(g.channels, kPanel<T>));
     }
-    weight_groups = runs;
-    grad_weight = scratch;
-    for (int r = 0; r < runs; ++r) {
-      run[r].grad_weight = take(s.taps() * run[r].channels * grad_weight_row);
+    grad_weight_at = scratch_size;
+    for (int g = 0; g < groups; ++g) {
+      group[g].grad_weight_at = reserve(s.taps() * group[g].channels * grad_weight_row);
     }
-    grad_output = take(weight_groups * panels * op.tile * kPanel<T>);
-    map = take((s.height * s.width + 1) * channels);
-    grad_map = take((s.height * s.width + 1) * channels);
-    columns = take(op.tile * row);
-    grad_columns = take(op.tile * row);
+    grad_output_at = reserve(groups * panels * op.tile * kPanel<T>);
+    map_at = reserve((s.height * s.width + 1) * channels);
+    grad_map_at = reserve((s.height * s.width + 1) * channels);
+    columns_at = reserve(op.tile * column_row);
+    grad_columns_at = reserve(op.tile * column_row);
   }
 
-  int64_t take(int64_t count) {
-    const int64_t place = scratch;
-    scratch += round_up(count, 64);
-    return place;
+ private:
+  // Extends the scratch memory by an array of `count` numbers and returns where it begins.
+  int64_t reserve(int64_t count) {
+    const int64_t begin = scratch_size;
+    scratch_size += round_up(count, 64);
+    return begin;
   }
 };
 
-// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the run's channels. The last
-// one is padded with zeros.
+// weight [O][C/groups][K] -> [K][panels][outputs][kPanel], panels of the slice's channels in one
+// weight group. The last one is padded with zeros.
 template <typename T>
-void write_run_panels(const DeformConv2dSizes& s, const T* weight, const Slice<T>& slice,
-                      const SliceRun& run, T* panels) {
+void write_group_panels(const DeformConv2dSizes& s, const T* weight, const Slice<T>& slice,
+                        const SliceGroup& group, T* panels) {
   const int64_t taps = s.taps();
   for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t panel = 0; panel < run.channels; panel += kPanel<T>) {
-      const int64_t rest = run.channels - panel;
+    for (int64_t panel = 0; panel < group.channels; panel += kPanel<T>) {
+      const int64_t rest = group.channels - panel;
       const int64_t filled = rest < kPanel<T> ? rest : int64_t(kPanel<T>);
       for (int64_t o = 0; o < slice.outputs; ++o, panels += kPanel<T>) {
-        const T* from = weight + run.weight_index(s, o) + panel * taps + tap;
+        const T* from = weight + group.weight_index(s, o) + panel * taps + tap;
         for (int64_t c = 0; c < filled; ++c) panels[c] = from[c * taps];
         for (int64_t c = filled; c < kPanel<T>; ++c) panels[c] = 0;
       }
@@ -134,14 +139,15 @@ void write_run_panels(const DeformConv2dSizes& s, const T* weight, const Slice<T
   }
 }
 
-// [K][channels][outputs] -> grad_weight [O][C/groups][K], for the channels of the run.
+// [K][channels][outputs] -> grad_weight [O][C/groups][K], for the slice's channels in one weight
+// group.
 template <typename T>
-void write_run_gradient(const DeformConv2dSizes& s, const T* by_taps, const Slice<T>& slice,
-                        const SliceRun& run, T* grad_weight) {
+void write_group_gradient(const DeformConv2dSizes& s, const T* by_taps, const Slice<T>& slice,
+                          const SliceGroup& group, T* grad_weight) {
   constexpr int lanes = kLanes<T>;
-  const int64_t taps = s.taps(), size = run.channels * taps;
+  const int64_t taps = s.taps(), size = group.channels * taps;
   const auto row = [&](int64_t k) {
-    return by_taps + (k % taps * run.channels + k / taps) * slice.grad_weight_row;
+    return by_taps + (k % taps * group.channels + k / taps) * slice.grad_weight_row;
   };
   for (int64_t o0 = 0; o0 < slice.outputs; o0 += lanes) {
     const int64_t rest = slice.outputs - o0, rows = rest < lanes ? rest : lanes;
@@ -151,12 +157,12 @@ void write_run_gradient(const DeformConv2dSizes& s, const T* by_taps, const Slic
       for (int i = 0; i < lanes; ++i) square[i] = load(row(k + i) + o0);
       transpose_square<T>(square);
       for (int64_t o = 0; o < rows; ++o) {
-        store(grad_weight + run.weight_index(s, o0 + o) + k, square[o]);
+        store(grad_weight + group.weight_index(s, o0 + o) + k, square[o]);
       }
     }
     for (; k < size; ++k) {
       for (int64_t o = 0; o < rows; ++o) {
-        grad_weight[run.weight_index(s, o0 + o) + k] = row(k)[o0 + o];
+        grad_weight[group.weight_index(s, o0 + o) + k] = row(k)[o0 + o];
       }
     }
   }
@@ -264,9 +270,9 @@ void sample_and_scatter(const SamplingPoints<T>& points, int count, int64_t chan
 
 // One tap of output positions first .. first + count of an image. From the gradients of the columns
 // it computes the columns, the slice's partial sums of grad_offset and grad_mask, and what to add
-// to grad_map.
+// to grad_map. `partial` says which partial sums of grad_offset and grad_mask are the slice's.
 template <typename T>
-void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slice, int64_t in_group,
+void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slice, int64_t partial,
                          int64_t image, int64_t tap, int64_t first, int64_t count, T* scratch) {
   const DeformConv2dSizes& s = op.sizes;
   const int64_t plane_size = s.image_rows(), pixels = s.height * s.width;
@@ -277,18 +283,19 @@ void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slic
   for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
     const Positions positions(s, first + done, left < kPositions ? left : kPositions);
-    for (int64_t group = 0; group < slice.groups; ++group) {
-      const int64_t channel = group * slice.group_channels;
-      const int64_t plane = (image * s.offset_groups + slice.first_group + group) * s.taps() + tap;
-      const T* pixel = scratch + slice.map + channel;
+    for (int64_t k = 0; k < slice.offset_groups; ++k) {
+      const int64_t offset_group = slice.first_offset_group + k;
+      const int64_t channel = k * slice.offset_group_channels;
+      const int64_t plane = (image * s.offset_groups + offset_group) * s.taps() + tap;
+      const T* pixel = scratch + slice.map_at + channel;
       const PixelMap<T> map{pixel, pixel + pixels * slice.channels, slice.channels};
       find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
                   op.mask ? op.mask + plane * plane_size : nullptr, map, points, slopes);
-      sample_and_scatter(points, positions.count, slice.group_channels,
-                         scratch + slice.grad_columns + done * slice.row + channel,
-                         scratch + slice.columns + done * slice.row + channel, slice.row,
-                         slice.grad_map - slice.map, dots);
-      T* grad_y = op.grad_offset + 2 * (in_group * planes + plane) * plane_size + positions.first;
+      sample_and_scatter(points, positions.count, slice.offset_group_channels,
+                         scratch + slice.grad_columns_at + done * slice.column_row + channel,
+                         scratch + slice.columns_at + done * slice.column_row + channel,
+                         slice.column_row, slice.grad_map_at - slice.map_at, dots);
+      T* grad_y = op.grad_offset + 2 * (partial * planes + plane) * plane_size + positions.first;
       T* grad_x = grad_y + plane_size;
       const auto weighted = [&](const T(&by)[4][kPositions], int p) {
         return by[0][p] * dots[p][0] + by[1][p] * dots[p][1] + by[2][p] * dots[p][2] +
@@ -299,13 +306,13 @@ void sample_tap_backward(const DeformConv2dBackward<T>& op, const Slice<T>& slic
         grad_x[p] = weighted(slopes.x, p);
       }
       if (!op.grad_mask) continue;
-      T* grad_mask = op.grad_mask + (in_group * planes + plane) * plane_size + positions.first;
+      T* grad_mask = op.grad_mask + (partial * planes + plane) * plane_size + positions.first;
       for (int p = 0; p < positions.count; ++p) grad_mask[p] = weighted(slopes.mask, p);
     }
   }
 }
 
-// One call computes all gradients of one slice of channels over one range of images. Tile by tile
+// One call computes all gradients of one slice of channels over one image range. Tile by tile
 // and tap by tap it computes
 // - the gradients of the columns, grad_output x weight;
 // - from these its channels of grad_input and its partial sums of grad_offset and grad_mask;
@@ -318,19 +325,21 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
   const DeformConv2dSizes& s = op.sizes;
   const Slice<T> slice(op, index);
   const int64_t positions = s.image_rows(), pixels = s.height * s.width, taps = s.taps();
-  const int64_t panel = op.tile * kPanel<T>;
+  const int64_t output_panel = op.tile * kPanel<T>, weight_panel = slice.outputs * kPanel<T>;
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) scratch[k] = 0;
   };
-  const int64_t zero_pixel = slice.map + pixels * slice.channels;
+  const int64_t zero_pixel = slice.map_at + pixels * slice.channels;
   clear(zero_pixel, zero_pixel + slice.channels);
   // Includes grad_output, whose last panels need not be full.
-  clear(slice.grad_weight, slice.map);
-  for (int r = 0; r < slice.runs; ++r) {
-    write_run_panels(s, op.weight, slice, slice.run[r], scratch + slice.run[r].weight_panels);
+  clear(slice.grad_weight_at, slice.map_at);
+  for (int g = 0; g < slice.groups; ++g) {
+    const SliceGroup& group = slice.group[g];
+    write_group_panels(s, op.weight, slice, group, scratch + group.weight_panels_at);
   }
-  T* grad_output = scratch + slice.grad_output;
-  T* grad_columns = scratch + slice.grad_columns;
+  T* grad_output = scratch + slice.grad_output_at;
+  T* columns = scratch + slice.columns_at;
+  T* grad_columns = scratch + slice.grad_columns_at;
   const int64_t last = s.images * (image_range + 1) / op.image_ranges;
   for (int64_t image = s.images * image_range / op.image_ranges; image < last; ++image) {
     const int64_t image_size = s.channels * pixels;
@@ -340,53 +349,55 @@ void deform_conv2d_backward_slice(const DeformConv2dBackward<T>& op, int64_t ind
                                    pixels};
     const ChannelMap<const T> outputs{op.grad_output + image * s.out_channels * positions,
                                       op.grad_output_channels_last, s.out_channels, positions};
-    input.take(slice.first_channel, slice.channels, 0, pixels, scratch + slice.map, slice.channels);
-    clear(slice.grad_map, slice.columns);
+    input.read(slice.first_channel, slice.channels, 0, pixels, scratch + slice.map_at,
+               slice.channels);
+    clear(slice.grad_map_at, slice.columns_at);
 
     for (int64_t first = 0; first < positions; first += op.tile) {
       const int64_t count = positions - first < op.tile ? positions - first : op.tile;
-      for (int64_t k = 0; k < slice.weight_groups * slice.panels; ++k) {
+      for (int64_t k = 0; k < slice.groups * slice.panels; ++k) {
         const int64_t o = k % slice.panels * kPanel<T>, rest = slice.outputs - o;
-        const int64_t group = slice.first_weight_group + k / slice.panels;
-        outputs.take(group * slice.outputs + o, rest < kPanel<T> ? rest : int64_t(kPanel<T>), first,
-                     count, grad_output + k * panel, kPanel<T>);
+        const int64_t group = slice.group[k / slice.panels].group;
+        outputs.read(group * slice.outputs + o, rest < kPanel<T> ? rest : int64_t(kPanel<T>), first,
+                     count, grad_output + k * output_panel, kPanel<T>);
       }
       for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int r = 0; r < slice.runs; ++r) {
-          const SliceRun& run = slice.run[r];
-          const int64_t group = run.group - slice.first_weight_group;
-          const GemmOperand<T> a{grad_output + group * slice.panels * panel, kPanel<T>, 1,
-                                 kPanel<T>, panel};
-          const int64_t run_panel = slice.outputs * kPanel<T>;
-          gemm(
-              count, run.channels, slice.outputs, a,
-              scratch + run.weight_panels + tap * slice.outputs * round_up(run.channels, kPanel<T>),
-              run_panel, grad_columns + run.place, slice.row, false);
+        for (int g = 0; g < slice.groups; ++g) {
+          const SliceGroup& group = slice.group[g];
+          const GemmOperand<T> a{grad_output + g * slice.panels * output_panel, kPanel<T>, 1,
+                                 kPanel<T>, output_panel};
+          const T* weight = scratch + group.weight_panels_at +
+                            tap * slice.outputs * round_up(group.channels, kPanel<T>);
+          gemm(count, group.channels, slice.outputs, a, weight, weight_panel,
+               grad_columns + group.channel_in_slice, slice.column_row, false);
         }
-        sample_tap_backward(op, slice, index % op.slices.per_group, image, tap, first, count,
+        sample_tap_backward(op, slice, index % op.slices.per_offset_group, image, tap, first, count,
                             scratch);
-        for (int r = 0; r < slice.runs; ++r) {
-          const SliceRun& run = slice.run[r];
-          const int64_t group = run.group - slice.first_weight_group;
-          const GemmOperand<T> a{scratch + slice.columns + run.place, 1, slice.row, count, 0};
-          gemm(run.channels, slice.outputs, count, a, grad_output + group * slice.panels * panel,
-               panel, scratch + run.grad_weight + tap * run.channels * slice.grad_weight_row,
+        for (int g = 0; g < slice.groups; ++g) {
+          const SliceGroup& group = slice.group[g];
+          const GemmOperand<T> a{columns + group.channel_in_slice, 1, slice.column_row, count, 0};
+          T* grad_weight =
+              scratch + group.grad_weight_at + tap * group.channels * slice.grad_weight_row;
+          gemm(group.channels, slice.outputs, count, a,
+               grad_output + g * slice.panels * output_panel, output_panel, grad_weight,
                slice.grad_weight_row, true);
         }
       }
     }
-    grad_input.put(slice.first_channel, slice.channels, scratch + slice.grad_map, slice.channels);
+    grad_input.write(slice.first_channel, slice.channels, scratch + slice.grad_map_at,
+                     slice.channels);
   }
   T* grad_weight = op.grad_weight + image_range * s.out_channels * (s.channels / s.groups) * taps;
-  for (int r = 0; r < slice.runs; ++r) {
-    write_run_gradient(s, scratch + slice.run[r].grad_weight, slice, slice.run[r], grad_weight);
+  for (int g = 0; g < slice.groups; ++g) {
+    const SliceGroup& group = slice.group[g];
+    write_group_gradient(s, scratch + group.grad_weight_at, slice, group, grad_weight);
   }
 }
 
 // Size of the scratch memory that such a call needs, in numbers.
 template <typename T>
 int64_t deform_conv2d_backward_scratch(const DeformConv2dBackward<T>& op, int64_t slice) {
-  return Slice<T>(op, slice).scratch;
+  return Slice<T>(op, slice).scratch_size;
 }
 
 }  // namespace D2_CPU_TARGET

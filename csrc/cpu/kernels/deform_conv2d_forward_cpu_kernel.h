@@ -12,7 +12,7 @@ namespace D2_CPU_TARGET {
 
 // Number of panels of the weight, and the size of each in numbers.
 template <typename T>
-int64_t weight_panels(const DeformConv2dSizes& s) {
+int64_t weight_panel_count(const DeformConv2dSizes& s) {
   if (is_grouped<T>(s)) return s.offset_groups * GroupedBundles(s, kLanes<T>).count;
   return s.groups * panels_per_group(s, kPanel<T>);
 }
@@ -35,22 +35,22 @@ void write_weight_panel(const DeformConv2dSizes& s, const T* weight, int64_t pan
   for (int64_t half = 0; half < kPanel<T>; half += lanes) {
     const int64_t rows = outputs - first - half;
     for (int64_t k = 0; k < depth; k += lanes) {
-      const int64_t columns = depth - k < lanes ? depth - k : lanes;
+      const int64_t width = depth - k < lanes ? depth - k : lanes;
       Vector<T> square[lanes];
-      if (rows >= lanes && columns == lanes) {
+      if (rows >= lanes && width == lanes) {
 #pragma GCC unroll 16
         for (int o = 0; o < lanes; ++o) square[o] = load(from + (half + o) * depth + k);
       } else {
         for (int o = 0; o < lanes; ++o) {
           square[o] = Vector<T>{};
-          for (int64_t j = 0; o < rows && j < columns; ++j) {
+          for (int64_t j = 0; o < rows && j < width; ++j) {
             square[o][j] = from[(half + o) * depth + k + j];
           }
         }
       }
       transpose_square<T>(square);
       int64_t channel = k / taps, tap = k % taps;
-      for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t j = 0; j < width; ++j) {
         store(to + (tap * channels + channel) * kPanel<T> + half, square[j]);
         if (++tap == taps) tap = 0, ++channel;
       }
@@ -87,21 +87,22 @@ template <typename T>
 void sample_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t first, int64_t count,
                     int64_t first_tap, int64_t taps, T* columns, int64_t row) {
   const DeformConv2dSizes& s = op.sizes;
-  const int64_t group_channels = s.channels / s.offset_groups, plane_size = s.image_rows();
+  const int64_t offset_group_channels = s.channels / s.offset_groups;
+  const int64_t plane_size = s.image_rows();
   const PixelMap<T> map{op.input + image * s.height * s.width * s.channels, op.zeros, s.channels};
   SamplingPoints<T> points;
   for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
     const Positions positions(s, first + done, left < kPositions ? left : kPositions);
     for (int64_t tap = first_tap; tap < first_tap + taps; ++tap) {
-      for (int64_t group = 0; group < s.offset_groups; ++group) {
-        const int64_t plane = (image * s.offset_groups + group) * s.taps() + tap;
+      for (int64_t offset_group = 0; offset_group < s.offset_groups; ++offset_group) {
+        const int64_t plane = (image * s.offset_groups + offset_group) * s.taps() + tap;
         find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
                     op.mask ? op.mask + plane * plane_size : nullptr, map, points);
-        const int64_t channel = group * group_channels;
+        const int64_t channel = offset_group * offset_group_channels;
         T* to = columns + done * row + (tap - first_tap) * s.channels + channel;
         for (int p = 0; p < positions.count; ++p, to += row) {
-          sample_pixel(points, p, channel, group_channels, to);
+          sample_pixel(points, p, channel, offset_group_channels, to);
         }
       }
     }
@@ -117,7 +118,7 @@ void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t f
   const DeformConv2dSizes& s = op.sizes;
   const int64_t taps = s.taps(), column_row = op.column_row();
   const int64_t channels = s.channels / s.groups, outputs = s.out_channels / s.groups;
-  const int64_t panel = taps * channels * kPanel<T>, panels = panels_per_group(s, kPanel<T>);
+  const int64_t panel_size = taps * channels * kPanel<T>, panels = panels_per_group(s, kPanel<T>);
   // Small groups share cache lines of the columns, so all groups process a few rows before the next
   // rows.
   const bool small = s.groups > 1 && outputs <= kPanel<T> && taps * channels <= kDepth<T>;
@@ -136,7 +137,7 @@ void multiply_columns(const DeformConv2dForward<T>& op, int64_t image, int64_t f
         const GemmOperand<T> a{columns + p * column_row + group * channels, column_row, 1, run,
                                s.channels};
         gemm(count - p < rows ? count - p : rows, outputs, sampled * channels, a,
-             op.weight + group * panels * panel + tap * channels * kPanel<T>, panel,
+             op.weight + group * panels * panel_size + tap * channels * kPanel<T>, panel_size,
              result + p * result_row + group * outputs, result_row, op.bias || tap > 0);
       }
     }

@@ -1,6 +1,6 @@
 // Deformable convolution, forward, for weight groups narrower than a vector, down to one channel
-// (depthwise). It needs no columns and no matrix multiply. A bundle is as many groups as fit into
-// one vector, both with their sampled channels and with their outputs.
+// (depthwise). It needs no columns and no matrix multiply. A bundle is as many weight groups as fit
+// into one vector, both with their sampled channels and with their outputs.
 #pragma once
 
 #include "../cpu_kernels.h"
@@ -12,22 +12,22 @@ namespace D2_CPU_TARGET {
 constexpr int kGroupedTaps = 49;  // at most; their sampling points stay in the L2 cache
 
 struct GroupedBundles {
-  int64_t channels, outputs;  // of a group
-  int64_t group_count;        // weight groups of an offset group
+  int64_t channels, outputs;  // of a weight group
+  int64_t groups;             // weight groups of an offset group
   int64_t width;              // weight groups of a bundle
   int64_t count;              // bundles of an offset group
 
   GroupedBundles(const DeformConv2dSizes& s, int64_t lanes)
       : channels(s.channels / s.groups), outputs(s.out_channels / s.groups) {
-    group_count = s.groups / s.offset_groups;
+    groups = s.groups / s.offset_groups;
     const int64_t most = lanes / widest();
-    width = group_count < most ? group_count : most;
-    count = width ? (group_count + width - 1) / width : 0;
+    width = groups < most ? groups : most;
+    count = width ? (groups + width - 1) / width : 0;
   }
   int64_t widest() const { return channels > outputs ? channels : outputs; }
 };
 
-// Whether this kernel handles the shape: two groups or more use at least half of the lanes.
+// Whether this kernel handles the shape: two weight groups or more use at least half of the lanes.
 template <typename T>
 bool is_grouped(const DeformConv2dSizes& s) {
   constexpr int lanes = kLanes<T>;
@@ -46,10 +46,10 @@ void write_grouped_weight_panel(const DeformConv2dSizes& s, const T* weight, int
   constexpr int lanes = kLanes<T>;
   const GroupedBundles bundles(s, lanes);
   const int64_t depth = s.taps() * bundles.channels, group = bundle % bundles.count * bundles.width;
-  const int64_t left = bundles.group_count - group;
+  const int64_t left = bundles.groups - group;
   const int64_t outputs = (left < bundles.width ? left : bundles.width) * bundles.outputs;
   const T* from =
-      weight + (bundle / bundles.count * bundles.group_count + group) * bundles.outputs * depth;
+      weight + (bundle / bundles.count * bundles.groups + group) * bundles.outputs * depth;
   T* to = panels + bundle * depth * lanes;
   for (int64_t tap = 0; tap < s.taps(); ++tap) {
     for (int64_t channel = 0; channel < bundles.channels; ++channel, to += lanes) {
@@ -60,7 +60,8 @@ void write_grouped_weight_panel(const DeformConv2dSizes& s, const T* weight, int
   }
 }
 
-// For each lane of the outputs, the lane of the sampled channels that holds a channel of its group.
+// For each lane of the outputs, the lane of the sampled channels that holds a channel of its weight
+// group.
 template <typename T>
 using ChannelLanes = Vector<LaneIndex<T>>;
 
@@ -150,22 +151,22 @@ void grouped_rows(const DeformConv2dForward<T>& op, int64_t image, int64_t first
   for (int64_t done = 0; done < count; done += kPositions) {
     const int64_t left = count - done;
     const Positions positions(s, first + done, left < kPositions ? left : kPositions);
-    for (int64_t group = 0; group < s.offset_groups; ++group) {
+    for (int64_t offset_group = 0; offset_group < s.offset_groups; ++offset_group) {
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t plane = (image * s.offset_groups + group) * taps + tap;
+        const int64_t plane = (image * s.offset_groups + offset_group) * taps + tap;
         find_points(s, positions, tap, op.offset + 2 * plane * plane_size,
                     op.mask ? op.mask + plane * plane_size : nullptr, map, points[tap]);
       }
       for (int p = 0; p < positions.count; ++p) {
         int64_t width;
         for (int64_t bundle = 0; bundle < bundles.count; bundle += width) {
-          const int64_t at = group * bundles.group_count + bundle * bundles.width;
+          const int64_t at = offset_group * bundles.groups + bundle * bundles.width;
           const int64_t channel = at * bundles.channels, output = at * bundles.outputs;
           const int64_t before = (together - 1) * bundles.width;
           const bool several = bundle + together <= bundles.count &&
                                channel + before * bundles.channels + lanes <= s.channels &&
                                output + before * bundles.outputs + lanes <= s.out_channels;
-          const T* weight = op.weight + (group * bundles.count + bundle) * size;
+          const T* weight = op.weight + (offset_group * bundles.count + bundle) * size;
           const T* bias = op.bias ? op.bias + output : nullptr;
           T* to = result + (done + p) * row + output;
           width = several ? together : 1;

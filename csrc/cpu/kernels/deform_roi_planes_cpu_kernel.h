@@ -73,9 +73,9 @@ struct PlaneBins {
     const int64_t bin_y = bin / s.bins_w, bin_x = bin % s.bins_w;
     const int64_t part = bin_y * s.parts_h / s.bins_h * s.parts_w + bin_x * s.parts_w / s.bins_w;
     const int64_t row = (class_index * 2 + axis) * s.parts_h * s.parts_w + part;
-    const Vector<T> shift = load(call.offset + row * call.stride + roi);
+    const Vector<T> offset = load(call.offset + row * call.stride + roi);
     return T(axis == 0 ? bin_y : bin_x) * load(side + roi) + load(box + roi) +
-           shift * T(s.gamma) * load(box_side + roi);
+           offset * T(s.gamma) * load(box_side + roi);
   }
 };
 
@@ -96,15 +96,15 @@ D2_INLINE void copy_plane(const T* from, int64_t pixels, T* to) {
 }
 
 // Calls visit(class, bin, first RoI, number of RoIs) for all bins of the item's plane. An item is
-// an (image, class, group), and RoIs are in the order of images.
+// an (image, class, bin group), and RoIs are in the order of images.
 template <typename T, typename Visit>
 D2_INLINE void for_each_plane_bin(const DeformRoiPlanesCall<T>& call, int64_t item,
                                   const Visit& visit) {
   const DeformRoiPoolSizes& s = call.sizes;
-  const int64_t group = item % s.groups(), class_index = item / s.groups() % s.classes;
-  const int64_t image = item / s.groups() / s.classes;
-  const BinRange bins_y(group / s.group_size, s.group_size, s.bins_h);
-  const BinRange bins_x(group % s.group_size, s.group_size, s.bins_w);
+  const int64_t bin_group = item % s.bin_groups(), class_index = item / s.bin_groups() % s.classes;
+  const int64_t image = item / s.bin_groups() / s.classes;
+  const BinRange bins_y(bin_group / s.group_size, s.group_size, s.bins_h);
+  const BinRange bins_x(bin_group % s.group_size, s.group_size, s.bins_w);
   const int64_t end = call.image_begin[image + 1];
   for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
     for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
@@ -116,7 +116,7 @@ D2_INLINE void for_each_plane_bin(const DeformRoiPlanesCall<T>& call, int64_t it
   }
 }
 
-// output[class][bin][roi]: an item writes the bins of its group for all RoIs of its image.
+// output[class][bin][roi]: an item writes the bins of its bin group for all RoIs of its image.
 template <typename T>
 void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
                        const RoiScratch<T>& scratch) {
@@ -150,8 +150,8 @@ void deform_roi_planes(const DeformRoiPlanesCall<T>& call, int64_t item,
 }
 
 // Gradients with respect to an item's plane and to the offset of each of its bins,
-// grad_shift[class][y, x][bin][roi]. The item alone adds to its plane, in the order of bins and
-// RoIs.
+// grad_bin_offset[class][y, x][bin][roi]. The item alone adds to its plane, in the order of bins
+// and RoIs.
 template <typename T>
 void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item,
                                 const RoiScratch<T>& scratch) {
@@ -193,9 +193,9 @@ void deform_roi_planes_backward(const DeformRoiPlanesCall<T>& call, int64_t item
     }
     const auto write = [&](int64_t axis, Vector<T> sums, const T* box_side) {
       const int64_t row = (class_index * 2 + axis) * s.bins() + bin;
-      const Vector<T> shift = sums * T(s.gamma) * load(box_side + roi);
-      store_first<T>(call.grad_shift + row * call.stride + roi,
-                     bins.count > Vector<T>{} ? shift : Vector<T>{}, rois);
+      const Vector<T> grad_offset = sums * T(s.gamma) * load(box_side + roi);
+      store_first<T>(call.grad_bin_offset + row * call.stride + roi,
+                     bins.count > Vector<T>{} ? grad_offset : Vector<T>{}, rois);
     };
     write(0, sum_each<T>(by_y), call.box_height);
     write(1, sum_each<T>(by_x), call.box_width);

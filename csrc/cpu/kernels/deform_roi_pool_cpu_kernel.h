@@ -7,31 +7,31 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the group
-// and all classes from class_begin to class_end - 1. Without an offset, the bins of a row share
-// their y axis and the bins of a column their x axis.
+// Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the bin
+// group and all classes from class_begin to class_end - 1. Without an offset, the bins of a row
+// share their y axis and the bins of a column their x axis.
 template <bool slopes, typename T, typename Visit>
-D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t group, int64_t roi,
+D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin_group, int64_t roi,
                                    int64_t class_begin, int64_t class_end,
                                    const RoiScratch<T>& scratch, const Visit& visit) {
   const DeformRoiPoolSizes& s = call.sizes;
   const DeformRoiBins<T>& bins = call.roi_bins[roi];
-  const BinRange bins_y(group / s.group_size, s.group_size, s.bins_h);
-  const BinRange bins_x(group % s.group_size, s.group_size, s.bins_w);
+  const BinRange bins_y(bin_group / s.group_size, s.group_size, s.bins_h);
+  const BinRange bins_x(bin_group % s.group_size, s.group_size, s.bins_w);
   const int64_t pixel = pixel_stride(call), row = s.width * pixel;
   const auto y_axis = [&](T start) {
     return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_y, s.samples, s.height), row,
                                     scratch.y);
   };
-  const auto x_axis = [&](T start, int64_t column) {
+  const auto x_axis = [&](T start, int64_t list) {
     return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_x, s.samples, s.width), pixel,
-                                    scratch.x + column * call.most_pixels);
+                                    scratch.x + list * call.most_pixels);
   };
   if (!call.offset) {
     for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
       const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y));
       for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
-        AxisPixels<T>& x = scratch.columns[bin_x - bins_x.begin];
+        AxisPixels<T>& x = scratch.x_lists[bin_x - bins_x.begin];
         if (bin_y == bins_y.begin) x = x_axis(bins.bin_start_x(bin_x), bin_x - bins_x.begin);
         visit(bin_y * s.bins_w + bin_x, 0, y, x);
       }
@@ -44,9 +44,9 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t gro
     for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
       const int64_t part = part_y * s.parts_w + bin_x * s.parts_w / s.bins_w;
       for (int64_t k = class_begin; k < class_end; ++k) {
-        const T* shift = call.offset + (roi * s.classes + k) * 2 * parts + part;
-        const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y) + bins.shift_y(shift[0]));
-        const AxisPixels<T> x = x_axis(bins.bin_start_x(bin_x) + bins.shift_x(shift[parts]), 0);
+        const T* offset = call.offset + (roi * s.classes + k) * 2 * parts + part;
+        const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y) + bins.shift_y(offset[0]));
+        const AxisPixels<T> x = x_axis(bins.bin_start_x(bin_x) + bins.shift_x(offset[parts]), 0);
         visit(bin_y * s.bins_w + bin_x, k, y, x);
       }
     }
@@ -80,41 +80,42 @@ void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
   const DeformRoiClasses<T> classes(call, item);
   pool_item(call, item, scratch, [&](int64_t roi, const auto& pool) {
     for_each_deform_bin<false>(
-        call, item.group, roi, classes.begin, classes.end, scratch,
+        call, item.bin_group, roi, classes.begin, classes.end, scratch,
         [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           pool(bin, classes.first(item, k), classes.last(item, k), y, x);
         });
   });
 }
 
-template <bool with_shift, typename T>
+template <bool with_offset, typename T>
 D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
                                              const RoiItem<T>& item, const RoiScratch<T>& scratch) {
   const DeformRoiClasses<T> classes(call, item);
   const int64_t slices = call.slices.per_class, slice = item.slice % slices;
-  spread_item<with_shift>(call, item, scratch, [&](int64_t roi, const auto& spread) {
-    for_each_deform_bin<with_shift>(
-        call, item.group, roi, classes.begin, classes.end, scratch,
+  spread_item<with_offset>(call, item, scratch, [&](int64_t roi, const auto& spread) {
+    for_each_deform_bin<with_offset>(
+        call, item.bin_group, roi, classes.begin, classes.end, scratch,
         [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
-          const RoiShift<T> shift =
+          const ShiftGradient<T> grad =
               spread(bin, classes.first(item, k), classes.last(item, k), y, x);
-          if (!with_shift) return;
+          if (!with_offset) return;
           const int64_t owner = (roi * call.sizes.classes + k) * slices + slice;
-          T* to = call.grad_shift + owner * 2 * call.bins + bin;
+          T* to = call.grad_bin_offset + owner * 2 * call.bins + bin;
           // A RoI of infinite size has no pixel to read: no 0 * infinity.
           const bool empty = y.size == 0 || x.size == 0;
-          to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(shift.y);
-          to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(shift.x);
+          to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(grad.y);
+          to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(grad.x);
         });
   });
 }
 
-// Gradients with respect to the input and, if call.grad_shift is set, to the offset of each bin.
+// Gradients with respect to the input and, if call.grad_bin_offset is set, to the offset of each
+// bin.
 template <typename T>
 void deform_roi_pool_backward(const DeformRoiPoolCall<T>& call, int64_t index,
                               const RoiScratch<T>& scratch) {
   const RoiItem<T> item(call, index);
-  if (call.grad_shift) return deform_roi_pool_backward_item<true>(call, item, scratch);
+  if (call.grad_bin_offset) return deform_roi_pool_backward_item<true>(call, item, scratch);
   deform_roi_pool_backward_item<false>(call, item, scratch);
 }
 

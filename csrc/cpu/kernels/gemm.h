@@ -2,10 +2,10 @@
 // here.
 //
 // C [m][n] += sum over k of A [m][k] * B [k][n]. A is read number by number, with any strides. B is
-// stored in panels of kPanel columns, and a panel row by row. The micro-kernel keeps
-// kMicroRows x kPanel numbers of C in registers while it runs along k, with one broadcast of A and
-// two fused multiply-adds per row. Each number of C is summed in the order of k, however rows and
-// columns are cut.
+// stored in panels: each has kPanel neighbouring numbers of every row, and is stored row by row.
+// The micro-kernel keeps kMicroRows x kPanel numbers of C in registers while it goes along k, with
+// one broadcast of A and two fused multiply-adds per row. Each number of C is summed in the order
+// of k, however C is cut.
 #pragma once
 
 #include "simd.h"
@@ -28,11 +28,11 @@ constexpr int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// A: number (m, k) is at data[m * row + k / run * next_run + k % run * column].
+// A: number (m, k) is at data[m * stride_m + k / run * run_stride + k % run * stride_k].
 template <typename T>
 struct GemmOperand {
   const T* data;
-  int64_t row, column, run, next_run;
+  int64_t stride_m, stride_k, run, run_stride;
 };
 
 // `rows` rows and `vectors` vectors of C. k starts at the beginning of a run of A, or stays within
@@ -50,10 +50,10 @@ void gemm_micro_kernel(int64_t depth, const GemmOperand<T>& a, const T* b, T* c,
     }
   }
   const T* first = a.data;
-  for (int64_t left = depth; left > 0; left -= a.run, first += a.next_run) {
+  for (int64_t left = depth; left > 0; left -= a.run, first += a.run_stride) {
     const int64_t run = left < a.run ? left : a.run;
     const T* from = first;
-    for (int64_t k = 0; k < run; ++k, from += a.column, b += kPanel<T>) {
+    for (int64_t k = 0; k < run; ++k, from += a.stride_k, b += kPanel<T>) {
       Vector<T> row[vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
@@ -63,7 +63,7 @@ void gemm_micro_kernel(int64_t depth, const GemmOperand<T>& a, const T* b, T* c,
       }
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
-        const T factor = from[m * a.row];
+        const T factor = from[m * a.stride_m];
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) sums[m][v] += factor * row[v];
       }
@@ -90,46 +90,58 @@ template <typename T, int vectors>
 constexpr const GemmMicroKernel<T>* kGemmMicroKernels =
     GemmMicroKernelsOfWidth<T, vectors, std::make_integer_sequence<int, kMicroRows>>::micro_kernels;
 
-// The same at the right edge of C: touches only `columns` columns, fewer than the micro-kernel's.
+// The same at the right edge of C: touches only `width` numbers of a row, fewer than the
+// micro-kernel does.
 template <typename T>
-void gemm_edge(GemmMicroKernel<T> micro_kernel, int64_t rows, int64_t columns, int64_t depth,
+void gemm_edge(GemmMicroKernel<T> micro_kernel, int64_t rows, int64_t width, int64_t depth,
                const GemmOperand<T>& a, const T* b, T* c, int64_t c_row, bool add) {
   T edge[kMicroRows * kPanel<T>];
   for (int64_t m = 0; add && m < rows; ++m) {
-    for (int64_t n = 0; n < columns; ++n) edge[m * kPanel<T> + n] = c[m * c_row + n];
+    for (int64_t n = 0; n < width; ++n) edge[m * kPanel<T> + n] = c[m * c_row + n];
   }
   micro_kernel(depth, a, b, edge, kPanel<T>, add);
   for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t n = 0; n < columns; ++n) c[m * c_row + n] = edge[m * kPanel<T> + n];
+    for (int64_t n = 0; n < width; ++n) c[m * c_row + n] = edge[m * kPanel<T> + n];
   }
 }
 
-// C (+)= A * B. Rows of C are c_row numbers apart, panels of B b_panel numbers.
+// How far along k, from `k` on, one call of a micro-kernel goes: several short runs of A, whole, or
+// kDepth numbers of a long run or the rest of it.
 template <typename T>
-void gemm(int64_t rows, int64_t columns, int64_t depth, const GemmOperand<T>& a, const T* b,
+int64_t gemm_depth(int64_t k, int64_t depth, int64_t run) {
+  int64_t most = kDepth<T>;
+  if (run < kDepth<T>) {
+    most = kDepth<T> / run * run;
+  } else if (run - k % run < kDepth<T>) {
+    most = run - k % run;
+  }
+  return depth - k < most ? depth - k : most;
+}
+
+// C (+)= A * B. C has `rows` rows of `width` numbers, c_row numbers apart; panels of B are b_panel
+// numbers apart.
+template <typename T>
+void gemm(int64_t rows, int64_t width, int64_t depth, const GemmOperand<T>& a, const T* b,
           int64_t b_panel, T* c, int64_t c_row, bool add) {
   const int64_t calls = (rows + kMicroRows - 1) / kMicroRows;
-  for (int64_t n = 0; n < columns; n += kPanel<T>, b += b_panel) {
-    const bool narrow = columns - n <= kLanes<T>;
+  for (int64_t n = 0; n < width; n += kPanel<T>, b += b_panel) {
+    const bool narrow = width - n <= kLanes<T>;
     const GemmMicroKernel<T>* micro_kernels =
         narrow ? kGemmMicroKernels<T, 1> : kGemmMicroKernels<T, 2>;
-    const int64_t width = narrow ? kLanes<T> : kPanel<T>;
+    const bool whole = width - n >= (narrow ? kLanes<T> : kPanel<T>);
     int64_t length;
     for (int64_t k = 0; k < depth; k += length) {
-      // Takes several short runs whole, or kDepth numbers of a long run.
-      const int64_t in_run = k % a.run, most = a.run < kDepth<T> ? kDepth<T> / a.run * a.run
-                                               : a.run - in_run < kDepth<T> ? a.run - in_run
-                                                                            : kDepth<T>;
-      length = depth - k < most ? depth - k : most;
-      const T* a_column = a.data + k / a.run * a.next_run + in_run * a.column;
+      length = gemm_depth<T>(k, depth, a.run);
+      const T* from = a.data + k / a.run * a.run_stride + k % a.run * a.stride_k;
       for (int64_t call = 0, m = 0; call < calls; ++call) {
         const int64_t height = (rows - m + calls - call - 1) / (calls - call);
-        const GemmOperand<T> operand{a_column + m * a.row, a.row, a.column, a.run, a.next_run};
+        const GemmOperand<T> operand{from + m * a.stride_m, a.stride_m, a.stride_k, a.run,
+                                     a.run_stride};
         T* to = c + m * c_row + n;
-        if (columns - n >= width) {
+        if (whole) {
           micro_kernels[height - 1](length, operand, b + k * kPanel<T>, to, c_row, add || k > 0);
         } else {
-          gemm_edge(micro_kernels[height - 1], height, columns - n, length, operand,
+          gemm_edge(micro_kernels[height - 1], height, width - n, length, operand,
                     b + k * kPanel<T>, to, c_row, add || k > 0);
         }
         m += height;

@@ -19,9 +19,9 @@ D2_INLINE AxisPixels<T> list_pixels(int64_t begin, int64_t end, int64_t stride,
 template <typename T, typename Visit>
 D2_INLINE void visit_ps_bin(const PsRoiPoolCall<T>& call, const RoiItem<T>& item, int64_t roi,
                             const RoiScratch<T>& scratch, const Visit& visit) {
-  const PsRoiBin<T> bin(call.sizes, call.rois, roi, item.group);
+  const PsRoiBin<T> bin(call.sizes, call.rois, roi, item.bin_group);
   const int64_t pixel = pixel_stride(call), row = call.width * pixel;
-  visit(item.group, 0, item.channels, list_pixels(bin.y_begin, bin.y_end, row, scratch.y),
+  visit(item.bin_group, 0, item.channels, list_pixels(bin.y_begin, bin.y_end, row, scratch.y),
         list_pixels(bin.x_begin, bin.x_end, pixel, scratch.x));
 }
 

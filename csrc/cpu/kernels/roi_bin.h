@@ -87,21 +87,21 @@ D2_INLINE void pool_bin(const T* map, const AxisPixels<T>& y, const AxisPixels<T
   });
 }
 
+// Gradient with respect to a shift of the bin, in map pixels.
 template <typename T>
-struct RoiShift {
+struct ShiftGradient {
   T y, x;
 };
 
 // Adds the bin's gradient to the gradients of the pixels that it reads. With a map, returns the
-// gradient with respect to the bin's position, y and x. Lanes beyond the last channel add 0.
+// gradient with respect to a shift of the bin. Lanes beyond the last channel add 0.
 template <bool with_map, typename T>
-D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const AxisPixels<T>& y,
-                                 const AxisPixels<T>& x, int64_t channels, T* grad_map) {
+D2_INLINE ShiftGradient<T> spread_bin(const T* grad, const T* map, const AxisPixels<T>& y,
+                                      const AxisPixels<T>& x, int64_t channels, T* grad_map) {
   constexpr int64_t lanes = kLanes<T>;
-  RoiShift<T> shift{0, 0};
-  if (y.size == 0 || x.size == 0) return shift;
+  if (y.size == 0 || x.size == 0) return {0, 0};
   const T count = T(y.samples * x.samples);
-  Vector<T> shift_y{}, shift_x{};
+  Vector<T> grad_y{}, grad_x{};
   for_vectors<T>(channels, [&](int64_t first, auto vectors) {
     constexpr int n = decltype(vectors)::value;
     Vector<T> g[n], by_y[n] = {}, by_x[n] = {};
@@ -139,13 +139,13 @@ D2_INLINE RoiShift<T> spread_bin(const T* grad, const T* map, const AxisPixels<T
     if (!with_map) return;
 #pragma GCC unroll 4
     for (int v = 0; v < n; ++v) {
-      shift_y += g[v] != Vector<T>{} ? g[v] * by_y[v] : Vector<T>{};
-      shift_x += g[v] != Vector<T>{} ? g[v] * by_x[v] : Vector<T>{};
+      grad_y += g[v] != Vector<T>{} ? g[v] * by_y[v] : Vector<T>{};
+      grad_x += g[v] != Vector<T>{} ? g[v] * by_x[v] : Vector<T>{};
     }
   });
-  if (!with_map) return shift;
+  if (!with_map) return {0, 0};
   T sums[4];
-  store_sums<T>(sums, shift_y, shift_x, shift_y, shift_x);
+  store_sums<T>(sums, grad_y, grad_x, grad_y, grad_x);
   return {sums[0], sums[1]};
 }
 

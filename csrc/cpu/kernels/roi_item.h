@@ -1,5 +1,5 @@
 // The loop of both RoI operators over the work of one item (../roi_pool_call.h): RoI by RoI, all
-// bins of the item's group.
+// bins of the item's bin group.
 #pragma once
 
 #include "roi_bin.h"
@@ -48,7 +48,7 @@ D2_INLINE void pool_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
 }
 
 // Backward. for_each_bin(roi, spread) calls spread(...) with the arguments of pool. With a map,
-// spread returns the gradient with respect to the bin's position.
+// spread returns the gradient with respect to a shift of the bin.
 template <bool with_map, typename T, typename ForEachBin>
 D2_INLINE void spread_item(const RoiPoolCall<T>& call, const RoiItem<T>& item,
                            const RoiScratch<T>& scratch, const ForEachBin& for_each_bin) {

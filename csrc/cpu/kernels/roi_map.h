@@ -9,20 +9,20 @@ namespace D2_CPU_TARGET {
 
 template <typename T>
 struct RoiItem {
-  int64_t image, group, slice, channel, channels;
+  int64_t image, bin_group, slice, channel, channels;
 
   D2_INLINE RoiItem(const RoiPoolCall<T>& call, int64_t item) {
     const int64_t slices = call.slices.count();
     slice = item % slices;
-    group = item / slices % call.groups;
-    image = item / slices / call.groups;
+    bin_group = item / slices % call.bin_groups;
+    image = item / slices / call.bin_groups;
     channel = call.slices.begin(slice);
     channels = call.slices.end(slice) - channel;
   }
   // Index of the item's first number in a map, and in the results of a RoI.
   D2_INLINE int64_t map(const RoiPoolCall<T>& call) const {
     if (call.in_place) return image * call.pixels() * call.top_channels + channel;
-    return ((image * call.top_channels + channel) * call.groups + group) * call.pixels();
+    return ((image * call.top_channels + channel) * call.bin_groups + bin_group) * call.pixels();
   }
   D2_INLINE int64_t result(const RoiPoolCall<T>& call, int64_t roi) const {
     return roi * call.bins * call.top_channels + (call.as_rows ? channel : channel * call.bins);
@@ -73,7 +73,7 @@ class ItemMap {
     }
   }
   D2_INLINE void copy(int64_t pixel, int64_t pixels) const {
-    transpose(call_.input + item_.map(call_) + pixel, call_.groups * call_.pixels(),
+    transpose(call_.input + item_.map(call_) + pixel, call_.bin_groups * call_.pixels(),
               scratch_.map + pixel * call_.slice_stride, call_.slice_stride, item_.channels,
               pixels);
   }
@@ -88,7 +88,7 @@ void write_zero_gradient(const RoiPoolCall<T>& call, const RoiItem<T>& item) {
   T* to = call.grad_input + item.map(call);
   const int64_t runs = call.in_place ? call.pixels() : item.channels;
   const int64_t run = call.in_place ? item.channels : call.pixels();
-  const int64_t stride = call.in_place ? call.top_channels : call.groups * call.pixels();
+  const int64_t stride = call.in_place ? call.top_channels : call.bin_groups * call.pixels();
   for (int64_t k = 0; k < runs; ++k) {
     for (int64_t i = 0; i < run; ++i) to[k * stride + i] = T(0);
   }
@@ -109,7 +109,7 @@ template <typename T>
 void write_gradient_map(const RoiPoolCall<T>& call, const RoiItem<T>& item, const T* gradient) {
   if (call.in_place) return;
   transpose(gradient, call.slice_stride, call.grad_input + item.map(call),
-            call.groups * call.pixels(), call.pixels(), item.channels);
+            call.bin_groups * call.pixels(), call.pixels(), item.channels);
 }
 
 }  // namespace D2_CPU_TARGET

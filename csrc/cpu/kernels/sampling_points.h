@@ -19,11 +19,11 @@ struct Positions {
 
   Positions(const DeformConv2dSizes& s, int64_t first, int64_t count)
       : first(first), count(int(count)) {
-    int64_t row = first / s.out_width, column = first % s.out_width;
+    int64_t out_y = first / s.out_width, out_x = first % s.out_width;
     for (int p = 0; p < this->count; ++p) {
-      y[p] = int32_t(row * s.stride_h - s.padding_h);
-      x[p] = int32_t(column * s.stride_w - s.padding_w);
-      if (++column == s.out_width) column = 0, ++row;
+      y[p] = int32_t(out_y * s.stride_h - s.padding_h);
+      x[p] = int32_t(out_x * s.stride_w - s.padding_w);
+      if (++out_x == s.out_width) out_x = 0, ++out_y;
     }
   }
 };

@@ -120,8 +120,7 @@ struct DeformConv2dChunk {
   // Index in columns[rows][weight group][K][Cg]. The channels of a pack are in one weight group.
   D2_DEVICE int64_t column(int64_t row, int64_t tap, int64_t channel) const {
     if (sizes.groups == 1) return (row * sizes.taps() + tap) * sizes.channels + channel;
-    uint32_t in_group = uint32_t(channel);
-    const int64_t group = group_channels.divide(in_group);
+    const auto [group, in_group] = group_channels.divide(uint32_t(channel));
     return ((row * sizes.groups + group) * sizes.taps() + tap) * group_channels.divisor() +
            in_group;
   }
@@ -140,13 +139,10 @@ struct DeformConv2dUnit {
   uint32_t position;  // of the row in its image
 
   static D2_DEVICE DeformConv2dUnit of(const DeformConv2dChunk<acc_t>& chunk, int64_t index) {
-    DeformConv2dUnit unit;
-    unit.offset_group = uint32_t(index);
-    unit.tap = chunk.offset_groups.divide(unit.offset_group);
-    unit.row = chunk.taps.divide(unit.tap);
-    unit.position = uint32_t(chunk.first_position) + unit.row;
-    unit.image = chunk.first_image + chunk.image_rows.divide(unit.position);
-    return unit;
+    const auto [row_and_tap, offset_group] = chunk.offset_groups.divide(uint32_t(index));
+    const auto [row, tap] = chunk.taps.divide(row_and_tap);
+    const auto [image, position] = chunk.image_rows.divide(uint32_t(chunk.first_position) + row);
+    return {row, tap, offset_group, chunk.first_image + image, position};
   }
 
   // Index in mask[N][G][K][Ho][Wo], and of y in offset[N][G][K][y, x][Ho][Wo]. x is image_rows
@@ -165,8 +161,8 @@ struct DeformConv2dUnit {
   D2_DEVICE bool sample(const DeformConv2dChunk<acc_t>& chunk, AxisSample<acc_t>& y,
                         AxisSample<acc_t>& x) const {
     const acc_t* offset = chunk.offset + offset_index(chunk.sizes);
-    uint32_t out_x = position, tap_x = tap;
-    const uint32_t out_y = chunk.out_width.divide(out_x), tap_y = chunk.kernel_w.divide(tap_x);
+    const auto [out_y, out_x] = chunk.out_width.divide(position);
+    const auto [tap_y, tap_x] = chunk.kernel_w.divide(tap);
     return sample_tap(chunk.sizes, out_y, out_x, tap_y, tap_x, offset[0],
                       offset[chunk.sizes.image_rows()], y, x);
   }
@@ -188,12 +184,12 @@ struct DeformConv2dUnit {
   }
 };
 
-// Calls work(unit, lane) in each thread until all units are done. `unit` may be beyond the last
-// one, because all lanes of a warp must take part in its sums.
+// Calls work(index, lane) for all indices below count, each in `lanes` neighbouring threads. An
+// index may be `count` or more, because all lanes of a warp must take part in its sums.
 template <typename Work>
-D2_DEVICE void for_each_unit(int64_t units, int lanes, const Work& work) {
-  const int64_t block_units = blockDim.x / lanes;
-  for (int64_t first = blockIdx.x * block_units; first < units; first += gridDim.x * block_units) {
+D2_DEVICE void for_each_index(int64_t count, int lanes, const Work& work) {
+  const int64_t per_block = blockDim.x / lanes;
+  for (int64_t first = blockIdx.x * per_block; first < count; first += gridDim.x * per_block) {
     work(first + threadIdx.x / lanes, int(threadIdx.x) % lanes);
   }
 }
@@ -212,7 +208,7 @@ struct DeformConv2dColumnsKernel {
     using Values = Channels<scalar_t, kPacked>;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
     const int64_t channels = chunk.sizes.channels;
-    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+    for_each_index(units, lanes, [&](int64_t index, int lane) {
       if (index >= units) return;
       const auto unit = DeformConv2dUnit<acc_t>::of(chunk, index);
       const SamplingPoint<acc_t> point = unit.point(chunk);
@@ -262,7 +258,7 @@ struct DeformConv2dGradientsKernel {
     using Values = Channels<scalar_t, kPacked>;
     const DeformConv2dSizes& s = chunk.sizes;
     const int64_t units = chunk.units(), unit_channels = chunk.unit_channels;
-    for_each_unit(units, lanes, [&](int64_t index, int lane) {
+    for_each_index(units, lanes, [&](int64_t index, int lane) {
       const bool exists = index < units;
       const auto unit = DeformConv2dUnit<acc_t>::of(chunk, exists ? index : 0);
       const SamplingPoint<acc_t> point = unit.point(chunk);
@@ -340,7 +336,7 @@ struct DeformConv2dOwnedInputGradientKernel {
   D2_DEVICE void operator()() const {
     const DeformConv2dSizes& s = chunk.sizes;
     const int64_t count = owners();
-    for_each_unit(count, 1, [&](int64_t index, int) {
+    for_each_index(count, 1, [&](int64_t index, int) {
       if (index >= count) return;
       const uint32_t channel = uint32_t(index % s.channels);
       const int64_t line = index / s.channels;

@@ -11,11 +11,11 @@ namespace d2_deformable {
 
 // What the kernels divide by, for fast division.
 struct DeformRoiPoolDivisors {
-  Divisor groups, group_size, top_channels, class_channels, bins_h, bins_w;
+  Divisor bin_groups, group_size, top_channels, class_channels, bins_h, bins_w;
 
   DeformRoiPoolDivisors() = default;
   explicit DeformRoiPoolDivisors(const DeformRoiPoolSizes& s)
-      : groups(s.groups()),
+      : bin_groups(s.bin_groups()),
         group_size(s.group_size),
         top_channels(s.top_channels),
         class_channels(s.class_channels()),
@@ -23,28 +23,27 @@ struct DeformRoiPoolDivisors {
         bins_w(s.bins_w) {}
 };
 
-// Image, channel and group of a plane of input [N][Ctop][group][H][W].
+// Image, channel and bin group of a plane of input [N][Ctop][bin group][H][W].
 struct DeformRoiPoolPlane {
-  uint32_t image, top_channel, group_y, group_x;
+  uint32_t image, top_channel, bin_group_y, bin_group_x;
 
   D2_DEVICE DeformRoiPoolPlane(const DeformRoiPoolDivisors& by, uint32_t plane) {
-    group_x = plane;
-    top_channel = by.groups.divide(group_x);
-    image = by.top_channels.divide(top_channel);
-    group_y = by.group_size.divide(group_x);
+    const auto [image_and_channel, bin_group] = by.bin_groups.divide(plane);
+    const auto [image_of_plane, channel] = by.top_channels.divide(image_and_channel);
+    const auto [y, x] = by.group_size.divide(bin_group);
+    image = image_of_plane, top_channel = channel, bin_group_y = y, bin_group_x = x;
   }
 
-  D2_DEVICE GroupBins bins(const DeformRoiPoolDivisors& by) const {
-    return {first_bin(by, group_y, by.bins_h), first_bin(by, group_y + 1, by.bins_h),
-            first_bin(by, group_x, by.bins_w), first_bin(by, group_x + 1, by.bins_w)};
+  D2_DEVICE BinGroup bins(const DeformRoiPoolDivisors& by) const {
+    return {first_bin(by, bin_group_y, by.bins_h), first_bin(by, bin_group_y + 1, by.bins_h),
+            first_bin(by, bin_group_x, by.bins_w), first_bin(by, bin_group_x + 1, by.bins_w)};
   }
 
  private:
-  // Bin b reads group b * group_size / bins.
-  static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t group,
+  // Bin b is in bin group b * group_size / bins.
+  static D2_DEVICE uint32_t first_bin(const DeformRoiPoolDivisors& by, uint32_t bin_group,
                                       const Divisor& bins) {
-    uint32_t product = group * bins.divisor() + by.group_size.divisor() - 1;
-    return by.group_size.divide(product);
+    return by.group_size.quotient(bin_group * bins.divisor() + by.group_size.divisor() - 1);
   }
 };
 
@@ -52,18 +51,18 @@ struct DeformRoiPoolPlane {
 template <typename acc_t>
 struct DeformRoiPoolBin {
   acc_t bin_y, bin_x;
-  uint32_t element;  // in output [R][Ctop][bins_h][bins_w], for RoI 0
-  uint32_t shift;    // y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
+  uint32_t element;       // in output [R][Ctop][bins_h][bins_w], for RoI 0
+  uint32_t offset_index;  // of y in offset [R][classes][y, x][parts_h][parts_w], for RoI 0
 
   D2_DEVICE DeformRoiPoolBin(const DeformRoiPoolSizes& s, const DeformRoiPoolDivisors& by,
                              uint32_t top_channel, uint32_t y, uint32_t x)
       : bin_y(y),
         bin_x(x),
         element((top_channel * by.bins_h.divisor() + y) * by.bins_w.divisor() + x) {
-    uint32_t part_y = y * uint32_t(s.parts_h), part_x = x * uint32_t(s.parts_w);
-    part_y = by.bins_h.divide(part_y), part_x = by.bins_w.divide(part_x);
-    const uint32_t class_index = by.class_channels.divide(top_channel);
-    shift = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
+    const uint32_t part_y = by.bins_h.quotient(y * uint32_t(s.parts_h));
+    const uint32_t part_x = by.bins_w.quotient(x * uint32_t(s.parts_w));
+    const uint32_t class_index = by.class_channels.quotient(top_channel);
+    offset_index = (class_index * 2 * uint32_t(s.parts_h) + part_y) * uint32_t(s.parts_w) + part_x;
   }
 
   D2_DEVICE int64_t element_of(const DeformRoiPoolSizes& s, int64_t roi) const {
@@ -78,7 +77,7 @@ struct DeformRoiPoolBin {
         int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
-      const acc_t* own = offset + roi.index * s.classes * 2 * parts + shift;
+      const acc_t* own = offset + roi.index * s.classes * 2 * parts + offset_index;
       bin.start_y += roi.bins.shift_y(own[0]);
       bin.start_x += roi.bins.shift_x(own[parts]);
     }
@@ -95,7 +94,7 @@ struct DeformRoiPoolKernel {
   DeformRoiPoolDivisors by;
   RoiPlan plan;
   RoiLists<DeformRoiBins<acc_t>> lists;
-  const scalar_t* input;  // [N][Ctop][group][H][W]
+  const scalar_t* input;  // [N][Ctop][bin group][H][W]
   const acc_t* offset;    // [R][classes][y, x][parts_h][parts_w], or null: no shift
   scalar_t* output;       // [R][Ctop][bins_h][bins_w]
 

@@ -21,7 +21,7 @@ struct DeformRoiPoolInputGradientKernel {
   RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
   const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w], or null: no shift
-  scalar_t* grad_input;         // [N][Ctop][group][H][W], written for planes in shared memory
+  scalar_t* grad_input;         // [N][Ctop][bin group][H][W], written for planes in shared memory
   acc_t* sums;                  // same layout, added to for planes in place; zeros at first
 
   D2_DEVICE void operator()() const {

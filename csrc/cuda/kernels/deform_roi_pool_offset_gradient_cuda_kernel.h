@@ -1,15 +1,15 @@
 // Gradient of the offset of deform_roi_pool. All bins of a part and all channels of a class add to
 // the same number, where atomic adds would wait for each other. So one kernel, which reads the
-// planes, stores the summand of each bin of each channel. Another kernel sums them, in a fixed
-// order and with one owner per number.
+// planes, stores the summand of each bin of each channel: the gradient with respect to the bin's
+// shift. Another kernel sums them, in a fixed order and with one owner per number.
 #pragma once
 
 #include "deform_roi_pool_cuda_kernel.h"
 
 namespace d2_deformable {
 
-// The derivatives of each bin with respect to its position, in map pixels, times the gradient of
-// the output. Blocks, threads and the pixels they read are as in DeformRoiPoolKernel. One thread
+// The derivatives of each bin with respect to its shift in map pixels, times the gradient of the
+// output. Blocks, threads and the pixels they read are as in DeformRoiPoolKernel. One thread
 // writes each element of grad_shift.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolShiftGradientKernel {
@@ -20,7 +20,7 @@ struct DeformRoiPoolShiftGradientKernel {
   RoiPlan plan;
   RoiLists<DeformRoiBins<acc_t>> lists;
   const scalar_t* grad_output;  // [R][Ctop][bins_h][bins_w]
-  const scalar_t* input;        // [N][Ctop][group][H][W]
+  const scalar_t* input;        // [N][Ctop][bin group][H][W]
   const acc_t* offset;          // [R][classes][y, x][parts_h][parts_w]
   acc_t* grad_shift;            // [y, x][R][Ctop][bins_h][bins_w]
 
@@ -65,8 +65,9 @@ struct DeformRoiPoolShiftGradientKernel {
   }
 };
 
-// Sums grad_shift. `lanes` neighbouring lanes own dy and dx of one part of one RoI for one class.
-// They share the channels of the class, and each lane takes all bins of the part.
+// Sums grad_shift to the gradient of the offset. `lanes` neighbouring lanes own dy and dx of one
+// part of one RoI for one class. They share the channels of the class, and each lane takes all bins
+// of the part.
 template <typename scalar_t, typename acc_t>
 struct DeformRoiPoolOffsetGradientKernel {
   DeformRoiPoolSizes sizes;

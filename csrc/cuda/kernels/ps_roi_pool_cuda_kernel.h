@@ -21,13 +21,13 @@ struct PsRoiPoolPlane {
   uint32_t image, top_channel, bin_y, bin_x;
 
   D2_DEVICE PsRoiPoolPlane(const PsRoiPoolDivisors& by, uint32_t plane) {
-    bin_x = plane;
-    top_channel = by.bins.divide(bin_x);
-    image = by.top_channels.divide(top_channel);
-    bin_y = by.bins_w.divide(bin_x);
+    const auto [image_and_channel, bin] = by.bins.divide(plane);
+    const auto [image_of_plane, channel] = by.top_channels.divide(image_and_channel);
+    const auto [y, x] = by.bins_w.divide(bin);
+    image = image_of_plane, top_channel = channel, bin_y = y, bin_x = x;
   }
 
-  D2_DEVICE GroupBins bins() const { return {bin_y, bin_y + 1, bin_x, bin_x + 1}; }
+  D2_DEVICE BinGroup bins() const { return {bin_y, bin_y + 1, bin_x, bin_x + 1}; }
 
   // Index of its bin in [R][Ctop][bins_h][bins_w].
   D2_DEVICE int64_t element_of(const PsRoiPoolSizes& s, int64_t roi) const {

@@ -8,22 +8,21 @@
 
 namespace d2_deformable {
 
-// The bins that read the channels of one group. They form a rectangle.
-struct GroupBins {
+// Bins that read the same channels. They form a rectangle.
+struct BinGroup {
   uint32_t y_begin, y_end, x_begin, x_end;
 
   D2_DEVICE uint32_t count() const { return (y_end - y_begin) * (x_end - x_begin); }
 };
 
-// A thread's share of a group's bins and an image's RoIs: the first of each, and the stride.
+// A thread's share of a bin group's bins and an image's RoIs: the first of each, and the stride.
 struct RoiShare {
   uint32_t bin, bin_stride, roi, roi_stride;
 
   static D2_DEVICE RoiShare of_thread(const RoiPlan& plan, uint32_t split) {
-    uint32_t lane = threadIdx.x, threads = blockDim.x;
-    const uint32_t lanes = plan.roi_lanes.divisor();
-    const uint32_t bin = plan.roi_lanes.divide(lane), bins = plan.roi_lanes.divide(threads);
-    return {bin, bins, split * lanes + lane, plan.splits.divisor() * lanes};
+    const uint32_t rois = plan.roi_threads.divisor(), bins = plan.roi_threads.quotient(blockDim.x);
+    const auto [bin, roi] = plan.roi_threads.divide(threadIdx.x);
+    return {bin, bins, split * rois + roi, plan.splits.divisor() * rois};
   }
   // The share of a thread's warp, the same for all its lanes.
   static D2_DEVICE RoiShare of_warp() { return {0, 1, threadIdx.x / kWarp, blockDim.x / kWarp}; }
@@ -31,7 +30,7 @@ struct RoiShare {
   // Calls visit(bin_y, bin_x, for_each_roi) for each bin. visit computes once what the bin has in
   // common for all RoIs, then calls for_each_roi(visit_roi).
   template <typename Lists, typename Visit>
-  D2_DEVICE void for_each_bin(const GroupBins& bins, const Lists& lists, int64_t image,
+  D2_DEVICE void for_each_bin(const BinGroup& bins, const Lists& lists, int64_t image,
                               const Visit& visit) const {
 #pragma unroll 1
     for (uint32_t k = bin; k < bins.count(); k += bin_stride) {
@@ -53,9 +52,9 @@ struct RoiShare {
 template <typename scalar_t>
 D2_DEVICE const scalar_t* copy_plane(const scalar_t* plane, int64_t pixels, scalar_t* shared) {
   constexpr int kSize = Pack<scalar_t>::kSize;
-  const int64_t shift = reinterpret_cast<uintptr_t>(plane) % 16 / sizeof(scalar_t);
-  scalar_t* const copy = shared + shift;
-  const int64_t head = shift == 0 ? 0 : (kSize - shift < pixels ? kSize - shift : pixels);
+  const int64_t begin = reinterpret_cast<uintptr_t>(plane) % 16 / sizeof(scalar_t);
+  scalar_t* const copy = shared + begin;
+  const int64_t head = begin == 0 ? 0 : (kSize - begin < pixels ? kSize - begin : pixels);
   const int64_t packs = (pixels - head) / kSize, tail = head + packs * kSize;
   for (int64_t k = threadIdx.x; k < packs; k += blockDim.x) {
     const int64_t pixel = head + k * kSize;
@@ -74,8 +73,7 @@ D2_DEVICE void read_planes(const RoiPlan& plan, int64_t pixels, const scalar_t* 
                            const Visit& visit) {
   D2_SHARED(scalar_t, shared);
   for (int64_t piece = blockIdx.x; piece < plan.pieces(); piece += gridDim.x) {
-    uint32_t split = uint32_t(piece);
-    const uint32_t plane = plan.splits.divide(split);
+    const auto [plane, split] = plan.splits.divide(uint32_t(piece));
     const scalar_t* const pixel = input + plane * pixels;
     if (plan.shared) {
       const scalar_t* const copy = copy_plane(pixel, pixels, shared);
