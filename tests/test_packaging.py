@@ -7,6 +7,9 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
+
+from d2_deformable import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,3 +41,16 @@ def test_the_metadata_describe_the_package(egg_info):
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text("utf-8").strip()
     assert len(metadata.get_all("Project-URL")) == 2
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+
+
+def test_issue_forms_are_valid():
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 2
+    for form in map(yaml.safe_load, (file.read_text() for file in forms)):
+        assert form["name"] and form["description"]
+        assert all(part["attributes"]["label"] for part in form["body"])

@@ -104,7 +104,7 @@ def test_a_video_keeps_its_times(tmp_path, files):
 def test_a_run_continues_where_it_was_interrupted(tmp_path, files):
     class Interrupted(Stub):
         def __call__(self, images, files):
-            if sum(self.calls) >= 4:  # in the midst of the video
+            if sum(self.calls) >= 4:  # within the video
                 raise KeyboardInterrupt
             return super().__call__(images, files)
 
