@@ -5,16 +5,14 @@ python train_net.py --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_d
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
-from detectron2.engine import default_argument_parser
-
 from d2_deformable.cli import command, train
 
 main = train.train_or_evaluate
 
 
 def parse_args(argv=None):
-    return default_argument_parser().parse_args(argv)
+    return train.default_argument_parser().parse_args(argv)
 
 
 if __name__ == "__main__":
-    command.run(train.main, default_argument_parser())
+    command.run(train.main, train.default_argument_parser())

@@ -7,6 +7,7 @@ Import the other subpackages explicitly; only `predict` and `Predictor` are here
 
 import os
 import sys
+import warnings
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "add_deformable_config", "predict"]
@@ -14,8 +15,11 @@ __all__ = ["Predictor", "add_deformable_config", "predict"]
 try:
     import detectron2  # noqa: F401
 
-    from . import model_zoo, modeling
-    from .config import add_deformable_config
+    with warnings.catch_warnings():
+        # fvcore and Detectron2 use torch.jit.script when they are imported; users cannot change it.
+        warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch 2.14
+        from . import model_zoo, modeling
+        from .config import add_deformable_config
 except Exception as error:
     # The command line starts all the same: `d2-deformable doctor` reports what is wrong, and other
     # commands raise it when they import what they need. While Python looks for the module of

@@ -347,7 +347,7 @@ def test_gpu_refuses_a_library_without_kernels(tmp_path, monkeypatch):
 
 def test_gpu_reads_the_summary_of_pytest(with_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "PYTEST", (*gpu.PYTEST, "-k", "test_make_targets_exist"))
-    ((_, command),) = gpu.tests(gpu.Run(tmp_path, "tests", 60), tmp_path)
+    ((_, command),) = gpu.tests(gpu.Run(tmp_path, "tests", 600), tmp_path)
     assert "1 passed" in command()
 
 

@@ -104,7 +104,7 @@ def test_the_package_registers_and_loads_nothing_more():
         "assert PathManager.get_local_path('d2_deformable://warped_shapes_rfcn_R_18_dconv3_dpool.pth')",
         "print(*(name for name in sys.modules if name.startswith('d2_deformable.')))",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     parts = [name.split(".")[1:] for name in done.stdout.split()]
     expected = {"config", "layers", "model_zoo", "modeling", "ops", "utils"}
     assert {part[0] for part in parts} == expected | {"compat", "needs_detectron2"}
@@ -112,6 +112,11 @@ def test_the_package_registers_and_loads_nothing_more():
         "catalog",
         "index",
     }
+
+
+def test_imports_are_silent():
+    done = python("import d2_deformable", "from d2_deformable import analysis, engine, export")
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_a_command_that_needs_detectron2_ends_with_one_line():

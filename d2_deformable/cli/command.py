@@ -78,6 +78,7 @@ def run(main, parser, argv=None) -> None:
     else:
         setup_logger(name="d2_deformable", color=sys.stdout.isatty())
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is deprecated
     try:
         main(args)
     except USER_ERRORS as error:

@@ -36,7 +36,9 @@ def export_torchscript(model: nn.Module, image: Tensor, path) -> None:
     with replacing(path) as part, warnings.catch_warnings():
         # Branches that depend on values are replaced in traceable.py; weight shapes are constant.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is deprecated
+        # TorchScript itself is deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 and newer
         traced = torch.jit.trace(network, (image,), check_trace=False)
         try:
             saved = traced.save_to_buffer()  # given a path, torch writes the name into the file

@@ -11,6 +11,7 @@ is the loop over `len` below; the other `patch_*` functions are for scripting, n
 """
 
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -139,9 +140,13 @@ def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk_per_im
     return found, rows[keep]
 
 
-@torch.jit.script
-def _scripted_nms(boxes, scores, classes, threshold: float):
+def _nms(boxes, scores, classes, threshold: float):
     return torchvision.ops.batched_nms(boxes, scores, classes, threshold)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # TorchScript itself is deprecated
+    _scripted_nms = torch.jit.script(_nms)
 
 
 def batched_nms(boxes, scores, classes, threshold: float):

@@ -59,7 +59,15 @@ def test_a_signal_stops_after_the_step(tmp_path, caplog, number, error):
     assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+@pytest.fixture
+def usual_handler():
+    """Python's own handler of Ctrl-C; a process that runs in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_stops_at_once(tmp_path, usual_handler):
     loop = Loop(tmp_path, send(signal.SIGINT, times=2))
     with pytest.raises(KeyboardInterrupt):
         loop.train(0, 5)
