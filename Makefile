@@ -18,6 +18,7 @@ VENV := .venv
 
 # The torchvision that belongs to each supported torch; docs/versions.md says what was run with which.
 TORCHVISION_2.11.0 := 0.26.0
+TORCHVISION_2.12.1 := 0.27.1
 TORCHVISION_2.13.0 := 0.28.0
 TORCHVISION_2.14.1 := 0.29.1
 TORCH ?= $(shell sed -n 's/^torch==//p' $(VENV)/constraints.txt 2>/dev/null)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Versions of torch on which the private names were tested: those of docs/versions.md.
-TESTED = "2.11, 2.13 and 2.14"
+TESTED = "2.11, 2.12, 2.13 and 2.14"
 # Part of the error of torch.func for what `torch.library.register_autograd` registers.
 TORCH_FUNC_REFUSAL = "functorch transforms"
 try:
