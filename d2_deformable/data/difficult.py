@@ -28,13 +28,17 @@ def without_difficult(cfg) -> list[dict]:
 
     See `load_easy`.
     """
+    return load_easy(cfg.DATASETS.TRAIN, **training_filters(cfg))
+
+
+def training_filters(cfg) -> dict:
+    """Arguments with which Detectron2's train loader calls `get_detection_dataset_dicts`."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    return load_easy(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    return {
+        "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        "min_keypoints": keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+        "proposal_files": (cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None),
+    }
 
 
 def load_easy(

@@ -4,7 +4,7 @@ from detectron2.data import get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from .custom import register_datasets
-from .difficult import load_easy, without_difficult
+from .difficult import load_easy, training_filters
 from .proposals import screen_proposal_files
 
 
@@ -43,15 +43,8 @@ def load_records(
 
 def load_training_records(cfg) -> list[dict]:
     """Load DATASETS.TRAIN as Detectron2's train loader does, and with INPUT.DROP_DIFFICULT."""
-    if cfg.INPUT.DROP_DIFFICULT:
-        return without_difficult(cfg)
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    return get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    load = load_easy if cfg.INPUT.DROP_DIFFICULT else get_detection_dataset_dicts
+    return load(cfg.DATASETS.TRAIN, **training_filters(cfg))
 
 
 def _plain(value):

@@ -6,6 +6,7 @@ The other files of results are made from it at the end.
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ class OutputFolder:
             raise ValueError(f"cannot save {', '.join(unknown)}; expected some of {KINDS}")
         self.folder, self.class_names, self.kinds = Path(folder), class_names, kinds
         self.root = _common_folder(files)
+        stems = Counter(self._relative(file).with_suffix("") for file in files)
+        self._shared_stems = {stem for stem, count in stems.items() if count > 1}
         self.journal = self.folder / JOURNAL
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._kept(settings) if resume and self.journal.is_file() else []
@@ -193,13 +196,18 @@ class OutputFolder:
                     table.writerow([record["file"], *box, name, score, record.get("time", "")])
 
     def _write_labels(self) -> None:
-        """Write labels/<image>.txt: class index, centre x, y, width, height (0 to 1), score."""
+        """Write labels/<stem>.txt: class index, centre x, y, width, height (0 to 1), score.
+
+        If several inputs of a folder share a stem, their files keep the suffix: a.jpg.txt.
+        """
         for record in self.records():
             if "boxes" not in record:
                 continue
             relative = self._relative(record["file"])
+            shared = relative.with_suffix("") in self._shared_stems
+            name = relative.name if shared else relative.stem
             frame = f"_{record['frame']:06d}" if "frame" in record else ""
-            file = self.folder / "labels" / relative.with_name(f"{relative.stem}{frame}.txt")
+            file = self.folder / "labels" / relative.with_name(f"{name}{frame}.txt")
             file.parent.mkdir(parents=True, exist_ok=True)
             w, h = record["width"], record["height"]
             lines = []

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from d2_deformable.inference.draw import index_image
 from d2_deformable.inference.outputs import OutputFolder
 from d2_deformable.inference.predictor import Prediction
 from d2_deformable.inference.run import predict_files
@@ -147,3 +148,18 @@ def test_labels_of_pixels(tmp_path):
 def test_an_unknown_kind_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot save xml; expected some of"):
         OutputFolder(tmp_path, SETTINGS, NAMES, ["json", "xml"], ["a.jpg"])
+
+
+def test_inputs_that_share_a_stem_keep_their_own_labels(tmp_path):
+    files = [tmp_path / "in" / name for name in ("a.jpg", "a.png", "b.png")]
+    folder = OutputFolder(tmp_path / "out", SETTINGS, NAMES, ["txt"], files)
+    for file in files:
+        folder.add(IMAGE, found(str(file)))
+    folder.finish()
+    written = sorted(path.name for path in (tmp_path / "out/labels").iterdir())
+    assert written == ["a.jpg.txt", "a.png.txt", "b.txt"]
+
+
+def test_more_than_256_classes_need_16_bits():
+    labels = np.array([[0, 299]], np.int32)
+    assert np.array_equal(np.asarray(index_image(labels, 300)), labels)
