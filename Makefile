@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12     the Python that creates .venv (3.11 to 3.13)
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see d2_deformable/cli/install_detectron2.py)
-#   TORCH=2.14.1          another PyTorch than constraints.txt pins, of TORCHVISION_* below; .venv keeps it until the next TORCH=
+#   TORCH=2.11.0          another PyTorch than constraints.txt pins, of TORCHVISION_* below; .venv keeps it until the next TORCH=
 #   MAX_JOBS=2            number of parallel compilers
 #   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
 #   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
