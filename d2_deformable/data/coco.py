@@ -9,44 +9,23 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.structures import BoxMode
 
+from .annotation_file import AnnotationFile
 from .checks import AnnotationReport, existing
 
 
 @dataclass(frozen=True)
-class COCOFormat:
-    """The fields of FORMAT coco; `load` reads the annotations.
+class COCOFormat(AnnotationFile):
+    """The fields of FORMAT coco (see `AnnotationFile`); `load` reads the annotations.
 
-    Args:
-        root: folder of the data set.
-        images: folder under `root` at which the json's file names start.
-        annotations: path of the json under `root`.
-        classes: names in the order of their indices; categories of the json that have no
-            annotation may be left out. Empty: the json's categories in the order of their ids.
+    Categories of the json that have no annotation may be left out of `classes`. Empty: the json's
+    categories in the order of their ids.
 
-    Raises:
-        ValueError: `annotations` is empty.
+    "json_file" is left out of the metadata on purpose: evaluators then convert the loaded dicts.
+    The ground truth is therefore the one trained on (boxes clipped, empty ones dropped), and JSON
+    files without the "area" and "iscrowd" that pycocotools requires work as well.
     """
 
-    root: Path = Path()
-    images: str = ""
-    annotations: str = ""
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if not self.annotations:
-            raise ValueError("FORMAT coco needs ANNOTATIONS, the path of its json")
-
-    @property
-    def source(self) -> str:
-        """Path of the annotations."""
-        return str(self.root / self.annotations)
-
-    def metadata(self) -> dict:
-        # "json_file" is left out on purpose: evaluators then convert the loaded dicts. The ground
-        # truth is therefore the one trained on (boxes clipped, empty ones dropped), and JSON files
-        # without the "area" and "iscrowd" that pycocotools requires work as well.
-        known = {"thing_classes": list(self.classes)} if self.classes else {}
-        return {**known, "image_root": str(self.root / self.images)}
+    missing = "FORMAT coco needs ANNOTATIONS, the path of its json"
 
     def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format, as `load_coco_json` does.

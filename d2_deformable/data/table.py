@@ -10,6 +10,7 @@ from typing import NamedTuple
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from .annotation_file import AnnotationFile
 from .checks import AnnotationReport, existing, read_split, read_text
 from .images import image_size, is_image
 
@@ -34,45 +35,24 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CSVFormat:
-    """The fields of FORMAT csv; `load` reads the table.
+class CSVFormat(AnnotationFile):
+    """The fields of FORMAT csv (see `AnnotationFile`); `load` reads the table.
 
     Its columns are file, x0, y0, x1, y1, class, separated by commas, semicolons or tabs. With a
     header they may have any order, further columns, and names that other tools write (filename,
     xmin, label, ...). Coordinates are edges in pixels from the top left corner of the image. A row
-    with nothing but a file is an image without objects.
+    with nothing but a file is an image without objects. `classes` empty: all names of the table,
+    sorted.
 
     Args:
-        root: folder of the data set.
-        images: folder under `root` at which the files of the table start.
-        annotations: path of the table under `root`.
         split: path, under `root`, of a text file of images, one per line as in the table, or of a
             folder of images. Images without a row have no object; rows of other images are left
             out. Empty: the images of the table.
-        classes: names in the order of their indices. Empty: all names of the table, sorted.
-
-    Raises:
-        ValueError: `annotations` is empty.
     """
 
-    root: Path = Path()
-    images: str = ""
-    annotations: str = ""
     split: str = ""
-    classes: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        if not self.annotations:
-            raise ValueError("FORMAT csv needs ANNOTATIONS, the path of its table")
-
-    @property
-    def source(self) -> str:
-        """Path of the annotations."""
-        return str(self.root / self.annotations)
-
-    def metadata(self) -> dict:
-        known = {"thing_classes": list(self.classes)} if self.classes else {}
-        return {**known, "image_root": str(self.root / self.images)}
+    missing = "FORMAT csv needs ANNOTATIONS, the path of its table"
 
     def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
         """Load the data set in Detectron2's standard format; image_id is the file as in the table.
