@@ -239,9 +239,10 @@ def test_offsets_have_a_standard_deviation_of_two_pixels():
 
 
 def test_a_later_call_gets_the_poison(device):
-    """One of the next calls gets it: the C library may first return other blocks of that size."""
+    """One of the next calls gets it: the C library may first return other free memory."""
     size = 100, 100  # large blocks may go back to the system
-    clock.poison({"output": torch.empty(size, device=device)}, torch.float32)
+    outputs = {f"output {i}": torch.empty(size, device=device) for i in range(20)}
+    clock.poison(outputs, torch.float32)
     blocks = [torch.empty(size, device=device) for _ in range(200)]
     assert any(block.isnan().any() for block in blocks)
 
@@ -345,12 +346,14 @@ def test_gpu_refuses_a_library_without_kernels(tmp_path, monkeypatch):
         gpu.needs_kernels(gpu.Run(tmp_path, "tests", 60))
 
 
+@pytest.mark.slow
 def test_gpu_reads_the_summary_of_pytest(with_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "PYTEST", (*gpu.PYTEST, "-k", "test_make_targets_exist"))
     ((_, command),) = gpu.tests(gpu.Run(tmp_path, "tests", 600), tmp_path)
     assert "1 passed" in command()
 
 
+@pytest.mark.slow
 def test_gpu_sanitizes_something():
     """The selected tests exist; here they are found by their names on the CPU."""
     folder, flag, selection = gpu.SANITIZED

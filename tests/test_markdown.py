@@ -124,6 +124,7 @@ def steps_of(page):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_page_runs(page, tmp_path):
     steps = steps_of(page)
@@ -133,7 +134,7 @@ def test_page_runs(page, tmp_path):
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "DETECTRON2_DATASETS": str(tmp_path / "datasets"),
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
         [sys.executable, "-c", DRIVER],

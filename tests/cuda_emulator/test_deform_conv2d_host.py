@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from cuda_emulator import host
 
+pytestmark = pytest.mark.slow  # compiling the host code takes a minute
+
 # So few that every call has several chunks, some of which end in the middle of an image.
 COLUMN_BYTES = 6000
 TOLERANCES = {

@@ -10,6 +10,8 @@ import torch
 import reference
 from cuda_emulator import cases, host
 
+pytestmark = pytest.mark.slow  # compiling the host code takes a minute
+
 TOLERANCES = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,

@@ -102,9 +102,16 @@ def test_few_boxes_or_many_after_few(name, overrides, tmp_path):
     ("format", "name", "imports"),
     [
         ("torchscript", "rfcn", PACKAGE),
-        ("torchscript", "mask_rcnn", f"import torchvision; {OPERATORS}"),
+        pytest.param(
+            "torchscript",
+            "mask_rcnn",
+            f"import torchvision; {OPERATORS}",
+            marks=pytest.mark.slow,
+        ),
         ("torchscript", "deeplab", OPERATORS),
-        ("torch_export", "rfcn", f"import torchvision; {OPERATORS}"),
+        pytest.param(
+            "torch_export", "rfcn", f"import torchvision; {OPERATORS}", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_fresh_process(format, name, imports, written, tmp_path):

@@ -106,6 +106,7 @@ def test_another_command_is_trained_again(root):
     assert trained(root, [FIRST]) == [(NAMES[2], "")]
 
 
+@pytest.mark.slow
 def test_arms_of_another_trunk_are_trained_again_where_some_are_missing(root):
     trained(root, [FIRST])
     records.path_of(root, FIRST.branches[1]).unlink()
@@ -113,6 +114,7 @@ def test_arms_of_another_trunk_are_trained_again_where_some_are_missing(root):
     assert trained(root, [FIRST]) == [(NAMES[1], ""), (NAMES[2], "")]
 
 
+@pytest.mark.slow
 def test_a_lost_trunk_is_trained_again_only_where_arms_are_missing(root):
     trained(root, [FIRST])
     records.path_of(root, FIRST.branches[1]).unlink()
@@ -120,6 +122,7 @@ def test_a_lost_trunk_is_trained_again_only_where_arms_are_missing(root):
     assert trained(root, [FIRST]) == [(NAMES[0], ""), (NAMES[2], "")]
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_no_other_and_is_tried_again(root):
     stub(root, 'if name.endswith("plain"): print("out of luck\\n"); sys.exit(3)')
     assert trained(root) == [
@@ -138,6 +141,7 @@ def test_arms_of_a_failing_trunk_wait(root):
     assert [name for name, _ in trained(root)] == [NAMES[0]]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_and_its_seconds_count(root):
     stub(root, "Path('busy').touch(); time.sleep(60)")
     trainings = learning.run_queue(root, [FIRST], seconds_between_looks=0.01)

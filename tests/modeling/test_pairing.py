@@ -110,7 +110,12 @@ def _rois_of_doubles(boxes):
 
 
 @pytest.mark.parametrize(
-    "name", ["deeplab_R_18_dconv3", "class_aware_rpn_R_18_dconv3", "rfcn_R_18_dconv3_dpool"]
+    "name",
+    [
+        "deeplab_R_18_dconv3",
+        pytest.param("class_aware_rpn_R_18_dconv3", marks=pytest.mark.slow),
+        pytest.param("rfcn_R_18_dconv3_dpool", marks=pytest.mark.slow),
+    ],
 )
 def test_without_its_offsets_it_follows_the_plain_network(name, monkeypatch):
     """Runs in double precision, since rounding must not select other proposals. Detectron2's boxes

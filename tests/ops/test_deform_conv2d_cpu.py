@@ -80,6 +80,7 @@ def test_equals_reference(name, dtype, border, assert_close):
 CAPABILITIES = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_each_instruction_set(capability):
     """Run the tests above in a process that is limited to one instruction set."""

@@ -165,6 +165,7 @@ def test_pixels_between_and_beside_samples_do_not_matter(classes):
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_other_instruction_sets(capability):
     """Run the tests above, which used the machine's best instruction set, with a lesser one."""

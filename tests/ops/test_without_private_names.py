@@ -65,6 +65,7 @@ def check(code):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_gradients_stay():
     check(GRADIENTS)
 

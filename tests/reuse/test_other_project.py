@@ -227,13 +227,14 @@ def run(project, config, *arguments):
 @pytest.mark.parametrize(
     "config, losses, layers",
     [
-        (
+        pytest.param(
             "faster_rcnn_fpn",
             {"loss_cls", "loss_box_reg"},
             {
                 "backbone.bottom_up.res4.0.conv1.conv_offset.weight",
                 "roi_heads.box_pooler.roi_pool.offset_fc.weight",
             },
+            marks=pytest.mark.slow,
         ),
         (
             "rfcn",
