@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from detectron2.config import get_cfg
 
+from browser import faults_of, needs_chromium
 from d2_deformable import add_deformable_config
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,12 @@ def test_local_links_and_anchors_exist(site):
 def test_no_page_loads_from_elsewhere(site):
     for file in site.rglob("*.html"):
         assert not [load for load in Page(file).loads if urlsplit(load).netloc], file.name
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_pages_in_a_browser(site):
+    assert not faults_of(site, [str(file.relative_to(site)) for file in site.rglob("*.html")])
 
 
 def test_every_page_is_in_the_contents():
