@@ -15,7 +15,7 @@ from ..data.records import class_names, dataset_records, read_inputs
 from ..engine import fall_back_to_cpu
 from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
-from ..engine.offset_health import deformable_layers
+from ..engine.offset_health import STATISTICS, deformable_layers
 from ..layers import DeformConv2d
 from ..utils.provenance import commit, machine, versions
 from . import draw, draw_errors, errors
@@ -43,7 +43,7 @@ CAPTIONS = {
     "effective_dilation": "Effective dilation by size of object, over {images} images: the mean "
     "distance between adjacent sampling points of the filters whose centres lie on an object "
     "(table 2 of the paper). Small objects cover less than 96 x 96 pixels of the image, large ones "
-    "more than 224 x 224. Lines: standard deviation.",
+    "more than 224 x 224. Lines: standard deviation. Dashed: the dilation of the plain layer.",
     "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
     "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "
     "as this network learned to shift them.",
@@ -206,16 +206,16 @@ def _offsets(run, model, pictures):
     layers = deformable_layers(model)
     if not layers:
         return html + "<p>This network has no deformable layer, and so no offsets.</p>"
+    last = {key: value for line in run.history for key, value in line.items()}
     rows = {}
-    for line in run.history:
-        for key, value in line.items():
-            if key.startswith("offsets/"):
-                layer, _, statistic = key.removeprefix("offsets/").rpartition("/")
-                rows.setdefault(layer, {})[statistic] = value
-    if rows:
+    for layer in layers:
+        keys = {name: f"offsets/{layer}/{name}" for name in STATISTICS}
+        rows[layer] = {name: last[key] for name, key in keys.items() if key in last}
+    if any(rows.values()):
         html += (
-            "<p>Their statistics at the end of training: in cells of the layer's map, or for RoI "
-            "pooling in sizes of the RoI.</p>" + _table("layer", rows, decimals=3)
+            "<p>Mean, standard deviation and 99th percentile of their length at the end of "
+            "training, in cells of the layer's map or, for RoI pooling, in sizes of the RoI; and "
+            "the share of samples outside the map.</p>" + _table("layer", rows, decimals=3)
         )
     name = _shown_dataset(run.cfg)
     if name and any(isinstance(layer, DeformConv2d) for layer in layers.values()):
@@ -313,7 +313,7 @@ th {{ font-weight: 600; text-align: left }}
 tr:first-child th:not(:first-child) {{ text-align: right }}
 .facts th, .facts td {{ text-align: left; vertical-align: top; padding-left: 0 }}
 .facts td {{ overflow-wrap: anywhere }}
-.scroll {{ overflow-x: auto }}
+.scroll {{ overflow-x: auto; margin-bottom: 1.5rem }}
 figure {{ margin: 0 0 1.5rem }}
 img {{ max-width: 100%; height: auto; display: block }}
 figcaption {{ font-size: .9rem; color: #5a626d; margin-top: .3rem }}

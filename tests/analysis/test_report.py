@@ -109,6 +109,10 @@ def test_report_of_a_deformable_network(make_run, two_objects, head):
     folder = make_run(f"warped_shapes_{head}_R_18_dconv3_dpool.yaml")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "9_old.png").touch()
+    statistics = {"outside": 0.25, "p99": 3.5, "std": 0.5, "mean": 1.125}
+    line = {f"offsets/backbone.res5.1.conv2/{k}": v for k, v in statistics.items()}
+    with (folder / "metrics.json").open("a") as lines:
+        lines.write(json.dumps({"iteration": 21, **line}))
     file = report.write_report(folder, num_images=2)
     assert file == folder / "report.html"
     kinds = ("detections", "parts", "sampling_points")
@@ -117,6 +121,8 @@ def test_report_of_a_deformable_network(make_run, two_objects, head):
     assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
 
     page = Page(file)
+    assert "layermeanstdp99outsidebackbone.res5.0.conv2––––" in page.text
+    assert "backbone.res5.1.conv21.1250.5003.5000.250" in page.text
     assert "over 3 images" in page.text and "no deformable layer" not in page.text
     assert "image&0.png" in page.text and "image&2.png" in page.text
     assert "729 red points" in page.text
