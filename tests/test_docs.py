@@ -113,6 +113,7 @@ def test_every_key_is_described(pages_extension):
     before = set(keys_of(cfg))
     add_deformable_config(cfg)
     text = pages_extension.config_keys((ROOT / "d2_deformable/config.py").read_text())
+    assert "<" not in text  # a browser would take it for HTML
     described = {}
     for section in text.split("## ")[1:]:
         name, _, rest = section.partition("\n")

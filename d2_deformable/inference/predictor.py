@@ -34,7 +34,8 @@ class Prediction:
     can be written as JSON.
 
     file: path of the image; "" if pixels were given.
-    width, height: size of the image, upright, in pixels.
+    width: of the image, upright, in pixels.
+    height: of the image, upright, in pixels.
     boxes: [x0, y0, x1, y1] of each detection, in pixels of the image.
     scores: between 0 and 1.
     classes: index of the class of each detection.
