@@ -77,32 +77,34 @@ def add_deformable_config(cfg: CN) -> None:
     # Round box corners to whole pixels before scaling, as the original operators do.
     box_head.ROUND_ROIS = True
 
+    # Detectron2's SOLVER.AMP.ENABLED also works on the CPU: forward passes then use bfloat16.
+
     # [[regex, factor], ...]: the learning rate of a parameter whose full name matches (re.search)
     # is multiplied by the factor; several matches multiply; a regex without a match is an error.
     # Only `d2_deformable.engine.build_optimizer` reads it: a trainer of another project must call
     # that in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
-    # Detectron2's SOLVER.AMP.ENABLED also works on the CPU: forward passes then use bfloat16.
-
     # Statistics of offsets and warnings during training, see d2_deformable/engine/offset_health.py.
     health = cfg.OFFSET_HEALTH = CN()
     # Iterations between two measurements; 20 is Detectron2's writing period; 0 switches it off.
     health.PERIOD = 20
-    # Offsets count as staying at zero if their 99th percentile is still below MIN_CONV (feature-map
-    # cells) or MIN_ROI (fraction of the RoI) after this many iterations at the full learning rate,
-    # i.e. after SOLVER.WARMUP_ITERS. A shorter run is not judged.
+    # Offsets count as staying at zero if their 99th percentile is still below MIN_CONV or MIN_ROI
+    # after this many iterations at the full learning rate, i.e. after SOLVER.WARMUP_ITERS. A
+    # shorter run is not judged.
     health.ZERO_AFTER = 1000
-    # A sample moved by 0.01 cells changes by at most 1 % of the difference of two neighbours;
-    # 0.001 of a RoI of 10 cells is the same.
+    # In feature-map cells. A sample moved by 0.01 cells changes by at most 1 % of the difference of
+    # two neighbours.
     health.MIN_CONV = 0.01
+    # In fractions of the RoI: 0.001 of a RoI of 10 cells is 0.01 cells.
     health.MIN_ROI = 0.001
-    # Offsets run away when their 99th percentile exceeds this share of the map's shorter side: the
-    # paper's widest filters (table 2) reach about a third of it ...
+    # Offsets of a convolution run away when their 99th percentile exceeds this share of the map's
+    # shorter side: the paper's widest filters (table 2) reach about a third of it.
     health.MAX_CONV = 0.5
-    # ... or this many RoI sizes, where no part lies in its RoI any more; or if offsets moved more
-    # than this share of samples out of the map.
+    # Offsets of RoI pooling run away when their 99th percentile exceeds this many RoI sizes: no
+    # part lies in its RoI any more.
     health.MAX_ROI = 1.0
+    # Offsets also run away when they move more than this share of the samples out of the map.
     health.MAX_OUTSIDE = 0.25
 
     # Train without the objects that VOC marks `difficult`, as the released code does (its
@@ -125,7 +127,7 @@ def add_deformable_config(cfg: CN) -> None:
     cfg.TEST.SEM_SEG_RESOLUTION = "full"
 
     # Keep the checkpoint with the highest value of this result, e.g. "bbox/AP", "voc/AP50" or
-    # "sem_seg/mIoU" (with several test sets "<name>/bbox/AP"), as model_best.pth. Evaluations are
+    # "sem_seg/mIoU" (with several test sets "NAME/bbox/AP"), as model_best.pth. Evaluations are
     # made every TEST.EVAL_PERIOD iterations. Empty keeps none.
     cfg.TEST.BEST_METRIC = ""
     # Stop the training after this many evaluations without a higher value; 0 never stops it.
@@ -135,6 +137,7 @@ def add_deformable_config(cfg: CN) -> None:
     # together with TEST.AUG (several scales, "+M") if that is enabled, else at one scale. For
     # detectors whose RoI heads offer predict_boxes, and for ClassAwareRPN; see modeling/tta.py.
     average = cfg.TEST.BOX_AVERAGE = CN()
+    # Average the boxes of a detector's tests.
     average.ENABLED = False
     # Passes over an image: each pass after the first scores and regresses the boxes of the previous
     # one. 1 averages the boxes of one pass, the only value that ClassAwareRPN supports. Inferred

@@ -26,7 +26,7 @@ smartquotes = False
 html_theme = "furo"
 html_title = "d2_deformable"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_show_copyright = html_show_sphinx = False
 html_copy_source = html_show_sourcelink = False
 

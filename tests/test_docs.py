@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from detectron2.config import get_cfg
 
+from browser import faults_of, needs_chromium
 from d2_deformable import add_deformable_config
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,12 @@ def test_no_page_loads_from_elsewhere(site):
         assert not [load for load in Page(file).loads if urlsplit(load).netloc], file.name
 
 
+@needs_chromium
+@pytest.mark.slow
+def test_pages_in_a_browser(site):
+    assert not faults_of(site, [str(file.relative_to(site)) for file in site.rglob("*.html")])
+
+
 def test_every_page_is_in_the_contents():
     index = (DOCS / "index.md").read_text()
     trees = re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
@@ -106,6 +113,7 @@ def test_every_key_is_described(pages_extension):
     before = set(keys_of(cfg))
     add_deformable_config(cfg)
     text = pages_extension.config_keys((ROOT / "d2_deformable/config.py").read_text())
+    assert "<" not in text  # a browser would take it for HTML
     described = {}
     for section in text.split("## ")[1:]:
         name, _, rest = section.partition("\n")

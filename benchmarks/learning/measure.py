@@ -17,10 +17,10 @@ from d2_deformable.analysis.effective_dilation import (
     Rules,
     annotated_boxes,
     effective_dilation,
-    filter_centers,
     last_stage_convs,
     object_sizes,
 )
+from d2_deformable.analysis.layer_map import filter_centers
 from d2_deformable.analysis.record import record_offsets
 from d2_deformable.checkpoint import load_model
 from d2_deformable.data import DatasetMapper, read_mask, register_custom_datasets

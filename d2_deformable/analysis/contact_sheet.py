@@ -7,11 +7,11 @@ import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data import read_mask
 from . import draw
+from .figure import Figure
 
 COLUMNS = 4
 TILE = 300  # side in pixels

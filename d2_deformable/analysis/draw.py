@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from .figure import Figure
 from .record import Inspection
 from .sampling import conv_sampling_points, part_boxes
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from .draw import DPI, INK, WIDTH, class_color
+from .figure import Figure
 
 
 def draw_complexity(networks: list[dict]) -> Figure:

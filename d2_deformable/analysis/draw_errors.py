@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import read_image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from .draw import DPI, INK, WIDTH, add_box, class_color, crop, panels, square_around
 from .errors import Found, Matches, precision_and_recall
+from .figure import Figure
 
 MOST_CLASSES = 20  # in one picture; more would not be legible
 COLUMNS = 4  # of crops
@@ -18,14 +18,17 @@ def draw_precision_recall(matches: Matches, class_names) -> Figure:
     objects = matches.objects
     counts = np.bincount(objects.classes[~objects.ignored], minlength=len(class_names))
     figure, axes = _figure(0.55)
+    lines, names = [], []
     for label in np.argsort(-counts, kind="stable")[:MOST_CLASSES]:
         precision, recall = precision_and_recall(matches, label)
         if len(recall):
             style = ("-", "--")[label // 10 % 2]  # colours repeat after ten classes
-            name = f"{class_names[label]} ({counts[label]})"
-            axes.step(recall, precision, style, color=class_color(label), where="post", label=name)
+            lines += axes.step(recall, precision, style, color=class_color(label), where="post")
+            names.append(f"{class_names[label]} ({counts[label]})")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Given as arguments: a label that starts with "_" would be left out.
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(lines, names, frameon=False, fontsize=11, **place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure

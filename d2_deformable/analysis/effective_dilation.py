@@ -7,7 +7,6 @@ vertical pairs. Without offsets it is exactly the dilation.
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..modeling.backbone import kernel_convs
 from ..ops.geometry import is_inside, kernel_taps, tap_grid
+from .layer_map import LayerMap, filter_centers, layer_map
 from .record import ConvOffsets, needs_proposals, record_offsets
 
 SIZES = ("small", "medium", "large", "background")
@@ -110,19 +110,6 @@ def leaves_the_map(conv: ConvOffsets) -> torch.Tensor:
     return ~is_inside(points, conv.input_size).all(dim=1)
 
 
-def filter_centers(conv: ConvOffsets, input_size, pixel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centres of all filters of a layer, y (H_out,) and x (W_out,), in original image pixels.
-
-    Args:
-        input_size: (H, W) of the network input, padding included.
-        pixel: (y, x) original image pixels per network input pixel.
-    """
-    return tuple(
-        (torch.arange(n) + 0.5) * total / n * scale
-        for n, total, scale in zip(conv.output_size, input_size, pixel, strict=True)
-    )
-
-
 def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) -> torch.Tensor:  # noqa: B008
     """Size of the object below each centre, as an index into `SIZES`; -1 beyond the image.
 
@@ -171,17 +158,6 @@ def last_stage_convs(model: nn.Module) -> list[str]:
     return [f"{name}.{n}" for n in names if n.split(".")[0] == names[-1].split(".")[0]]
 
 
-class DilationMap(NamedTuple):
-    """Effective dilation of a layer on one image.
-
-    values: (H_out, W_out), NaN where a filter is beyond the image.
-    cell: size (y, x) of a cell in original image pixels.
-    """
-
-    values: torch.Tensor
-    cell: tuple[float, float]
-
-
 class EffectiveDilation:
     """Collects table 2 over images.
 
@@ -199,7 +175,7 @@ class EffectiveDilation:
         self.layers: dict[str, LayerDilation] = {}
 
     @torch.no_grad()
-    def add(self, inputs: dict, boxes: torch.Tensor | None) -> dict[str, DilationMap]:
+    def add(self, inputs: dict, boxes: torch.Tensor | None) -> dict[str, LayerMap]:
         """Run one image.
 
         Args:
@@ -222,10 +198,7 @@ class EffectiveDilation:
             centers = filter_centers(conv, record.input_size, pixel)
             known = torch.zeros(0, 4) if boxes is None else boxes
             sizes = object_sizes(centers, image_size, known, pixel, self.rules)
-            maps[conv.name] = DilationMap(
-                dilation.mean(dim=0).masked_fill(sizes < 0, math.nan),
-                tuple(2 * axis[0].item() for axis in centers),
-            )
+            maps[conv.name] = layer_map(dilation.mean(dim=0), centers, image_size)
             self._count(conv, dilation, sizes, boxes is not None)
         return maps
 

@@ -11,16 +11,21 @@ from PIL import Image
 
 from ..checkpoint import load_model
 from ..data import DatasetMapper, load_flagged, read_mask, register_custom_datasets
-from ..data.records import class_names, dataset_records
+from ..data.records import class_names, dataset_records, read_inputs
 from ..engine import fall_back_to_cpu
 from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
+from ..engine.offset_health import STATISTICS, deformable_layers
+from ..layers import DeformConv2d
 from ..utils.provenance import commit, machine, versions
 from . import draw, draw_errors, errors
+from .draw_dilation import draw_bars
+from .effective_dilation import EffectiveDilation, annotated_boxes
 from .record import inspect_image
 from .segmentation import draw_segmentation
 from .visualize import found_above, units_of_labels
 
+DILATION_IMAGES = 20  # enough for stable means; `analyze dilation` takes all images
 METRICS = ("AP", "AP50", "AP70", "AP75", "APs", "APm", "APl")  # the order of columns
 CAPTIONS = {
     "segmentation": "Class of every pixel, predicted and true; ignored pixels are not coloured.",
@@ -35,6 +40,10 @@ CAPTIONS = {
     "and an IoU of 0.5. Colours are shares of a row.",
     "misses": "The largest objects that no detection of {score:.0%} or more found.",
     "false_positives": "The detections with the highest scores that found no object.",
+    "effective_dilation": "Effective dilation by size of object, over {images} images: the mean "
+    "distance between adjacent sampling points of the filters whose centres lie on an object "
+    "(table 2 of the paper). Small objects cover less than 96 x 96 pixels of the image, large ones "
+    "more than 224 x 224. Lines: standard deviation. Dashed: the dilation of the plain layer.",
     "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
     "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "
     "as this network learned to shift them.",
@@ -85,7 +94,7 @@ def write_report(
         sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
     sections += [
         _errors(run, score_thresh, pictures),
-        _offsets(run),
+        _offsets(run, model, pictures),
         _images(cfg, models, num_images, score_thresh, pictures),
     ]
     config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
@@ -191,25 +200,43 @@ def _errors(run, score_thresh, pictures):
     return html
 
 
-def _offsets(run):
-    """Make a table of the last offset statistics by layer, see `OffsetHealth`."""
+def _offsets(run, model, pictures):
+    """Show the offsets by layer: their last statistics and the effective dilation."""
+    html = "<h2>Offsets</h2>"
+    layers = deformable_layers(model)
+    if not layers:
+        return html + "<p>This network has no deformable layer, and so no offsets.</p>"
+    last = {key: value for line in run.history for key, value in line.items()}
     rows = {}
-    for line in run.history:
-        for key, value in line.items():
-            if key.startswith("offsets/"):
-                layer, _, statistic = key.removeprefix("offsets/").rpartition("/")
-                rows.setdefault(layer, {})[statistic] = value
-    if not rows:
-        return ""
-    return (
-        "<h2>Offsets</h2><p>Their statistics at the end of training: in cells of the layer's map, "
-        "or for RoI pooling in sizes of the RoI.</p>" + _table("layer", rows, decimals=3)
-    )
+    for layer in layers:
+        keys = {name: f"offsets/{layer}/{name}" for name in STATISTICS}
+        rows[layer] = {name: last[key] for name, key in keys.items() if key in last}
+    if any(rows.values()):
+        html += (
+            "<p>Mean, standard deviation and 99th percentile of their length at the end of "
+            "training, in cells of the layer's map or, for RoI pooling, in sizes of the RoI; and "
+            "the share of samples outside the map.</p>" + _table("layer", rows, decimals=3)
+        )
+    name = _shown_dataset(run.cfg)
+    if name and any(isinstance(layer, DeformConv2d) for layer in layers.values()):
+        dilation = EffectiveDilation(model)
+        records = dataset_records([name], DILATION_IMAGES)
+        for record in records:
+            dilation.add(read_inputs(run.cfg, record)[1], annotated_boxes(record))
+        text = CAPTIONS["effective_dilation"].format(images=len(records))
+        file = pictures / "effective_dilation.png"
+        html += _picture(draw_bars(dilation.as_dict()), file, text)
+    return html
+
+
+def _shown_dataset(cfg):
+    """The first test set, or the training set if there is none, or None."""
+    return next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
 
 
 def _images(cfg, models, num_images, score_thresh, pictures):
     """Draw evenly spaced images of the first test set, or of the training set if there is none."""
-    name = next(iter((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)), None)
+    name = _shown_dataset(cfg)
     if name is None or num_images < 1:
         return ""
     classes = class_names(cfg, name)
@@ -234,8 +261,6 @@ def _images(cfg, models, num_images, score_thresh, pictures):
             for kind, figure, text in _draw(image, inspection, found, classes):
                 stem = f"{i}_beside_{kind}" if checkpoint else f"{i}_{kind}"
                 html += _picture(figure, pictures / f"{stem}.png", text)
-            if not (inspection.record.convs or inspection.record.pools):
-                html += "<p>This network has no deformable layers.</p>"
     return html
 
 
@@ -288,7 +313,7 @@ th {{ font-weight: 600; text-align: left }}
 tr:first-child th:not(:first-child) {{ text-align: right }}
 .facts th, .facts td {{ text-align: left; vertical-align: top; padding-left: 0 }}
 .facts td {{ overflow-wrap: anywhere }}
-.scroll {{ overflow-x: auto }}
+.scroll {{ overflow-x: auto; margin-bottom: 1.5rem }}
 figure {{ margin: 0 0 1.5rem }}
 img {{ max-width: 100%; height: auto; display: block }}
 figcaption {{ font-size: .9rem; color: #5a626d; margin-top: .3rem }}

@@ -1,7 +1,8 @@
 """Where a deformable network samples: the geometry of the paper's figures 5 and 6, without drawing.
 
-`conv_sampling_points` and `part_boxes` convert the offsets that `record.inspect_image` recorded to
-points and boxes in pixels of the original image. Points are (y, x), boxes (x0, y0, x1, y1).
+`conv_sampling_points`, `offset_lengths` and `part_boxes` convert the offsets that
+`record.inspect_image` recorded to points, lengths and boxes in pixels of the original image.
+Points are (y, x), boxes (x0, y0, x1, y1).
 
 Pixel coordinates are continuous: the centre of cell i of a feature map is at
 (i + 0.5) * image size / map size (released lib/utils/show_offset.py).
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import geometry
+from .layer_map import LayerMap, filter_centers, layer_map
 from .record import Inspection
 
 
@@ -49,17 +51,34 @@ def conv_sampling_points(
     if not convs:
         raise ValueError("this network has no deformable convolution")
 
-    def pixels_per_cell(size):
-        return torch.tensor(
-            [n / m * f for n, m, f in zip(inspection.record.input_size, size, inspection.pixel)]
-        )
-
-    top = pixels_per_cell(convs[-1].output_size)
+    top = _pixels_per_cell(inspection, convs[-1].output_size)
     cell = (torch.as_tensor(point, dtype=torch.float32) / top).floor()
     cell = torch.minimum(cell.clamp(min=0), torch.tensor(convs[-1].output_size) - 1)
     cells, inside = compose_taps(convs, cell, deformed)
-    bottom = pixels_per_cell(convs[0].input_size)
+    bottom = _pixels_per_cell(inspection, convs[0].input_size)
     return SamplingPoints((cell + 0.5) * top, (cells + 0.5) * bottom, inside)
+
+
+def offset_lengths(inspection: Inspection) -> dict[str, LayerMap]:
+    """Mean length of the offsets of each filter, over its taps and offset groups.
+
+    Returns:
+        a map of every deformable convolution, in original image pixels.
+    """
+    maps = {}
+    for conv in inspection.record.convs:
+        pixels = _pixels_per_cell(inspection, conv.input_size)
+        lengths = (conv.offset.float() * pixels.view(2, 1, 1)).norm(dim=2).mean(dim=(0, 1))
+        centers = filter_centers(conv, inspection.record.input_size, inspection.pixel)
+        maps[conv.name] = layer_map(lengths, centers, inspection.image_size)
+    return maps
+
+
+def _pixels_per_cell(inspection, size):
+    """Original image pixels (y, x) per cell of a map of this size (H, W)."""
+    return torch.tensor(
+        [n / m * f for n, m, f in zip(inspection.record.input_size, size, inspection.pixel)]
+    )
 
 
 def compose_taps(convs, cell: torch.Tensor, deformed: bool = True):

@@ -3,10 +3,10 @@
 import numpy as np
 from detectron2.utils.colormap import colormap
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .draw import DPI, INK, WIDTH
+from .figure import Figure
 
 
 def class_colors(classes: int) -> np.ndarray:

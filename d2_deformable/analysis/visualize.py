@@ -1,4 +1,4 @@
-"""Figures 5 and 6 of the paper for one image: pictures, and all their coordinates.
+"""Figures 5 and 6 of the paper and offset lengths for one image: pictures, and all their numbers.
 
 Returned points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the original image, the usual
 order for images; inside this package they are (y, x).
@@ -11,8 +11,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from .draw import Unit, draw_parts, draw_sampling_points, units_on
+from .draw_maps import draw_maps
 from .record import Inspection
-from .sampling import conv_sampling_points, part_boxes
+from .sampling import conv_sampling_points, offset_lengths, part_boxes
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class FigureOptions:
 
 
 def figures(image, inspection: Inspection, class_names, options: FigureOptions = FigureOptions()):  # noqa: B008
-    """Yield ("sampling_points" or "parts", Figure, coordinates) for the layers the network has.
+    """Yield (kind, Figure, numbers) for the layers the network has.
+
+    The kinds are "sampling_points" (figure 5), "offset_lengths" and "parts" (figure 6).
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -76,6 +79,9 @@ def figures(image, inspection: Inspection, class_names, options: FigureOptions =
                 figure,
                 sampling_coordinates(inspection, units, options.num_layers),
             )
+        maps = offset_lengths(inspection)
+        figure = draw_maps(image, maps, "mean offset length in image pixels")
+        yield "offset_lengths", figure, length_numbers(maps)
     if pools and len(rois):
         figure = draw_parts(image, inspection, rois, class_names)
         yield "parts", figure, part_coordinates(inspection, rois, class_names)
@@ -192,6 +198,25 @@ def _points(seen) -> dict:
         "unit": seen.unit.flip(0).tolist(),
         "points": _rounded(seen.points.flip(-1).flatten(0, 1)),
         "inside": seen.inside.flatten().tolist(),
+    }
+
+
+def length_numbers(maps) -> dict:
+    """Offset lengths by layer, rows of cells from the top; null beyond the image.
+
+    Args:
+        maps: see `offset_lengths`.
+    """
+    return {
+        name: {
+            "cell": list(reversed(cell)),
+            "mean": values.nanmean().item(),
+            "lengths": [
+                [None if math.isnan(length) else length for length in row]
+                for row in _rounded(values)
+            ],
+        }
+        for name, (values, cell) in maps.items()
     }
 
 

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from ..analysis.draw_dilation import draw_bars, draw_maps, short_name
+from ..analysis.draw_dilation import draw_bars
+from ..analysis.draw_maps import draw_maps, short_name
 from ..analysis.effective_dilation import (
     COLUMNS,
     EffectiveDilation,
@@ -63,9 +64,8 @@ def main(args):
         maps = table.add(inputs, boxes)
         if i < args.pictures:
             stem = f"{i}_{Path(record['file_name']).stem}"
-            draw_maps(image, maps, () if boxes is None else boxes).savefig(
-                folder / "maps" / f"{stem}.png"
-            )
+            figure = draw_maps(image, maps, "effective dilation in cells", boxes)
+            figure.savefig(folder / "maps" / f"{stem}.png")
     layers = table.as_dict()
     draw_bars(layers).savefig(folder / "effective_dilation.png")
     print_table(layers)

@@ -17,7 +17,7 @@ examples:
       --box 10 20 200 180 dog
 """
 
-UNIT = "pixels of the original image; points [x, y], boxes [x0, y0, x1, y1]"
+UNIT = "pixels of the original image; points and cells [x, y], boxes [x0, y0, x1, y1]"
 
 
 def parser():

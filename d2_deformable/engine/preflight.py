@@ -75,7 +75,7 @@ def check_settings(cfg) -> None:
     """
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
-    _check_evaluation(cfg)
+    check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
     if model.BACKBONE.FREEZE_AT > 0:
@@ -164,7 +164,12 @@ def _learning_rate(solver, iteration: int) -> float:
     return schedule.get_lr()[0]
 
 
-def _check_evaluation(cfg) -> None:
+def check_evaluation(cfg) -> None:
+    """Check the keys of TEST.
+
+    Raises:
+        ValueError: a value is unknown, or the network does not support it.
+    """
     if cfg.TEST.VOC_METRIC not in METRICS:
         raise ValueError(
             f"TEST.VOC_METRIC is {cfg.TEST.VOC_METRIC!r}; choose one of "

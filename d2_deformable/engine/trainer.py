@@ -165,23 +165,16 @@ class Trainer(DefaultTrainer):
     def test_with_TTA(cls, cfg, model):
         """Evaluate with TEST.AUG and TEST.BOX_AVERAGE; names of results get the suffix "_TTA".
 
-        Uses `DetectorWithTTA`, or Detectron2's GeneralizedRCNNWithTTA if the model predicts masks
-        or `predict_raw` does not support it.
-
         Raises:
             ValueError: TEST.BOX_AVERAGE is enabled for a model that it does not support.
         """
         folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, str(folder)) for name in cfg.DATASETS.TEST]
-        detector = getattr(model, "module", model)
-        ours = supports_predict_raw(detector) and not cfg.MODEL.MASK_ON
-        if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
-            model = DetectorWithTTA(cfg, model)
+        model = model_with_TTA(cfg, model)
+        if isinstance(model, DetectorWithTTA):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.INPUT.MIN_SIZE_TEST = 0  # every scale is resized from the original image, once
-        else:
-            model = GeneralizedRCNNWithTTA(cfg, model)
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
@@ -198,6 +191,22 @@ def _without_amp(cfg):
 def tests_with_TTA(cfg) -> bool:
     """Return True if `Trainer.test_with_TTA` must follow ordinary evaluation."""
     return cfg.TEST.AUG.ENABLED or cfg.TEST.BOX_AVERAGE.ENABLED
+
+
+def model_with_TTA(cfg, model):
+    """Wrap a detector for TEST.AUG and TEST.BOX_AVERAGE, see `tests_with_TTA`.
+
+    Returns:
+        `DetectorWithTTA`, or Detectron2's GeneralizedRCNNWithTTA if the model predicts masks or
+        `predict_raw` does not support it.
+
+    Raises:
+        ValueError: TEST.BOX_AVERAGE is enabled for a model that it does not support.
+    """
+    ours = supports_predict_raw(getattr(model, "module", model)) and not cfg.MODEL.MASK_ON
+    if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
+        return DetectorWithTTA(cfg, model)
+    return GeneralizedRCNNWithTTA(cfg, model)
 
 
 def checkpoint_period(cfg) -> int:

@@ -18,8 +18,10 @@ from ..config import read_config
 from ..data import register_custom_datasets
 from ..data.pixels import read_image
 from ..data.records import class_names
-from ..engine import fall_back_to_cpu
+from ..engine import fall_back_to_cpu, tests_with_TTA
 from ..engine.finished_run import read_run
+from ..engine.preflight import check_evaluation
+from ..engine.trainer import model_with_TTA
 from ..modeling.meta_arch.predicates import is_segmentor
 from .sources import find_images
 
@@ -34,7 +36,8 @@ class Prediction:
     can be written as JSON.
 
     file: path of the image; "" if pixels were given.
-    width, height: size of the image, upright, in pixels.
+    width: of the image, upright, in pixels.
+    height: of the image, upright, in pixels.
     boxes: [x0, y0, x1, y1] of each detection, in pixels of the image.
     scores: between 0 and 1.
     classes: index of the class of each detection.
@@ -61,6 +64,8 @@ class Prediction:
 
 class Predictor:
     """A network that is loaded once and called for many images.
+
+    TEST.AUG.ENABLED and TEST.BOX_AVERAGE.ENABLED of the config hold here as in evaluation.
 
     Args:
         model: a config's name (see `d2_deformable.model_zoo.list_configs`), the path of a YAML, or
@@ -107,6 +112,11 @@ class Predictor:
         self.only = [self.class_names.index(name) for name in only]
         self.segments = is_segmentor(self.cfg)
         self.model = load_model(self.cfg, self.weights)
+        self._tester, self._input = self.model, self.prepare
+        if tests_with_TTA(self.cfg):
+            check_evaluation(self.cfg)
+            self._tester = model_with_TTA(self.cfg, self.model)
+            self._input = self._unresized  # each scale is resized from the original image
         augmentations = detection_utils.build_augmentation(self.cfg, is_train=False)
         self._resize = T.AugmentationList(augmentations)
 
@@ -126,7 +136,7 @@ class Predictor:
             by_size.setdefault(image.shape[:2], []).append(index)
         for size, indices in by_size.items():
             with torch.no_grad():
-                outputs = self.model([self.prepare(images[index]) for index in indices])
+                outputs = self._tester([self._input(images[index]) for index in indices])
             for index, output in zip(indices, outputs, strict=True):
                 results[index] = self._result(output, size, str(files[index]))
         return [results[index] for index in range(len(images))]
@@ -142,9 +152,14 @@ class Predictor:
     def prepare(self, image: np.ndarray) -> dict:
         """Make the network's input from an image, RGB (H, W, 3) uint8, resized as in testing."""
         height, width = image.shape[:2]
-        resized = T.AugInput(image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else image)
+        resized = T.AugInput(image)
         self._resize(resized)
-        pixels = np.ascontiguousarray(resized.image.transpose(2, 0, 1))
+        return self._unresized(resized.image) | {"height": height, "width": width}
+
+    def _unresized(self, image) -> dict:
+        height, width = image.shape[:2]
+        pixels = image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "BGR" else image
+        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
     def _result(self, output, size, file) -> Prediction:

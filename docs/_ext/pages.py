@@ -108,11 +108,11 @@ def config_keys(source: str) -> str:
                 group = re.match(r"([A-Z_]+)\.[A-Z_]+ ", comment)
                 sections.setdefault(f"MODEL.{group[1]}" if group else path, []).append(comment)
             continue
-        *notes, meaning = comments or [""]
+        *notes, meaning = comments
         section, _, key = path.rpartition(".")
         default = "{}" if isinstance(node.value, ast.Call) else ast.unparse(node.value)
         entries = sections.setdefault(section, [])
-        entries += [*notes, f"`{key}`: `{default}`\n: {meaning or 'See the key above.'}"]
+        entries += [*notes, f"`{key}`: `{default}`\n: {meaning}"]
     return "\n\n".join(
         "\n\n".join([f"## {section}", *entries]) for section, entries in sections.items() if entries
     )

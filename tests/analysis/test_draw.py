@@ -8,6 +8,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from d2_deformable.analysis import draw
+from d2_deformable.analysis.draw_maps import draw_maps
+from d2_deformable.analysis.layer_map import LayerMap
 
 
 def pixels(figure):
@@ -82,3 +84,38 @@ def test_curves_of_losses_that_come_and_go():
         "loss_mask": [[39, 1]],
     }
     assert rate.lines[0].get_xydata().tolist() == [[19, 0.1], [39, 0.1]]
+
+
+@pytest.mark.parametrize("name", ["$x^2$", r"$\unknown$", "_hidden", "<b>"])
+def test_names_of_classes_are_no_formulas(name):
+    found = detections((60, 80), [[10, 10, 70, 50]], [0.9])
+    figure = draw.draw_detections(np.full((60, 80, 3), 255, np.uint8), found, [name])
+    shown = pixels(figure)
+    (text,) = figure.axes[0].texts
+    assert text.get_text() == f"{name} 90%"
+    width = text.get_window_extent().width
+    text.set_text(f"{name.replace('$', 'S')} 90%")  # as wide as the dollar in this font
+    assert abs(width - text.get_window_extent().width) < 3
+    assert is_color(shown[450, 150], draw.class_color(0))
+
+
+def test_maps_of_layers_share_a_scale():
+    image = np.full((30, 40, 3), 90, np.uint8)
+    maps = {
+        f"backbone.res5.{i}": LayerMap(torch.full((3, 4), float(i)), (10.0, 10.0)) for i in range(6)
+    }
+    maps["backbone.res5.0"].values[0] = torch.nan
+    figure = draw_maps(image, maps, "length in image pixels")
+    assert pixels(figure).shape[1] == 1200
+    *panels, bar = figure.axes
+    assert [axes.get_title() for axes in panels[:6]] == [f"res5.{i}" for i in range(6)]
+    assert not any(axes.axison for axes in panels) and not panels[7].images
+    assert bar.get_ylabel() == "length in image pixels" and bar.get_ylim() == (0, 5)
+    assert {axes.images[1].get_clim() for axes in panels[:6]} == {(0, 5)}
+    assert panels[0].images[1].get_array().mask[0].all()
+
+
+def test_a_map_of_zeros_has_a_scale():
+    image = np.zeros((30, 40, 3), np.uint8)
+    maps = {"conv": LayerMap(torch.zeros(3, 4), (10.0, 10.0))}
+    assert draw_maps(image, maps, "cells").axes[-1].get_ylim() == (0, 1)

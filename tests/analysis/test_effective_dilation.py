@@ -12,11 +12,11 @@ from d2_deformable.analysis.effective_dilation import (
     Rules,
     annotated_boxes,
     effective_dilation,
-    filter_centers,
     last_stage_convs,
     leaves_the_map,
     object_sizes,
 )
+from d2_deformable.analysis.layer_map import filter_centers
 from d2_deformable.analysis.record import ConvOffsets
 from d2_deformable.layers import DeformConv2d
 

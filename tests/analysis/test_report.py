@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.colormap import colormap
 from PIL import Image
 
+from browser import faults_of, needs_chromium
 from d2_deformable import add_deformable_config
 from d2_deformable.analysis import report
 from d2_deformable.analysis.record import inspect_image
@@ -107,21 +109,29 @@ def test_report_of_a_deformable_network(make_run, two_objects, head):
     folder = make_run(f"warped_shapes_{head}_R_18_dconv3_dpool.yaml")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "9_old.png").touch()
+    statistics = {"outside": 0.25, "p99": 3.5, "std": 0.5, "mean": 1.125}
+    line = {f"offsets/backbone.res5.1.conv2/{k}": v for k, v in statistics.items()}
+    with (folder / "metrics.json").open("a") as lines:
+        lines.write(json.dumps({"iteration": 21, **line}))
     file = report.write_report(folder, num_images=2)
     assert file == folder / "report.html"
     kinds = ("detections", "parts", "sampling_points")
-    names = [f"{i}_{kind}.png" for i in range(2) for kind in kinds] + ["curves.png"]
+    names = [f"{i}_{kind}.png" for i in range(2) for kind in kinds]
+    names += ["curves.png", "effective_dilation.png"]
     assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
 
     page = Page(file)
+    assert "layermeanstdp99outsidebackbone.res5.0.conv2––––" in page.text
+    assert "backbone.res5.1.conv21.1250.5003.5000.250" in page.text
+    assert "over 3 images" in page.text and "no deformable layer" not in page.text
     assert "image&0.png" in page.text and "image&2.png" in page.text
     assert "729 red points" in page.text
     assert "61.5" in page.text
     assert "20 iterations of 4 images, 10 seconds" in page.text
     assert "RES5_DILATION: 2" in page.text  # the full config
     images = [value for name, value in page.attributes if name == "src"]
-    assert len(images) == 7
-    data = base64.b64decode(images[1].removeprefix("data:image/jpeg;base64,"))
+    assert len(images) == 8
+    data = base64.b64decode(images[2].removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(data)).size == Image.open(folder / "pictures" / names[0]).size
 
 
@@ -135,12 +145,23 @@ def test_report_is_self_contained_and_escaped(make_run, two_objects):
     assert EVIL in page.text
 
 
+@needs_chromium
+def test_report_in_a_browser(make_run, two_objects, dataset):
+    MetadataCatalog.get(dataset).thing_classes = [EVIL, "$", "_", "w" * 60]
+    page = report.write_report(make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml"), num_images=1)
+    # From a folder of its own: it needs no other file.
+    alone = page.parent / "alone"
+    alone.mkdir()
+    shutil.move(page, alone)
+    assert not faults_of(alone, ["report.html"])
+
+
 def test_report_of_a_plain_network_shows_detections_only(make_run, two_objects):
     folder = make_run("warped_shapes_faster_rcnn_R_18.yaml")
     (folder / "metrics.json").unlink()
     page = Page(report.write_report(folder, num_images=1))
     assert [path.name for path in (folder / "pictures").iterdir()] == ["0_detections.png"]
-    assert "This network has no deformable layers" in page.text
+    assert "This network has no deformable layer, and so no offsets" in page.text
     assert "This run was not evaluated" in page.text
 
 
@@ -174,7 +195,8 @@ def test_another_checkpoint_is_shown_beside(evaluable_run, two_objects, tmp_path
     assert torch.equal(other, run / 2)
     kinds = ("detections", "parts", "sampling_points")
     names = [*(f"0_beside_{kind}.png" for kind in kinds), *(f"0_{kind}.png" for kind in kinds)]
-    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [*names, "curves.png"]
+    names += ["curves.png", "effective_dilation.png"]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
     assert "61.5" in page.text and f"COCO of {beside}" in page.text
     assert f"VOC of {beside}" in page.text
     assert "h4" in page.tags and "b" not in page.tags
@@ -198,7 +220,8 @@ def test_report_of_images_where_nothing_is_found(make_run):
     folder = make_run("warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
     page = Page(report.write_report(folder, num_images=9, score_thresh=0.99))
     pictures = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert pictures == [*(f"{i}_sampling_points.png" for i in range(3)), "curves.png"]
+    sampling = [f"{i}_sampling_points.png" for i in range(3)]
+    assert pictures == [*sampling, "curves.png", "effective_dilation.png"]
     assert page.text.count("Nothing was detected with a score of 99% or more") == 3
 
 
@@ -225,11 +248,12 @@ def test_report_of_a_segmentation(make_run, dataset, variant, tmp_path):
     )
     kinds = ["sampling_points"] * bool(variant) + ["segmentation"]
     names = [f"{i}_{kind}.png" for i in range(2) for kind in kinds] + ["curves.png"]
+    names += ["effective_dilation.png"] * bool(variant)
     assert sorted(path.name for path in (folder / "pictures").iterdir()) == names
     text = Page(file).text
     assert "31.2" in text and "sea" in text and "predicted and true" in text
     assert "Nothing was detected" not in text
-    assert ("This network has no deformable layers" in text) == (not variant)
+    assert ("This network has no deformable layer" in text) == (not variant)
 
 
 def test_picture_of_a_segmentation():

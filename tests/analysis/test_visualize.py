@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -125,4 +127,18 @@ def test_a_plain_network_has_nothing_to_show():
     with pytest.raises(ValueError, match="no deformable layers"):
         shown(inspection(convs=0, pools=0))
     assert set(shown(inspection(convs=0, boxes=BOXES, scores=SCORES))) == {"parts"}
-    assert set(shown(inspection(pools=0, boxes=BOXES, scores=SCORES))) == {"sampling_points"}
+    kinds = {"sampling_points", "offset_lengths"}
+    assert set(shown(inspection(pools=0, boxes=BOXES, scores=SCORES))) == kinds
+
+
+def test_lengths_of_offsets_are_in_image_pixels():
+    seen = inspection()
+    half = Inspection(seen.record, seen.instances, (32, 90), (0.5, 1.0))
+    (layer,) = shown(half)["offset_lengths"].values()
+    assert layer["cell"] == [8, 4] and layer["mean"] == 8  # one cell to the right
+    # The image ends before the last column's centre.
+    assert layer["lengths"] == [[8.0] * 11 + [None]] * 8
+    down = dataclasses.replace(seen.record.convs[0], offset=torch.ones(1, 9, 2, 8, 12))
+    record = OffsetRecord([down], [], (64, 96))
+    (layer,) = shown(dataclasses.replace(seen, record=record))["offset_lengths"].values()
+    assert layer["mean"] == pytest.approx(8 * 2**0.5)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from threading import Thread
@@ -11,11 +9,10 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from browser import needs_chromium, page_after_scripts
 from d2_deformable.app import Explorer, serve
 from d2_deformable.app.server import PAGE, example
 from d2_deformable.inference import Predictor
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +81,11 @@ def test_the_page_asks_no_other_machine():
     assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!data:)|https?://|@import", text)
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (apt install chromium)")
+@needs_chromium
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_page_in_a_browser(url, width, tmp_path):
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-        + [f"--window-size={width},900", "--virtual-time-budget=30000", "--dump-dom"]
-        + [f"{url}/?x=150&y=120"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    page = done.stdout
-    assert 'data-ready="1"' in page, done.stderr[-2000:]
+def test_the_page_in_a_browser(url, width):
+    page = page_after_scripts(f"{url}/?x=150&y=120", width)
+    assert 'data-ready="1"' in page
     assert re.search(r'aria-pressed="true">star \d+ %', page)
     overflow = re.search(r'data-overflow="(-?\d+)"', page)
     assert int(overflow[1]) <= 0

@@ -101,7 +101,8 @@ def test_sampling(run, weights, image, tmp_path):
     (part,) = of_image["parts"]
     assert part["class"] == "disc" and len(part["learned"]) == 49
     pictures = {p.name for p in (tmp_path / "output").glob("*.png")}
-    assert pictures == {"0_photo_sampling_points.png", "0_photo_parts.png"}
+    kinds = "sampling_points", "offset_lengths", "parts"
+    assert pictures == {f"0_photo_{kind}.png" for kind in kinds}
 
 
 def test_sampling_of_folders_and_globs(run, weights, image, tmp_path):

@@ -54,6 +54,46 @@ def test_threshold_and_classes(pictures):
     assert some.scores == [s for s, n in zip(found.scores, found.names) if n == name]
 
 
+AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MAX_SIZE", 400, "TEST.AUG.MIN_SIZES"]
+
+
+def test_one_scale_of_augmentation_gives_the_plain_result(predictor, pictures):
+    overrides = [*AUG, (160,), "TEST.AUG.FLIP", False]
+    (found,) = Predictor(overrides=overrides, device="cpu")([pictures[0]])
+    (plain,) = predictor([pictures[0]])
+    assert len(found) and found.names == plain.names
+    np.testing.assert_allclose(found.boxes, plain.boxes, atol=0.01)
+    np.testing.assert_allclose(found.scores, plain.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [[], ["TEST.BOX_AVERAGE.ENABLED", True]])
+def test_augmentation_of_rfcn(predictor, pictures, more):
+    wide = np.concatenate(pictures, axis=1)
+    augmented = Predictor(overrides=[*AUG, (160, 176), *more], device="cpu")
+    for image, found in zip((pictures[0], wide), augmented([pictures[0], wide])):
+        (plain,) = predictor([image])
+        assert found.boxes != plain.boxes
+        height, width = image.shape[:2]
+        assert (found.height, found.width) == (height, width)
+        boxes = np.array(found.boxes)
+        assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+        # Boxes are mapped back from every scale and from the mirrored image.
+        best = found.boxes[found.names.index(plain.names[0])]
+        np.testing.assert_allclose(best, plain.boxes[0], atol=8)
+
+
+def test_augmentation_of_faster_rcnn(pictures, tmp_path):
+    yaml = CONFIGS / "quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool.yaml"
+    tiny = [*TINY, "MODEL.RESNETS.REDUCED_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16]
+    cfg = read_config(yaml, [*tiny, "MODEL.DEVICE", "cpu"])
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "w.pth")
+    given = {"weights": tmp_path / "w.pth", "threshold": 0, "device": "cpu"}
+    augmented = Predictor(yaml, overrides=[*tiny, *AUG, (96, 128)], **given)
+    (found,) = augmented([pictures[0]])
+    assert len(found) == cfg.TEST.DETECTIONS_PER_IMAGE
+    assert found.scores != Predictor(yaml, overrides=tiny, **given)([pictures[0]])[0].scores
+
+
 def test_predict_reads_files(photos, predictor, pictures):
     found = list(d2_deformable.predict(sorted(photos.rglob("*.png")), batch=2, device="cpu"))
     assert [one.file for one in found] == [str(photos / "a.png"), str(photos / "sub/b.png")]
@@ -94,6 +134,7 @@ def test_segmentation(deeplab, pictures, given):
         ({"model": DEEPLAB}, ValueError, "give the weights of this network"),
         ({"model": "no_such"}, model_zoo.NotInModelZooError, "no_such"),
         ({"weights": "missing.pth"}, FileNotFoundError, "missing.pth"),
+        ({"overrides": [*AUG, ()]}, ValueError, "TEST.AUG.MIN_SIZES is"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):
