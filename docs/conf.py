@@ -20,6 +20,7 @@ extensions = [
     "pages",
     "docstrings",
 ]
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # _ext/pages.py reads notebooks
 exclude_patterns = ["_ext"]
 smartquotes = False
 

@@ -1,6 +1,7 @@
 """The documentation site builds without warnings, works offline, and shows what it generates."""
 
 import doctest
+import json
 import re
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_every_page_is_in_the_contents():
     trees = re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
     lines = [line for tree in trees for line in tree.splitlines()]
     entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines if line and line[0] != ":"]
-    pages = {p.relative_to(DOCS).with_suffix("").as_posix() for p in DOCS.rglob("*.md")}
+    files = [*DOCS.rglob("*.md"), *DOCS.glob("*.ipynb")]
+    pages = {file.relative_to(DOCS).with_suffix("").as_posix() for file in files}
     assert sorted(entries) == sorted(pages - {"index"})
 
 
@@ -133,6 +135,20 @@ def test_links_of_an_included_page_are_moved(pages_extension):
     assert pages_extension.rewrite_links(text, ROOT, DOCS / "cpp") == (
         "[zoo](../model_zoo.md#by-name) [speed](../speed.md) ![x](../images/speed.png) "
         "[all](https://x.example) a file\n```\n[a](b.md)\n```\n"
+    )
+
+
+def test_a_notebook_becomes_a_page(pages_extension):
+    stream = {"output_type": "stream", "name": "stdout", "text": ["2\n", "3\n"]}
+    picture = {"output_type": "execute_result", "data": {"image/jpeg": "AAAA"}}
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "[a](data.md) [b](../setup.py)"]},
+        {"cell_type": "code", "source": ["a = 1\n", "a"], "outputs": [stream, picture]},
+    ]
+    assert pages_extension.notebook_text(json.dumps({"cells": cells}), DOCS / "some.ipynb") == (
+        "# Title\n[a](data.md) b\n\n```python\na = 1\na\n```\n\n"
+        "```{code-block} text\n:class: output\n\n2\n3\n```\n\n"
+        "![output](data:image/jpeg;base64,AAAA)"
     )
 
 

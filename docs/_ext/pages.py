@@ -6,10 +6,12 @@ A line of a page such as `<!-- include README.md -->` is replaced by the text it
     config keys         every setting of d2_deformable/config.py
     commands            the help of every command of d2-deformable
 
-Links to files that are no pages of the site become plain text.
+A notebook becomes its text, its code and the outputs that are stored in it. Links to files that are
+no pages of the site become plain text.
 """
 
 import ast
+import json
 import os
 import re
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 MARKER = re.compile(r"^<!-- (include (\S+)|config keys|commands) -->$", re.MULTILINE)
+SUFFIXES = (".md", ".ipynb")  # of pages
 END = "<!-- end of include -->"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
@@ -44,6 +47,28 @@ def expand(text: str, page: Path) -> tuple[str, list[Path]]:
     return MARKER.sub(replace, text), used
 
 
+def notebook_text(content: str, page: Path) -> str:
+    """Write a notebook with its stored outputs as Markdown.
+
+    Args:
+        content: of a .ipynb file whose pictures are JPEGs, as tools/run_notebook.py stores them.
+    """
+    parts = []
+    for cell in json.loads(content)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(rewrite_links(source, page.parent, page.parent))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                text = "".join(output["text"]).rstrip()
+                parts.append(f"```{{code-block}} text\n:class: output\n\n{text}\n```")
+            else:
+                parts.append(f"![output](data:image/jpeg;base64,{output['data']['image/jpeg']})")
+    return "\n\n".join(parts)
+
+
 def included_files() -> dict[Path, Path]:
     """{file: the page of the site that includes it}."""
     pages = {}
@@ -68,7 +93,7 @@ def rewrite_links(text: str, old: Path, new: Path) -> str:
             return match[0]
         file = (old / path).resolve()
         file = pages.get(file, file)
-        if not file.is_relative_to(DOCS) or not (image or file.suffix == ".md"):
+        if not file.is_relative_to(DOCS) or not (image or file.suffix in SUFFIXES):
             return label
         return f"{image}[{label}]({os.path.relpath(file, new)}{hash_}{anchor})"
 
@@ -149,7 +174,11 @@ def commands() -> str:
 
 
 def on_source_read(app, name: str, content: list[str]) -> None:
-    content[0], used = expand(content[0], Path(app.env.doc2path(name)))
+    page = Path(app.env.doc2path(name))
+    if page.suffix == ".ipynb":
+        content[0] = notebook_text(content[0], page)
+        return
+    content[0], used = expand(content[0], page)
     for file in used:
         app.env.note_dependency(str(file), docname=name)
 
