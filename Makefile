@@ -82,9 +82,10 @@ cuda-all: $(VENV)/.deps ## the same for every architecture, sm_75 to sm_120
 	@$(call quietly,$(PY) tools/build_cuda.py)
 	@tail -n 2 $(LOG)
 
-lint: $(VENV)/.deps ## check style: ruff for Python, clang-format for C++ and CUDA
+lint: $(VENV)/.deps ## check style and types: ruff and mypy for Python, clang-format for C++ and CUDA
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(if $(CXX_FILES),$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES))
 
 format: $(VENV)/.deps ## rewrite the sources in that style
@@ -93,7 +94,7 @@ format: $(VENV)/.deps ## rewrite the sources in that style
 	$(if $(CXX_FILES),$(VENV)/bin/clang-format -i $(CXX_FILES))
 
 clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and output/ stay
-	rm -rf build *.egg-info d2_deformable/*.so .pytest_cache .ruff_cache $(VENV)/.ops
+	rm -rf build *.egg-info d2_deformable/*.so .mypy_cache .pytest_cache .ruff_cache $(VENV)/.ops
 	find d2_deformable tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Finished steps are skipped: each file below is touched when its step is done.

@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "d2_deformable" / "__init__.py"
+TORCH = ".".join(torch.__version__.split(".")[:2])  # the library works with this minor version only
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # the default if no GPU is visible
 # Instruction sets that csrc/cpu/kernels/ is compiled for; csrc/cpu/cpu_kernels.cpp chooses one.
 CPU_TARGETS = {"baseline": []}
@@ -139,6 +140,20 @@ def operator_library():
     return library
 
 
+def version():
+    """Version of the distribution: a wheel's names its torch, as in 0.1.0+torch2.14.cpu.
+
+    So wheels for several torch versions can share a folder or an index, and pip selects the one
+    whose requirement fits. An sdist fits them all; by PEP 643, what is built from it keeps its
+    version.
+    """
+    public = re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1]
+    if "sdist" in sys.argv or (ROOT / "PKG-INFO").exists():
+        return public
+    device = f"cu{torch.version.cuda.replace('.', '')}" if choose_cuda()[0] else "cpu"
+    return f"{public}+torch{TORCH}.{device}"
+
+
 class BuildPackage(build_py):
     """Copies configs/ to its place in a wheel, d2_deformable/model_zoo/configs.
 
@@ -187,7 +202,7 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
 if __name__ == "__main__":
     setup(
         name="d2_deformable",
-        version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
+        version=version(),
         description="Deformable Convolutional Networks (Dai et al. 2017) as a Detectron2 plugin",
         long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
@@ -217,7 +232,10 @@ if __name__ == "__main__":
             "d2_deformable.model_zoo": ["index.json", "*.pth"],
         },
         # Detectron2 is not on PyPI: `d2-deformable install-detectron2` installs it.
-        install_requires=["torch>=2.11", "torchvision", "numpy", "fvcore", "pycocotools", "Pillow"],
+        install_requires=[
+            f"torch=={TORCH}.*",
+            *("torchvision", "numpy", "fvcore", "pycocotools", "Pillow"),
+        ],
         extras_require={
             "convert": ["safetensors"],  # .safetensors files
             "export": ["onnx", "onnxscript"],  # d2-deformable export --format onnx

@@ -1,8 +1,10 @@
 """All files that name the supported torch versions agree with the Makefile's table."""
 
 import re
+import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 from d2_deformable.ops._autograd import TESTED
@@ -27,6 +29,23 @@ def test_ci_runs_every_version():
     assert "torch" not in ci["strategy"]["matrix"]
     assert set(weekly["strategy"]["matrix"]["torch"]) == TABLE.keys() - {PINNED["torch"]}
     assert weekly["steps"][-1]["env"]["TORCH"] == "${{ matrix.torch }}"
+
+
+def test_wheels_are_built_for_every_version():
+    wheel = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())["jobs"]["wheel"]
+    assert set(wheel["strategy"]["matrix"]["torch"]) == TABLE.keys()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    build = next(step for step in wheel["steps"] if "cibuildwheel" in step.get("run", ""))
+    assert build["env"] == {"TORCH": "${{ matrix.torch }}"}
+    assert "torch==$TORCH" in settings["before-build"]
+    assert settings["linux"]["environment-pass"] == ["TORCH"]
+
+
+@pytest.mark.parametrize("file", (ROOT / ".github/workflows").glob("*.yml"), ids=lambda f: f.name)
+def test_workflows_cannot_write_to_the_repository(file):
+    workflow = yaml.safe_load(file.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all("permissions" not in job for job in workflow["jobs"].values())
 
 
 DOCS = dict(

@@ -93,7 +93,7 @@ def _traced(network, image, names) -> bytes:
             torch.onnx.export(
                 network,
                 (image,),
-                traced,
+                traced,  # type: ignore[arg-type]  # the exporter that traces takes it
                 input_names=["image"],
                 output_names=list(names),
                 dynamic_axes={"image": sizes} | outputs,

@@ -1,6 +1,7 @@
 """Networks as programs of torch.export, .pt2 files."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def export_program(model: nn.Module, image: Tensor, path) -> None:
         FileNotFoundError: the folder of `path` does not exist.
     """
     network = checked_network(model, image)
-    least = max(shape.stride for shape in model.backbone.output_shape().values()) + 4
+    backbone: Any = model.backbone
+    least = max(shape.stride for shape in backbone.output_shape().values()) + 4
     if min(image.shape[1:]) < least:
         raise ValueError(
             f"image is {tuple(image.shape)}, but torch.export needs an example of at least "

@@ -152,7 +152,8 @@ class OutputFolder:
 
     def _write_coco(self, part) -> None:
         """Write a data set in COCO's format whose annotations also have a score."""
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for record in self.records():
             if "boxes" not in record:
                 continue

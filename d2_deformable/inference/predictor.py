@@ -131,7 +131,8 @@ class Predictor:
             files: path of each, for the results.
         """
         files = files or [""] * len(images)
-        by_size, results = {}, {}
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        results: dict[int, Prediction] = {}
         for index, image in enumerate(images):
             by_size.setdefault(image.shape[:2], []).append(index)
         for size, indices in by_size.items():

@@ -59,7 +59,7 @@ def writing_video(file, rate: float):
 
         def write(frame: np.ndarray) -> None:
             height, width = frame.shape[:2]
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
             if not writer.isOpened() and not writer.open(str(part), codec, rate, (width, height)):
                 raise OSError(f"{file}: OpenCV cannot write MPEG-4 here")
             writer.write(np.ascontiguousarray(frame[:, :, ::-1]))

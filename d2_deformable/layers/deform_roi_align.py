@@ -108,4 +108,4 @@ def _fully_connected(*sizes: int) -> nn.Sequential:
     layers = []
     for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, ZeroLinear(*sizes[-2:]))
+    return nn.Sequential(*layers, ZeroLinear(sizes[-2], sizes[-1]))

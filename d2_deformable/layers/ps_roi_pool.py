@@ -68,7 +68,7 @@ class PSRoIPredictor(nn.Module):
         bins = output_size * output_size
         self.score_maps = nn.Conv2d(in_channels, num_outputs * bins, 1)
         nn.init.normal_(self.score_maps.weight, std=0.01)
-        nn.init.zeros_(self.score_maps.bias)
+        nn.init.zeros_(self.score_maps.bias)  # type: ignore[arg-type]
         self.offset_maps = None
         if offset_classes:
             self.offset_maps = ZeroConv2d(in_channels, 2 * offset_classes * bins, 1)
@@ -81,6 +81,7 @@ class PSRoIPredictor(nn.Module):
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
         """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and
         2c + 1 is dx. Under torch.autocast they are float32."""
+        assert self.offset_maps is not None, "with offset_classes 0 there are no offsets"
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
             offset = self._deform_pool(maps, rois, None)

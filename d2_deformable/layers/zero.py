@@ -12,7 +12,8 @@ class ZeroConv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class ZeroLinear(nn.Linear):
@@ -20,4 +21,5 @@ class ZeroLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -40,7 +40,7 @@ class Checkpoint:
     ap: float | None = None
 
 
-def parse_index(path: str, namespaced: bool = True) -> dict[str, Checkpoint]:
+def parse_index(path: str | Path, namespaced: bool = True) -> dict[str, Checkpoint]:
     """Read an index file as {name: checkpoint}.
 
     Args:

@@ -7,7 +7,6 @@ cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 """
 
 from difflib import get_close_matches
-from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.modeling import build_model
@@ -29,7 +28,7 @@ def list_configs() -> list[str]:
     They are paths relative to configs/, except the Base-*.yaml that configs build on, and the
     configs of registered index files.
     """
-    ours = (path.relative_to(CONFIGS) for path in (CONFIGS or Path()).rglob("*.yaml"))
+    ours = [path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")] if CONFIGS else []
     names = {path.as_posix() for path in ours if not path.name.startswith("Base-")}
     return sorted(names | {entry.config for entry in checkpoints().values()})
 
@@ -81,7 +80,7 @@ def get_config_file(config_path: str) -> str:
     Raises:
         NotInModelZooError: there is no such config.
     """
-    if is_packaged(config_path):
+    if CONFIGS and is_packaged(config_path):
         return str(CONFIGS / config_path)
     for entry in checkpoints().values():
         if entry.config == config_path and entry.config_file:

@@ -91,7 +91,7 @@ class Choices:
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
-        self.comments = {}
+        self.comments: dict[str, str] = {}
 
     def set(self, key: str, value, why: str = "") -> None:
         *sections, name = key.split(".")
@@ -255,7 +255,9 @@ def _choose_anchors(choices: Choices, objects: Objects, own, size: str) -> None:
     choices.set(f"{key}.SIZES", [sizes])
     choices.set(f"{key}.ASPECT_RATIOS", [ratios])
     with_own = best_overlap(objects, own).mean()
-    overlap = best_overlap(objects, read_anchors(choices.cfg)).mean()
+    anchors = read_anchors(choices.cfg)
+    assert anchors is not None  # the network has some of its own
+    overlap = best_overlap(objects, anchors).mean()
     if overlap > with_own:
         why = (
             "Square root of the area and height / width of the anchors, over those of nine in ten "

@@ -36,8 +36,9 @@ class ROIAveragePooler(ROIPooler):
     @property
     def level_pools(self) -> list[nn.Module]:
         """The layer of each level."""
-        shared = not isinstance(self.roi_pool, nn.ModuleList)
-        return [self.roi_pool] * len(self.scales) if shared else list(self.roi_pool)
+        if isinstance(self.roi_pool, nn.ModuleList):
+            return list(self.roi_pool)
+        return [self.roi_pool] * len(self.scales)
 
     def forward(self, x, box_lists):
         """

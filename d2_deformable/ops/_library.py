@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ..utils.library import BUILD, PATH
+from ..utils.library import BUILD, PATH, read_build, same_minor
 
 
 def load(path: Path) -> None:
@@ -12,6 +12,14 @@ def load(path: Path) -> None:
     if not path.exists():
         raise ImportError(
             f"d2_deformable's operators are not built ({path} is missing): run {BUILD}"
+        )
+    built = read_build(path).torch
+    if built and not same_minor(built, torch.__version__):  # it might load, and compute nonsense
+        minor = ".".join(torch.__version__.split(".")[:2])
+        raise ImportError(
+            f"d2_deformable's operators were built with torch {built}, and torch "
+            f"{torch.__version__} is installed: install the wheel of d2_deformable for torch "
+            f"{minor}, or run {BUILD} again"
         )
     try:
         torch.ops.load_library(path)

@@ -102,19 +102,19 @@ class _Bins(NamedTuple):
     image: (B,), index of the image, in the dtype of the coordinates.
     start: (B, 2), first corner (y, x) in map pixels, whose centres are at whole numbers.
     size: (B, 2), height and width in map pixels.
-    count: (B, 2), rows and columns of samples, in the dtype of the coordinates.
+    counts: (B, 2), rows and columns of samples, in the dtype of the coordinates.
     """
 
     image: Tensor
     start: Tensor
     size: Tensor
-    count: Tensor
+    counts: Tensor
 
 
 def _bins(rois, offset, output_size, spatial_scale, sampling_ratio, gamma) -> _Bins:
-    _, y, x, *sides = roi_boxes(rois, spatial_scale, -0.5, round_rois=False, min_size=None)
-    start = torch.stack(bin_corners(y, x, *sides, output_size, gamma * offset), dim=-1)
-    size = torch.stack(sides, dim=-1) / rois.new_tensor(output_size)
+    _, y, x, height, width = roi_boxes(rois, spatial_scale, -0.5, round_rois=False, min_size=None)
+    start = torch.stack(bin_corners(y, x, height, width, output_size, gamma * offset), dim=-1)
+    size = torch.stack([height, width], dim=-1) / rois.new_tensor(output_size)
     count = torch.full_like(size, sampling_ratio) if sampling_ratio else size.ceil().clamp(min=0)
 
     def of_bins(value):  # (R, 1, 1, 1, ...) -> (B, ...)
@@ -133,7 +133,7 @@ def _boxes(bins: _Bins, sampling_ratio) -> Tensor:
     start, size = bins.start.detach(), bins.size
     if not sampling_ratio:
         margin = 4 * torch.finfo(size.dtype).eps * (1 + start.abs() + size)
-        size = torch.clamp(size, bins.count - 1 + margin, bins.count - margin).clamp(min=0)
+        size = torch.clamp(size, bins.counts - 1 + margin, bins.counts - margin).clamp(min=0)
     low = start + 0.5 + (bins.size - size) / 2
     # torchvision reads outside the map's memory where a coordinate is NaN.
     low = low.nan_to_num(nan=-torch.inf)

@@ -56,7 +56,8 @@ class Result:
     @property
     def passed(self) -> bool:
         tolerance = TOLERANCES[getattr(torch, self.dtype)]
-        return not self.error and max(self.forward, self.backward) <= tolerance
+        errors = (self.forward, self.backward)
+        return not self.error and all(e is not None and e <= tolerance for e in errors)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ def largest_errors(case: Case, device: str, dtype: torch.dtype) -> tuple[float, 
     }
     with _without_tf32():
         actual = _values_and_gradients(case.operator, leaves, constants, device)
-    exact = ({name: _exactly(value) for name, value in d.items()} for d in (leaves, constants))
-    expected = _values_and_gradients(case.formula, *exact, "cpu")
+    leaves, constants = (
+        {name: _exactly(value) for name, value in d.items()} for d in (leaves, constants)
+    )
+    expected = _values_and_gradients(case.formula, leaves, constants, "cpu")
     forward, *backward = (
         (a.cpu().double() - e).abs().max() / e.abs().max() for a, e in zip(actual, expected)
     )

@@ -19,6 +19,7 @@ import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -186,7 +187,9 @@ class Unpickler(pickle._Unpickler):
         self.load_binbytes8()
         self.stack[-1] = bytearray(self.stack[-1])
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES} | {
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: pickle._Unpickler.dispatch[code] for code in _CODES
+    } | {
         pickle.NEWOBJ[0]: load_newobj,
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
@@ -274,9 +277,8 @@ def _are_sizes(numbers) -> bool:
 
 def _dtype(name, *_) -> np.dtype:
     """Make a new dtype: a pickle changes the byte order in place, and numpy shares its own."""
-    dtype = np.dtype(name, False, True) if isinstance(name, str) else None
-    plain = dtype is not None and dtype.kind in "biufcSU"
-    _check(plain, "it holds an array of neither numbers nor strings")
+    dtype = np.dtype(name if isinstance(name, str) else object, False, True)
+    _check(dtype.kind in "biufcSU", "it holds an array of neither numbers nor strings")
     return dtype
 
 

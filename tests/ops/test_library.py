@@ -30,6 +30,18 @@ def test_broken_library_says_how_to_build_it(tmp_path):
         _library.load(broken)
 
 
+def test_library_of_another_torch_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cpu")
+    library = tmp_path / "_C.so"
+    library.write_bytes(b"\0d2_deformable built with torch 2.13.0\0")
+    with pytest.raises(ImportError, match="built with torch 2.13.0, and torch 2.14.1") as refusal:
+        _library.load(library)
+    assert "install the wheel of d2_deformable for torch 2.14, or run `pip" in str(refusal.value)
+    library.write_bytes(b"\0d2_deformable built with torch 2.14.0\0")
+    with pytest.raises(ImportError, match="do not load"):  # loading was tried
+        _library.load(library)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files with readelf")
 def test_library_is_independent_of_python():
     """One binary serves every Python version: it needs no symbol and no library of Python."""

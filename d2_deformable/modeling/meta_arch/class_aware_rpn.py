@@ -49,7 +49,7 @@ class ClassAwareRPNHead(StandardRPNHead):
         super().__init__(num_anchors=num_anchors, **kwargs)
         logits = nn.Conv2d(self.anchor_deltas.in_channels, num_anchors * (num_classes + 1), 1)
         nn.init.normal_(logits.weight, std=0.01)
-        nn.init.zeros_(logits.bias)
+        nn.init.zeros_(logits.bias)  # type: ignore[arg-type]
         self.objectness_logits = logits
 
     @classmethod
@@ -184,10 +184,11 @@ class ClassAwareRPN(RetinaNet):
                 "given boxes: use box voting only, TEST.BOX_AVERAGE.ITERATIONS 1"
             )
         images = self.preprocess_image(inputs)
-        image_sizes, predictions = images.image_sizes, self.predict_anchors(images)
+        anchors, logits, deltas = self.predict_anchors(images)
+        predictions = self._decode(anchors, logits, deltas, images.image_sizes)
         results = []
         for x, (height, width), (decoded, scores) in zip(
-            inputs, image_sizes, self._decode(*predictions, image_sizes), strict=True
+            inputs, images.image_sizes, predictions, strict=True
         ):
             output_height, output_width = _output_size(x, (height, width))
             decoded.scale(output_width / width, output_height / height)

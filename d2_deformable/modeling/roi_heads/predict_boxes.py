@@ -26,9 +26,9 @@ def find_predict_boxes(kind: type):
     """
     for cls in kind.__mro__:
         if "predict_boxes" in vars(cls):
-            return kind.predict_boxes
+            return vars(cls)["predict_boxes"]
         if "_forward_box" in vars(cls):
-            return _DETECTRON2.get(cls._forward_box)
+            return _DETECTRON2.get(vars(cls)["_forward_box"])
     return None
 
 

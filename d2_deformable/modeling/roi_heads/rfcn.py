@@ -42,6 +42,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         ValueError: a value that these layers cannot have.
     """
 
+    cls_score: torch.nn.Module
+    bbox_pred: torch.nn.Module
+
     @configurable
     def __init__(
         self,

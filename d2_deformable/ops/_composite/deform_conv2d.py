@@ -3,6 +3,8 @@
 Memory: 4 samples per output position, tap and input channel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +49,8 @@ def deform_conv2d_backward(
     taps = _Taps(input, offset, weight, mask, stride, padding, dilation, border)
     grad_output = taps.grad_matrix(grad_output.to(taps.table.dtype))
     grad_columns = taps.as_columns(grad_output @ taps.weight_matrix().transpose(1, 2))
-    columns = grad_table = grad_y = grad_x = grad_mask = 0
+    zero: Any = 0  # where sums of tensors start
+    columns = grad_table = grad_y = grad_x = grad_mask = zero
     for corner, (rows, factor) in enumerate(taps.corners()):
         sampled = read(taps.table, rows)
         columns = columns + factor[..., None] * sampled
@@ -81,7 +84,7 @@ class _Taps:
         self.input_shape, self.weight_shape = input.shape, weight.shape
         channels = fixed(input.shape[1])
         outputs, self.group_channels, kernel_h, kernel_w = (fixed(size) for size in weight.shape)
-        self.images, out_h, out_w = images, *offset.shape[2:]
+        self.images, (out_h, out_w) = images, offset.shape[2:]
         self.taps, self.positions = kernel_h * kernel_w, out_h * out_w
         self.offset_groups = fixed(offset.shape[1]) // (2 * self.taps)
         self.offset_channels = channels // self.offset_groups

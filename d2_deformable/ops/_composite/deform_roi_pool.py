@@ -3,6 +3,8 @@
 Memory: 2 * samples_per_part samples per result, and the square of that where gradients are taken.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +48,8 @@ def deform_roi_pool_backward(
     bins = _Bins(input, rois, offset, **arguments)
     grad = grad_output.to(bins.table.dtype).reshape(bins.grad_shape).permute(0, 1, 3, 4, 2)
     grad = (grad / bins.count()[..., None])[..., None, :]
-    grad_table = grad_y = grad_x = 0
+    zero: Any = 0  # where sums of tensors start
+    grad_table = grad_y = grad_x = zero
     for rows, weight_y, slope_y in bins.sample_rows():
         grad_sampled = (weight_y[..., None] * bins.x.weight)[..., None] * grad
         grad_table = grad_table + read_backward(grad_sampled, rows, bins.table)
