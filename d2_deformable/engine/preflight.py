@@ -146,14 +146,14 @@ def _warn_of_long_warmup(solver) -> None:
         warmup,
         iterations,
         "the whole run" if warmup >= iterations else "more than half of the run",
-        _learning_rate(solver, last),
+        learning_rate(solver, last),
         last,
         solver.BASE_LR,
         iterations // 10,
     )
 
 
-def _learning_rate(solver, iteration: int) -> float:
+def learning_rate(solver, iteration: int) -> float:
     """Learning rate of an iteration, counted from 0, by Detectron2's own schedule."""
     cfg = CfgNode({"SOLVER": solver.clone()})
     cfg.SOLVER.defrost()
