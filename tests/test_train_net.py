@@ -64,6 +64,7 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     log = (tmp_path / "output/log.txt").read_text()
     assert "VOC AP of warped_shapes_val (metric area)" in log and "Generating 4 images" in log
     assert "\x1b" not in log and "copypaste" in log
+    assert re.search(r"iter: 1 .*max_mem: .*  offsets: still near zero in 5 of 5 layers", log)
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert first["iteration"] == 1

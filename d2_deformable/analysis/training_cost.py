@@ -3,9 +3,7 @@
 Nothing is written to OUTPUT_DIR.
 """
 
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..engine import Trainer, learning_rate
+from ..engine.console import peak_memory
 from . import complexity
 from .flops import count_macs
 
@@ -98,16 +97,10 @@ def measure_steps(cfg: CfgNode) -> Cost:
         cfg.SOLVER.IMS_PER_BATCH,
         statistics.median(seconds[1:]),
         statistics.median(waits[1:]),
-        torch.cuda.max_memory_allocated() if cuda else _peak_of_process(),
+        peak_memory(cfg.MODEL.DEVICE),
         "GPU" if cuda else "process",
         trainer.model,
     )
-
-
-def _peak_of_process() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def describe_network(cfg: CfgNode, model: nn.Module, image_file: str) -> str:

@@ -14,6 +14,7 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils.events import CommonMetricPrinter
 
 from ..compat import require_private
 from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
@@ -22,6 +23,7 @@ from ..modeling import DetectorWithTTA
 from ..modeling.tta import supports_predict_raw
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
+from .console import ConsolePrinter
 from .interruption import Interruption
 from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
@@ -116,6 +118,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = FiniteCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -133,10 +136,16 @@ class Trainer(DefaultTrainer):
             period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.EARLY_STOP_PATIENCE
             built.insert(index, BestCheckpoint(self.checkpointer, period, metric, patience))
         if comm.is_main_process():
-            built.insert(0, OffsetHealth(self.cfg, self.model))
+            built.insert(0, self.offset_health)
             if self.cfg.INPUT.SKIP_BROKEN_IMAGES:
                 built.insert(0, SkippedImages())
         return built
+
+    def build_writers(self):
+        """As Detectron2's; its console line also has images per second and offset health."""
+        printer = ConsolePrinter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.offset_health)
+        writers = super().build_writers()
+        return [printer if isinstance(w, CommonMetricPrinter) else w for w in writers]
 
     @classmethod
     def build_optimizer(cls, cfg, model):
