@@ -103,6 +103,16 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             run(*flags)
 
 
+def test_averaged_weights_are_evaluated_and_saved(run, tmp_path):
+    run("MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.9", "TEST.EVAL_PERIOD", "1")
+    first, last = (x for x in lines(tmp_path) if "bbox/AP" in x or "bbox_EMA/AP" in x)
+    assert {"bbox/AP", "bbox_EMA/AP", "voc_EMA/AP50"} <= set(first) & set(last)
+    assert (tmp_path / "output/inference_EMA").is_dir()
+    file = str(tmp_path / "output/model_ema.pth")
+    results = run("--eval-only", "MODEL.WEIGHTS", file)
+    assert results["voc"]["AP50"] == pytest.approx(last["voc_EMA/AP50"], nan_ok=True)
+
+
 def test_early_stopping_ends_a_run_as_finished(run, tmp_path, monkeypatch):
     results = {"bbox": {"AP": 0.5}}
     monkeypatch.setattr(train.Trainer, "test", staticmethod(lambda cfg, model: results))

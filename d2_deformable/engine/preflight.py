@@ -20,6 +20,7 @@ from ..modeling.meta_arch.predicates import (
     is_detector,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
+from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
 
@@ -69,11 +70,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
-            * OFFSET_HEALTH.PERIOD or an entry of SOLVER.LR_MULTIPLIERS is invalid. Whether an entry
-              matches a parameter shows only when the optimizer is built.
+            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
+              Whether an entry matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     check_period(cfg.OFFSET_HEALTH.PERIOD)
+    check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     _check_evaluation(cfg)
     model = cfg.MODEL

@@ -24,6 +24,7 @@ from ..modeling.tta import supports_predict_raw
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
 from .console import ConsolePrinter
+from .ema import WeightAverage
 from .interruption import Interruption
 from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
@@ -131,6 +132,13 @@ class Trainer(DefaultTrainer):
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
+        if self.cfg.MODEL_EMA.ENABLED:
+            model = getattr(self.model, "module", self.model)
+            average = WeightAverage(model, self.cfg.MODEL_EMA.DECAY, self.cfg.OUTPUT_DIR)
+            index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            test = partial(self.test_with_EMA, self.cfg, average.model)
+            built.insert(index, hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, test))
+            built.insert(0, average)
         if metric := self.cfg.TEST.BEST_METRIC:
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.EARLY_STOP_PATIENCE
@@ -169,6 +177,18 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
         return build_evaluators(cfg, dataset_name, folder)
+
+    @classmethod
+    def test_with_EMA(cls, cfg, model):
+        """Evaluate the averaged weights; names of results get the suffix "_EMA".
+
+        Args:
+            model: `WeightAverage.model`.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{name}_EMA": result for name, result in results.items()}
 
     @classmethod
     def test_with_TTA(cls, cfg, model):
