@@ -1,5 +1,6 @@
 """The command line, run in this process: it trains, resumes, evaluates and refuses bad input."""
 
+import io
 import json
 import os
 import pickle
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
 from d2_deformable.checkpoint import read_weights, write_weights
@@ -101,6 +104,25 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
         ):
             run(*flags)
+
+
+@pytest.mark.parametrize(
+    "config, kinds",
+    [
+        ("warped_shapes_rfcn_R_18_dconv3_dpool", {"detections", "sampling_points"}),
+        ("warped_shapes_deeplab_R_18_dconv3", {"segmentation", "sampling_points"}),
+    ],
+)
+def test_pictures_for_tensorboard(run, tmp_path, config, kinds):
+    run("VIS_PERIOD", "2", "TEST.EVAL_PERIOD", "0", config=config)
+    events = EventAccumulator(str(tmp_path / "output"), {"images": 0}).Reload()
+    tags = {tag for tag in events.Tags()["images"] if tag.startswith("pictures/")}
+    assert {tag.removeprefix("pictures/") for tag in tags} == kinds
+    for tag in tags:
+        (picture,) = events.Images(tag)
+        assert picture.step == 1
+        image = Image.open(io.BytesIO(picture.encoded_image_string))
+        assert image.mode == "RGB" and len(image.getcolors(2**20)) > 100
 
 
 def test_averaged_weights_are_evaluated_and_saved(run, tmp_path):

@@ -9,6 +9,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 
 from ..analysis import training_cost
+from ..analysis.training_pictures import TrainingPictures
 from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
 from ..data.inspection import inspect_datasets
@@ -69,6 +70,9 @@ def train_or_evaluate(args):
 
     trainer = Trainer(cfg, checked=True)
     trainer.resume_or_load(resume=args.resume)
+    if cfg.VIS_PERIOD and comm.is_main_process():
+        model = getattr(trainer.model, "module", trainer.model)
+        trainer.register_hooks([TrainingPictures(cfg, model)])
     return trainer.train()
 
 

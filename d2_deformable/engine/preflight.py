@@ -2,6 +2,7 @@
 
 import logging
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
 
     Raises:
         ValueError, FileNotFoundError: see `check_weights`, `check_datasets`, `check_proposals` and
-            `check_settings`; or random weights would be evaluated.
+            `check_settings`; random weights would be evaluated; or TensorBoard, which shows the
+            pictures of VIS_PERIOD, is not installed.
     """
     if not resume:
         check_weights(cfg)
@@ -56,6 +58,7 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
         )
     check_settings(cfg)
     if not eval_only:
+        _check_pictures(cfg)
         _warn_of_long_warmup(cfg.SOLVER)
 
 
@@ -133,6 +136,14 @@ def check_weights(cfg) -> None:
         raise FileNotFoundError(
             f"{weights}: no such file, from MODEL.WEIGHTS. Give a checkpoint; for networks without "
             "published ImageNet weights, `d2-deformable train imagenet` writes backbone.pth"
+        )
+
+
+def _check_pictures(cfg) -> None:
+    if cfg.VIS_PERIOD and find_spec("tensorboard") is None:
+        raise ValueError(
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, and TensorBoard, which shows its pictures, is not "
+            "installed: pip install tensorboard, or set VIS_PERIOD 0"
         )
 
 
