@@ -2,6 +2,7 @@
 
 import logging
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..modeling.meta_arch.predicates import (
     is_detector,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
+from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
 
@@ -42,7 +44,8 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
 
     Raises:
         ValueError, FileNotFoundError: see `check_weights`, `check_datasets`, `check_proposals` and
-            `check_settings`; or random weights would be evaluated.
+            `check_settings`; random weights would be evaluated; or TensorBoard, which shows the
+            pictures of VIS_PERIOD, is not installed.
     """
     if not resume:
         check_weights(cfg)
@@ -55,6 +58,7 @@ def preflight(cfg, *, eval_only: bool = False, resume: bool = False) -> None:
         )
     check_settings(cfg)
     if not eval_only:
+        _check_pictures(cfg)
         _warn_of_long_warmup(cfg.SOLVER)
 
 
@@ -69,11 +73,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
-            * OFFSET_HEALTH.PERIOD or an entry of SOLVER.LR_MULTIPLIERS is invalid. Whether an entry
-              matches a parameter shows only when the optimizer is built.
+            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
+              Whether an entry matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     check_period(cfg.OFFSET_HEALTH.PERIOD)
+    check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     check_evaluation(cfg)
     model = cfg.MODEL
@@ -134,6 +139,14 @@ def check_weights(cfg) -> None:
         )
 
 
+def _check_pictures(cfg) -> None:
+    if cfg.VIS_PERIOD and find_spec("tensorboard") is None:
+        raise ValueError(
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, and TensorBoard, which shows its pictures, is not "
+            "installed: pip install tensorboard, or set VIS_PERIOD 0"
+        )
+
+
 def _warn_of_long_warmup(solver) -> None:
     warmup, iterations = solver.WARMUP_ITERS, solver.MAX_ITER
     if warmup <= iterations / 2:
@@ -146,14 +159,14 @@ def _warn_of_long_warmup(solver) -> None:
         warmup,
         iterations,
         "the whole run" if warmup >= iterations else "more than half of the run",
-        _learning_rate(solver, last),
+        learning_rate(solver, last),
         last,
         solver.BASE_LR,
         iterations // 10,
     )
 
 
-def _learning_rate(solver, iteration: int) -> float:
+def learning_rate(solver, iteration: int) -> float:
     """Learning rate of an iteration, counted from 0, by Detectron2's own schedule."""
     cfg = CfgNode({"SOLVER": solver.clone()})
     cfg.SOLVER.defrost()

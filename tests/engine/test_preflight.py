@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 from detectron2.config import get_cfg
@@ -250,6 +251,7 @@ def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["MODEL_EMA.DECAY", 1.0], "MODEL_EMA.DECAY is 1.0; expected a share below 1"),
         (["OFFSET_HEALTH.PERIOD", -1], "OFFSET_HEALTH.PERIOD is -1; expected iterations"),
         (["SOLVER.LR_MULTIPLIERS", [["(", 2.0]]], r"LR_MULTIPLIERS holds \['\(', 2.0\]"),
         (["SOLVER.LR_MULTIPLIERS", [["offset", -1.0]]], "finite and not negative"),
@@ -338,6 +340,16 @@ def test_a_warmup_that_takes_most_of_the_run(cfg, caplog, warmup, iterations, sc
         messages = [record.getMessage() for record in caplog.records]
         assert len(messages) == bool(message and not eval_only)
         assert all(re.search(message, text) for text in messages)
+
+
+def test_pictures_without_tensorboard_are_refused(cfg, monkeypatch):
+    monkeypatch.setattr(sys.modules[preflight.__module__], "find_spec", lambda name: None)
+    cfg.MODEL.WEIGHTS = __file__
+    preflight(cfg)
+    cfg.VIS_PERIOD = 100
+    preflight(cfg, eval_only=True)
+    with pytest.raises(ValueError, match="VIS_PERIOD is 100, and TensorBoard, .* is not installed"):
+        preflight(cfg)
 
 
 def test_the_trainer_checks_before_it_builds(cfg, tmp_path, monkeypatch):
