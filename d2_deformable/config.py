@@ -89,6 +89,7 @@ def add_deformable_config(cfg: CN) -> None:
     # e.g. "bbox_EMA/AP", and save it as model_ema.pth. Keys and decay are D2Go's; Detectron2 has
     # none. A copy of the network takes memory.
     ema = cfg.MODEL_EMA = CN()
+    # Average the weights.
     ema.ENABLED = False
     # Share of the average that a step keeps; 0.999 averages over about 1000 steps. The first steps
     # keep less, so that the initial weights are forgotten.

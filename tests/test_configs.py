@@ -203,7 +203,7 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
     assert growth == expected
 
 
-RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text()
+RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text().replace("\\\n", " ")
 COMMANDS = re.findall(r"^python train_net.py (.*)", RECIPES, re.MULTILINE)
 # Offset groups, dilation and bias learning rate of offset layers, and the parameters of RoI
 # offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.

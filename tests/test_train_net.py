@@ -109,8 +109,14 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     "config, kinds",
     [
-        ("warped_shapes_rfcn_R_18_dconv3_dpool", {"detections", "sampling_points"}),
-        ("warped_shapes_deeplab_R_18_dconv3", {"segmentation", "sampling_points"}),
+        (
+            "warped_shapes_rfcn_R_18_dconv3_dpool",
+            {"detections", "sampling_points", "offset_lengths"},
+        ),
+        (
+            "warped_shapes_deeplab_R_18_dconv3",
+            {"segmentation", "sampling_points", "offset_lengths"},
+        ),
     ],
 )
 def test_pictures_for_tensorboard(run, tmp_path, config, kinds):
