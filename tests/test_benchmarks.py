@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torchvision
 
 from benchmarks import (
+    busy_machine,
     cases,
     clock,
     command,
@@ -24,6 +26,8 @@ from benchmarks import (
     table,
 )
 from benchmarks.implementations import OURS, PLAIN, TORCHVISION, Implementation, implementations
+from d2_deformable.cli import train
+from d2_deformable.config import read_config
 from d2_deformable.layers import DeformConv2d
 from devices import HAS_GPU
 
@@ -378,3 +382,46 @@ def test_gpu_calls_the_benchmarks(benchmark, tmp_path):
 
     for dtype, step in gpu.STEPS[name](run, tmp_path):
         assert step() == {"file": f"{name}-{dtype}.json", "rows": 2}
+
+
+# A training beside a busy process.
+
+# Stands for the training: its time tells its threads, wait policy and company.
+TRAINING = """
+import json, os, sys
+from pathlib import Path
+parent = os.getppid()
+siblings = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in siblings]
+busy = any(command.endswith(b"pass\\0") for command in commands)
+policy = os.environ.get("OMP_WAIT_POLICY", os.environ.get("GOMP_SPINCOUNT"))
+time = {"300000": 1, "active": 2, "passive": 4}[policy] * int(os.environ["OMP_NUM_THREADS"])
+lines = {"total_loss": 1}, {"time": 99}, {"time": 10 * time if busy else time}
+Path(sys.argv[1], "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_busy_machine_measures_every_kind_and_continues(tmp_path, monkeypatch, capsys):
+    def training(folder, steps):
+        return [sys.executable, "-c", TRAINING, str(folder), str(steps)]
+
+    monkeypatch.setattr(busy_machine, "training", training)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # of the user's shell, and must not count
+    file = tmp_path / "busy.json"
+    busy_machine.main(["--rounds", "1", "--json", str(file)])
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[-6:]]
+    assert lines[0] == ["1 thread, spin", "1.000", "10.000", "10.00", "1.00", "10.00"]
+    assert lines[-1] == ["2 threads, passive", "8.000", "80.000", "10.00", "8.00", "80.00"]
+    busy_machine.main(["--rounds", "2", "--json", str(file)])
+    assert "round 1" not in capsys.readouterr().out
+    data = json.loads(file.read_text())
+    assert [len(row["seconds"]) for row in data["rows"]] == [2] * 12
+    assert data["machine"] and data["commit"]
+
+
+def test_busy_machine_trains_a_config_that_exists(tmp_path):
+    words = busy_machine.training(tmp_path, 5)
+    args = train.parser().parse_args(words[words.index("train") + 1 :])
+    cfg = read_config(ROOT / args.config_file, args.opts)
+    assert (cfg.SOLVER.MAX_ITER, tmp_path) == (5, Path(cfg.OUTPUT_DIR))
