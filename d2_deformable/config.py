@@ -83,6 +83,15 @@ def add_deformable_config(cfg: CN) -> None:
     # that in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # Also average the weights over the steps (exponential moving average), evaluate the average as
+    # e.g. "bbox_EMA/AP", and save it as model_ema.pth. Keys and decay are D2Go's; Detectron2 has
+    # none. A copy of the network takes memory.
+    ema = cfg.MODEL_EMA = CN()
+    ema.ENABLED = False
+    # Share of the average that a step keeps; 0.999 averages over about 1000 steps. The first steps
+    # keep less, so that the initial weights are forgotten.
+    ema.DECAY = 0.999
+
     # Detectron2's SOLVER.AMP.ENABLED also works on the CPU: forward passes then use bfloat16.
 
     # Statistics of offsets and warnings during training, see d2_deformable/engine/offset_health.py.

@@ -64,6 +64,7 @@ def test_trains_resumes_and_evaluates(run, tmp_path):
     log = (tmp_path / "output/log.txt").read_text()
     assert "VOC AP of warped_shapes_val (metric area)" in log and "Generating 4 images" in log
     assert "\x1b" not in log and "copypaste" in log
+    assert re.search(r"iter: 1 .*max_mem: .*  offsets: still near zero in 5 of 5 layers", log)
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     first = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert first["iteration"] == 1
@@ -100,6 +101,16 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"
         ):
             run(*flags)
+
+
+def test_averaged_weights_are_evaluated_and_saved(run, tmp_path):
+    run("MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.9", "TEST.EVAL_PERIOD", "1")
+    first, last = (x for x in lines(tmp_path) if "bbox/AP" in x or "bbox_EMA/AP" in x)
+    assert {"bbox/AP", "bbox_EMA/AP", "voc_EMA/AP50"} <= set(first) & set(last)
+    assert (tmp_path / "output/inference_EMA").is_dir()
+    file = str(tmp_path / "output/model_ema.pth")
+    results = run("--eval-only", "MODEL.WEIGHTS", file)
+    assert results["voc"]["AP50"] == pytest.approx(last["voc_EMA/AP50"], nan_ok=True)
 
 
 def test_early_stopping_ends_a_run_as_finished(run, tmp_path, monkeypatch):

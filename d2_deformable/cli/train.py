@@ -1,19 +1,28 @@
 """Train or evaluate any network from its YAML; train_net.py runs it as well."""
 
+import logging
+import sys
+
 import detectron2.utils.comm as comm
 import torch
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 
+from ..analysis import training_cost
 from ..checkpoint import StrictCheckpointer
 from ..data import register_custom_datasets
+from ..data.inspection import inspect_datasets
+from ..data.statistics import read_anchors
+from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.trainer import checkpoint_to_resume
 from .logs import set_up_logs
 
 EXAMPLE = """
-example:
+examples:
   d2-deformable train --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml
+  d2-deformable train --dry-run --config-file \\
+      configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml
 """
 
 
@@ -29,7 +38,8 @@ def setup(args):
 
 def checked_config(args):
     cfg = read_config(args.config_file, args.opts)
-    set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), getattr(args, "debug", False))
+    if not getattr(args, "dry_run", False):
+        set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), getattr(args, "debug", False))
     fall_back_to_cpu(cfg)
     cfg.freeze()
     register_custom_datasets(cfg)
@@ -62,13 +72,49 @@ def train_or_evaluate(args):
     return trainer.train()
 
 
+def dry_run(args):
+    """Check a training and print what it will cost, from its first steps; OUTPUT_DIR stays empty.
+
+    Raises:
+        SystemExit: with a message, if the training would stop.
+        ValueError, OSError, FloatingPointError: the same, as `train_or_evaluate`.
+    """
+    if args.eval_only or args.resume:
+        raise ValueError("--dry-run starts a training: leave out --eval-only and --resume")
+    # Without a handler, only warnings are shown. At a higher level the trainer would add one.
+    logging.getLogger("detectron2").setLevel(logging.INFO)
+    cfg = checked_config(args)
+    found = inspect_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], cfg)
+    anchors = read_anchors(cfg)
+    for data in found:
+        print(summarize(data, anchors))
+    if any(data.stops_training for data in found):
+        sys.exit("d2-deformable train: the training would stop, see ERROR above")
+    train = [data for data in found if data.name in cfg.DATASETS.TRAIN]
+    processes = max(1, args.num_gpus) * args.num_machines
+    cfg = training_cost.of_one_process(cfg, processes)
+    print(training_cost.describe_schedule(cfg, sum(len(data.dicts) for data in train), processes))
+    cost = training_cost.measure_steps(cfg)
+    print(training_cost.describe_steps(cost, cfg.SOLVER.MAX_ITER, processes))
+    print(training_cost.describe_network(cfg, cost.model, train[0].dicts[0]["file_name"]))
+    print("no error: the training can start")
+
+
 def parser():
     parser = default_argument_parser(epilog=EXAMPLE)
     parser.prog = "d2-deformable train"
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config and data, measure a few steps, print the schedule and the cost, stop; "
+        "the exit status is 1 if the training would stop",
+    )
     return parser
 
 
 def main(args):
+    if getattr(args, "dry_run", False):
+        return dry_run(args)
     if args.num_gpus > 1:  # checked here, since an error of a process it starts has a traceback
         if args.num_gpus > (count := torch.cuda.device_count()):
             raise ValueError(f"--num-gpus is {args.num_gpus}, but {count} GPUs are visible")

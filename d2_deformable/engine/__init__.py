@@ -5,7 +5,7 @@ from ..config import merge_overrides, read_config
 from .device import fall_back_to_cpu, why_not_cuda
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
-from .preflight import check_settings, check_weights, preflight
+from .preflight import check_settings, check_weights, learning_rate, preflight
 from .proposals import dump_proposals
 from .trainer import Trainer, tests_with_TTA
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_weights",
     "dump_proposals",
     "fall_back_to_cpu",
+    "learning_rate",
     "merge_overrides",
     "multiply_learning_rates",
     "preflight",

@@ -21,7 +21,7 @@ class FiniteCheckpointer(SafeCheckpointer):
 
     def save(self, name, **kwargs):
         for weight, value in self.model.state_dict().items():
-            if not _is_finite(value):
+            if not is_finite(value):
                 raise FloatingPointError(
                     f"{weight} is NaN or infinite, so {name}.pth is not saved. {ADVICE}"
                 )
@@ -52,7 +52,7 @@ class LastStep:
             model: repeats its forward pass on the batch, so this changes running statistics.
             amp: with autocast.
         """
-        bad = [f"{name} is {loss}" for name, loss in self.losses.items() if not _is_finite(loss)]
+        bad = [f"{name} is {loss}" for name, loss in self.losses.items() if not is_finite(loss)]
         terms = f"{bad[0]}" if bad else "predictions are NaN or infinite"
         device = next(model.parameters()).device.type
         with torch.autocast(device, enabled=amp):
@@ -72,12 +72,12 @@ def first_non_finite(model, *args) -> str:
     """
 
     def check(name, module, inputs, output):
-        if _is_finite(output):
+        if is_finite(output):
             return
-        if not all(map(_is_finite, module.state_dict().values())):
+        if not all(map(is_finite, module.state_dict().values())):
             reason = ", whose weights are not finite: an earlier update was too large"
         else:
-            reason = "" if _is_finite(inputs) else ", whose input is not finite"
+            reason = "" if is_finite(inputs) else ", whose input is not finite"
         raise _Found(f"the first module with such an output is {name or 'the model'}{reason}")
 
     hooks = [
@@ -96,11 +96,12 @@ def first_non_finite(model, *args) -> str:
     return ""
 
 
-def _is_finite(value) -> bool:
+def is_finite(value) -> bool:
+    """Return False if a tensor in `value`, of any nesting, holds NaN or infinity."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(value.isfinite().all())
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (list, tuple)):
         return True
-    return all(map(_is_finite, value))
+    return all(map(is_finite, value))

@@ -34,6 +34,8 @@ class OffsetHealth(HookBase):
     outside: share of samples whose nearest cell is not on the map, so that they read zero (or, in
         RoI pooling, do not count). The fixed grid of a padded convolution also has such samples.
 
+    `in_words` is the last measurement as a short text, for people; "" before the first one.
+
     List it before the writers of its period, so that they write its scalars.
 
     Args:
@@ -76,6 +78,7 @@ class OffsetHealth(HookBase):
         self._layers = deformable_layers(model.module if parallel else model)
         self._calls, self._hooks = {}, []
         self._warned = set()
+        self.in_words = ""
 
     @classmethod
     def from_config(cls, cfg, model):
@@ -97,13 +100,14 @@ class OffsetHealth(HookBase):
             return
         for hook in self._hooks:
             hook.remove()
-        at_zero, running_away = [], []
+        at_zero, running_away, measured = [], [], []
         for name, calls in self._calls.items():
             layer = self._layers[name]
             samples = [s for s in (_samples(layer, *call) for call in calls) if s.length.numel()]
             if not samples:
                 continue
             health = _summary(samples)
+            measured.append((layer, health))
             for statistic in STATISTICS:
                 self.trainer.storage.put_scalar(
                     f"offsets/{name}/{statistic}", getattr(health, statistic), smoothing_hint=False
@@ -113,13 +117,19 @@ class OffsetHealth(HookBase):
             if self._runs_away(layer, health) and (name, RUNAWAY_ADVICE) not in self._warned:
                 running_away.append((name, layer, health))
         self._calls = {}
+        if measured:
+            self.in_words = self._summarize(measured)
         self._warn(at_zero, ZERO_ADVICE)
         self._warn(running_away, RUNAWAY_ADVICE)
 
+    def _is_small(self, layer, health):
+        return health.p99 < (self.min_conv if layer.offset_unit == "cells" else self.min_roi)
+
+    def _is_judged(self):
+        return self.trainer.iter + 1 >= self.warmup + self.zero_after
+
     def _stays_at_zero(self, layer, health):
-        least = self.min_conv if layer.offset_unit == "cells" else self.min_roi
-        done = self.trainer.iter + 1
-        return health.p99 < least and done >= self.warmup + self.zero_after
+        return self._is_judged() and self._is_small(layer, health)
 
     def _runs_away(self, layer, health):
         in_cells = layer.offset_unit == "cells"
@@ -128,6 +138,28 @@ class OffsetHealth(HookBase):
         return not (
             health.p99 <= most and health.outside - health.fixed_outside <= self.max_outside
         )
+
+    def _summarize(self, measured):
+        """Say how the offsets of all layers are, with the largest p99 of each unit.
+
+        Args:
+            measured: (layer, health) of each layer.
+        """
+        away = sum(self._runs_away(*entry) for entry in measured)
+        small = sum(self._is_small(*entry) for entry in measured)
+        if away:
+            state = f"running away in {away} of {len(measured)} layers"
+        elif small:
+            when = "at zero" if self._is_judged() else "still near zero"
+            state = f"{when} in {small} of {len(measured)} layers"
+        else:
+            state = "healthy"
+        largest = {}
+        for layer, health in measured:
+            values = (health.p99, largest.get(layer.offset_unit, 0.0))
+            largest[layer.offset_unit] = max(values, key=lambda p99: (math.isnan(p99), p99))
+        sizes = ", ".join(f"{p99:.2g} {unit}" for unit, p99 in largest.items())
+        return f"{state}, p99 {sizes}"
 
     def _warn(self, found, advice):
         """Log `advice` with the (name, layer, health) of each layer in `found`."""

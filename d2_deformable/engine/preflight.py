@@ -20,6 +20,7 @@ from ..modeling.meta_arch.predicates import (
     is_detector,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
+from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
 
@@ -69,11 +70,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
-            * OFFSET_HEALTH.PERIOD or an entry of SOLVER.LR_MULTIPLIERS is invalid. Whether an entry
-              matches a parameter shows only when the optimizer is built.
+            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
+              Whether an entry matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     check_period(cfg.OFFSET_HEALTH.PERIOD)
+    check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     _check_evaluation(cfg)
     model = cfg.MODEL
@@ -146,14 +148,14 @@ def _warn_of_long_warmup(solver) -> None:
         warmup,
         iterations,
         "the whole run" if warmup >= iterations else "more than half of the run",
-        _learning_rate(solver, last),
+        learning_rate(solver, last),
         last,
         solver.BASE_LR,
         iterations // 10,
     )
 
 
-def _learning_rate(solver, iteration: int) -> float:
+def learning_rate(solver, iteration: int) -> float:
     """Learning rate of an iteration, counted from 0, by Detectron2's own schedule."""
     cfg = CfgNode({"SOLVER": solver.clone()})
     cfg.SOLVER.defrost()

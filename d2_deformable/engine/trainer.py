@@ -14,6 +14,7 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils.events import CommonMetricPrinter
 
 from ..compat import require_private
 from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
@@ -22,6 +23,8 @@ from ..modeling import DetectorWithTTA
 from ..modeling.tta import supports_predict_raw
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
+from .console import ConsolePrinter
+from .ema import WeightAverage
 from .interruption import Interruption
 from .non_finite import ADVICE, FiniteCheckpointer, LastStep
 from .offset_health import OffsetHealth
@@ -116,6 +119,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = FiniteCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -128,15 +132,28 @@ class Trainer(DefaultTrainer):
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
+        if self.cfg.MODEL_EMA.ENABLED:
+            model = getattr(self.model, "module", self.model)
+            average = WeightAverage(model, self.cfg.MODEL_EMA.DECAY, self.cfg.OUTPUT_DIR)
+            index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            test = partial(self.test_with_EMA, self.cfg, average.model)
+            built.insert(index, hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, test))
+            built.insert(0, average)
         if metric := self.cfg.TEST.BEST_METRIC:
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.EARLY_STOP_PATIENCE
             built.insert(index, BestCheckpoint(self.checkpointer, period, metric, patience))
         if comm.is_main_process():
-            built.insert(0, OffsetHealth(self.cfg, self.model))
+            built.insert(0, self.offset_health)
             if self.cfg.INPUT.SKIP_BROKEN_IMAGES:
                 built.insert(0, SkippedImages())
         return built
+
+    def build_writers(self):
+        """As Detectron2's; its console line also has images per second and offset health."""
+        printer = ConsolePrinter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.offset_health)
+        writers = super().build_writers()
+        return [printer if isinstance(w, CommonMetricPrinter) else w for w in writers]
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -160,6 +177,18 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
         return build_evaluators(cfg, dataset_name, folder)
+
+    @classmethod
+    def test_with_EMA(cls, cfg, model):
+        """Evaluate the averaged weights; names of results get the suffix "_EMA".
+
+        Args:
+            model: `WeightAverage.model`.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_EMA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{name}_EMA": result for name, result in results.items()}
 
     @classmethod
     def test_with_TTA(cls, cfg, model):

@@ -310,6 +310,38 @@ def test_samples_that_are_outside_without_offsets_are_not_reported(caplog):
     assert not warnings(caplog, model, 1, max_outside=0.05)  # 7 % are outside without offsets
 
 
+@pytest.mark.parametrize(
+    ("dy", "zero_after", "words"),
+    [
+        (0.0, 9, "still near zero in 3 of 3 layers, p99 0 cells, 0 RoI sizes"),
+        (0.0, 1, "at zero in 3 of 3 layers, p99 0 cells, 0 RoI sizes"),
+        (0.002, 1, "at zero in 1 of 3 layers, p99 0.002 cells, 0.002 RoI sizes"),
+        (0.25, 1, "healthy, p99 0.25 cells, 0.25 RoI sizes"),
+        (2.0, 1, "running away in 2 of 3 layers, p99 2 cells, 2 RoI sizes"),
+    ],
+)
+def test_health_in_words(dy, zero_after, words):
+    model = Model()
+    shift(model, dy, 0.0)
+    health = {"period": 2, "zero_after": zero_after, "max_outside": 2.0}
+    (hook,) = run(model, 2, **health)._hooks
+    assert hook.in_words == words
+    (hook,) = run(model, 1, period=0)._hooks
+    assert hook.in_words == ""
+
+
+def test_health_in_words_shows_nan():
+    model = Model()
+    shift(model, 0.1, 0.0)
+
+    def step(trainer):
+        model.pool(torch.ones(2, 4, 20, 16), ROIS, 1 / 8)
+        model.vote(torch.full((2, 4, 20, 16), float("nan")), ROIS)
+
+    (hook,) = run(model, 1, step, period=1)._hooks
+    assert hook.in_words == "running away in 1 of 2 layers, p99 nan RoI sizes"
+
+
 def test_trainer_registers_it_before_the_writers(monkeypatch):
     cfg = get_cfg()
     add_deformable_config(cfg)

@@ -250,6 +250,7 @@ def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["MODEL_EMA.DECAY", 1.0], "MODEL_EMA.DECAY is 1.0; expected a share below 1"),
         (["OFFSET_HEALTH.PERIOD", -1], "OFFSET_HEALTH.PERIOD is -1; expected iterations"),
         (["SOLVER.LR_MULTIPLIERS", [["(", 2.0]]], r"LR_MULTIPLIERS holds \['\(', 2.0\]"),
         (["SOLVER.LR_MULTIPLIERS", [["offset", -1.0]]], "finite and not negative"),
