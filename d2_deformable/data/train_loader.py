@@ -51,7 +51,10 @@ class TrainLoader:
         self.seed, self.start = seed, 0
         self._records, self._mapper, self._make_sampler = records, mapper, make_sampler
         self._batch_size, self._num_workers = batch_size, num_workers
-        sizes = ((r.get("width", 0), r.get("height", 0)) for r in map(records.__getitem__, range(len(records))))
+        sizes = (
+            (r.get("width", 0), r.get("height", 0))
+            for r in map(records.__getitem__, range(len(records)))
+        )
         self._is_wide = bytes(group_by_aspect and width > height for width, height in sizes)
 
     def __iter__(self) -> Iterator[list[dict]]:
