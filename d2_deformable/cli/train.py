@@ -108,7 +108,7 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
         "--allow-changes",
         action="store_true",
         help="with --resume: go on although the config is not the one that the training started "
-        "with",
+        "with; learning rates and their schedule stay those of the checkpoint",
     )
     parser.add_argument(
         "--dry-run",

@@ -1,9 +1,10 @@
-"""Training batches that follow from a seed and the iteration, so that a training resumes exactly."""
+"""Training batches that follow from a seed and the iteration, for exact resuming."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.data import DatasetFromList, build
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -51,11 +52,10 @@ class TrainLoader:
         self.seed, self.start = seed, 0
         self._records, self._mapper, self._make_sampler = records, mapper, make_sampler
         self._batch_size, self._num_workers = batch_size, num_workers
-        sizes = (
-            (r.get("width", 0), r.get("height", 0))
-            for r in map(records.__getitem__, range(len(records)))
+        self._is_wide = bytes(
+            group_by_aspect and record.get("width", 0) > record.get("height", 0)
+            for record in (records[i] for i in range(len(records)))
         )
-        self._is_wide = bytes(group_by_aspect and width > height for width, height in sizes)
 
     def __iter__(self) -> Iterator[list[dict]]:
         yield from DataLoader(
@@ -63,6 +63,7 @@ class TrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=build.trivial_batch_collator,
+            generator=torch.Generator(),  # the default takes a number from the training's own
         )
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:

@@ -29,7 +29,7 @@ FREE = (
 NAMED = 5  # differences that the message shows
 
 
-def check_same_config(file, old: str, cfg) -> None:
+def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
     """Check that a training goes on with the config it was started with.
 
     Keys that do not change what is learned may differ: see FREE, and all that end with _TEST.
@@ -38,6 +38,7 @@ def check_same_config(file, old: str, cfg) -> None:
         file: the checkpoint, for the message.
         old: the config of the checkpoint, as `cfg.dump()` writes it.
         cfg: the config of this run.
+        allow_changes: warn instead of raising.
 
     Raises:
         ValueError: names the keys that differ, with both values.
@@ -50,12 +51,16 @@ def check_same_config(file, old: str, cfg) -> None:
         if old[key] != new[key]
         and (key.startswith(train) or not (key.startswith(FREE) or key.endswith("_TEST")))
     ]
-    if changed:
-        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    if not changed:
+        return
+    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    difference = f"{file} was trained with {'; '.join(changed[:NAMED])}{more}."
+    if not allow_changes:
         raise ValueError(
-            f"{file} was trained with {'; '.join(changed[:NAMED])}{more}. Resume with the same "
-            "config, train into another OUTPUT_DIR, or add --allow-changes"
+            f"{difference} Resume with the same config, train into another OUTPUT_DIR, or add "
+            "--allow-changes"
         )
+    logger.warning("%s Learning rates and their schedule stay the checkpoint's", difference)
 
 
 def cut_metrics(file: Path, start: int) -> None:

@@ -72,7 +72,8 @@ class Trainer(DefaultTrainer):
         """As Detectron2's; also log what the training starts from.
 
         Args:
-            allow_changes: go on with another config than the checkpoint's.
+            allow_changes: go on with another config than the checkpoint's; learning rates and
+                their schedule stay the checkpoint's.
 
         Raises:
             FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
@@ -81,8 +82,7 @@ class Trainer(DefaultTrainer):
         file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
         if not file:
             check_weights(self.cfg)
-        if not allow_changes:
-            self.checkpointer.before_resuming = partial(self._check_config, file)
+        self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(resume)
         if not file:
             return
@@ -93,9 +93,9 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
 
-    def _check_config(self, file, state: dict):
+    def _check_config(self, file, allow_changes: bool, state: dict):
         if "config" in state:
-            check_same_config(file, state["config"], self.cfg)
+            check_same_config(file, state["config"], self.cfg, allow_changes)
 
     def state_dict(self):
         return {
