@@ -10,9 +10,13 @@ from d2_deformable.cli import command, train
 main = train.train_or_evaluate
 
 
+def parser():
+    return train.parser("train_net.py", epilog=None)
+
+
 def parse_args(argv=None):
-    return train.default_argument_parser().parse_args(argv)
+    return parser().parse_args(argv)
 
 
 if __name__ == "__main__":
-    command.run(train.main, train.default_argument_parser())
+    command.run(train.main, parser())

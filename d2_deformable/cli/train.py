@@ -69,7 +69,7 @@ def train_or_evaluate(args):
         return results
 
     trainer = Trainer(cfg, checked=True)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(args.resume, allow_changes=getattr(args, "allow_changes", False))
     if cfg.VIS_PERIOD and comm.is_main_process():
         model = getattr(trainer.model, "module", trainer.model)
         trainer.register_hooks([TrainingPictures(cfg, model)])
@@ -104,9 +104,16 @@ def dry_run(args):
     print("no error: the training can start")
 
 
-def parser():
-    parser = default_argument_parser(epilog=EXAMPLE)
-    parser.prog = "d2-deformable train"
+def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
+    """Detectron2's arguments and ours; an epilog of None is Detectron2's."""
+    parser = default_argument_parser(epilog=epilog)
+    parser.prog = prog
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="with --resume: go on although the config is not the one that the training started "
+        "with; learning rates and their schedule stay those of the checkpoint",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -10,6 +10,7 @@ from .mapper import DatasetMapper
 from .masks import MaskFormat, read_mask
 from .proposals import check_proposals, screen_proposals
 from .table import CSVFormat
+from .train_loader import TrainLoader, build_train_loader
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 from .yolo import YOLOFormat
@@ -20,9 +21,11 @@ __all__ = [
     "DatasetMapper",
     "MaskFormat",
     "SkipBrokenImages",
+    "TrainLoader",
     "VOCFormat",
     "WarpedShapesFormat",
     "YOLOFormat",
+    "build_train_loader",
     "check_datasets",
     "check_proposals",
     "load_flagged",

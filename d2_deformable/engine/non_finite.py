@@ -1,31 +1,14 @@
-"""Find the first NaN or infinity of a training, and keep such weights out of checkpoints."""
+"""Find the first NaN or infinity of a training."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import SafeCheckpointer
-
 ADVICE = (
     "Lower SOLVER.BASE_LR, warm up longer (SOLVER.WARMUP_ITERS) or clip gradients "
     "(SOLVER.CLIP_GRADIENTS.ENABLED True)"
 )
-
-
-class FiniteCheckpointer(SafeCheckpointer):
-    """`SafeCheckpointer` that refuses to save weights which are not finite.
-
-    So "last_checkpoint" keeps naming a good one.
-    """
-
-    def save(self, name, **kwargs):
-        for weight, value in self.model.state_dict().items():
-            if not is_finite(value):
-                raise FloatingPointError(
-                    f"{weight} is NaN or infinite, so {name}.pth is not saved. {ADVICE}"
-                )
-        super().save(name, **kwargs)
 
 
 class LastStep:

@@ -7,29 +7,28 @@ from pathlib import Path
 
 import detectron2.utils.comm as comm
 from detectron2.config import get_cfg
-from detectron2.data import (
-    DatasetFromList,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter
 
 from ..compat import require_private
-from ..data import DatasetMapper, SkipBrokenImages, load_training_records, screen_proposals
+from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA
 from ..modeling.tta import supports_predict_raw
+from ..utils.seeding import seed_all
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
+from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
 from .interruption import Interruption
-from .non_finite import ADVICE, FiniteCheckpointer, LastStep
+from .non_finite import ADVICE, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
+from .resume import check_same_config, cut_metrics
 from .skipped_images import SkippedImages
 
 # Detectron2's default, which a short run would never reach.
@@ -42,7 +41,9 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` with preflight checks, learning-rate factors, offset health and VOC AP.
 
     Ctrl-C and SIGTERM stop it with a checkpoint, see `Interruption`. SOLVER.AMP.ENABLED on the CPU
-    computes in bfloat16.
+    computes in bfloat16. Random numbers of a step follow from SEED, the iteration and the process,
+    and a checkpoint holds all other state, so that a resumed training equals an uninterrupted one
+    (on the CPU bit for bit, if the number of threads is the same).
 
     Args:
         resume: the argument of the `resume_or_load` that follows, as with True MODEL.WEIGHTS need
@@ -64,19 +65,53 @@ class Trainer(DefaultTrainer):
             simple = self._trainer
             self._trainer = CPUAMPTrainer(simple.model, simple.data_loader, simple.optimizer)
         self.last_step = LastStep(self.model)
+        seed = getattr(self._trainer.data_loader, "seed", None)
+        self.seed = comm.shared_random_seed() if seed is None else seed
 
-    def resume_or_load(self, resume=True):
+    def resume_or_load(self, resume=True, allow_changes=False):
         """As Detectron2's; also log what the training starts from.
+
+        Args:
+            allow_changes: go on with another config than the checkpoint's; learning rates and
+                their schedule stay the checkpoint's.
 
         Raises:
             FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
+            ValueError: the checkpoint was trained with another config; see `check_same_config`.
         """
         file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
         if not file:
             check_weights(self.cfg)
+        self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(resume)
-        if file:
-            logger.info("Resuming from %s at iteration %d", file, self.start_iter)
+        if not file:
+            return
+        logger.info("Resuming from %s at iteration %d", file, self.start_iter)
+        if isinstance(self._trainer.data_loader, TrainLoader):
+            self._trainer.data_loader.seed = self.seed
+            self._trainer.data_loader.start = self.start_iter
+        if comm.is_main_process():
+            cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+
+    def _check_config(self, file, allow_changes: bool, state: dict):
+        if "config" in state:
+            check_same_config(file, state["config"], self.cfg, allow_changes)
+
+    def state_dict(self):
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),  # the optimizer; Detectron2 0.5 leaves it out
+            "seed": self.seed,
+            "config": self.cfg.dump(),
+        }
+
+    def load_state_dict(self, state):
+        if "_trainer" not in state:
+            logger.warning("The checkpoint has no state of the optimizer: momentum starts at zero")
+            state = {**state, "_trainer": self._trainer.state_dict()}
+        super().load_state_dict(state)
+        self._trainer.load_state_dict(state["_trainer"])
+        self.seed = state.get("seed", self.seed)
 
     def train(self):
         try:
@@ -98,6 +133,7 @@ class Trainer(DefaultTrainer):
         Raises:
             FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
         """
+        seed_all(self.seed, self.iter, comm.get_rank())
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -116,7 +152,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
-        self.checkpointer = FiniteCheckpointer(
+        self.checkpointer = TrainingCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.offset_health = OffsetHealth(self.cfg, self.model)
@@ -162,11 +198,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         screen_proposals(cfg, "TRAIN")
-        dataset, mapper = load_training_records(cfg), DatasetMapper(cfg, True)
-        if cfg.INPUT.SKIP_BROKEN_IMAGES:
-            dataset = DatasetFromList(dataset, copy=False)
-            mapper = SkipBrokenImages(mapper, dataset)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2_deformable.engine.non_finite import FiniteCheckpointer, LastStep, first_non_finite
+from d2_deformable.engine.checkpointer import TrainingCheckpointer
+from d2_deformable.engine.non_finite import LastStep, first_non_finite
 
 
 class Model(nn.Module):
@@ -47,7 +48,7 @@ def test_diagnosis_names_the_loss():
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     model = Model()
-    checkpointer = FiniteCheckpointer(model, str(tmp_path))
+    checkpointer = TrainingCheckpointer(model, str(tmp_path))
     checkpointer.save("good")
     model.head.bias.data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="head.bias is NaN or infinite, so bad.pth is not"):

@@ -1,0 +1,94 @@
+"""What a resumed training must agree with: the config it was started with, and metrics.json."""
+
+import json
+import logging
+from pathlib import Path
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+# Keys, and beginnings of keys, that a resumed training may change: they say where and how it runs,
+# how long, and how it is tested.
+FREE = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.CUSTOM.",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+    "DATASETS.PROPOSAL_FILES_TEST",
+    "DATASETS.TEST",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.MAX_ITER",
+    "TEST.",
+    "VERSION",
+    "VIS_PERIOD",
+)
+NAMED = 5  # differences that the message shows
+
+
+def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
+    """Check that a training goes on with the config it was started with.
+
+    Keys that do not change what is learned may differ: see FREE, and all that end with _TEST.
+
+    Args:
+        file: the checkpoint, for the message.
+        old: the config of the checkpoint, as `cfg.dump()` writes it.
+        cfg: the config of this run.
+        allow_changes: warn instead of raising.
+
+    Raises:
+        ValueError: names the keys that differ, with both values.
+    """
+    old, new = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(cfg.dump()))
+    train = tuple(f"DATASETS.CUSTOM.{name}." for name in cfg.DATASETS.TRAIN)
+    changed = [
+        f"{key} {old[key]}, now {new[key]}"
+        for key in sorted(old.keys() & new.keys())
+        if old[key] != new[key]
+        and (key.startswith(train) or not (key.startswith(FREE) or key.endswith("_TEST")))
+    ]
+    if not changed:
+        return
+    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    difference = f"{file} was trained with {'; '.join(changed[:NAMED])}{more}."
+    if not allow_changes:
+        raise ValueError(
+            f"{difference} Resume with the same config, train into another OUTPUT_DIR, or add "
+            "--allow-changes"
+        )
+    logger.warning("%s Learning rates and their schedule stay the checkpoint's", difference)
+
+
+def cut_metrics(file: Path, start: int) -> None:
+    """Cut off the lines of metrics.json from iteration `start` on, which will be written again.
+
+    A line that was not written to its end is cut off as well. The file is shortened in place, since
+    a writer may have opened it.
+    """
+    if not file.is_file():
+        return
+    content, kept = file.read_bytes(), 0
+    for line in content.splitlines(keepends=True):
+        try:
+            iteration = json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if iteration >= start or not line.endswith(b"\n"):
+            break
+        kept += len(line)
+    if kept < len(content):
+        lines = content[kept:].count(b"\n") or 1
+        logger.info("%s: cut off %d lines from iteration %d on", file, lines, start)
+        with open(file, "r+b") as opened:
+            opened.truncate(kept)
+
+
+def _flat(tree, prefix: str = "") -> dict:
+    """{"A.B": value} of nested dicts; lists and tuples are equal."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}

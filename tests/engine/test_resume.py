@@ -1,0 +1,169 @@
+"""A resumed training equals an uninterrupted one, and refuses to go on with another config."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+
+from d2_deformable.config import read_config
+from d2_deformable.data import register_custom_datasets
+from d2_deformable.engine import Trainer
+from d2_deformable.engine.resume import check_same_config, cut_metrics
+from yamls import CONFIGS
+
+NETWORK = CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+STEPS, SAVED = 4, "model_0000001.pth"
+QUICK = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.WIDTH_PER_GROUP", "8", "DATALOADER.NUM_WORKERS", "0"]
+QUICK += ["SOLVER.MAX_ITER", str(STEPS), "SOLVER.STEPS", "(3,)", "SOLVER.CHECKPOINT_PERIOD", "2"]
+QUICK += ["SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(48, 64, 80)"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("resume")
+    fields = {"FORMAT": "warped_shapes", "SPLIT": "train", "NUM_IMAGES": 6, "IMAGE_SIZE": 64}
+
+    def make(folder, *options):
+        cfg = read_config(NETWORK, [*QUICK, *options])
+        cfg.OUTPUT_DIR = str(root / folder)
+        Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+        cfg.DATASETS.CUSTOM["resume"] = type(cfg)(fields | {"ROOT": str(root / "data")})
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("resume",), ()
+        register_custom_datasets(cfg)
+        return cfg
+
+    yield make
+    DatasetCatalog.remove("resume")
+
+
+def train(cfg, resume=False, **options):
+    (trainer := Trainer(cfg)).resume_or_load(resume, **options)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """A finished training, and its config."""
+    cfg = config("whole", "SEED", "-1")
+    train(cfg)
+    return cfg
+
+
+@pytest.fixture
+def interrupted(run, tmp_path):
+    """The folder of the same training as it was after two steps."""
+    folder = tmp_path / "interrupted"
+    folder.mkdir()
+    shutil.copy(f"{run.OUTPUT_DIR}/{SAVED}", folder)
+    (folder / "last_checkpoint").write_text(SAVED)
+    return folder
+
+
+def content(folder):
+    return torch.load(f"{folder}/model_final.pth", weights_only=True)
+
+
+def leaves(value, name=""):
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, item in items for k, v in leaves(item, f"{name}.{key}").items()}
+    return {name: value}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_resumed_training_equals_an_uninterrupted_one(run, config, interrupted, workers):
+    """Weights and momentum bit for bit, whichever processes load the images."""
+    # A new process would have other random numbers than the interrupted one had.
+    torch.manual_seed(int(workers))
+    train(config(interrupted, "SEED", "-1", "DATALOADER.NUM_WORKERS", workers), resume=True)
+    one, other = leaves(content(run.OUTPUT_DIR)), leaves(content(interrupted))
+    for each in (one, other):
+        del each[".trainer.config"]
+    assert one.keys() == other.keys()
+    assert any("momentum_buffer" in name for name in one)
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        assert same, name
+
+
+def test_what_is_random_follows_from_the_seed(config):
+    """A test of the test above: another order or augmentation gives other weights."""
+    weights = []
+    for i, seed in enumerate(("1", "1", "2")):
+        torch.manual_seed(0)  # the same initial weights
+        trainer = train(config(f"seed{i}", "SEED", seed, "SOLVER.MAX_ITER", "1"))
+        weights.append(trainer.model.state_dict()["backbone.res2.0.conv1.weight"])
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["SOLVER.BASE_LR", "0.5"],
+            r"with SOLVER.BASE_LR \S+, now 0.5. Resume with the same config",
+        ),
+        (
+            ["MODEL.RESNETS.DEPTH", "34", "SOLVER.GAMMA", "0.5"],
+            "DEPTH 18, now 34; SOLVER.GAMMA 0.1",
+        ),
+    ],
+)
+def test_another_config_stops(config, interrupted, options, message):
+    trainer = Trainer(config(interrupted, "SEED", "-1", *options))
+    with pytest.raises(ValueError, match=f"{SAVED} was trained .*{message}"):
+        trainer.resume_or_load()
+
+
+def test_another_config_goes_on_if_it_may(config, interrupted, caplog):
+    trainer = Trainer(config(interrupted, "SEED", "-1", "SOLVER.GAMMA", "0.5"))
+    with caplog.at_level(logging.WARNING):
+        trainer.resume_or_load(allow_changes=True)
+    assert trainer.start_iter == 2
+    assert "was trained with SOLVER.GAMMA 0.1, now 0.5. Learning rates" in caplog.text
+
+
+def test_keys_that_change_nothing_learned_may_differ(config):
+    old = config("old").dump()
+    changed = ["SOLVER.MAX_ITER", "9", "TEST.EVAL_PERIOD", "3", "INPUT.MIN_SIZE_TEST", "32"]
+    cfg = config("new", *changed, "DATALOADER.NUM_WORKERS", "1")
+    cfg.DATASETS.CUSTOM["other"] = cfg.DATASETS.CUSTOM.resume.clone()
+    check_same_config("file", old, cfg)
+    cfg.DATASETS.CUSTOM.resume.NUM_IMAGES = 7
+    with pytest.raises(ValueError, match="DATASETS.CUSTOM.resume.NUM_IMAGES 6, now 7"):
+        check_same_config("file", old, cfg)
+
+
+def test_a_checkpoint_without_optimizer_says_so(config, interrupted, caplog):
+    """Detectron2 0.5 writes such checkpoints."""
+    file = interrupted / SAVED
+    old = torch.load(file, weights_only=True)
+    old["trainer"] = {name: old["trainer"][name] for name in ("iteration", "hooks")}
+    torch.save(old, file)
+    trainer = Trainer(config(interrupted, "SEED", "-1"))
+    with caplog.at_level(logging.WARNING):
+        trainer.resume_or_load()
+    assert trainer.start_iter == 2
+    assert "no state of the optimizer: momentum starts at zero" in caplog.text
+
+
+def test_metrics_have_neither_gaps_nor_repeats(tmp_path):
+    file = tmp_path / "metrics.json"
+    cut_metrics(file, 0)  # there is none
+    lines = [json.dumps({"iteration": i}) + "\n" for i in (19, 39, 59)]
+    for content, start, kept in (
+        (lines, 40, lines[:2]),
+        (lines, 60, lines),
+        ([*lines[:2], '{"iteration": 59, "lo'], 60, lines[:2]),
+        ([*lines[:2], '{"iteration": 59}'], 60, lines[:2]),
+    ):
+        file.write_text("".join(content))
+        with open(file, "a") as writer:  # opened before, as Detectron2's writer
+            cut_metrics(file, start)
+            writer.write("next\n")
+        assert file.read_text() == "".join(kept) + "next\n"
