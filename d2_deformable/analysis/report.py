@@ -311,6 +311,7 @@ table {{ border-collapse: collapse; font-size: .9rem }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #e7eaed; text-align: right }}
 th {{ font-weight: 600; text-align: left }}
 tr:first-child th:not(:first-child) {{ text-align: right }}
+tr > :first-child {{ overflow-wrap: anywhere; min-width: 7rem }}
 .facts th, .facts td {{ text-align: left; vertical-align: top; padding-left: 0 }}
 .facts td {{ overflow-wrap: anywhere }}
 .scroll {{ overflow-x: auto; margin-bottom: 1.5rem }}

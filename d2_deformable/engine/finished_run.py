@@ -15,7 +15,7 @@ from ..utils.config_files import merge_from_file
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of train_net.py.
+    """A finished training run.
 
     folder: its OUTPUT_DIR.
     cfg: its config, not frozen.
@@ -87,7 +87,7 @@ def read_run(folder, overrides=()) -> FinishedRun:
     config = folder / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no config.yaml: give the OUTPUT_DIR of a run of train_net.py"
+            f"{folder} holds no config.yaml: give the OUTPUT_DIR of a training run"
         )
     cfg = get_cfg()
     add_deformable_config(cfg)
@@ -135,7 +135,7 @@ def _command(log):
         call = ast.parse(f"f({arguments})", mode="eval").body
         args = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         if not args["eval_only"]:
-            words = ["python", "train_net.py", "--config-file", args["config_file"]]
+            words = ["d2-deformable", "train", "--config-file", args["config_file"]]
             words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
             words += ["--resume"] if args["resume"] else []
             return args["config_file"], shlex.join(words + list(args["opts"]))

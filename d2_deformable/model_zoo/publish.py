@@ -23,7 +23,7 @@ def publish(
     If this fails, nothing in the zoo changes.
 
     Args:
-        run_folder: OUTPUT_DIR of a run of train_net.py. For this package's own zoo, the run must
+        run_folder: OUTPUT_DIR of a training run. For this package's own zoo, the run must
             use a YAML of configs/model_zoo.
         trained_at: git commit of the training, if it is not the current one.
         index: an index file of your own (see `register_index`), created if it does not exist. The
@@ -55,7 +55,7 @@ def publish(
         raise ValueError(
             f"{run_folder}: the checkpoint is {run.checkpoint.name}, the config file is "
             f"{run.config_file or 'unknown'}, DATASETS.TEST is {run.cfg.DATASETS.TEST}; expected "
-            "a finished run of train_net.py with one test set"
+            "a finished training run with one test set"
         )
     exported = run.folder / f"{run.name}.pth"
     export_checkpoint(run.checkpoint, exported)

@@ -111,7 +111,7 @@ def test_results_are_those_of_the_last_evaluation(folder):
 
 def test_the_command_is_that_of_the_last_training(folder):
     write_log(folder, ["--config-file", "old.yaml"])
-    assert read_run(folder).command == "python train_net.py --config-file old.yaml"
+    assert read_run(folder).command == "d2-deformable train --config-file old.yaml"
     write_log(
         folder,
         ["--config-file", "old.yaml"],
@@ -123,6 +123,6 @@ def test_the_command_is_that_of_the_last_training(folder):
     assert run.config_file == "configs/it's new.yaml"
     assert run.name == "it's new"
     assert run.command == (
-        """python train_net.py --config-file 'configs/it'"'"'s new.yaml' --num-gpus 2 --resume """
+        """d2-deformable train --config-file 'configs/it'"'"'s new.yaml' --num-gpus 2 --resume """
         "SOLVER.STEPS '(1, 2)'"
     )
