@@ -153,7 +153,7 @@ def test_early_stopping_ends_a_run_as_finished(run, tmp_path, monkeypatch):
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     assert lines(tmp_path)[-1]["bbox/AP"] == 0.5
     log = (output / "log.txt").read_text()
-    assert "Stopped after iteration 2: bbox/AP has not become better in 1 evaluations" in log
+    assert "Stopped after iteration 2: bbox/AP has not improved in 1 evaluations" in log
     assert "Traceback" not in log
 
 

@@ -112,7 +112,7 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
         "--allow-changes",
         action="store_true",
         help="with --resume: go on although the config is not the one that the training started "
-        "with; learning rates and their schedule stay those of the checkpoint",
+        "with; the optimizer's settings (BASE_LR, MOMENTUM, WEIGHT_DECAY) stay the checkpoint's",
     )
     parser.add_argument(
         "--dry-run",

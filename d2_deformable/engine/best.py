@@ -1,4 +1,4 @@
-"""Keep the best checkpoint of a training, and stop when it no longer gets better."""
+"""Keep the best checkpoint of a training, and stop when results no longer improve."""
 
 import logging
 import math
@@ -73,7 +73,14 @@ class BestCheckpoint(HookBase):
         )
 
     def state_dict(self):
-        return {"best": self._best, "worse": self._worse}
+        return {"metric": self._metric, "best": self._best, "worse": self._worse}
 
     def load_state_dict(self, state):
-        self._best, self._worse = state["best"], state["worse"]
+        if (metric := state.get("metric", self._metric)) == self._metric:
+            self._best, self._worse = state["best"], state["worse"]
+        else:
+            logger.warning(
+                "TEST.BEST_METRIC was %s and is now %s: the next evaluation counts as the best",
+                metric,
+                self._metric,
+            )

@@ -23,15 +23,18 @@ class Interruption(HookBase):
 
     Args:
         checkpointer: saves model_<iteration>.pth.
+        evaluated: networks that evaluations use besides the trainer's. A network in evaluation
+            mode tells that an evaluation is running.
 
     Attributes:
         stopped: whether a signal has stopped the training.
     """
 
-    def __init__(self, checkpointer):
+    def __init__(self, checkpointer, evaluated=()):
         self.stopped = False
         self._signal = None
         self._checkpointer = checkpointer
+        self._evaluated = evaluated
         self._previous = {}
 
     def before_train(self):
@@ -59,8 +62,8 @@ class Interruption(HookBase):
             return
         self._signal = number
         self._restore()
-        # The model is in evaluation mode; other processes would wait for this one.
-        if not self.trainer.model.training and comm.get_world_size() == 1:
+        evaluating = not all(model.training for model in (self.trainer.model, *self._evaluated))
+        if evaluating and comm.get_world_size() == 1:  # other processes would wait for this one
             self._stop()
         # A signal may come while a log line is being written, so not by the logger.
         os.write(2, b"Stopping after this step; the same signal again stops at once\n")

@@ -1,4 +1,4 @@
-"""What a resumed training must agree with: the config it was started with, and metrics.json."""
+"""Checks of a resumed training: the same config, and a metrics.json without repeats."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 # Keys, and beginnings of keys, that a resumed training may change: they say where and how it runs,
 # how long, and how it is tested.
-FREE = (
+MAY_CHANGE = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
     "DATASETS.CUSTOM.",
@@ -21,7 +21,6 @@ FREE = (
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.MAX_ITER",
     "TEST.",
     "VERSION",
     "VIS_PERIOD",
@@ -32,7 +31,8 @@ NAMED = 5  # differences that the message shows
 def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
     """Check that a training goes on with the config it was started with.
 
-    Keys that do not change what is learned may differ: see FREE, and all that end with _TEST.
+    Keys that do not change what is learned may differ: those of MAY_CHANGE, those that end with
+    _TEST, and SOLVER.MAX_ITER where learning rates do not depend on it.
 
     Args:
         file: the checkpoint, for the message.
@@ -45,11 +45,20 @@ def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
     """
     old, new = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(cfg.dump()))
     train = tuple(f"DATASETS.CUSTOM.{name}." for name in cfg.DATASETS.TRAIN)
+    may_change = MAY_CHANGE
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        may_change += ("SOLVER.MAX_ITER",)
+    # Other versions of the package have other keys, but not other fields of a data set.
+    fields = {key for key in old.keys() | new.keys() if key.startswith(train)}
+    others = {
+        key
+        for key in old.keys() & new.keys()
+        if not (key.startswith(may_change) or key.endswith("_TEST"))
+    }
     changed = [
-        f"{key} {old[key]}, now {new[key]}"
-        for key in sorted(old.keys() & new.keys())
-        if old[key] != new[key]
-        and (key.startswith(train) or not (key.startswith(FREE) or key.endswith("_TEST")))
+        f"{key} {old.get(key, 'unset')}, now {new.get(key, 'unset')}"
+        for key in sorted(fields | others)
+        if old.get(key) != new.get(key)
     ]
     if not changed:
         return
@@ -60,7 +69,10 @@ def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
             f"{difference} Resume with the same config, train into another OUTPUT_DIR, or add "
             "--allow-changes"
         )
-    logger.warning("%s Learning rates and their schedule stay the checkpoint's", difference)
+    logger.warning(
+        "%s The optimizer's settings (BASE_LR, MOMENTUM, WEIGHT_DECAY) stay the checkpoint's",
+        difference,
+    )
 
 
 def cut_metrics(file: Path, start: int) -> None:
@@ -88,7 +100,7 @@ def cut_metrics(file: Path, start: int) -> None:
 
 
 def _flat(tree, prefix: str = "") -> dict:
-    """{"A.B": value} of nested dicts; lists and tuples are equal."""
+    """{"A.B": value} of nested dicts."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}

@@ -72,8 +72,9 @@ class Trainer(DefaultTrainer):
         """As Detectron2's; also log what the training starts from.
 
         Args:
-            allow_changes: go on with another config than the checkpoint's; learning rates and
-                their schedule stay the checkpoint's.
+            allow_changes: go on with another config than the checkpoint's. The optimizer's
+                settings (SOLVER.BASE_LR, MOMENTUM, WEIGHT_DECAY) stay the checkpoint's; the
+                schedule is the new config's.
 
         Raises:
             FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
@@ -120,7 +121,7 @@ class Trainer(DefaultTrainer):
             if comm.is_main_process():
                 self.checkpointer.save("model_final", iteration=self.iter)
             logger.info(
-                "Stopped after iteration %d: %s has not become better in %d evaluations",
+                "Stopped after iteration %d: %s has not improved in %d evaluations",
                 self.iter + 1,
                 self.cfg.TEST.BEST_METRIC,
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
@@ -160,17 +161,20 @@ class Trainer(DefaultTrainer):
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.period = checkpoint_period(self.cfg)
+        average = None
+        if self.cfg.MODEL_EMA.ENABLED:
+            model = getattr(self.model, "module", self.model)
+            average = WeightAverage(model, self.cfg.MODEL_EMA.DECAY, self.cfg.OUTPUT_DIR)
         later = (hooks.EvalHook, hooks.PeriodicWriter)
         index = min(i for i, hook in enumerate(built) if isinstance(hook, later))
-        built.insert(index, Interruption(self.checkpointer))
+        evaluated = [average.model] if average else []
+        built.insert(index, Interruption(self.checkpointer, evaluated))
         if tests_with_TTA(self.cfg):
             # Next to the other evaluation: results after the writers would not be written.
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_TTA, self.cfg, self.model)
             built.insert(index, hooks.EvalHook(0, test))
-        if self.cfg.MODEL_EMA.ENABLED:
-            model = getattr(self.model, "module", self.model)
-            average = WeightAverage(model, self.cfg.MODEL_EMA.DECAY, self.cfg.OUTPUT_DIR)
+        if average:
             index = 1 + max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             test = partial(self.test_with_EMA, self.cfg, average.model)
             built.insert(index, hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, test))

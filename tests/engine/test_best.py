@@ -18,10 +18,14 @@ class Loop(TrainerBase):
         torch.nn.init.zeros_(self.model.bias)
         self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
         results = iter(results)
+
+        def evaluate():
+            return {"bbox": {"AP": (result := next(results)), "AP50": result}}
+
         self.register_hooks(
             [
                 PeriodicCheckpointer(self.checkpointer, 100),
-                EvalHook(2, lambda: {"bbox": {"AP": next(results)}}),
+                EvalHook(2, evaluate),
                 BestCheckpoint(self.checkpointer, 2, metric, patience),
             ]
         )
@@ -53,6 +57,15 @@ def test_the_best_value_survives_a_restart(tmp_path):
     loop.checkpointer.resume_or_load("", resume=True)
     loop.train(loop.iter + 1, 6)
     assert saved(tmp_path) == (1, 2)
+
+
+def test_the_best_value_of_another_metric_is_forgotten(tmp_path, caplog):
+    Loop(tmp_path, [3.0, 2.0]).train(0, 4)
+    loop = Loop(tmp_path, [2.5], metric="bbox/AP50")
+    loop.checkpointer.resume_or_load("", resume=True)
+    loop.train(loop.iter + 1, 6)
+    assert "TEST.BEST_METRIC was bbox/AP and is now bbox/AP50" in caplog.text
+    assert saved(tmp_path) == (5, 6)
 
 
 def test_stops_when_patience_is_over(tmp_path):

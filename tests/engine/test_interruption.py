@@ -18,7 +18,9 @@ class Loop(TrainerBase):
         self.model = torch.nn.Linear(1, 1)
         torch.nn.init.zeros_(self.model.weight)
         self.step, self.after = step, after
-        self.interruption = Interruption(DetectionCheckpointer(self.model, str(folder)))
+        self.average = torch.nn.Linear(1, 1)
+        checkpointer = DetectionCheckpointer(self.model, str(folder))
+        self.interruption = Interruption(checkpointer, [self.average])
         self.register_hooks([self.interruption])
 
     @torch.no_grad()
@@ -75,16 +77,17 @@ def test_a_second_signal_stops_at_once(tmp_path, usual_handler):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_evaluation_stops_at_once(tmp_path):
+@pytest.mark.parametrize("network", ["model", "average"])
+def test_an_evaluation_stops_at_once(tmp_path, network):
     def evaluate(loop):
-        loop.model.eval()
+        getattr(loop, network).eval()
         send(signal.SIGINT)(loop)
-        loop.model.train()
+        getattr(loop, network).train()
 
     loop = Loop(tmp_path, after=evaluate)
     with pytest.raises(KeyboardInterrupt):
         loop.train(0, 5)
-    assert not loop.model.training
+    assert not getattr(loop, network).training
     assert torch.load(tmp_path / "model_0000002.pth", weights_only=True)["iteration"] == 2
 
 

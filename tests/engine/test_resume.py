@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -120,12 +121,16 @@ def test_another_config_stops(config, interrupted, options, message):
         trainer.resume_or_load()
 
 
-def test_another_config_goes_on_if_it_may(config, interrupted, caplog):
-    trainer = Trainer(config(interrupted, "SEED", "-1", "SOLVER.GAMMA", "0.5"))
+def test_another_config_goes_on_if_it_may(run, config, interrupted, caplog):
+    """The schedule is the new config's, the base learning rate the checkpoint's."""
+    changed = ["SOLVER.GAMMA", "0.5", "SOLVER.BASE_LR", "7.0", "SOLVER.WARMUP_ITERS", "0"]
+    trainer = Trainer(config(interrupted, "SEED", "-1", *changed))
     with caplog.at_level(logging.WARNING):
         trainer.resume_or_load(allow_changes=True)
     assert trainer.start_iter == 2
-    assert "was trained with SOLVER.GAMMA 0.1, now 0.5. Learning rates" in caplog.text
+    assert re.search("SOLVER.GAMMA 0.1, now 0.5.* The optimizer's settings", caplog.text)
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(run.SOLVER.BASE_LR * 0.5)
 
 
 def test_keys_that_change_nothing_learned_may_differ(config):
@@ -135,8 +140,18 @@ def test_keys_that_change_nothing_learned_may_differ(config):
     cfg.DATASETS.CUSTOM["other"] = cfg.DATASETS.CUSTOM.resume.clone()
     check_same_config("file", old, cfg)
     cfg.DATASETS.CUSTOM.resume.NUM_IMAGES = 7
-    with pytest.raises(ValueError, match="DATASETS.CUSTOM.resume.NUM_IMAGES 6, now 7"):
+    del cfg.DATASETS.CUSTOM.resume["IMAGE_SIZE"]
+    cfg.DATASETS.CUSTOM.resume["PART"] = "train"
+    message = "IMAGE_SIZE 64, now unset; .*NUM_IMAGES 6, now 7; .*PART unset, now train"
+    with pytest.raises(ValueError, match=message):
         check_same_config("file", old, cfg)
+
+
+def test_a_schedule_that_follows_max_iter_may_not_change_it(config):
+    cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
+    old = config("old", *cosine).dump()
+    with pytest.raises(ValueError, match=f"SOLVER.MAX_ITER {STEPS}, now 9"):
+        check_same_config("file", old, config("new", *cosine, "SOLVER.MAX_ITER", "9"))
 
 
 def test_a_checkpoint_without_optimizer_says_so(config, interrupted, caplog):
