@@ -16,8 +16,8 @@ from .explorer import Explorer
 
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 64 * 2**20  # bytes of an uploaded image
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# The page is one file and asks nobody else.
+LOOPBACK = ("127.0.0.1", "localhost")
+# The page is one file and requests nothing from other hosts.
 POLICY = (
     "default-src 'self'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
@@ -61,8 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         path, _ = self._request()
-        length = int(self.headers.get("Content-Length") or 0)
-        if path != "/open":
+        text = self.headers.get("Content-Length", "")
+        length = int(text) if text.isdecimal() else 0
+        if path != "/open" or not self._of_this_page():
             self.send_error(HTTPStatus.NOT_FOUND)
         elif not 0 < length <= LARGEST:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -82,10 +83,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _request(self):
         url = urlsplit(self.path)
         # A page of another site can point its own name at the loopback; its requests name it.
-        host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host")
+        host = urlsplit("//" + self.headers.get("Host", "")).hostname
         if not self.any_host and host not in LOOPBACK:
             return "", {}
         return url.path, {key: values[0] for key, values in parse_qs(url.query).items()}
+
+    def _of_this_page(self) -> bool:
+        """Whether a POST comes from this page; browsers name the site that sends it."""
+        origin = self.headers.get("Origin")
+        return origin is None or urlsplit(origin).netloc == self.headers.get("Host")
 
     def _answer(self, ask):
         try:
@@ -94,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer, status = {"error": f"{error} is missing"}, HTTPStatus.BAD_REQUEST
         except (OSError, ValueError) as error:
             answer, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
+        except RuntimeError as error:  # such as too little memory
+            answer, status = {"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR
         self._send(json.dumps(answer).encode(), "application/json", status)
 
     def _send(self, content: bytes, kind: str, status=HTTPStatus.OK):
@@ -104,8 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format, *args):
-        logger.debug(format, *args)
+    def log_message(self, message, *args):
+        logger.debug(message, *args)
 
 
 @cache

@@ -39,8 +39,8 @@ def setup(args):
 
 def checked_config(args):
     cfg = read_config(args.config_file, args.opts)
-    if not getattr(args, "dry_run", False):
-        set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), getattr(args, "debug", False))
+    if not args.dry_run:
+        set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), args.debug)
     fall_back_to_cpu(cfg)
     cfg.freeze()
     register_custom_datasets(cfg)
@@ -69,7 +69,7 @@ def train_or_evaluate(args):
         return results
 
     trainer = Trainer(cfg, checked=True)
-    trainer.resume_or_load(args.resume, allow_changes=getattr(args, "allow_changes", False))
+    trainer.resume_or_load(args.resume, allow_changes=args.allow_changes)
     if cfg.VIS_PERIOD and comm.is_main_process():
         model = getattr(trainer.model, "module", trainer.model)
         trainer.register_hooks([TrainingPictures(cfg, model)])
@@ -108,6 +108,7 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
     """Detectron2's arguments and ours; an epilog of None is Detectron2's."""
     parser = default_argument_parser(epilog=epilog)
     parser.prog = prog
+    parser.set_defaults(debug=False)  # `command.run` adds --debug
     parser.add_argument(
         "--allow-changes",
         action="store_true",
@@ -124,7 +125,7 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
 
 
 def main(args):
-    if getattr(args, "dry_run", False):
+    if args.dry_run:
         return dry_run(args)
     if args.num_gpus > 1:  # checked here, since an error of a process it starts has a traceback
         if args.num_gpus > (count := torch.cuda.device_count()):

@@ -1,4 +1,4 @@
-"""Training batches that follow from a seed and the iteration, for exact resuming."""
+"""Training batches determined by a seed and the iteration, for exact resuming."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ require_private(build, "_train_loader_from_config")
 
 
 class TrainLoader:
-    """Iterates over training batches for ever, from any iteration on.
+    """Iterates over training batches endlessly, from any iteration on.
 
     The images and their order are those of Detectron2's train loader. Random augmentation of an
     image follows from `seed` and its place in that order, whichever process makes it.
@@ -52,10 +52,10 @@ class TrainLoader:
         self.seed, self.start = seed, 0
         self._records, self._mapper, self._make_sampler = records, mapper, make_sampler
         self._batch_size, self._num_workers = batch_size, num_workers
-        self._is_wide = bytes(
-            group_by_aspect and record.get("width", 0) > record.get("height", 0)
-            for record in (records[i] for i in range(len(records)))
-        )
+        self._is_wide = bytes(len(records))  # all in one group
+        if group_by_aspect:
+            record_of = map(records.__getitem__, range(len(records)))
+            self._is_wide = bytes(r.get("width", 0) > r.get("height", 0) for r in record_of)
 
     def __iter__(self) -> Iterator[list[dict]]:
         yield from DataLoader(
@@ -96,22 +96,22 @@ def build_train_loader(cfg) -> TrainLoader:
     """Build the loader of DATASETS.TRAIN from the keys that Detectron2's train loader reads.
 
     Raises:
-        ValueError: SOLVER.IMS_PER_BATCH is no multiple of the number of processes.
+        ValueError: SOLVER.IMS_PER_BATCH is not a multiple of the number of processes.
     """
-    records = DatasetFromList(load_training_records(cfg), copy=False)  # serialized
-    mapper = DatasetMapper(cfg, True)
-    if cfg.INPUT.SKIP_BROKEN_IMAGES:
-        mapper = SkipBrokenImages(mapper, records)
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a multiple of the "
             f"{processes} processes that share a batch"
         )
+    records = DatasetFromList(load_training_records(cfg), copy=False)  # serialized
+    mapper = DatasetMapper(cfg, True)
+    if cfg.INPUT.SKIP_BROKEN_IMAGES:
+        mapper = SkipBrokenImages(mapper, records)
     return TrainLoader(
         records,
         mapper,
-        partial(_sampler, cfg, records),
+        partial(_sampler, cfg, records, mapper),
         cfg.SOLVER.IMS_PER_BATCH // processes,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
@@ -119,10 +119,10 @@ def build_train_loader(cfg) -> TrainLoader:
     )
 
 
-def _sampler(cfg, records, seed: int) -> Sampler:
+def _sampler(cfg, records, mapper, seed: int) -> Sampler:
     """The sampler that Detectron2 would use, with this seed."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed  # Detectron2 main seeds samplers by this key
     with seeded(seed):  # and 0.5 by a random number
-        return build._train_loader_from_config(cfg, dataset=records)["sampler"]
+        return build._train_loader_from_config(cfg, mapper, dataset=records)["sampler"]

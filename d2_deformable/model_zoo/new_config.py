@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import add_deformable_config, merge_overrides
+from ..config import add_deformable_config, merge_overrides, read_config
 from ..data.custom import register_datasets
 from ..data.discover import discover, name_splits, train_and_val
 from ..data.statistics import (
@@ -17,11 +17,12 @@ from ..data.statistics import (
     read_anchors,
     resize_objects,
 )
-from ..utils.config_text import changed, to_yaml
-from .catalog import get_checkpoint_url
-from .model_zoo import get_config
+from ..utils.config_files import difference
+from ..utils.config_text import to_yaml
+from .catalog import PREFIX
+from .model_zoo import get_config_file
 
-PRETRAINED = get_checkpoint_url("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
+PRETRAINED = f"{PREFIX}warped_shapes_rfcn_R_18_dconv3_dpool.pth"
 
 
 class Network(NamedTuple):
@@ -103,13 +104,13 @@ class Choices:
 
 
 def new_config(root, kind: str, size: str = "small", given: dict | None = None, file="FILE") -> str:
-    """Write a YAML, complete in itself, that trains a deformable network on labelled images.
+    """Return a YAML, complete in itself, that trains a deformable network on labelled images.
 
     Args:
         root: folder of the data set.
         kind: FORMAT of its labels: voc, coco, yolo, csv or mask.
         size: small, medium or large.
-        given: fields of DATASETS.CUSTOM that are not to be found out, see `discover`.
+        given: fields of DATASETS.CUSTOM that `discover` need not find.
         file: path of the YAML, for its comments.
 
     Raises:
@@ -117,7 +118,7 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
             errors.
     """
     network = NETWORKS["masks" if kind == "mask" else "boxes"][size]
-    cfg = get_config(network.config)
+    cfg = read_config(get_config_file(network.config))
     merge_overrides(cfg, list(network.overrides))
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     choices = Choices(cfg)
@@ -151,10 +152,12 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
 
     default = get_cfg()
     add_deformable_config(default)
-    tree = changed(cfg, default, choices.comments)
+    tree = difference(cfg, default, choices.comments)
     first = ("DATASETS", "INPUT", "SOLVER", "TEST", "OUTPUT_DIR")  # then the network
     tree = {key: tree[key] for key in (*first, *tree) if key in tree} | {"VERSION": 2}
-    choices.comments["MODEL"] = f"The network, as in configs/{network.config}."
+    changed = [key for key in network.overrides[::2] if key != "MODEL.WEIGHTS"]
+    but = f", with another {', '.join(changed)}" if changed else ""
+    choices.comments["MODEL"] = f"The network, as in configs/{network.config}{but}."
     header = (
         f"# {network.title} for {root}:\n"
         f"# {len(train)} images to train on, {len(val)} to test on, {len(classes)} classes. "

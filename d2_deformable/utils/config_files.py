@@ -44,18 +44,24 @@ def merge_from_list(cfg: CfgNode, overrides) -> None:
         raise ValueError(f"config override: {_explain(error, cfg)}") from error
 
 
-def difference(cfg: CfgNode, defaults: CfgNode) -> dict:
+def difference(cfg: dict, defaults: dict, keep=(), prefix: str = "") -> dict:
     """The keys and values of `cfg` that `defaults` lacks or has otherwise.
 
-    They are nested dicts of YAML's types. Merged into `defaults`, they give `cfg` again.
+    Args:
+        cfg, defaults: CfgNodes or nested dicts.
+        keep: full names of keys to include in any case.
+        prefix: of the full names of these keys.
+
+    Returns:
+        nested dicts of YAML's types. Merged into `defaults`, they give `cfg` again.
     """
     found = {}
     for key, value in cfg.items():
-        if isinstance(value, CfgNode) and isinstance(defaults.get(key), CfgNode):
-            value = difference(value, defaults[key])
-            if value:
-                found[key] = value
-        elif key not in defaults or value != defaults[key]:
+        other, name = defaults.get(key), prefix + key
+        if isinstance(value, dict) and isinstance(other, dict):
+            if inner := difference(value, other, keep, f"{name}."):
+                found[key] = inner
+        elif key not in defaults or value != other or name in keep:
             found[key] = yaml.safe_load(CfgNode({key: value}).dump())[key]
     return found
 

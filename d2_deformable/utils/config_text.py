@@ -3,27 +3,8 @@
 import textwrap
 
 import yaml
-from detectron2.config import CfgNode
 
 WIDTH = 100
-
-
-def changed(cfg: CfgNode, default: CfgNode, keep=(), prefix: str = "") -> dict:
-    """The keys of `cfg` that `default` lacks or that have another value there, as nested dicts.
-
-    Args:
-        keep: full names of keys to include in any case.
-        prefix: of the full names of these keys.
-    """
-    found = {}
-    for key, value in cfg.items():
-        other, name = default.get(key), prefix + key
-        if isinstance(value, CfgNode) and isinstance(other, CfgNode):
-            if inner := changed(value, other, keep, f"{name}."):
-                found[key] = inner
-        elif key not in default or value != other or name in keep:
-            found[key] = value
-    return found
 
 
 def to_yaml(tree: dict, comments: dict[str, str]) -> str:

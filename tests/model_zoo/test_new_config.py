@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2_deformable.cli.main import main
@@ -72,8 +73,8 @@ def test_the_checkpoint_fits_where_it_should(tmp_path):
     cfg.MODEL.DEVICE = "cpu"
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) == 3
     checkpointer = DetectionCheckpointer(build_model(cfg))
-    found = checkpointer._load_file(checkpointer.path_manager.get_local_path(cfg.MODEL.WEIGHTS))
-    incompatible = checkpointer._load_model(found)
+    file = checkpointer.path_manager.get_local_path(cfg.MODEL.WEIGHTS)
+    incompatible = checkpointer._load_model(torch.load(file, weights_only=True))
     assert {name for name, *_ in incompatible.incorrect_shapes} == {
         f"roi_heads.box_predictor.cls_score.{layer}_maps.{kind}"
         for layer in ("score", "offset")

@@ -6,6 +6,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ...config import read_config
+from ...utils.config_files import difference
 from ...utils.files import replacing
 
 
@@ -22,24 +23,12 @@ def write_yaml(settings: dict, weights: Path, cfg: CfgNode, config_file=None) ->
     cfg.defrost()
     settings = {**settings, "MODEL.WEIGHTS": str(weights.resolve())}
     cfg.merge_from_list([part for item in settings.items() for part in item])
-    content = yaml.safe_load(cfg.dump())
-    if config_file is not None:
-        base = yaml.safe_load(read_config(config_file).dump())
-        content = {"_BASE_": str(Path(config_file).resolve()), **_difference(content, base)}
+    if config_file is None:
+        content = yaml.safe_load(cfg.dump())
+    else:
+        content = {"_BASE_": str(Path(config_file).resolve())}
+        content |= difference(cfg, read_config(config_file))
     file = weights.with_suffix(".yaml")
     with replacing(file) as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
-
-
-def _difference(content: dict, base: dict) -> dict:
-    """Keys of `content` that `base` lacks or has with another value."""
-    result = {}
-    for key, value in content.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            value = _difference(value, base[key])
-            if value:
-                result[key] = value
-        elif key not in base or value != base[key]:
-            result[key] = value
-    return result
