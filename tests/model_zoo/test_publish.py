@@ -86,7 +86,9 @@ def test_what_fails_changes_nothing(run, zoo, monkeypatch):
     before = (zoo / "index.json").read_text()
     (run / "model_final.pth").rename(run / "model_0000000.pth")
     (run / "last_checkpoint").write_text("model_0000000.pth")
-    with pytest.raises(SystemExit, match="the checkpoint is model_0000000.pth.*a finished training run"):
+    with pytest.raises(
+        SystemExit, match="the checkpoint is model_0000000.pth.*a finished training run"
+    ):
         main(["publish", str(run)])
     (run / "model_0000000.pth").rename(run / "model_final.pth")
 
