@@ -27,8 +27,11 @@ def test_the_command_line_wins(read):
         ),
         ("VERSION: 2\nTEST: {BOX_AVERGE: {}}", "did you mean TEST.BOX_AVERAGE"),
         ("VERSION: 2\nXYZXYZ: 1", "net.yaml, or what it builds on: there is no key XYZXYZ$"),
-        ("VERSION: 2\nTEST: {VOC_METRIC: 07}", "TEST.VOC_METRIC. Quote a string .* e.g. '07'"),
-        ("VERSION: 2\nSEED: x", "net.yaml, .*Type mismatch .*key: SEED$"),
+        (
+            "VERSION: 2\nTEST: {VOC_METRIC: 07}",
+            "TEST.VOC_METRIC is 7 .int.; expected str, such as .*. Quote a string .* e.g. '07'",
+        ),
+        ("VERSION: 2\nSEED: x", "net.yaml, .*SEED is x .str.; expected int, such as -1$"),
         ("MODEL: [1", "net.yaml, .* no YAML of keys and values: while parsing .*, line 1, column"),
         ("- MODEL", "net.yaml, .* no YAML of keys and values: "),
         ("", "net.yaml, .* no YAML of keys and values: "),

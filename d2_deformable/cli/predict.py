@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from pathlib import Path
 
 from ..inference import Predictor, find_inputs
 from ..inference.outputs import KINDS, OutputFolder
@@ -14,9 +15,10 @@ examples:
   d2-deformable predict a.jpg 'b/*.png' clip.mp4 --save images,csv --output found
   d2-deformable predict a.jpg --model my.yaml --weights my.pth --opts INPUT.MIN_SIZE_TEST 600
 
-The folder of results has predictions.jsonl, a line for each image or frame, and what --save names:
-images (with boxes, masks or classes drawn), json, coco (a data set with scores), csv, txt (YOLO's
-labels with scores). Segmentation also writes masks/, images of class indices.
+The folder of results has predictions.jsonl (a line of settings, then a line for each image or
+frame) and what --save names: images (with boxes, masks or classes drawn), json, coco (a data set
+with scores), csv, txt (YOLO's labels with scores). Segmentation also writes masks/, images of class
+indices.
 """
 
 
@@ -38,7 +40,7 @@ def parser():
 def main(args):
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; expected 1 or more")
-    files = find_inputs(args.inputs)
+    files = find_inputs(args.inputs, but=Path(args.output))
     predictor = Predictor(
         args.model,
         args.weights,
@@ -62,7 +64,8 @@ def main(args):
     seconds = time.perf_counter() - started
     written = folder.finish()
     print(summary(folder.records(), seconds))
-    print("wrote " + ", ".join(map(str, written)))
+    if written:
+        print("wrote " + ", ".join(map(str, written)))
     if problems:
         raise OSError(f"{len(problems)} of {len(files)} files could not be read, see above")
 

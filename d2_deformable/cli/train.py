@@ -19,6 +19,8 @@ from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_wi
 from ..engine.trainer import checkpoint_to_resume
 from .logs import set_up_logs
 
+logger = logging.getLogger(__name__)
+
 EXAMPLE = """
 examples:
   d2-deformable train --config-file configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml
@@ -73,7 +75,15 @@ def train_or_evaluate(args):
     if cfg.VIS_PERIOD and comm.is_main_process():
         model = getattr(trainer.model, "module", trainer.model)
         trainer.register_hooks([TrainingPictures(cfg, model)])
-    return trainer.train()
+    results = trainer.train()
+    folder = cfg.OUTPUT_DIR
+    logger.info(
+        "Wrote %s. Next: `d2-deformable report %s` or `d2-deformable predict IMAGES --model %s`",
+        trainer.checkpointer.get_checkpoint_file(),
+        folder,
+        folder,
+    )
+    return results
 
 
 def dry_run(args):

@@ -1,13 +1,20 @@
 """All checks of a run that are made before anything is built."""
 
 import logging
+from difflib import get_close_matches
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.solver import build_lr_scheduler
 
 from ..config import add_deformable_config
@@ -73,10 +80,12 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
+            * The network, its backbone or a head has a name that is not registered.
             * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
               Whether an entry matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
+    _check_names(cfg.MODEL)
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
@@ -94,10 +103,10 @@ def check_settings(cfg) -> None:
             "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN; or set "
             "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM True if this is what you want"
         )
-    builder = _registered(BACKBONE_REGISTRY, model.BACKBONE.NAME)
+    builder = BACKBONE_REGISTRY.get(model.BACKBONE.NAME)
     # Only the module of a builder function is known, not which keys it reads. None of Detectron2's
     # reads these keys, while one of a user may.
-    is_detectron2s = builder is not None and builder.__module__.split(".")[0] == "detectron2"
+    is_detectron2s = builder.__module__.split(".")[0] == "detectron2"
     if is_detectron2s and (model.RESNETS.DEFORM_NUM_LAYERS or model.RESNETS.DEFORM_LAYERS):
         raise ValueError(
             f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.RESNETS."
@@ -107,7 +116,7 @@ def check_settings(cfg) -> None:
     if is_class_aware_rpn(cfg):
         _check_no_second_stage(cfg)
     _check_proposal_keys(cfg)
-    heads = _registered(ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME)
+    heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
     if model.ROI_HEADS.SAMPLING != "random" and other:
         raise ValueError(
@@ -267,6 +276,18 @@ def _check_proposal_keys(cfg) -> None:
         )
 
 
-def _registered(registry, name: str):
-    """Return the entry of that name; None if unknown, for which Detectron2 has its own error."""
-    return registry.get(name) if name in registry else None
+def _check_names(model) -> None:
+    """Check names of classes and builders, for which Detectron2's error is a bare KeyError."""
+    names = {
+        "META_ARCHITECTURE": (META_ARCH_REGISTRY, model.META_ARCHITECTURE),
+        "BACKBONE.NAME": (BACKBONE_REGISTRY, model.BACKBONE.NAME),
+        "ROI_HEADS.NAME": (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME),
+        "ROI_BOX_HEAD.NAME": (ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME),
+        "SEM_SEG_HEAD.NAME": (SEM_SEG_HEADS_REGISTRY, model.SEM_SEG_HEAD.NAME),
+    }
+    for key, (registry, name) in names.items():
+        if not name or name in registry:
+            continue
+        near = get_close_matches(name, [known for known, _ in registry], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "import the module that registers it"
+        raise ValueError(f"MODEL.{key} {name} is not registered: {hint}")

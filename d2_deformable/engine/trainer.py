@@ -83,6 +83,13 @@ class Trainer(DefaultTrainer):
         file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
         if not file:
             check_weights(self.cfg)
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "%s has the checkpoint %s of an earlier training. This one starts anew and "
+                "overwrites such files; to continue the earlier one, stop and add --resume",
+                self.cfg.OUTPUT_DIR,
+                Path(self.checkpointer.get_checkpoint_file()).name,
+            )
         self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(resume)
         if not file:

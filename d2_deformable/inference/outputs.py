@@ -25,7 +25,7 @@ DRAWABLE = (".bmp", ".jpeg", ".jpg", ".png")  # suffixes that a picture keeps
 
 
 class OutputFolder:
-    """A folder of predictions.
+    """A folder of predictions; it stays as it was until the first of them.
 
     Args:
         folder: created if it does not exist.
@@ -48,12 +48,12 @@ class OutputFolder:
         stems = Counter(self._relative(file).with_suffix("") for file in files)
         self._shared_stems = {stem for stem, count in stems.items() if count > 1}
         self.journal = self.folder / JOURNAL
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._kept(settings) if resume and self.journal.is_file() else []
         self.done = {line["file"] for line in kept}
-        with replacing(self.journal) as part:
-            lines = [json.dumps({"settings": settings}), *map(json.dumps, kept)]
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._first_lines = [json.dumps({"settings": settings}), *map(json.dumps, kept)]
+        self._started = False
+        if kept:
+            self._start()
 
     def add(self, image, prediction: Prediction) -> None:
         """Write what was found in one image, RGB (H, W, 3) uint8."""
@@ -69,11 +69,15 @@ class OutputFolder:
 
     def append(self, record: dict) -> None:
         """Append a line to the journal."""
+        if not self._started:
+            self._start()
         with self.journal.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(record) + "\n")
 
     def records(self) -> Iterator[dict]:
         """Read the journal, without its settings."""
+        if not self._started:
+            return
         with self.journal.open(encoding="utf-8") as lines:
             next(lines)
             for line in lines:
@@ -81,6 +85,8 @@ class OutputFolder:
 
     def finish(self) -> list[Path]:
         """Write the files of results from the journal; return all paths that were written."""
+        if not self._started:
+            return []
         written = [self.journal]
         for kind, name, write in (
             ("json", "predictions.json", self._write_json),
@@ -110,6 +116,12 @@ class OutputFolder:
         """Append the record of a video's frame; labels are only counted."""
         record = as_record(prediction, self.class_names)
         self.append(record | {"frame": number, "time": seconds})
+
+    def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.journal) as part:
+            part.write_text("\n".join(self._first_lines) + "\n", encoding="utf-8")
+        self._started = True
 
     def _kept(self, settings) -> list[dict]:
         """Records of an earlier run: of images, and of videos that were finished."""

@@ -225,9 +225,17 @@ def find_model(model, weights=None, overrides=()):
     if path.is_file():
         cfg = read_config(path, overrides)
         if not weights:
-            raise ValueError(f"{model}: give the weights of this network, a checkpoint or a URL")
+            raise ValueError(
+                f"{model} is a config: give its weights too (--weights; a checkpoint or URL), or "
+                "the folder of its training instead"
+            )
         return cfg, weights
-    name = model_zoo.find_config(str(model))
+    try:
+        name = model_zoo.find_config(str(model))
+    except model_zoo.NotInModelZooError as error:
+        raise model_zoo.NotInModelZooError(
+            f"{model}: no such file or folder, and {error}"
+        ) from None
     weights = weights or model_zoo.get_checkpoint_url(name)
     return read_config(model_zoo.get_config_file(name), overrides), weights
 

@@ -20,7 +20,7 @@ def find_images(inputs) -> list[Path]:
     return files
 
 
-def find_inputs(inputs) -> list[Path]:
+def find_inputs(inputs, but: Path | None = None) -> list[Path]:
     """Find image and video files.
 
     A folder is searched with its subfolders, for files with the suffix of an image or a video, in
@@ -28,6 +28,7 @@ def find_inputs(inputs) -> list[Path]:
 
     Args:
         inputs: path of a file, of a folder, or a glob; or a list of these.
+        but: a folder whose files are left out unless they are named, such as that of the results.
 
     Returns:
         paths without duplicates, in the order of `inputs`.
@@ -37,9 +38,11 @@ def find_inputs(inputs) -> list[Path]:
     """
     found = {}
     for one in _as_list(inputs):
-        files = _expand(str(one))
+        files = _expand(str(one), but)
         if not files:
-            kinds = "no image or video in this folder" if Path(one).is_dir() else "no such file"
+            kinds = "no such file"
+            if Path(one).is_dir():
+                kinds = "no image or video in this folder, judged by suffixes such as .jpg and .mp4"
             raise FileNotFoundError(f"{one}: {kinds}")
         found.update(dict.fromkeys(files))
     if not found:
@@ -51,24 +54,30 @@ def is_video(file) -> bool:
     return Path(file).suffix.lower() in VIDEOS
 
 
-def _expand(one: str) -> list[Path]:
+def _expand(one: str, but: Path | None) -> list[Path]:
     path = Path(one).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
-        return _files_of(path)
+        return _files_of(path, but)
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    return [file for m in matches for file in (_files_of(m) if m.is_dir() else [m])]
+    found = [file for m in matches for file in (_files_of(m, but) if m.is_dir() else [m])]
+    return [file for file in found if not _is_in(file, but)]
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _files_of(folder: Path, but: Path | None) -> list[Path]:
     return [
         file
         for file in sorted(folder.rglob("*"))
         if (is_image(file) or is_video(file))
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
+        and not _is_in(file, but)
     ]
+
+
+def _is_in(file: Path, folder: Path | None) -> bool:
+    return folder is not None and file.resolve().is_relative_to(folder.resolve())
 
 
 def _as_list(inputs) -> list:

@@ -6,6 +6,13 @@ from difflib import get_close_matches
 import yaml
 from detectron2.config import CfgNode
 
+# fvcore's message
+TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(.+)'> vs\. <class '(.+)'>\) "
+    r"with values \((.*) vs\. (.*)\) for config key: (.+)",
+    re.DOTALL,
+)
+
 
 def merge_from_file(cfg: CfgNode, config_file) -> None:
     """Merge a YAML, and the files it builds on, into `cfg`.
@@ -72,8 +79,10 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
         similar = get_close_matches(match[1], _keys(cfg), n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
         return f"there is no key {match[1]}{hint}"
-    if "Type mismatch" in message and "<class 'str'> vs. <class" in message:
-        return f"{message}. Quote a string that looks like a number, e.g. '07'"
+    if match := TYPE_MISMATCH.fullmatch(message):
+        expected, given, before, value, key = match.groups()
+        hint = ". Quote a string that looks like a number, e.g. '07'" if expected == "str" else ""
+        return f"{key} is {value} ({given}); expected {expected}, such as {before}{hint}"
     return message
 
 

@@ -56,7 +56,9 @@ def test_a_damaged_config_is_one_line(folder):
     with pytest.raises(ValueError, match=r"config.yaml, .* no YAML of keys and values: .*line 2"):
         read_run(folder)
     (folder / "config.yaml").write_text("VERSION: 2\nSEED: x")
-    with pytest.raises(ValueError, match="config.yaml, .*Type mismatch .*SEED$"):
+    with pytest.raises(
+        ValueError, match="config.yaml, .*SEED is x .str.; expected int, such as -1$"
+    ):
         read_run(folder)
 
 

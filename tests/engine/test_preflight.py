@@ -8,8 +8,6 @@ from detectron2.modeling import (
     BACKBONE_REGISTRY,
     ROI_HEADS_REGISTRY,
     StandardROIHeads,
-    build_backbone,
-    build_roi_heads,
 )
 
 from d2_deformable import add_deformable_config
@@ -166,17 +164,20 @@ def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
             check_settings(cfg)
 
 
-def test_unknown_names_are_left_to_detectron2(cfg):
-    cfg.MODEL.WEIGHTS = "R-50.pkl"
-    cfg.MODEL.RESNETS.DEFORM_NUM_LAYERS = 1
-    cfg.MODEL.BACKBONE.NAME = "build_deform_resnet_backbon"
-    cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
-    cfg.MODEL.ROI_HEADS.NAME = "RFCNHead"
-    check_settings(cfg)
-    with pytest.raises(KeyError, match="'build_deform_resnet_backbon' found in 'BACKBONE' regis"):
-        build_backbone(cfg)
-    with pytest.raises(KeyError, match="'RFCNHead' found in 'ROI_HEADS' registry"):
-        build_roi_heads(cfg, {})
+@pytest.mark.parametrize(
+    "key, name, message",
+    [
+        ("META_ARCHITECTURE", "GeneralisedRCNN", "did you mean GeneralizedRCNN"),
+        ("BACKBONE.NAME", "build_deform_resnet_backbon", "did you mean build_deform_resnet_back"),
+        ("ROI_HEADS.NAME", "RFCNHead", "did you mean RFCNHeads"),
+        ("ROI_BOX_HEAD.NAME", "FastRCNNHead", "did you mean FastRCNN"),
+        ("SEM_SEG_HEAD.NAME", "xyz", "import the module that registers it"),
+    ],
+)
+def test_names_that_are_not_registered_are_refused(cfg, key, name, message):
+    cfg.merge_from_list(["MODEL.WEIGHTS", "R-50.pkl", f"MODEL.{key}", name])
+    with pytest.raises(ValueError, match=f"MODEL.{key} {name} is not registered: {message}"):
+        check_settings(cfg)
 
 
 def test_evaluation_of_semantic_segmentation(cfg):

@@ -92,6 +92,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(run, config, interrupted
         assert same, name
 
 
+def test_a_training_that_starts_anew_says_what_it_overwrites(config, interrupted, caplog):
+    trainer = Trainer(config(interrupted, "SEED", "-1"))
+    with caplog.at_level(logging.WARNING):
+        trainer.resume_or_load(resume=False)
+    assert f"the checkpoint {SAVED} of an earlier training" in caplog.text
+    assert trainer.start_iter == 0
+
+
 def test_what_is_random_follows_from_the_seed(config):
     """A test of the test above: another order or augmentation gives other weights."""
     weights = []

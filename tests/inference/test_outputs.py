@@ -123,6 +123,15 @@ def test_a_run_continues_where_it_was_interrupted(tmp_path, files):
     assert stub.calls == [] and again == expected
 
 
+def test_a_run_that_reads_nothing_leaves_earlier_results(tmp_path, files):
+    run(tmp_path, files, Stub())
+    before = {file: file.read_bytes() for file in (tmp_path / "out").glob("*.json*")}
+    broken = [file for file in files if file.name == "broken.jpg"]
+    problems, records = run(tmp_path, broken, Stub())
+    assert len(problems) == 1 and not records
+    assert before == {file: file.read_bytes() for file in (tmp_path / "out").glob("*.json*")}
+
+
 def test_other_settings_do_not_continue(tmp_path, files):
     run(tmp_path, files, Stub())
     with pytest.raises(ValueError, match=r"other settings \(threshold\): choose another --output"):

@@ -131,7 +131,7 @@ def test_segmentation(deeplab, pictures, given):
     [
         ({"threshold": 1.5}, ValueError, "threshold is 1.5; expected a score between 0 and 1"),
         ({"only": ["dog"]}, ValueError, "no class is called dog; the network knows disc, "),
-        ({"model": DEEPLAB}, ValueError, "give the weights of this network"),
+        ({"model": DEEPLAB}, ValueError, "is a config: give its weights too .--weights"),
         ({"model": "no_such"}, model_zoo.NotInModelZooError, "no_such"),
         ({"weights": "missing.pth"}, FileNotFoundError, "missing.pth"),
         ({"overrides": [*AUG, ()]}, ValueError, "TEST.AUG.MIN_SIZES is"),

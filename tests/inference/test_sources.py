@@ -25,6 +25,15 @@ def test_a_folder_with_its_subfolders(root):
     assert names(find_images("in")) == ["in/a.png", "in/b.JPG", "in/sub/c.tif"]
 
 
+def test_results_of_an_earlier_run_are_no_inputs(root):
+    (root / "in/found").mkdir()
+    (root / "in/found/a.png").touch()
+    for inputs in ("in", "in/**", "."):
+        assert "in/found/a.png" not in names(find_inputs(inputs, but=Path("in/found")))
+        assert "in/found/a.png" in names(find_inputs(inputs))
+    assert names(find_inputs("in/found/a.png", but=Path("in/found"))) == ["in/found/a.png"]
+
+
 def test_files_and_globs_in_their_order_without_duplicates(root):
     found = find_inputs(["in/sub/clip.MP4", "in/*.png", "in/a.png", "in/notes.txt"])
     assert names(found) == ["in/sub/clip.MP4", "in/a.png", "in/notes.txt"]
