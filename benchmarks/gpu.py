@@ -75,10 +75,13 @@ def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
 
 
-# Each step yields (name, function that runs one command and returns the result to record).
+# Each step yields (name, function that runs one command and returns the result to record). All have
+# the same signature, whether or not they write files to `out`.
 
 
 def build(run, out):
+    """Yield ("library", function that compiles the CUDA library and returns a summary)."""
+
     def compile_library():
         architecture = "{}.{}".format(*torch.cuda.get_device_capability())
         summary = last_line(run(PYTHON, "tools/build_cuda.py", architecture))
@@ -90,10 +93,13 @@ def build(run, out):
 
 
 def tests(run, out):
+    """Yield ("all", function that runs all tests and returns pytest's last line)."""
     yield "all", lambda: last_line(run(*PYTEST, "tests"))
 
 
 def sanitize(run, out):
+    """Yield (tool, function that runs the operator tests under it and returns its summaries)."""
+
     def checked(tool, **env):
         # Only our kernels: those of cuBLAS are not ours to fix.
         ours = ("--tool", tool, "--kernel-name", "kns=d2_deformable")
@@ -108,16 +114,19 @@ def sanitize(run, out):
 
 
 def ops(run, out):
+    """Yield (dtype, function that times the operators and returns the file and its rows)."""
     for dtype in ("float32", "float16", "bfloat16"):
         yield dtype, lambda dtype=dtype: timed(run, out, "ops", dtype, "--rounds", "51")
 
 
 def models(run, out):
+    """Yield (dtype, function that times the networks and returns the file and its rows)."""
     for dtype in ("float32", "float16"):
         yield dtype, lambda dtype=dtype: timed(run, out, "models", dtype, "--rounds", "21")
 
 
 def timed(run, out, benchmark, dtype, *options):
+    """Run a benchmark; return the name of its file and the number of rows in it."""
     file = out / f"{benchmark}-{dtype}.json"
     command = (PYTHON, "-m", f"benchmarks.{benchmark}", "--device", "cuda", "--dtype", dtype)
     run(*command, *options, "--json", file)
@@ -125,6 +134,8 @@ def timed(run, out, benchmark, dtype, *options):
 
 
 def train(run, out):
+    """Yield (config name, function that trains it and returns seconds and AP)."""
+
     def trained(name):
         start = time.monotonic()
         folder = out / name

@@ -57,7 +57,7 @@ def measure_backbone(network: Network, run, bench: Bench) -> dict:
     """Measure a plain backbone, ours, and ours with torchvision's operator.
 
     Raises:
-        ArithmeticError: the features of the two operators differ.
+        ArithmeticError: our features differ from those computed with torchvision's operator.
     """
     device = bench.clock.device
     plain, deformable = network.models(device)

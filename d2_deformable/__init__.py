@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "add_deformable_config", "predict"]
 
 try:
-    import detectron2  # noqa: F401
+    import detectron2
 
     with warnings.catch_warnings():
         # fvcore and Detectron2 use torch.jit.script when they are imported; users cannot change it.
@@ -36,5 +36,5 @@ def __getattr__(name):
 
         return getattr(inference, name)
     if name in ("add_deformable_config", "model_zoo", "modeling"):
-        from . import needs_detectron2  # noqa: F401
+        from . import needs_detectron2
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ def page_after_scripts(url: str, width: int) -> str:
 
 
 def faults_of(folder: Path, pages, widths=(400, 1400)) -> list[str]:
-    """What is wrong with pages in a folder: requests that leave it, images that do not load, and
+    """Find faults of pages in a folder: requests that leave it, images that do not load, and
     content wider than the window.
 
     Args:

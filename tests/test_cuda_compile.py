@@ -54,7 +54,7 @@ def kernels(toolkit, tmp_path_factory):
     home, headers = toolkit
 
     @functools.cache
-    def compile(source, architecture):
+    def compiled(source, architecture):
         folder = tmp_path_factory.mktemp(f"{source.stem}_{architecture}")
         command = [
             home / "bin" / "nvcc",
@@ -78,7 +78,7 @@ def kernels(toolkit, tmp_path_factory):
         names = [re.search(r"<(.*)>\(", re.sub(r"\w+::", "", name))[1].strip() for name in names]
         return {name: (remarks[key], bodies[key]) for name, key in zip(names, bodies, strict=True)}
 
-    return compile
+    return compiled
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)

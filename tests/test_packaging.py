@@ -1,4 +1,4 @@
-"""What an sdist and a wheel hold, what their metadata say, and that they install and work."""
+"""Contents and metadata of sdist and wheel, and that they install and work."""
 
 import json
 import os

@@ -58,5 +58,5 @@ def test_docs_show_every_pair():
 
 
 def test_operators_name_the_versions_that_docs_show():
-    """Where torch lacks a private name, the error names the versions that have it."""
+    """If torch lacks a private name, the error names the versions that have it."""
     assert set(re.findall(r"[\d.]+", TESTED)) == {version.rpartition(".")[0] for version in DOCS}

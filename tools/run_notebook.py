@@ -3,8 +3,9 @@
 
 python tools/run_notebook.py docs/tutorial.ipynb
 
-Jupyter is not needed. Pictures are stored as JPEG, which is small, and nothing that depends on the
-machine or the time is. The working folder is that of the notebook, as in Jupyter.
+Only stdout and the value of each cell's last line are stored, pictures as JPEG, which is small. The
+working folder is that of the notebook, as in Jupyter. nbclient is not used: with a kernel it would
+add about 30 packages to constraints.txt.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def run_cell(source: str, name: str, namespace: dict):
 
 
 def outputs(printed: str, value, number: int) -> list[dict]:
-    """What a cell printed, and its value, as nbformat 4 stores them."""
+    """Convert what a cell printed, and its value, to outputs of nbformat 4."""
     found = []
     if printed:
         text = printed.splitlines(keepends=True)

@@ -29,11 +29,20 @@ def detection_counts(model, inputs, records) -> dict[str, np.ndarray]:
                 entry = {"image_id": index, "category_id": label, "bbox": box, "score": score}
                 found.append(entry)
     num_classes = 1 + max(a["category_id"] for record in records for a in record["annotations"])
-    return matched(found, [record["annotations"] for record in records], num_classes)
+    return match_detections(found, [record["annotations"] for record in records], num_classes)
 
 
-def matched(found, truth, num_classes: int) -> dict[str, np.ndarray]:
-    """Compute `detection_counts` from detections in COCO's result format and annotations."""
+def match_detections(found, truth, num_classes: int) -> dict[str, np.ndarray]:
+    """Match detections to annotations at each of IOUS.
+
+    Args:
+        found: detections in COCO's result format.
+        truth: the annotations of each image.
+
+    Returns:
+        "objects" (images, classes), their numbers, and "detections", rows of (image, class, 10000 *
+        score, bit mask of matched IoUs).
+    """
     annotations = []
     objects = np.zeros((len(truth), num_classes), int)
     for image, some in enumerate(truth):

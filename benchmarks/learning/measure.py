@@ -132,7 +132,8 @@ class PreviousOffsets(ReplacedOffsets):
         self.previous, self.own = {}, {}
 
     def __call__(self, inputs):
-        # With foreign offsets in lower layers, upper ones no longer predict their own.
+        # First record the model's own offsets: replacing those of lower layers would change the
+        # predictions of upper ones.
         self.own = {}
         self._run(inputs, self._keep)
         result = super().__call__(inputs)

@@ -15,12 +15,13 @@ namespace {
 
 constexpr const char* kOp = "ps_roi_pool";
 
+// Work of one call; one bin per RoI reads each plane.
 RoiWork ps_roi_work(const PsRoiPoolSizes& s) {
   constexpr int64_t kPixelsPerBin = 9;  // roughly, for the RoIs of a detector
   const int64_t planes = s.images * s.top_channels * s.bins();
   check_32_bits(kOp, "channels of all images", planes);
-  return {planes, s.height * s.width, ceil_div(s.rois, std::max<int64_t>(s.images, 1)), 1,
-          kPixelsPerBin};
+  return {planes, s.height * s.width, ceil_div(s.rois, std::max<int64_t>(s.images, 1)),
+          /*bins=*/1, kPixelsPerBin};
 }
 
 at::Tensor ps_roi_pool_cuda(const at::Tensor& input, const at::Tensor& rois,

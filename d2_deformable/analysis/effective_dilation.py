@@ -110,7 +110,7 @@ def leaves_the_map(conv: ConvOffsets) -> torch.Tensor:
     return ~is_inside(points, conv.input_size).all(dim=1)
 
 
-def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) -> torch.Tensor:  # noqa: B008
+def object_sizes(centers, image_size, boxes, pixel=(1.0, 1.0), rules=Rules()) -> torch.Tensor:
     """Size of the object below each centre, as an index into `SIZES`; -1 beyond the image.
 
     Args:
@@ -168,7 +168,7 @@ class EffectiveDilation:
         rules: see `Rules`.
     """
 
-    def __init__(self, model: nn.Module, rules: Rules = Rules()):  # noqa: B008
+    def __init__(self, model: nn.Module, rules: Rules = Rules()):
         self.model = model
         self.rules = rules
         self.plain = last_stage_convs(model)

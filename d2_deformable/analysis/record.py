@@ -44,7 +44,7 @@ class ConvOffsets:
 
 @dataclass(frozen=True)
 class PartOffsets:
-    """How one deformable RoI pooling layer places its parts in one image.
+    """Placement of the parts of one deformable RoI pooling layer in one image.
 
     predict: maps boxes (R, 4) in network input pixels to normalised shifts (R, classes, 2, k, k) of
         (dy, dx), and to 1 / stride (R,) of the feature map that each box is pooled from. It calls
@@ -65,7 +65,7 @@ class PartOffsets:
 
 @dataclass
 class OffsetRecord:
-    """What `record_offsets` recorded: layers in the order in which they ran.
+    """Result of `record_offsets`: layers in the order in which they ran.
 
     input_size: (H, W) of the network input, padding included.
     below: see `layers_below`; for a missing layer, all that ran before it count as below it.

@@ -1,4 +1,4 @@
-"""Where a deformable network samples: the geometry of the paper's figures 5 and 6, without drawing.
+"""Sampling points and parts of a deformable network: geometry of figures 5 and 6, without drawing.
 
 `conv_sampling_points`, `offset_lengths` and `part_boxes` convert the offsets that
 `record.inspect_image` recorded to points, lengths and boxes in pixels of the original image.

@@ -1,4 +1,4 @@
-"""What a training will cost: time and memory from a few real steps, and the learning-rate schedule.
+"""Expected cost of a training, measured in a few real steps: time, memory, learning-rate schedule.
 
 Nothing is written to OUTPUT_DIR.
 """

@@ -42,7 +42,7 @@ class FigureOptions:
             )
 
 
-def figures(image, inspection: Inspection, class_names, options: FigureOptions = FigureOptions()):  # noqa: B008
+def figures(image, inspection: Inspection, class_names, options: FigureOptions = FigureOptions()):
     """Yield (kind, Figure, numbers) for the layers the network has.
 
     The kinds are "sampling_points" (figure 5), "offset_lengths" and "parts" (figure 6).

@@ -54,7 +54,7 @@ def read_mxnet_params(path) -> dict[str, Tensor]:
             )
         count = reader.count("arrays", at_least=4)
         arrays = [reader.array(f"array {i} of {count}") for i in range(count)]
-        names = [reader.name() for _ in range(reader.count("names", at_least=8))]
+        names = [reader.read_name() for _ in range(reader.count("names", at_least=8))]
         if len(names) != count:
             raise reader.error(
                 f"{count} arrays and {len(names)} names; expected a name for each, as mx.nd.save "
@@ -97,7 +97,8 @@ class _Reader:
             raise self.error(f"{count} {items} do not fit into the {self.left} bytes left")
         return count
 
-    def name(self) -> str:
+    def read_name(self) -> str:
+        """Read a length-prefixed UTF-8 name."""
         (size,) = self.unpack("Q", "length of a name")
         try:
             return self.read(size, "name").decode()

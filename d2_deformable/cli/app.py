@@ -1,4 +1,4 @@
-"""Serve a page to click through what a network sees, on this machine."""
+"""Serve an interactive viewer of detections, sampling points and box parts."""
 
 import webbrowser
 

@@ -16,7 +16,7 @@ from .command import run
 # {command: (module, one line of help)}, in the order of the help.
 COMMANDS = {
     "predict": ("predict", "detect objects in images, folders and videos"),
-    "app": ("app", "serve a page to click through what a network sees"),
+    "app": ("app", "serve an interactive viewer of detections and sampling points"),
     "new": ("new", "write a YAML that trains a network on your own labelled images"),
     "train": ("train", "train a network from its YAML"),
     "train imagenet": ("train_imagenet", "train a backbone on ImageNet"),
@@ -70,7 +70,7 @@ def main(argv=None) -> None:
     except (ImportError, OSError, RuntimeError) as error:  # as libraries that do not fit raise
         if "--debug" in argv:
             raise
-        sys.exit(f"d2-deformable {name}: {error}; `d2-deformable doctor` tells more")
+        sys.exit(f"d2-deformable {name}: {error}; run `d2-deformable doctor` for details")
     run(module.main, module.parser(), argv[words:])
 
 
@@ -84,7 +84,7 @@ def moved(name: str) -> None:
 
 def overview() -> str:
     width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:{width}}{help}" for name, (_, help) in COMMANDS.items()]
+    lines = [f"  {name:{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [f"{USAGE}", "Deformable Convolutional Networks for Detectron2.", "", "commands:", *lines]
     )

@@ -1,4 +1,4 @@
-"""What FORMAT coco and csv have in common: one file holds the annotations of all images."""
+"""Base of FORMAT coco and csv: one file holds the annotations of all images."""
 
 from dataclasses import dataclass
 from pathlib import Path

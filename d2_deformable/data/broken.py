@@ -1,4 +1,4 @@
-"""Train on in spite of image files that cannot be read."""
+"""Continue training despite unreadable images."""
 
 import random
 
@@ -9,7 +9,7 @@ KEY = "skipped_images"
 
 
 class SkipBrokenImages:
-    """A mapper that takes another record, drawn at random, in the place of one with a broken image.
+    """Replaces a record whose image is broken by another, drawn at random.
 
     The replacement names the files that it stands for, under "skipped_images", since the mapper of
     a data loader's process cannot count for the training.

@@ -215,6 +215,11 @@ def _coco(root: Path, given: dict) -> list[tuple[str, dict]]:
 
 
 def _yolo(root: Path, given: dict) -> list[tuple[str, dict]]:
+    """Find splits and fields of a YOLO data set.
+
+    They come from data.yaml, else from classes.txt with list files, folders named after splits, or
+    all images.
+    """
     if "ANNOTATIONS" in given:
         yamls = [given["ANNOTATIONS"]] if given["ANNOTATIONS"] else []
     else:
@@ -225,17 +230,22 @@ def _yolo(root: Path, given: dict) -> list[tuple[str, dict]]:
             f"{root}: {', '.join(yamls)} may all be its data.yaml; name the right one, as "
             "ANNOTATIONS"
         )
-    if yamls:
-        form = YOLOFormat(root, annotations=yamls[0])
-        content, classes = form.content()
-        names = [("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test")]
-        found = [(split, key) for split, key in names if content.get(key)]
-        common = {"ANNOTATIONS": yamls[0], "CLASSES": list(classes)}
-        if "SPLIT" in given:
-            return [("all", common)]
-        if not found:
-            raise ValueError(f"{root / yamls[0]}: has none of the splits train, val and test")
-        return [(split, common | {"SPLIT": key}) for split, key in found]
+    return _yolo_from_yaml(root, yamls[0], given) if yamls else _yolo_from_folders(root, given)
+
+
+def _yolo_from_yaml(root: Path, yaml: str, given: dict) -> list[tuple[str, dict]]:
+    content, classes = YOLOFormat(root, annotations=yaml).content()
+    common = {"ANNOTATIONS": yaml, "CLASSES": list(classes)}
+    if "SPLIT" in given:
+        return [("all", common)]
+    names = [("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test")]
+    found = [(split, common | {"SPLIT": key}) for split, key in names if content.get(key)]
+    if not found:
+        raise ValueError(f"{root / yaml}: has none of the splits train, val and test")
+    return found
+
+
+def _yolo_from_folders(root: Path, given: dict) -> list[tuple[str, dict]]:
     names = given.get("CLASSES") or next(
         (n for n in ("classes.txt", "obj.names", "labels/classes.txt") if (root / n).is_file()),
         None,

@@ -124,7 +124,7 @@ def _load(name: str) -> Inspected:
 
 
 class _Decoded(NamedTuple):
-    """What decoding an image shows: a problem, or its digest and the pixels of each class."""
+    """Result of decoding an image: a problem, or its digest and the pixels of each class."""
 
     kind: str = ""
     message: str = ""

@@ -73,7 +73,10 @@ class VOCFormat:
         if not self.split:
             stems = sorted(path.stem for path in annotations.glob("*.xml"))
             if not stems:
-                raise ValueError(f"{annotations}: holds no .xml file (SPLIT is empty: all of them)")
+                raise ValueError(
+                    f"{annotations}: no .xml file found; with an empty SPLIT every .xml of this "
+                    "folder is used"
+                )
             return [(stem, "ANNOTATIONS") for stem in stems]
         by_name = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         by_path = self.root / self.split

@@ -42,7 +42,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction, class_names) -> n
 def index_image(labels: np.ndarray, classes: int) -> Image.Image:
     """Make an image whose pixel values are the class indices, with a colour for each.
 
-    Of more than 256 classes, it has 16 bits and no colours.
+    With more than 256 classes it has 16 bits and no colours.
     """
     if classes > 256:
         return Image.fromarray(labels.astype(np.uint16))

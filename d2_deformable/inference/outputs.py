@@ -233,7 +233,7 @@ class OutputFolder:
 
 
 def as_record(prediction: Prediction, class_names) -> dict:
-    """Make a dict that JSON can hold; of labels, it has the number of pixels of each class."""
+    """Make a dict that JSON can hold; labels become pixel counts per class."""
     record = {name: getattr(prediction, name) for name in ("file", "width", "height")}
     if prediction.labels is None:
         names = ("boxes", "scores", "classes", "names")

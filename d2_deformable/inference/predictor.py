@@ -30,7 +30,7 @@ DEFAULT_MODEL = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 
 @dataclass
 class Prediction:
-    """What a network found in one image.
+    """Detections or labels of one image.
 
     Detections are sorted by score, the highest first. Everything but `labels` is plain Python and
     can be written as JSON.
@@ -65,7 +65,7 @@ class Prediction:
 class Predictor:
     """A network that is loaded once and called for many images.
 
-    TEST.AUG.ENABLED and TEST.BOX_AVERAGE.ENABLED of the config hold here as in evaluation.
+    TEST.AUG.ENABLED and TEST.BOX_AVERAGE.ENABLED of the config apply as in evaluation.
 
     Args:
         model: a config's name (see `d2_deformable.model_zoo.list_configs`), the path of a YAML, or

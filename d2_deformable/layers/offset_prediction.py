@@ -17,7 +17,7 @@ class OffsetPrediction(NamedTuple):
 
 
 class RoISampling(NamedTuple):
-    """How a RoI layer places its samples, see `d2_deformable.ops.geometry`.
+    """Placement of a RoI layer's samples, see `d2_deformable.ops.geometry`.
 
     round_rois, min_size: of `roi_boxes`.
     samples: per bin and axis.
@@ -37,7 +37,7 @@ class OffsetOutput(nn.Module):
     the arguments of `forward` by position and in its order, so hooks may rely on
     `args == (offset, mask, x)`, followed by `(rois, spatial_scale)` for RoI layers.
 
-    The layer says the rest itself: `offset_unit`, "cells" of the feature map or "RoI sizes";
+    The layer's attributes give the rest: `offset_unit`, "cells" of the feature map or "RoI sizes";
     `offset_parameters`, a part of the names of the parameters that predict the offsets; and, if it
     pools RoIs, `gamma`, `output_size` and `roi_sampling`, a `RoISampling`.
 

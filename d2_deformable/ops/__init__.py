@@ -1,6 +1,6 @@
 """The operators, each on one page: public function, fake kernels, autograd (kernels: csrc/)."""
 
-from . import _vmap  # noqa: F401  (registers its rules)
+from . import _vmap  # registers its rules
 from ._library import has_cuda
 from .deform_conv2d import BORDERS, deform_conv2d
 from .deform_roi_align import deform_roi_align

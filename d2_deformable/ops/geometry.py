@@ -1,4 +1,4 @@
-"""Where the operators sample their input map: the mathematics of csrc/geometry/, in Python.
+"""Sampling positions of the operators in their input map: csrc/geometry/ in Python.
 
 Coordinates are (y, x) in pixels of the map. The centre of pixel (0, 0) is at (0, 0). No branch
 depends on a tensor's values, so that composites and exported graphs can be traced.

@@ -188,7 +188,7 @@ def check_gpu(built_for_cuda: bool) -> Iterator[Finding]:
             False, "the GPU is not used: torch is built for the CPU", "install torch for CUDA"
         )
     elif not available:
-        why = caught[0].message if caught else "it is hidden or out of order"
+        why = caught[0].message if caught else "it is hidden (CUDA_VISIBLE_DEVICES) or not working"
         yield Finding(
             False,
             f"torch cannot use the GPU: {why}",

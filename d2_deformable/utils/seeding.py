@@ -1,4 +1,4 @@
-"""Random numbers that follow from what is computed, not from what was computed before.
+"""Random numbers derived from a key such as (seed, iteration).
 
 A training that takes its random numbers from (seed, iteration) can be interrupted anywhere and goes
 on as if it had not been, without the state of any generator in its checkpoints.

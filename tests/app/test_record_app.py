@@ -1,7 +1,6 @@
 """README's animation of the page, and tools/record_app.py, which records it."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from browser import needs_chromium
+
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def check(file):
@@ -32,7 +32,7 @@ def test_the_animation_of_readme():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (apt install chromium)")
+@needs_chromium
 def test_it_can_be_recorded(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "tools/record_app.py", tmp_path / "app.webp"],

@@ -19,10 +19,10 @@ SMALL = ("INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu")
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """run(format, *arguments) -> the printed text; the command writes tmp_path / "file"."""
+    """run(kind, *arguments) -> the printed text; the command writes tmp_path / "file"."""
 
-    def run(format, *argv):
-        given = "--config-file", YAML, "--weights", WEIGHTS, "--format", format
+    def run(kind, *argv):
+        given = "--config-file", YAML, "--weights", WEIGHTS, "--format", kind
         given = *given, "--output", tmp_path / "file", *argv, *SMALL
         main(["export", *map(str, given)])
         return capsys.readouterr().out
@@ -39,13 +39,13 @@ def photo(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "format", ["torchscript", "onnx", pytest.param("torch_export", marks=pytest.mark.slow)]
+    "kind", ["torchscript", "onnx", pytest.param("torch_export", marks=pytest.mark.slow)]
 )
-def test_a_detector_is_written_and_compared(format, run, photo, tmp_path):
-    if format == "onnx":
+def test_a_detector_is_written_and_compared(kind, run, photo, tmp_path):
+    if kind == "onnx":
         pytest.importorskip("onnxruntime")
     # Skip log lines, which a handler that another test registered may print.
-    printed = [line for line in run(format, "--image", photo).splitlines() if line[0] != "["]
+    printed = [line for line in run(kind, "--image", photo).splitlines() if line[0] != "["]
     assert printed[0] == f"wrote {tmp_path / 'file'}"
     line = r"compared with the network, on 123 x 96 pixels, (\d+) detections: boxes by .* px, .*"
     assert int(re.fullmatch(line, printed[1])[1]) > 0 and len(printed) == 2

@@ -144,9 +144,9 @@ def test_equals_reference(name, dtype, in_order, operator):
     expected_output, expected_grads = expected(call, tensors)
     assert output.dtype == dtype
     assert_close(output, expected_output, dtype)
-    format = torch.channels_last if call.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if call.channels_last else torch.contiguous_format
     for tensor in (output, grads[0]):
-        assert tensor.is_contiguous(memory_format=format)
+        assert tensor.is_contiguous(memory_format=memory_format)
     for grad, value, leaf in zip(grads, expected_grads, (input, offset, weight, mask)):
         assert grad.dtype == leaf.dtype and grad.shape == leaf.shape
         assert_close(grad, value, dtype)

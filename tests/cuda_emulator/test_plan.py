@@ -1,4 +1,4 @@
-"""How csrc/cuda/plan.h divides a call: properties for all sizes, even those that exceed memory.
+"""Division of a call by csrc/cuda/plan.h: properties for all sizes, even those that exceed memory.
 
 Sizes are drawn from all orders of magnitude, including the smallest ones and those around powers
 of two. Python's integers have no limits, so a 64-bit overflow in C++ shows as a difference.

@@ -1,5 +1,5 @@
-"""How csrc/cuda/roi_plan.h divides planes, RoIs and bins: properties for all sizes, even those that
-exceed memory. Python's integers have no limits, so a 64-bit overflow in C++ shows as a
+"""Division of planes, RoIs and bins by csrc/cuda/roi_plan.h: properties for all sizes, even those
+that exceed memory. Python's integers have no limits, so a 64-bit overflow in C++ shows as a
 difference."""
 
 import random
@@ -101,7 +101,7 @@ def test_every_bin_of_every_roi_once(library):
         for split, thread in product(range(plan.splits), range(plan.threads)):
             first_bin, own_roi = divmod(thread, plan.roi_threads)
             first = split * plan.roi_threads + own_roi
-            for bin in range(first_bin, bins, plan.threads // plan.roi_threads):
+            for index in range(first_bin, bins, plan.threads // plan.roi_threads):
                 for roi in range(first, rois, plan.splits * plan.roi_threads):
-                    visits[roi, bin] += 1
+                    visits[roi, index] += 1
         assert len(visits) == rois * bins and set(visits.values()) <= {1}

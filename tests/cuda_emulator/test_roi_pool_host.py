@@ -43,9 +43,9 @@ class Call:
         """input, rois, offset, grad_output"""
         half = dtype in (torch.float16, torch.bfloat16)
         coordinates = torch.float32 if half and self.float_coordinates else dtype
-        format = torch.channels_last if self.channels_last else torch.contiguous_format
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (self.images, self.top_channels * self.groups, *self.size)
-        input = torch.randn(shape, dtype=dtype).contiguous(memory_format=format)
+        input = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format)
         rois = cases.random_rois(self.rois, max(self.images, 1), torch.float64).to(coordinates)
         shape = (self.rois, 2 * self.classes, *(self.parts or ()))
         offset = torch.randn(shape, dtype=coordinates) if self.parts else None
@@ -145,9 +145,9 @@ def test_equals_reference(name, dtype, shared, in_order, operators, monkeypatch)
     expected_output, *expected_grads = call.expected(tensors)
     assert output.dtype == dtype
     assert_close(output, expected_output, dtype)
-    format = torch.channels_last if call.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if call.channels_last else torch.contiguous_format
     for tensor in (output, grads[0]):
-        assert tensor.is_contiguous(memory_format=format)
+        assert tensor.is_contiguous(memory_format=memory_format)
     for grad, value, leaf in zip(grads, expected_grads, (tensors[0], tensors[2])):
         assert grad.dtype == leaf.dtype and grad.shape == leaf.shape
         assert_close(grad, value, dtype)

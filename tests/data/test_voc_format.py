@@ -221,7 +221,7 @@ def test_empty_and_repeating_splits(write_voc, register, root):
     )
     (root / "set/ImageSets/Main/empty.txt").write_text("\n \n")
     (root / "set/ImageSets/Main/twice.txt").write_text("a\n\na\n")
-    with pytest.raises(ValueError, match=r"set/Annotations: holds no \.xml file"):
+    with pytest.raises(ValueError, match=r"set/Annotations: no \.xml file found"):
         DatasetCatalog.get("voc_none")
     with pytest.raises(ValueError, match=r"Main/empty\.txt: this split lists no image"):
         DatasetCatalog.get("voc_empty")

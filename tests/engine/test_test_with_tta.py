@@ -1,4 +1,4 @@
-"""Which test-time augmentation Trainer.test_with_TTA selects, and which images it gets."""
+"""Trainer.test_with_TTA: the test-time augmentation it selects, and the images it gets."""
 
 import pytest
 from detectron2.config import get_cfg

@@ -35,13 +35,13 @@ def score_thresholds(model):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """written(format, name) -> a network, its file, and an image on which it finds nothing.
+    """written(kind, name) -> a network, its file, and an image on which it finds nothing.
 
     The network is exported in training mode, once for each pair.
     """
 
     @cache
-    def written(format, name):
+    def written(kind, name):
         model = small_network(name)
         images = [torch.zeros(3, 96, 128), torch.full((3, 96, 128), 255.0)]
         if "deeplab" not in name:
@@ -49,8 +49,8 @@ def written(tmp_path_factory):
             images.sort(key=dict(zip(images, found, strict=True)).get)
             for module in score_thresholds(model):
                 module.test_score_thresh = (sum(found) + min(found)) / 3
-        file = tmp_path_factory.mktemp("exported") / f"{name}.{format}"
-        EXPORTS[format](model.train(), noise(97, 128)[:, 1:], file)  # a view
+        file = tmp_path_factory.mktemp("exported") / f"{name}.{kind}"
+        EXPORTS[kind](model.train(), noise(97, 128)[:, 1:], file)  # a view
         assert all(m.training for m in model.children())
         return model.eval(), file, images[0]
 
@@ -64,10 +64,10 @@ def check(model, image, outputs) -> int:
     return found.get("detections", 1)
 
 
-@pytest.mark.parametrize(("format", "name"), FILES)
-def test_every_network_on_every_size(format, name, written):
-    model, file, nothing = written(format, name)
-    exported = load_exported(file, format)
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_every_network_on_every_size(kind, name, written):
+    model, file, nothing = written(kind, name)
+    exported = load_exported(file, kind)
     images = [noise(*size) for size in SIZES]
     assert sum(check(model, x, exported(x)) for x in images) > 2 or "deeplab" in name
     assert check(model, nothing, exported(nothing)) == 0 or "deeplab" in name
@@ -99,7 +99,7 @@ def test_few_boxes_or_many_after_few(name, overrides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "name", "imports"),
+    ("kind", "name", "imports"),
     [
         ("torchscript", "rfcn", PACKAGE),
         pytest.param(
@@ -114,15 +114,15 @@ def test_few_boxes_or_many_after_few(name, overrides, tmp_path):
         ),
     ],
 )
-def test_a_fresh_process(format, name, imports, written, tmp_path):
-    model, file, _ = written(format, name)
+def test_a_fresh_process(kind, name, imports, written, tmp_path):
+    model, file, _ = written(kind, name)
     images = [noise(*size) for size in SIZES]
     torch.save(images, tmp_path / "images")
     code = [
         "import sys, torch",
         imports,
         f"f = {str(file)!r}",
-        f"network = {LOADS[format]}",
+        f"network = {LOADS[kind]}",
         "torch.save([network(x) for x in torch.load('images')], 'outputs')",
         f"assert 'detectron2' not in sys.modules or {imports == PACKAGE}",
     ]
@@ -131,7 +131,7 @@ def test_a_fresh_process(format, name, imports, written, tmp_path):
         check(model, image, outputs)
 
 
-@pytest.mark.parametrize("format", EXPORTS)
+@pytest.mark.parametrize("kind", EXPORTS)
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -139,9 +139,9 @@ def test_a_fresh_process(format, name, imports, written, tmp_path):
         (torch.zeros(1, 3, 96, 128), r"shape \(1, 3, 96, 128\); expected one image"),
     ],
 )
-def test_what_is_no_image_is_refused(format, image, message, tmp_path):
+def test_what_is_no_image_is_refused(kind, image, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        EXPORTS[format](small_network("deeplab"), image, tmp_path / "file")
+        EXPORTS[kind](small_network("deeplab"), image, tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 
@@ -157,21 +157,21 @@ class Identity(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("format", "layer", "message"),
+    ("kind", "layer", "message"),
     [
         ("torchscript", Identity.apply, "Python function of its own.*'Identity'"),
         ("torch_export", lambda x: x if x.sum() > 0 else -x, "torch.export cannot follow this"),
     ],
 )
-def test_a_layer_that_no_file_can_hold(format, layer, message, tmp_path):
+def test_a_layer_that_no_file_can_hold(kind, layer, message, tmp_path):
     model = small_network("deeplab")
     model.sem_seg_head.hidden.activation = layer
     with pytest.raises(ValueError, match=message):
-        EXPORTS[format](model, noise(96, 128), tmp_path / "file")
+        EXPORTS[kind](model, noise(96, 128), tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", EXPORTS)
-def test_no_folder(format, tmp_path):
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_no_folder(kind, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        EXPORTS[format](small_network("deeplab"), noise(96, 128), tmp_path / "no" / "file")
+        EXPORTS[kind](small_network("deeplab"), noise(96, 128), tmp_path / "no" / "file")

@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.learning.detection import matched
+from benchmarks.learning.detection import match_detections
 from benchmarks.learning.endpoints import value
 
 CLASSES, IMAGES = 4, 30
@@ -66,7 +66,7 @@ def by_pycocotools(found, truth, images) -> list[float]:
 
 
 def test_average_precision_is_that_of_coco(drawn):
-    counts = matched(*drawn, CLASSES)
+    counts = match_detections(*drawn, CLASSES)
     expected = by_pycocotools(*drawn, range(IMAGES))
     assert [value("AP", counts), value("AP70", counts)] == pytest.approx(expected)
     assert 5 < expected[1] < 95
@@ -76,7 +76,7 @@ def test_images_may_be_drawn_several_times(drawn):
     rng = np.random.default_rng(1)
     images = np.sort(rng.integers(IMAGES, size=IMAGES))
     weights = np.bincount(images, minlength=IMAGES)
-    counts = matched(*drawn, CLASSES)
+    counts = match_detections(*drawn, CLASSES)
     expected = by_pycocotools(*drawn, images.tolist())
     found = [value("AP", counts, weights), value("AP70", counts, weights)]
     # Detections of equal score, such as those of an image drawn twice, have no defined order.
@@ -84,4 +84,4 @@ def test_images_may_be_drawn_several_times(drawn):
 
 
 def test_without_detections(drawn):
-    assert value("AP", matched([], drawn[1], CLASSES)) == 0
+    assert value("AP", match_detections([], drawn[1], CLASSES)) == 0

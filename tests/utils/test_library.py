@@ -1,4 +1,4 @@
-"""What the compiled library says about its build."""
+"""Build information in the compiled library."""
 
 import pytest
 import torch

@@ -77,6 +77,7 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
     bin_index = bins_y * bins_w + bins_x
 
     def rows(corner_y, corner_x):
+        """Rows of the integral table for a corner of every bin, (R, bins_h, bins_w)."""
         pixel = (image * (height + 1) + corner_y) * (width + 1) + corner_x
         return pixel * (bins_h * bins_w) + bin_index
 
