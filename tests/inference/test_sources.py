@@ -1,5 +1,7 @@
 """The files that inputs stand for."""
 
+from pathlib import Path
+
 import pytest
 
 from d2_deformable.inference.sources import find_images, find_inputs, is_video
