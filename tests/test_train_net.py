@@ -274,7 +274,7 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
         (["MODEL.RESNETS.NORM", "FrozenBN"], ValueError, "NORM FrozenBN freezes would stay random"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ValueError, "NUM_CLASSES is 80, but .* 8 classes"),
         (["MODEL.RESNETS.DEFROM_NUM_LAYERS", "3"], ValueError, "mean MODEL.RESNETS.DEFORM_NUM_LA"),
-        (["TEST.VOC_METRIC", "11"], ValueError, "VOC_METRIC. Quote a string that looks like a n"),
+        (["TEST.VOC_METRIC", "11"], ValueError, "VOC_METRIC is 11 .int.; expected str"),
         (["SOLVER.LR_MULTIPLIERS", "[['offsets', 0.1]]"], ValueError, "'offsets' matches no"),
     ],
 )
