@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..utils.text import count
 from .checks import AnnotationReport
 
 PARTS = ("train", "val")
@@ -51,8 +52,8 @@ class Part:
         with_objects = [bool(record.get("annotations", True)) for record in dicts]
         if sum(with_objects) < 2:
             raise ValueError(
-                f"{self.source}: has {sum(with_objects)} images with objects; PART {self.part} "
-                "needs 2 or more to divide"
+                f"{self.source}: has {count(sum(with_objects), 'image with objects')}; PART "
+                f"{self.part} needs 2 or more to divide"
             )
         val = set()
         for kind in (True, False):

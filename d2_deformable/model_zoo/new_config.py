@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_deformable_config, merge_overrides, read_config
 from ..data.custom import register_datasets
-from ..data.discover import discover, name_splits, train_and_val
+from ..data.discover import categories_without_objects, discover, name_splits, train_and_val
 from ..data.statistics import (
     Objects,
     best_overlap,
@@ -19,6 +19,7 @@ from ..data.statistics import (
 )
 from ..utils.config_files import difference
 from ..utils.config_text import to_yaml
+from ..utils.text import count
 from .catalog import PREFIX
 from .model_zoo import get_config_file
 
@@ -123,21 +124,32 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     choices = Choices(cfg)
     splits = discover(root, kind, given)
-    custom = name_splits(root, train_and_val(splits))
+    used = train_and_val(splits)
+    custom = name_splits(root, used)
     register_datasets(custom)
     train, val = (DatasetCatalog.get(name) for name in custom)
     meta = MetadataCatalog.get(next(iter(custom)))
     classes = meta.stuff_classes if kind == "mask" else meta.thing_classes
     objects = collect_objects(train)
     if kind != "mask" and not len(objects.boxes):
-        raise ValueError(f"{root}: none of the {len(train)} images to train on has an object")
+        raise ValueError(f"{root}: no object in {count(len(train), 'image to train on')}")
 
+    own_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     _choose_data(choices, custom, splits, classes, meta)
-    _choose_weights(choices, size)
+    if left_out := categories_without_objects(splits):
+        first = next(iter(custom))
+        choices.comments[f"DATASETS.CUSTOM.{first}.CLASSES"] = (
+            f"Left out, since no object of the json has them: {', '.join(left_out)}."
+        )
     own_anchors = read_anchors(cfg)
     side, longest = _choose_image_size(choices, objects, network.sides, train)
     if own_anchors:
         _choose_anchors(choices, resize_objects(objects, side, longest), own_anchors, size)
+    same = {
+        "classes": own_classes == len(classes),
+        "anchors": not own_anchors
+        or len(read_anchors(cfg).
+    }
     _choose_flip(choices, classes)
     choices.set(
         "DATALOADER.NUM_WORKERS",
