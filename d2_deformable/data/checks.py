@@ -137,9 +137,10 @@ class AnnotationReport:
             if files and not self.collect:
                 distinct = list(dict.fromkeys(files))
                 more = f" and {count(len(distinct) - 5, 'other')}" if len(distinct) > 5 else ""
+                found = count(len(files), self.MEANING[kind])
                 log_first_n(
                     logging.WARNING,
-                    f"{name}: {count(len(files), self.MEANING[kind])}: {', '.join(distinct[:5])}{more}",
+                    f"{name}: {found}: {', '.join(distinct[:5])}{more}",
                     name=__name__,
                     key="message",
                 )

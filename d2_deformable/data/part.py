@@ -58,8 +58,8 @@ class Part:
         val = set()
         for kind in (True, False):
             indices = [i for i, has_objects in enumerate(with_objects) if has_objects == kind]
-            # Neighbours in a folder are often alike, so that the names' order must not count.
+            # Neighbours in a folder are often alike, so that the names' order must not share.
             indices.sort(key=lambda i: zlib.crc32(Path(dicts[i]["file_name"]).name.encode()))
-            count = round(VAL_SHARE * len(indices))
-            val.update(indices[: max(1, count) if kind else count])
+            share = round(VAL_SHARE * len(indices))
+            val.update(indices[: max(1, share) if kind else share])
         return [record for i, record in enumerate(dicts) if (i in val) == (self.part == "val")]

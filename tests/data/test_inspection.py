@@ -51,7 +51,10 @@ def test_every_problem_is_found_with_its_file(register, write_voc, voc_object, r
     assert [d["image_id"] for d in data.dicts] == ["a", "b", "beyond", "empty", "tiny"]
     imageless, unknown_class = found.pop("data")
     assert "imageless.xml: no image imageless.*" in imageless
-    assert unknown_class == f"{unknown}: an object {UNKNOWN}"
+    assert unknown_class == (
+        f"{unknown}: an object has the class 'cow', unknown to CLASSES cat, dog. Add it to "
+        "CLASSES, or remove its objects from the annotations to train on fewer classes"
+    )
     (broken,) = found.pop("broken")
     assert broken.startswith(f"{images}/broken.jpg (")
     assert found == {

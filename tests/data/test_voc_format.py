@@ -145,7 +145,10 @@ CORNERS = "<xmin>1</xmin><ymin>1</ymin><ymax>9</ymax>"
     [
         ("<object>", "not well-formed XML"),
         ("<object><name>cat</name></object>", "an object of class cat has no <bndbox>"),
-        ("<object><name>cow</name></object>", "an object has the class 'cow', unknown to CLASSES cat, dog"),
+        (
+            "<object><name>cow</name></object>",
+            "an object has the class 'cow', unknown to CLASSES cat, dog",
+        ),
         ("<object/>", "an object has no <name>"),
         (GOOD.format(CORNERS), "<xmax> in <bndbox> must be a finite number, got None"),
         (GOOD.format(CORNERS + "<xmax>x</xmax>"), "must be a finite number, got 'x'"),
