@@ -58,7 +58,7 @@ class Part:
         val = set()
         for kind in (True, False):
             indices = [i for i, has_objects in enumerate(with_objects) if has_objects == kind]
-            # Neighbours in a folder are often alike, so that the names' order must not share.
+            # Neighbours in a folder are often alike, so that the names' order must not count.
             indices.sort(key=lambda i: zlib.crc32(Path(dicts[i]["file_name"]).name.encode()))
             share = round(VAL_SHARE * len(indices))
             val.update(indices[: max(1, share) if kind else share])

@@ -129,7 +129,7 @@ def test_odd_boxes_are_counted_and_listed(write_voc, voc_object, register, warni
         "voc_odd: 1 box reaching beyond the image, clipped to it: b.xml",
         "voc_odd: 6 objects marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT): "
-        "c.xml, d.xml, e.xml, f.xml, g.xml and 1 more files",
+        "c.xml, d.xml, e.xml, f.xml, g.xml and 1 other",
     ]
     assert warnings() == expected
     DatasetCatalog.get("voc_odd")

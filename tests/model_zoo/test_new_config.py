@@ -222,12 +222,12 @@ def flat(text):
 
 def test_what_starts_anew_is_said_only_where_it_does(tmp_path, csv_set):
     skip = "Skip loading"
-    boxes = [(20, 20), (30, 20), (40, 30), (50, 30)] * 3
-    root = csv_set("four", (128, 128), boxes)
+    boxes = [(20, 20), (30, 20), (40, 30), (50, 30)] * 4
+    root = csv_set("eight", (128, 128), boxes)
     rows = (root / "all.csv").read_text().splitlines()
-    classes = "abcd" * 3
+    classes = "abcdefgh" * 2  # as many as the packaged network has
     (root / "all.csv").write_text("\n".join(f"{r[:-4]}{c}" for r, c in zip(rows, classes)))
-    expected = {"four": False, "one": True}
+    expected = {"eight": False, "one": True}
     csv_set("one", (128, 128), boxes)
     found = {n: flat(new_config(tmp_path / n, "csv")) for n in expected}
     assert {n: skip in text for n, text in found.items()} == expected
