@@ -148,7 +148,8 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
     if own_anchors:
         _choose_anchors(choices, resize_objects(objects, side, longest), own_anchors)
     anew = ["classes"] if len(classes) != own_classes else []
-    if own_anchors and len(read_anchors(cfg).cells[0]) != len(own_anchors.cells[0]):
+    anchors = read_anchors(cfg)
+    if own_anchors and anchors and len(anchors.cells[0]) != len(own_anchors.cells[0]):
         anew.append("anchors")
     _choose_weights(choices, size, kind, anew)
     _choose_flip(choices, classes)
