@@ -7,16 +7,18 @@ import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 from PIL import Image
 
 from ..data import read_mask
 from . import draw
 from .figure import Figure
 
-COLUMNS = 4
-TILE = 300  # side in pixels
+TILE = 300  # width in pixels
 MARGIN = 4
 MAX_NAMES = 12  # more objects than this are drawn without their class
+MAX_CLASSES = 40  # in the legend
+LINE = 26  # pixels of a line of the legend
 
 
 def choose_records(dicts: list[dict], count: int) -> list[dict]:
@@ -29,33 +31,65 @@ def choose_records(dicts: list[dict], count: int) -> list[dict]:
 def draw_contact_sheet(samples: dict[str, list[dict]], class_names) -> Figure:
     """Draw images with boxes and class names, or with the colours of their class masks.
 
+    A legend below names the colours of the classes that occur. A box has no class name beside it
+    where there is no room.
+
     Args:
         samples: {data set: records in Detectron2's standard format}, whose images can be decoded.
             Each data set starts a new row.
         class_names: name of each class index.
     """
+    aspects = [r["height"] / r["width"] for records in samples.values() for r in records]
+    size = TILE, round(TILE * float(np.clip(np.median(aspects), 0.5, 2)))
+    columns = choose_columns([len(records) for records in samples.values()])
     names, rows = [], []
     for name, records in samples.items():
-        for i in range(0, len(records), COLUMNS):
+        for i in range(0, len(records), columns):
             names.append(name)
-            rows.append([_tile(record) for record in records[i : i + COLUMNS]])
-    blank = np.full((TILE, TILE, 3), 255, np.uint8)
-    columns = max(map(len, rows))
+            rows.append([_tile(record, size) for record in records[i : i + columns]])
+    blank = np.full((size[1], size[0], 3), 255, np.uint8)
     images = [[tile.image for tile in row] + [blank] * (columns - len(row)) for row in rows]
-    figure, axes = draw.panels(images, draw.WIDTH * columns / COLUMNS, names)
+    indices = sorted({index for row in rows for tile in row for index in tile.classes})
+    legend = {_name(index, class_names): draw.class_color(index) for index in indices[:MAX_CLASSES]}
+    longest = max([0, *map(len, legend)])
+    in_line = max(1, TILE * columns // (10 * longest + 60))
+    lines = -(-len(legend) // in_line)
+    figure, axes = draw.panels(images, TILE * columns, names, bottom=LINE * lines)
+    figure.legend(
+        handles=[
+            Patch(color=color, label=name.replace("$", r"\$")) for name, color in legend.items()
+        ],
+        loc="lower center",
+        ncols=min(in_line, max(1, len(legend))),
+        frameon=False,
+        fontsize=11,
+        borderaxespad=0.2,
+    )
     for row, row_axes in zip(rows, axes):
         for tile, ax in zip(row, row_axes):
             _draw_boxes(ax, tile, class_names)
     return figure
 
 
-class _Tile(NamedTuple):
-    """An image on a square tile.
+def choose_columns(counts: list[int]) -> int:
+    """Choose the columns, at most 5, that leave the fewest tiles blank; then the nearest to 4.
 
     Args:
-        image: RGB, (TILE, TILE, 3) uint8.
+        counts: number of images of each data set, which starts a new row.
+    """
+    return min(
+        range(1, min(5, max(counts)) + 1),
+        key=lambda c: (sum(-n % c for n in counts) if c > 2 else max(counts), abs(c - 4)),
+    )
+
+
+class _Tile(NamedTuple):
+    """An image on its tile.
+
+    Args:
+        image: RGB, (H, W, 3) uint8, of the size of all tiles.
         boxes: (M, 4) in pixels of the tile.
-        classes: (M,) class indices.
+        classes: (M,) class indices of the boxes; or those that occur in the class mask.
     """
 
     image: np.ndarray
@@ -63,20 +97,30 @@ class _Tile(NamedTuple):
     classes: list[int]
 
 
+def _name(index: int, class_names) -> str:
+    return class_names[index] if index < len(class_names) else f"class {index}"
+
+
 def _draw_boxes(axes, tile: _Tile, class_names) -> None:
     for box, index in zip(tile.boxes, tile.classes):
-        color = draw.class_color(index)
-        draw.add_box(axes, box, color, 1.6)
+        draw.add_box(axes, box, draw.class_color(index), 1.6)
+    written = []
+    for box, index in zip(tile.boxes, tile.classes):
         if len(tile.classes) <= MAX_NAMES:
-            name = class_names[index] if index < len(class_names) else f"class {index}"
-            _write(axes, name, box, color)
+            text = _write(axes, _name(index, class_names), box, draw.class_color(index))
+            place = text.get_window_extent()
+            if any(place.overlaps(other) for other in written):
+                text.remove()
+            else:
+                written.append(place)
 
 
-def _write(axes, text: str, box: torch.Tensor, color: str) -> None:
+def _write(axes, text: str, box: torch.Tensor, color: str):
     x0, y0, x1, _ = box.tolist()
-    to_right = (x0 + x1) / 2 > TILE / 2
-    inside = y0 < 0.08 * TILE
-    axes.annotate(
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    to_right = (x0 + x1) / 2 > width / 2
+    inside = y0 < 0.08 * height
+    return axes.annotate(
         text.replace("$", r"\$"),
         (x1 if to_right else x0, y0),
         ha="right" if to_right else "left",
@@ -87,20 +131,23 @@ def _write(axes, text: str, box: torch.Tensor, color: str) -> None:
     )
 
 
-def _tile(record: dict) -> _Tile:
+def _tile(record: dict, tile_size: tuple[int, int]) -> _Tile:
     image = Image.fromarray(read_image(record["file_name"], "RGB"))
-    scale = (TILE - 2 * MARGIN) / max(image.size)
+    scale = min((n - 2 * MARGIN) / side for n, side in zip(tile_size, image.size))
     size = [max(1, round(side * scale)) for side in image.size]
-    x, y = ((TILE - side) // 2 for side in size)
+    x, y = ((n - side) // 2 for n, side in zip(tile_size, size))
+    annotations = record.get("annotations", ())
+    classes = [a["category_id"] for a in annotations]
     pixels = np.array(image.resize(size, Image.Resampling.LANCZOS))
     if "sem_seg_file_name" in record:
         mask = Image.fromarray(read_mask(record["sem_seg_file_name"]))
         colors = np.array([to_rgb(draw.class_color(i)) for i in range(256)]) * 255
-        overlay = colors[np.array(mask.resize(size, Image.Resampling.NEAREST))]
+        labels = np.array(mask.resize(size, Image.Resampling.NEAREST))
+        overlay = colors[labels]
+        classes = np.unique(labels).tolist()
         pixels = (0.5 * pixels + 0.5 * overlay).astype(np.uint8)
-    tile = np.full((TILE, TILE, 3), 235, np.uint8)
+    tile = np.full((tile_size[1], tile_size[0], 3), 235, np.uint8)
     tile[y : y + size[1], x : x + size[0]] = pixels
-    annotations = record.get("annotations", ())
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = torch.tensor(boxes).reshape(-1, 4) * scale + torch.tensor([x, y, x, y])
-    return _Tile(tile, boxes, [a["category_id"] for a in annotations])
+    return _Tile(tile, boxes, classes)

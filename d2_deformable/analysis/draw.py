@@ -178,7 +178,7 @@ def class_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def panels(rows, width: float, labels=("",)):
+def panels(rows, width: float, labels=("",), bottom: int = 0):
     """Make a figure of images in rows and columns of equal size; return it with its axes.
 
     Axes are in image pixels.
@@ -187,6 +187,7 @@ def panels(rows, width: float, labels=("",)):
         rows: lists of images (H, W, 3), all with the same aspect ratio.
         width: width of the figure in pixels.
         labels: vertical text beside each row.
+        bottom: free pixels below the rows, e.g. for a legend.
     """
     height, image_width = rows[0][0].shape[:2]
     left, top = (26, 26) if any(labels) else (0, 0)
@@ -195,7 +196,7 @@ def panels(rows, width: float, labels=("",)):
     panel_w = round((width - left - gap * (columns - 1)) / columns)
     panel_h = round(panel_w * height / image_width)
     total_w = left + columns * panel_w + (columns - 1) * gap
-    total_h = top + len(rows) * panel_h + (len(rows) - 1) * gap
+    total_h = top + len(rows) * panel_h + (len(rows) - 1) * gap + bottom
     figure = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = []

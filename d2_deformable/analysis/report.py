@@ -18,6 +18,7 @@ from ..engine.finished_run import read_run
 from ..engine.offset_health import STATISTICS, deformable_layers
 from ..layers import DeformConv2d
 from ..utils.provenance import commit, machine, versions
+from ..utils.text import count
 from . import draw, draw_errors, errors
 from .draw_dilation import draw_bars
 from .effective_dilation import EffectiveDilation, annotated_boxes
@@ -40,10 +41,11 @@ CAPTIONS = {
     "and an IoU of 0.5. Colours are shares of a row.",
     "misses": "The largest objects that no detection of {score:.0%} or more found.",
     "false_positives": "The detections with the highest scores that found no object.",
-    "effective_dilation": "Effective dilation by size of object, over {images} images: the mean "
+    "effective_dilation": "Effective dilation by size of object, over {images}: the mean "
     "distance between adjacent sampling points of the filters whose centres lie on an object "
     "(table 2 of the paper). Small objects cover less than 96 x 96 pixels of the image, large ones "
-    "more than 224 x 224. Lines: standard deviation. Dashed: the dilation of the plain layer.",
+    "more than 224 x 224. Lines: standard deviation. Dashed: the dilation without "
+    "offsets, which is also that of the plain layers among them.",
     "parts": "Detected boxes (yellow) and the parts (red) that deformable RoI pooling samples in "
     "each (figure 6 of the paper). Upper row: the fixed bins of plain pooling. Lower row: the bins "
     "as this network learned to shift them.",
@@ -87,7 +89,7 @@ def write_report(
     pictures.mkdir(exist_ok=True)
     for old in pictures.glob("*.png"):
         old.unlink()
-    sections = [_facts(run, model), _results(results)]
+    sections = [_facts(run, model), _results(results, cfg.DATASETS.TEST)]
     if run.iterations:
         figure = draw.draw_curves(run.history)
         text = "Losses (median of the last 20 steps) and learning rate."
@@ -110,7 +112,8 @@ def _facts(run, model):
         "Command": run.command or "unknown",
         "Data": f"trained on {', '.join(run.cfg.DATASETS.TRAIN) or 'nothing'}, "
         f"tested on {', '.join(run.cfg.DATASETS.TEST) or 'nothing'}",
-        "Training": f"{run.iterations:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
+        "Training": f"{count(run.iterations, 'iteration')} of "
+        f"{count(run.cfg.SOLVER.IMS_PER_BATCH, 'image')}, "
         f"{run.seconds:,.0f} seconds without evaluation",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "Checkpoint": run.checkpoint.name,
@@ -122,11 +125,17 @@ def _facts(run, model):
     return f"<div class=scroll><table class=facts>{''.join(cells)}</table></div>"
 
 
-def _results(results):
-    """Make tables of {"": results of the run, name: results of another checkpoint}."""
+def _results(results, datasets):
+    """Make tables of {"": results of the run, name: results of another checkpoint}.
+
+    Args:
+        datasets: that they were tested on.
+    """
     html = "<h2>Results</h2>"
     if not any(results.values()):
         return html + "<p>This run was not evaluated.</p>"
+    images = {name: count(len(dataset_records([name])), "image") for name in datasets}
+    html += f"<p>On {' and '.join(f'{n} of {escape(name)}' for name, n in images.items())}.</p>"
     summary, per_class = {}, {}
     for checkpoint, groups in results.items():
         for group, metrics in groups.items():
@@ -223,7 +232,7 @@ def _offsets(run, model, pictures):
         records = dataset_records([name], DILATION_IMAGES)
         for record in records:
             dilation.add(read_inputs(run.cfg, record)[1], annotated_boxes(record))
-        text = CAPTIONS["effective_dilation"].format(images=len(records))
+        text = CAPTIONS["effective_dilation"].format(images=count(len(records), "image"))
         file = pictures / "effective_dilation.png"
         html += _picture(draw_bars(dilation.as_dict()), file, text)
     return html

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..engine import Trainer, learning_rate
 from ..engine.console import peak_memory
+from ..utils.text import count
 from . import complexity
 from .flops import count_macs
 
@@ -144,7 +145,8 @@ def describe_schedule(cfg: CfgNode, images: int, world_size: int = 1) -> str:
     return "\n".join(
         [
             f"schedule ({solver.LR_SCHEDULER_NAME})",
-            f"  {solver.MAX_ITER:,d} iterations of {solver.IMS_PER_BATCH * world_size} images: "
+            f"  {count(solver.MAX_ITER, 'iteration')} of "
+            f"{count(solver.IMS_PER_BATCH * world_size, 'image')}: "
             f"each of the {images:,d} training images is seen {visits / images:.1f} times",
             f"  {'iteration':>9}  {'learning rate':>13}",
             *rows,
@@ -157,7 +159,7 @@ def describe_steps(cost: Cost, iterations: int, world_size: int = 1) -> str:
     where = f"in each of {world_size} processes" if world_size > 1 else "in this process"
     kind = "GPU memory" if cost.device == "GPU" else "memory"
     lines = [
-        f"steps ({cost.batch} images {where})",
+        f"steps ({count(cost.batch, 'image')} {where})",
         f"  {cost.seconds:.3g} s for a step, of which {cost.data_seconds:.2g} s wait for images; "
         f"{cost.batch * world_size / cost.seconds:.3g} images per second",
         f"  about {duration(cost.seconds * iterations)} for {iterations:,d} iterations, without "
@@ -178,9 +180,9 @@ def duration(seconds: float) -> str:
     units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
     left, parts = round(seconds), []
     for size, name in units:
-        count, left = divmod(left, size)
-        if count or parts:
-            parts.append(f"{count} {'day' if (count, name) == (1, 'days') else name}")
+        whole, left = divmod(left, size)
+        if whole or parts:
+            parts.append(f"{whole} {'day' if (whole, name) == (1, 'days') else name}")
         if len(parts) == 2:
             break
     return " ".join(part for part in parts if part[:2] != "0 ") or f"{seconds:.2g} s"

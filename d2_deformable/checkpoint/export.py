@@ -2,6 +2,7 @@
 
 import torch
 
+from ..utils.text import count
 from .files import check_target, read_weights, write_weights
 
 
@@ -27,7 +28,7 @@ def export_checkpoint(source, target) -> None:
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{source}: {len(broken)} tensors are not finite, the first is {broken[0]}. The "
+            f"{source}: {count(len(broken), 'tensor')} not finite, the first: {broken[0]}. The "
             "training diverged; export an earlier checkpoint"
         )
     write_weights({name: _halved(name, value) for name, value in weights.items()}, target)

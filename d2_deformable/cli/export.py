@@ -12,6 +12,7 @@ from ..data.warped_shapes import WarpedShapesFormat
 from ..export import export_onnx, export_program, export_torchscript
 from ..export.verify import are_rounding, differences, load_exported
 from ..utils.files import replacing
+from ..utils.text import count
 from . import command
 
 EXAMPLE = """
@@ -90,6 +91,6 @@ def compared(found, size) -> str:
             "scores are equal, as in an untrained network, each runtime may keep different ones"
         )
     parts = [unit.format(found[name]) for name, unit in units.items() if name in found]
-    count = f", {found['detections']} detections" if "detections" in found else ""
+    detections = f", {count(found['detections'], 'detection')}" if "detections" in found else ""
     pixels = f"{size[0]} x {size[1]} pixels"
-    return f"compared with the network, on {pixels}{count}: {', '.join(parts)} at most"
+    return f"compared with the network, on {pixels}{detections}: {', '.join(parts)} at most"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import log_first_n
 
+from ..utils.text import count
+
 ROUNDING = 0.02  # pixels: boxes written with two decimals overhang their image by this much
 
 
@@ -67,6 +69,14 @@ def read_split(file: Path, suffix: str = "without") -> list[tuple[str, str]]:
     return list(stems.items())
 
 
+def unknown_class(where: str, label: str, classes) -> ValueError:
+    """An error about an object whose class is not among CLASSES."""
+    return ValueError(
+        f"{where} has the class {label!r}, unknown to CLASSES {', '.join(classes)}. Add it to "
+        "CLASSES, or remove its objects from the annotations to train on fewer classes"
+    )
+
+
 class AnnotationReport:
     """Counts the annotations that a loader changed or flagged.
 
@@ -77,12 +87,13 @@ class AnnotationReport:
             `errors`, instead of raising the first, and nothing is logged.
     """
 
+    # As `count` takes them.
     MEANING = {
-        "dropped": "boxes without area inside their image, dropped",
-        "clipped": "boxes reaching beyond their image, clipped to it",
-        "difficult": "objects marked difficult (VOC AP ignores them, and training does with "
+        "dropped": "box without area inside the image, dropped",
+        "clipped": "box reaching beyond the image, clipped to it",
+        "difficult": "object marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT)",
-        "unlabelled": "images without a label file, taken as images without objects",
+        "unlabelled": "image without a label file, taken as one without objects",
     }
 
     def __init__(self, collect: bool = False):
@@ -125,10 +136,11 @@ class AnnotationReport:
         for kind, files in self.files.items():
             if files and not self.collect:
                 distinct = list(dict.fromkeys(files))
-                more = f" and {len(distinct) - 5} more files" if len(distinct) > 5 else ""
+                more = f" and {count(len(distinct) - 5, 'other')}" if len(distinct) > 5 else ""
+                found = count(len(files), self.MEANING[kind])
                 log_first_n(
                     logging.WARNING,
-                    f"{name}: {len(files)} {self.MEANING[kind]}: {', '.join(distinct[:5])}{more}",
+                    f"{name}: {found}: {', '.join(distinct[:5])}{more}",
                     name=__name__,
                     key="message",
                 )

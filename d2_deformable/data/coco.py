@@ -10,7 +10,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from detectron2.structures import BoxMode
 
 from .annotation_file import AnnotationFile
-from .checks import AnnotationReport, existing
+from .checks import AnnotationReport, existing, unknown_class
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class COCOFormat(AnnotationFile):
         for annotation in content["annotations"]:
             label = names[annotation["category_id"]]
             if label not in classes:
-                raise ValueError(
-                    f"{file}: annotation {annotation['id']} has the class {label!r}, unknown to "
-                    f"CLASSES {', '.join(classes)}"
-                )
+                raise unknown_class(f"{file}: annotation {annotation['id']}", label, classes)
         return {i: classes.index(label) for i, label in names.items() if label in classes}
 
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..modeling.meta_arch.predicates import is_detector, is_segmentor
+from ..utils.text import count
 from .checks import AnnotationReport, datasets_root, existing
 from .coco import COCOFormat
 from .masks import MaskFormat
@@ -161,7 +162,7 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
     if classes and (detects or segments) and len(classes[first]) != num_classes:
         raise ValueError(
             f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {first} has the "
-            f"{len(classes[first])} classes {classes[first]}: set it to that number"
+            f"{count(len(classes[first]), 'class')} {classes[first]}: set it to that number"
         )
 
 

@@ -62,6 +62,16 @@ def train_and_val(splits: dict[str, dict]) -> dict[str, dict]:
     return {part: whole | {"PART": part} for part in PARTS}
 
 
+def categories_without_objects(splits: dict[str, dict]) -> list[str]:
+    """Names in the json files of FORMAT coco that `discover` left out of CLASSES."""
+    names = {}
+    for fields in splits.values():
+        if fields["FORMAT"] == "coco":
+            content = json.loads(read_text(Path(fields["ROOT"]) / fields["ANNOTATIONS"]))
+            names |= {c["name"]: c["id"] for c in content["categories"]}
+    return [n for n in names if not any(n in fields["CLASSES"] for fields in splits.values())]
+
+
 def name_splits(root, splits: dict[str, dict]) -> dict[str, dict]:
     """{<folder>_<split>: fields} as DATASETS.CUSTOM has them."""
     stem = re.sub(r"\W+", "_", Path(root).expanduser().absolute().name).strip("_") or "data"
@@ -208,6 +218,7 @@ def _coco(root: Path, given: dict) -> list[tuple[str, dict]]:
     if not found:
         raise ValueError(f"{root}: the json files list no image")
     # Some tools add a category without annotations, which would train an output for nothing.
+    # `categories_without_objects` names them.
     used = set().union(*(used for *_, used in found))
     categories = {i: name for _, _, of_file, _ in found for i, name in of_file.items()}
     classes = [categories[i] for i in sorted(categories) if i in used]

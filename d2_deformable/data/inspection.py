@@ -28,18 +28,18 @@ from .statistics import (
 
 TINY = 8  # pixels: half a cell of a feature map of stride 16
 
-# {kind: meaning}. Training stops at an error, not at a warning.
+# {kind: meaning}, as `count` takes them. Training stops at an error, not at a warning.
 ERRORS = {
-    "data": "errors of the data set",
-    "missing": "images that do not exist",
-    "broken": "images that cannot be decoded",
-    "size": "images of another size than their annotations say",
+    "data": "error of the data set",
+    "missing": "image that cannot be found",
+    "broken": "image that cannot be decoded",
+    "size": "image of another size than in the annotations",
 }
 WARNINGS = AnnotationReport.MEANING | {
-    "duplicate": "images with the same content as another",
-    "tiny": f"objects smaller than {TINY} x {TINY} pixels",
-    "unused": "classes without an object",
-    "empty": "images without an object",
+    "duplicate": "image with the same content as another",
+    "tiny": f"object smaller than {TINY} x {TINY} pixels",
+    "unused": "class without an object",
+    "empty": "image without an object",
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..utils.text import count
 from .checks import AnnotationReport
 
 PARTS = ("train", "val")
@@ -51,14 +52,14 @@ class Part:
         with_objects = [bool(record.get("annotations", True)) for record in dicts]
         if sum(with_objects) < 2:
             raise ValueError(
-                f"{self.source}: has {sum(with_objects)} images with objects; PART {self.part} "
-                "needs 2 or more to divide"
+                f"{self.source}: has {count(sum(with_objects), 'image with objects')}; PART "
+                f"{self.part} needs 2 or more to divide"
             )
         val = set()
         for kind in (True, False):
             indices = [i for i, has_objects in enumerate(with_objects) if has_objects == kind]
             # Neighbours in a folder are often alike, so that the names' order must not count.
             indices.sort(key=lambda i: zlib.crc32(Path(dicts[i]["file_name"]).name.encode()))
-            count = round(VAL_SHARE * len(indices))
-            val.update(indices[: max(1, count) if kind else count])
+            share = round(VAL_SHARE * len(indices))
+            val.update(indices[: max(1, share) if kind else share])
         return [record for i, record in enumerate(dicts) if (i in val) == (self.part == "val")]

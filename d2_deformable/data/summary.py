@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..utils.text import count
 from .inspection import ERRORS, WARNINGS, Inspected
 from .statistics import SIZE_EDGES, Anchors
 
@@ -25,11 +26,11 @@ def summarize(data: Inspected, anchors: Anchors | None = None, limit: int | None
 
 def _counts(data: Inspected) -> str:
     if data.has_masks:
-        return f"{data.name}: {len(data.dicts)} images with class masks"
+        return f"{data.name}: {count(len(data.dicts), 'image with class masks')}"
     per_image = data.counts.sum() / max(1, len(data.dicts))
     return (
-        f"{data.name}: {len(data.dicts)} images, {data.counts.sum()} objects ({per_image:.1f} per "
-        "image)"
+        f"{data.name}: {count(len(data.dicts), 'image')}, {count(data.counts.sum(), 'object')} "
+        f"({per_image:.1f} per image)"
     )
 
 
@@ -38,9 +39,9 @@ def _classes(data: Inspected) -> Iterator[str]:
     unit = "pixels" if data.has_masks else "objects"
     yield f"  {'class':{width}} {unit:>11} {'share':>7} {'images':>8}"
     total, most = max(1, data.counts.sum()), max([1, *data.counts])
-    for name, count, images in zip(data.classes, data.counts, data.images):
-        bar = "#" * round(BAR * count / most)
-        yield f"  {name:{width}} {count:11d} {count / total:7.1%} {images:8d}  {bar}".rstrip()
+    for name, objects, images in zip(data.classes, data.counts, data.images):
+        bar = "#" * round(BAR * objects / most)
+        yield f"  {name:{width}} {objects:11d} {objects / total:7.1%} {images:8d}  {bar}".rstrip()
 
 
 def _sizes(data: Inspected, anchors: Anchors | None) -> Iterator[str]:
@@ -74,7 +75,7 @@ def _problems(data: Inspected, limit: int | None) -> Iterator[str]:
         for kind, meaning in kinds.items():
             if not (found := data.problems.get(kind)):
                 continue
-            yield f"  {title}: {len(found)} {meaning}"
+            yield f"  {title}: {count(len(found), meaning)}"
             distinct = list(dict.fromkeys(found))
             yield from (f"    {line}" for line in distinct[:limit])
             if limit is not None and len(distinct) > limit:

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .annotation_file import AnnotationFile
-from .checks import AnnotationReport, existing, read_split, read_text
+from .checks import AnnotationReport, existing, read_split, read_text, unknown_class
 from .images import image_size, is_image
 
 # Names of the columns in a header, in any case.
@@ -100,10 +100,7 @@ class CSVFormat(AnnotationFile):
             if not row.box:
                 continue
             if row.label not in classes:
-                raise ValueError(
-                    f"{row.here} has the unknown class {row.label!r}; CLASSES holds "
-                    f"{', '.join(classes)}"
-                )
+                raise unknown_class(row.here, row.label, classes)
             if box := report.clip(row.box, width, height, path):
                 annotations.append(
                     {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.structures import BoxMode
 
-from .checks import AnnotationReport, existing, read_split
+from .checks import AnnotationReport, existing, read_split, unknown_class
 from .images import ImageFolder, image_size
 
 
@@ -106,10 +106,10 @@ class VOCFormat:
 
     def _load_object(self, obj, xml: Path, width: int, height: int, report) -> dict | None:
         label = (obj.findtext("name") or "").strip()
+        if not label:
+            raise ValueError(f"{xml}: an object has no <name>")
         if label not in self.classes:
-            raise ValueError(
-                f"{xml}: unknown class {label!r}; CLASSES holds {', '.join(self.classes)}"
-            )
+            raise unknown_class(f"{xml}: an object", label, self.classes)
         corners = obj.find("bndbox")
         if corners is None:
             raise ValueError(f"{xml}: an object of class {label} has no <bndbox>")

@@ -8,6 +8,7 @@ import yaml
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..utils.text import count
 from .checks import AnnotationReport, existing, read_split, read_text
 from .images import image_size, is_image
 
@@ -236,5 +237,7 @@ def _class_names(content: dict, file: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"{file}: a name occurs twice in {', '.join(names)}")
     if content.get("nc", len(names)) != len(names):
-        raise ValueError(f"{file}: nc is {content['nc']}, but names has {len(names)} classes")
+        raise ValueError(
+            f"{file}: nc is {content['nc']}, but names has {count(len(names), 'class')}"
+        )
     return names

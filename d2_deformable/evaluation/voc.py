@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..data import load_flagged
+from ..utils.text import count
 
 METRICS = ("area", "07")
 THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
@@ -172,7 +173,8 @@ def _ap_table(dicts, predictions: dict, num_classes: int, metric: str) -> np.nda
         boxes, scores, classes = predictions.get(record["image_id"], nothing)
         if classes.max(initial=0) >= num_classes:
             raise ValueError(
-                f"class {classes.max()} was predicted, but the data set has {num_classes} classes: "
+                f"class {classes.max()} was predicted, but the data set has "
+                f"{count(num_classes, 'class')}: "
                 "set MODEL.ROI_HEADS.NUM_CLASSES to that number"
             )
         for c in {*gt_classes.tolist(), *classes.tolist()}:

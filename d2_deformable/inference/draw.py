@@ -14,6 +14,8 @@ OPACITY = 0.5  # of masks
 def draw_prediction(image: np.ndarray, prediction: Prediction, class_names) -> np.ndarray:
     """Draw boxes with class and score and the masks, or the classes of all pixels.
 
+    In a crowd, labels that would cover that of a higher score are left out.
+
     Args:
         image: RGB (H, W, 3) uint8.
         class_names: name of each class index.
@@ -32,10 +34,17 @@ def draw_prediction(image: np.ndarray, prediction: Prediction, class_names) -> n
     draw = ImageDraw.Draw(picture)
     side = min(picture.size)
     line, font = max(1, side // 200), ImageFont.load_default(max(10, side // 28))
-    found = zip(prediction.boxes, prediction.scores, prediction.classes, prediction.names)
-    for box, score, index, name in reversed(list(found)):  # the best on top
+    for box, index in reversed(list(zip(prediction.boxes, prediction.classes))):  # best on top
         draw.rectangle(box, outline=class_color(index), width=line)
-        _draw_label(draw, picture.size, box, f"{name} {score:.0%}", class_color(index), font)
+    taken: list[tuple] = []
+    found = zip(prediction.boxes, prediction.scores, prediction.classes, prediction.names)
+    for box, score, index, name in found:  # the best has the first choice of places
+        text = f"{name} {score:.0%}"
+        _, _, width, height = draw.textbbox((0, 0), text, font=font)
+        if place := _place_label(box, (width + 4, height + 3), picture.size, taken):
+            taken.append(place)
+            draw.rectangle(place, fill=class_color(index))
+            draw.text((place[0] + 2, place[1]), text, fill="white", font=font)
     return np.asarray(picture)
 
 
@@ -51,14 +60,29 @@ def index_image(labels: np.ndarray, classes: int) -> Image.Image:
     return image
 
 
-def _draw_label(draw, size, box, text, color, font) -> None:
-    """Write text above the upper left corner of a box, or wherever the image has room for it."""
-    _, _, width, height = draw.textbbox((0, 0), text, font=font)
-    width, height = width + 4, height + 3
-    x = max(0, min(box[0], size[0] - width))
-    y = box[1] - height if box[1] >= height else max(0, box[1])
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    draw.text((x + 2, y), text, fill="white", font=font)
+def _place_label(box, size, image_size, taken) -> tuple | None:
+    """Find room for a label above its box, below it, or inside it at the top or bottom.
+
+    Args:
+        box: (x0, y0, x1, y1).
+        size, image_size: (width, height) of the label and of the image.
+        taken: places (x0, y0, x1, y1) of other labels.
+
+    Returns:
+        (x0, y0, x1, y1), or None if another label is in the way everywhere.
+    """
+    (width, height), (_, y0, _, y1) = size, box
+    x = max(0, min(box[0], image_size[0] - width))
+    for y in (y0 - height, y1, y0, y1 - height):
+        place = (x, y, x + width, y + height)
+        inside = 0 <= y <= image_size[1] - height
+        if inside and not any(_overlap(place, other) for other in taken):
+            return place
+    return None
+
+
+def _overlap(a, b) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def _blend(pixels, color) -> np.ndarray:

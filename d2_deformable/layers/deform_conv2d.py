@@ -6,6 +6,7 @@ from torch import nn
 
 from ..ops import BORDERS, deform_conv2d
 from ..ops._autocast import without_autocast
+from ..ops._checks import check_tensors
 from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroConv2d
 
@@ -63,17 +64,20 @@ class DeformConv2d(Conv2d):
     ):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         if border not in BORDERS:
-            raise ValueError(f"border must be one of {', '.join(BORDERS)}; got {border!r}")
+            raise ValueError(
+                f"border is {border!r}; expected one of {', '.join(BORDERS)} (in a YAML: "
+                "MODEL.RESNETS.DEFORM_BORDER)"
+            )
         if not max_offset >= 0:
             raise ValueError(
-                f"max_offset (MODEL.RESNETS.DEFORM_OFFSET_CLAMP) is {max_offset}; expected 0 for "
-                "free offsets, or positive pixels"
+                f"max_offset is {max_offset}; expected 0 for free offsets, or positive pixels (in "
+                "a YAML: MODEL.RESNETS.DEFORM_OFFSET_CLAMP)"
             )
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(
                 f"offset_groups={offset_groups} does not divide the {in_channels} input channels; "
-                "choose MODEL.RESNETS.DEFORM_NUM_GROUPS so that it divides the channels of every "
-                "deformable layer"
+                "expected a divisor of them (in a YAML: MODEL.RESNETS.DEFORM_NUM_GROUPS, which "
+                "must divide the channels of every deformable layer)"
             )
         if not isinstance(self.padding, tuple) or self.padding_mode != "zeros":
             raise ValueError(
@@ -96,7 +100,8 @@ class DeformConv2d(Conv2d):
         if any(g % 2 for g in growth) or min(padding) < 0:
             raise ValueError(
                 f"offset_dilation={offset_dilation} gives another map size than kernel "
-                f"{self.kernel_size}, padding {self.padding}, dilation {self.dilation}; leave it 0"
+                f"{self.kernel_size}, padding {self.padding}, dilation {self.dilation}; leave it 0 "
+                "(in a YAML: MODEL.RESNETS.DEFORM_OFFSET_DILATION)"
             )
         self.conv_offset = ZeroConv2d(
             in_channels,
@@ -150,6 +155,7 @@ class DeformConv2d(Conv2d):
         Under torch.autocast they are float32: bfloat16 would round an offset of 10 pixels to a
         multiple of 1/16.
         """
+        check_tensors("DeformConv2d", x=x)
         with without_autocast(x):
             prediction = self.conv_offset(x.to(self.conv_offset.weight.dtype))
         offset, mask = prediction, None

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
+from ..ops._checks import check_scale, check_tensors
 from ..ops.geometry import MIN_SIZE
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroConv2d
@@ -60,6 +61,7 @@ class PSRoIPredictor(nn.Module):
     ):
         super().__init__()
         self.output_size = output_size
+        check_scale("PSRoIPredictor", spatial_scale)
         self.spatial_scale = spatial_scale
         self.interpolate = interpolate or offset_classes > 0
         self.gamma = gamma
@@ -96,6 +98,7 @@ class PSRoIPredictor(nn.Module):
         Returns:
             (R, num_outputs)
         """
+        check_tensors("PSRoIPredictor", x=x, rois=rois)
         maps = self.score_maps(x)
         if not self.interpolate:
             pooled = ps_roi_pool(

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_deformable_config, merge_overrides, read_config
 from ..data.custom import register_datasets
-from ..data.discover import discover, name_splits, train_and_val
+from ..data.discover import categories_without_objects, discover, name_splits, train_and_val
 from ..data.statistics import (
     Objects,
     best_overlap,
@@ -19,6 +19,7 @@ from ..data.statistics import (
 )
 from ..utils.config_files import difference
 from ..utils.config_text import to_yaml
+from ..utils.text import count
 from .catalog import PREFIX
 from .model_zoo import get_config_file
 
@@ -79,6 +80,7 @@ NETWORKS = {
 }
 SIZES = tuple(NETWORKS["boxes"])
 
+FEW_TO_TRAIN, FEW_TO_TEST = 20, 5  # images; with fewer, the header warns
 SMALL_OBJECT = 32  # pixels that the side of a small object should have: two cells of stride 16
 JITTER = (0.85, 0.925, 1, 1.075, 1.15)  # sizes in training, relative to that of the test
 
@@ -123,21 +125,33 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     choices = Choices(cfg)
     splits = discover(root, kind, given)
-    custom = name_splits(root, train_and_val(splits))
+    used = train_and_val(splits)
+    custom = name_splits(root, used)
     register_datasets(custom)
     train, val = (DatasetCatalog.get(name) for name in custom)
     meta = MetadataCatalog.get(next(iter(custom)))
     classes = meta.stuff_classes if kind == "mask" else meta.thing_classes
     objects = collect_objects(train)
     if kind != "mask" and not len(objects.boxes):
-        raise ValueError(f"{root}: none of the {len(train)} images to train on has an object")
+        raise ValueError(f"{root}: no object in {count(len(train), 'image to train on')}")
 
+    own_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     _choose_data(choices, custom, splits, classes, meta)
-    _choose_weights(choices, size)
+    left_out = categories_without_objects(splits) if "CLASSES" not in (given or {}) else []
+    if left_out:
+        first = next(iter(custom))
+        choices.comments[f"DATASETS.CUSTOM.{first}.CLASSES"] = (
+            f"Left out, since no object of the json has them: {', '.join(left_out)}."
+        )
     own_anchors = read_anchors(cfg)
     side, longest = _choose_image_size(choices, objects, network.sides, train)
     if own_anchors:
-        _choose_anchors(choices, resize_objects(objects, side, longest), own_anchors, size)
+        _choose_anchors(choices, resize_objects(objects, side, longest), own_anchors)
+    anew = ["classes"] if len(classes) != own_classes else []
+    anchors = read_anchors(cfg)
+    if own_anchors and anchors and len(anchors.cells[0]) != len(own_anchors.cells[0]):
+        anew.append("anchors")
+    _choose_weights(choices, size, kind, anew)
     _choose_flip(choices, classes)
     choices.set(
         "DATALOADER.NUM_WORKERS",
@@ -158,10 +172,16 @@ def new_config(root, kind: str, size: str = "small", given: dict | None = None, 
     changed = [key for key in network.overrides[::2] if key != "MODEL.WEIGHTS"]
     but = f", with another {', '.join(changed)}" if changed else ""
     choices.comments["MODEL"] = f"The network, as in configs/{network.config}{but}."
+    few = ""
+    if len(train) < FEW_TO_TRAIN or len(val) < FEW_TO_TEST:
+        few = (
+            "# So few images give uncertain results: better label at least "
+            f"{FEW_TO_TRAIN} to train on and {FEW_TO_TEST} to test on.\n"
+        )
     header = (
         f"# {network.title} for {root}:\n"
-        f"# {len(train)} images to train on, {len(val)} to test on, {len(classes)} classes. "
-        "Comments say why a value was chosen.\n"
+        f"# {count(len(train), 'image to train on')}, {len(val):,} to test on, "
+        f"{count(len(classes), 'class')}. Comments say why a value was chosen.\n{few}"
         f"#   d2-deformable data check {file}\n"
         f"#   d2-deformable train --config-file {file}\n"
     )
@@ -187,13 +207,22 @@ def _choose_data(choices: Choices, custom, splits, classes, meta) -> None:
         choices.set("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", meta.ignore_label)
 
 
-def _choose_weights(choices: Choices, size: str) -> None:
+def _choose_weights(choices: Choices, size: str, kind: str, anew: list[str]) -> None:
+    """Keep the network's weights, and say which layers they are for.
+
+    Args:
+        anew: what there is another number of than in the packaged network.
+    """
     weights = choices.cfg.MODEL.WEIGHTS
     if size == "small":
-        why = (
-            "The checkpoint that comes with the package, so that nothing is downloaded; layers of "
-            "other shapes, such as the class scores, start at random."
-        )
+        why = "The checkpoint that comes with the package, so that nothing is downloaded."
+        if kind == "mask":
+            why += " It is a detector's: the backbone is read, and the head starts anew."
+        elif anew:
+            why += (
+                f" Layers that depend on the number of {' or '.join(anew)} "
+                'start anew; the training names them in warnings "Skip loading parameter".'
+            )
     else:
         why = "Pre-trained on ImageNet; downloaded at the first run."
     choices.set("MODEL.WEIGHTS", weights, why)
@@ -234,7 +263,7 @@ def _whole(value: float, lowest: float = 16, highest: float = np.inf, up: bool =
     return 16 * int(np.ceil(value) if up else np.round(value))
 
 
-def _choose_anchors(choices: Choices, objects: Objects, own, size: str) -> None:
+def _choose_anchors(choices: Choices, objects: Objects, own) -> None:
     """Anchors over the sizes and aspect ratios of most objects, if they fit better.
 
     Args:
@@ -245,8 +274,8 @@ def _choose_anchors(choices: Choices, objects: Objects, own, size: str) -> None:
     if high < 4 * low:
         middle = np.sqrt(low * high)
         low, high = middle / 2, middle * 2
-    count = min(6, int(np.ceil(np.log2(high / low))) + 1)
-    sizes = [round(float(s)) for s in np.geomspace(low, high, count)]
+    steps = min(6, int(np.ceil(np.log2(high / low))) + 1)
+    sizes = [round(float(s)) for s in np.geomspace(low, high, steps)]
     width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
     tenth, median, last_tenth = np.quantile(height / width, (0.1, 0.5, 0.9))
     median = 1.0 if 0.8 < median < 1.25 else median
@@ -267,8 +296,6 @@ def _choose_anchors(choices: Choices, objects: Objects, own, size: str) -> None:
             f"objects. An object overlaps its best anchor by an IoU of {overlap:.2f} on average, "
             f"{with_own:.2f} with the network's own anchors."
         )
-        if size == "small" and len(sizes) != len(before.SIZES[0]):
-            why += " The RPN's outputs start at random, since the checkpoint has 9 anchors."
     else:
         choices.set(f"{key}.SIZES", before.SIZES)
         choices.set(f"{key}.ASPECT_RATIOS", before.ASPECT_RATIOS)
@@ -304,8 +331,9 @@ def _choose_schedule(choices: Choices, images: int) -> None:
     choices.set(
         "SOLVER.MAX_ITER",
         iterations,
-        f"{images} images with objects are seen {iterations * batch / images:.0f} times: 12 times "
-        "from 5,000 images on, more often the fewer there are, and never less than 200 iterations.",
+        f"{count(images, 'image with objects')}, seen {iterations * batch / images:.0f} times: 12 "
+        "times from 5,000 images on, more often the fewer there are, and never less than 200 "
+        "iterations.",
     )
     choices.set(
         "SOLVER.STEPS",

@@ -9,6 +9,7 @@ from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
 from ..utils.files import replacing
 from ..utils.provenance import commit, versions
+from ..utils.text import count
 from .catalog import sha256
 from .index import FOLDER, parse_index
 
@@ -66,7 +67,7 @@ def publish(
         "config": f"{namespace}/{run.name}.yaml" if namespace else config,
         "sha256": sha256(exported),
         "bytes": exported.stat().st_size,
-        "trained": f"{run.iterations} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images",
+        "trained": f"{run.iterations} iterations of {count(run.cfg.SOLVER.IMS_PER_BATCH, 'image')}",
         "tested_on": run.cfg.DATASETS.TEST[0],
         **{name: round(results[task][metric], 2) for name, (task, metric) in METRICS.items()},
         "versions": versions(),

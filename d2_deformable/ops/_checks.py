@@ -3,6 +3,8 @@
 csrc/ checks sizes again, for callers of torch.ops.d2_deformable. Fake kernels check nothing.
 """
 
+import math
+
 import torch
 
 from . import _library
@@ -18,6 +20,33 @@ class ArgumentError(ValueError, RuntimeError):
 
 def shape(tensor: torch.Tensor) -> tuple:
     return tuple(tensor.shape)
+
+
+def check_tensors(op: str, optional=(), **tensors) -> None:
+    """Check that arguments are tensors; those whose names are in `optional` may be None."""
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor) or (value is None and name in optional):
+            continue
+        given, todo = "None", ""
+        if value is not None:
+            given = f"a {type(value).__name__}"
+            todo = f". Convert it with torch.as_tensor({name})"
+        if name == "rois" and isinstance(value, (list, tuple)):
+            given += f" of length {len(value)}"
+            todo = (
+                " (R, 5), each row (image index, x0, y0, x1, y1). Join the boxes of the images: "
+                "torch.cat([torch.nn.functional.pad(b, (1, 0), value=i) for i, b in "
+                "enumerate(rois)])"
+            )
+        raise ArgumentError(f"{op}: {name} is {given}; expected a torch.Tensor{todo}")
+
+
+def check_scale(op: str, spatial_scale: float) -> None:
+    if not 0 < spatial_scale < math.inf:  # also of NaN
+        raise ArgumentError(
+            f"{op}: spatial_scale is {spatial_scale}; expected map pixels per image pixel, a "
+            "finite number above 0 such as 1/16"
+        )
 
 
 def check_pair(op: str, name: str, value, least: int) -> list[int]:

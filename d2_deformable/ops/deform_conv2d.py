@@ -12,6 +12,7 @@ from ._checks import (
     check_like_input,
     check_map,
     check_pair,
+    check_tensors,
     empty_like_input,
     shape,
 )
@@ -85,6 +86,9 @@ def deform_conv2d(
     DCNv2_op/nn/modulated_deformable_im2col.cuh ("zero", mask).
     """
     op = "deform_conv2d"
+    check_tensors(
+        op, ("bias", "mask"), input=input, offset=offset, weight=weight, bias=bias, mask=mask
+    )
     stride = check_pair(op, "stride", stride, least=1)
     padding = check_pair(op, "padding", padding, least=0)
     dilation = check_pair(op, "dilation", dilation, least=1)
@@ -150,10 +154,11 @@ def _check_offset(op, input, offset, weight, mask, size) -> None:
         )
     expected = (images, groups * taps, *size)
     if mask is not None and shape(mask) != expected:
+        # "mask.shape[1] is not valid" is torchvision's text.
         sides = zip(mask.shape, expected, strict=False)
         wrong = next((k for k, (given, wanted) in enumerate(sides) if given != wanted), "...")
         raise ArgumentError(
-            f"{op}: mask.shape[{wrong}] is not valid: the shape of the mask is {shape(mask)}, "
+            f"{op}: mask.shape[{wrong}] is not valid: got shape {shape(mask)}, "
             f"expected (N, G*{taps}, H_out, W_out) = {expected} for offset {shape(offset)}: "
             "one factor per tap"
         )

@@ -14,6 +14,8 @@ from ._checks import (
     check_map,
     check_pair,
     check_rois,
+    check_scale,
+    check_tensors,
     shape,
 )
 from .geometry import bin_corners, roi_boxes
@@ -54,7 +56,8 @@ def deform_roi_align(
         (R, C, bins_h, bins_w), with the input's dtype; sums are at least float32.
 
     Raises:
-        ArgumentError (a ValueError): shapes that do not fit together.
+        ArgumentError (a ValueError): shapes that do not fit together, a spatial_scale that is not a
+            finite number above 0, or a negative sampling_ratio.
 
     RoIs get no gradient. Where a sample is replicated from the map's border, its offset gets no
     gradient; mmcv gives it the slope next to the border. Double backward is not supported.
@@ -68,10 +71,17 @@ def deform_roi_align(
     Source: mmcv 2.2.0, ops/csrc/common/cuda/deform_roi_pool_cuda_kernel.cuh.
     """
     op = "deform_roi_align"
+    check_tensors(op, ("offset",), input=input, rois=rois, offset=offset)
     output_size = check_pair(op, "output_size", output_size, least=1)
     check_map(op, input)
     check_rois(op, input, rois)
     check_coordinates(op, input, offset=offset)
+    check_scale(op, spatial_scale)
+    if sampling_ratio < 0:
+        raise ArgumentError(
+            f"{op}: sampling_ratio is {sampling_ratio}; expected 0 for a number that follows the "
+            "bin's size, or at least 1"
+        )
     if offset is not None and offset.shape != (rois.shape[0], 2, *output_size):
         raise ArgumentError(
             f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, 2, "

@@ -12,6 +12,8 @@ from ._checks import (
     check_map,
     check_pair,
     check_rois,
+    check_scale,
+    check_tensors,
     empty_like_input,
     shape,
 )
@@ -58,7 +60,8 @@ def deform_roi_pool(
         (R, C / group_size^2, bins_h, bins_w), channels-last if the input is, otherwise contiguous.
 
     Raises:
-        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
+        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together, or a
+            spatial_scale that is not a finite number above 0.
         RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
             device-side assertion, at the next synchronisation.)
 
@@ -88,10 +91,12 @@ def deform_roi_pool(
     covers round(x0)*scale - 0.5 to round(x1)*scale - 0.5 of the map, and at least 0.1 pixels.
     """
     op = "deform_roi_pool"
+    check_tensors(op, ("offset",), input=input, rois=rois, offset=offset)
     output_size = check_pair(op, "output_size", output_size, least=1)
     check_map(op, input)
     check_rois(op, input, rois)
     check_coordinates(op, input, offset=offset)
+    check_scale(op, spatial_scale)
     if group_size < 1 or samples_per_part < 1:
         raise ArgumentError(
             f"{op}: group_size and samples_per_part must be at least 1, "

@@ -11,6 +11,8 @@ from ._checks import (
     check_map,
     check_pair,
     check_rois,
+    check_scale,
+    check_tensors,
     empty_like_input,
     is_channels_last,
     shape,
@@ -46,7 +48,8 @@ def ps_roi_pool(
         contiguous.
 
     Raises:
-        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together.
+        ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together, or a
+            spatial_scale that is not a finite number above 0.
         RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
             device-side assertion, at the next synchronisation.)
 
@@ -66,9 +69,11 @@ def ps_roi_pool(
     round(x0)*scale to round(x1)*scale of the map, and at least 0.1 pixels.
     """
     op = "ps_roi_pool"
+    check_tensors(op, input=input, rois=rois)
     output_size = check_pair(op, "output_size", output_size, least=1)
     check_map(op, input)
     check_rois(op, input, rois)
+    check_scale(op, spatial_scale)
     bins = output_size[0] * output_size[1]
     if input.shape[1] % bins:
         raise ArgumentError(

@@ -126,7 +126,8 @@ def test_report_of_a_deformable_network(make_run, two_objects, head):
     assert "over 3 images" in page.text and "no deformable layer" not in page.text
     assert "image&0.png" in page.text and "image&2.png" in page.text
     assert "729 red points" in page.text
-    assert "61.5" in page.text
+    assert "On 3 images of report_test." in page.text and "61.5" in page.text
+    assert "also that of the plain layers among them" in page.text
     assert "20 iterations of 4 images, 10 seconds" in page.text
     assert "RES5_DILATION: 2" in page.text  # the full config
     images = [value for name, value in page.attributes if name == "src"]

@@ -84,7 +84,7 @@ def test_refuses_what_is_not_finite(trained, tmp_path):
     content = torch.load(trained)
     content["model"]["0.bias"][3] = float("nan")
     torch.save(content, trained)
-    with pytest.raises(ValueError, match="1 tensors are not finite, the first is 0.bias"):
+    with pytest.raises(ValueError, match="1 tensor not finite, the first: 0.bias"):
         export_checkpoint(trained, tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 

@@ -29,7 +29,7 @@ def test_a_folder(check, tmp_path):
     assert Image.open(tmp_path / "sheet.png").width > 600
     (root / "images/val/val_1.jpg").write_bytes(b"")
     status, out = check("--data", root, "--format", "yolo", "SPLIT", "val")
-    assert "checked_all: 1 images" in out
+    assert "checked_all: 1 image, " in out
     assert "training would stop" in status, "text as the status means 1"
     assert "ERROR: " in out and "val_1.jpg" in out
 

@@ -78,7 +78,8 @@ def test_unknown_classes(write, content, register):
     message = f"{file}: has no class 'kat' of CLASSES; it has animals, cat, dog"
     with pytest.raises(ValueError, match=message):
         DatasetCatalog.get("coco_typo")
-    message = f"{file}: annotation 1 has the class 'dog', unknown to CLASSES cat"
+    message = f"{file}: annotation 1 has the class 'dog', unknown to CLASSES cat. Add it to "
+    message += "CLASSES, or remove its objects from the annotations to train on fewer classes"
     with pytest.raises(ValueError, match=message):
         DatasetCatalog.get("coco_subset")
 
@@ -99,9 +100,9 @@ def test_odd_boxes_are_counted_and_listed(write, content, register, warnings):
     assert clipped["difficult"] == 1
     assert (rounded["bbox"], rounded["bbox_mode"]) == ([0.5, 0.5, 60, 40], BoxMode.XYXY_ABS)
     assert [message for message in warnings() if "coco_odd" in message] == [
-        "coco_odd: 1 boxes without area inside their image, dropped: b.png",
-        "coco_odd: 1 boxes reaching beyond their image, clipped to it: b.png",
-        "coco_odd: 1 objects marked difficult (VOC AP ignores them, and training does with "
+        "coco_odd: 1 box without area inside the image, dropped: b.png",
+        "coco_odd: 1 box reaching beyond the image, clipped to it: b.png",
+        "coco_odd: 1 object marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT): b.png",
     ]
 

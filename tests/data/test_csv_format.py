@@ -115,8 +115,8 @@ def test_odd_boxes_are_counted(write_csv, register, warnings):
     register(csv_odd=CSV)
     assert objects("csv_odd") == [("a.jpg", [("cat", [0, 0, 10, 10])])]
     assert warnings() == [
-        "csv_odd: 1 boxes without area inside their image, dropped: a.jpg",
-        "csv_odd: 1 boxes reaching beyond their image, clipped to it: a.jpg",
+        "csv_odd: 1 box without area inside the image, dropped: a.jpg",
+        "csv_odd: 1 box reaching beyond the image, clipped to it: a.jpg",
     ]
 
 
@@ -133,7 +133,7 @@ def test_odd_boxes_are_counted(write_csv, register, warnings):
         (",1,2,3,4,cat", "line 2 names no file"),
         ("a.jpg,1,2,3,4", "line 2 has 5 columns, expected 6"),
         ("a.jpg,1,2,3,4,cat,black", "line 2 has 7 columns, expected 6; quote a name"),
-        ("a.jpg,1,2,3,4,cow", "line 2 has the unknown class 'cow'; CLASSES holds cat, dog"),
+        ("a.jpg,1,2,3,4,cow", "line 2 has the class 'cow', unknown to CLASSES cat, dog. Add it"),
         ('a.jpg,1,2,3,4,"cow', "line 2 is no row of a table"),
     ],
 )

@@ -51,7 +51,10 @@ def test_every_problem_is_found_with_its_file(register, write_voc, voc_object, r
     assert [d["image_id"] for d in data.dicts] == ["a", "b", "beyond", "empty", "tiny"]
     imageless, unknown_class = found.pop("data")
     assert "imageless.xml: no image imageless.*" in imageless
-    assert unknown_class == f"{unknown}: unknown class 'cow'; CLASSES holds cat, dog"
+    assert unknown_class == (
+        f"{unknown}: an object has the class 'cow', unknown to CLASSES cat, dog. Add it to "
+        "CLASSES, or remove its objects from the annotations to train on fewer classes"
+    )
     (broken,) = found.pop("broken")
     assert broken.startswith(f"{images}/broken.jpg (")
     assert found == {
@@ -67,8 +70,8 @@ def test_every_problem_is_found_with_its_file(register, write_voc, voc_object, r
     }
     text = summarize(data, limit=1)
     assert "inspect_all: 5 images, 4 objects (0.8 per image)" in text
-    assert "ERROR: 2 images of another size than their annotations say\n" in text
-    assert "warning: 1 classes without an object\n    dog\n" in text
+    assert "ERROR: 2 images of another size than in the annotations\n" in text
+    assert "warning: 1 class without an object\n    dog\n" in text
     assert "    and 1 more (--all lists them)" in text
 
 
@@ -77,7 +80,7 @@ def test_what_cannot_be_loaded_is_one_error(register):
     (data,) = inspect_datasets(["inspect_nowhere"])
     assert data.stops_training and not data.dicts
     assert "Annotations: no such folder, from ANNOTATIONS" in problems(data)["data"][0]
-    assert "ERROR: 1 errors of the data set" in summarize(data)
+    assert "ERROR: 1 error of the data set" in summarize(data)
 
 
 def test_an_image_in_both_splits(register, tmp_path):
@@ -220,4 +223,4 @@ def test_wrong_parts(register, tmp_path):
         register(part_wrong=fields % "test")
     register(part_few=fields % "val")
     (data,) = inspect_datasets(["part_few"])
-    assert "has 1 images with objects; PART val needs 2 or more" in data.problems["data"][0]
+    assert "has 1 image with objects; PART val needs 2 or more" in data.problems["data"][0]

@@ -125,11 +125,11 @@ def test_odd_boxes_are_counted_and_listed(write_voc, voc_object, register, warni
     assert [x["bbox"] for x in b["annotations"]] == [[0, 30, 60, 40]]
     assert [[x["difficult"] for x in o["annotations"]] for o in others] == [[1, 0]] * 6
     expected = [
-        "voc_odd: 2 boxes without area inside their image, dropped: a.xml, b.xml",
-        "voc_odd: 1 boxes reaching beyond their image, clipped to it: b.xml",
+        "voc_odd: 2 boxes without area inside the image, dropped: a.xml, b.xml",
+        "voc_odd: 1 box reaching beyond the image, clipped to it: b.xml",
         "voc_odd: 6 objects marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT): "
-        "c.xml, d.xml, e.xml, f.xml, g.xml and 1 more files",
+        "c.xml, d.xml, e.xml, f.xml, g.xml and 1 other",
     ]
     assert warnings() == expected
     DatasetCatalog.get("voc_odd")
@@ -145,8 +145,11 @@ CORNERS = "<xmin>1</xmin><ymin>1</ymin><ymax>9</ymax>"
     [
         ("<object>", "not well-formed XML"),
         ("<object><name>cat</name></object>", "an object of class cat has no <bndbox>"),
-        ("<object><name>cow</name></object>", "unknown class 'cow'; CLASSES holds cat, dog"),
-        ("<object/>", "unknown class ''"),
+        (
+            "<object><name>cow</name></object>",
+            "an object has the class 'cow', unknown to CLASSES cat, dog",
+        ),
+        ("<object/>", "an object has no <name>"),
         (GOOD.format(CORNERS), "<xmax> in <bndbox> must be a finite number, got None"),
         (GOOD.format(CORNERS + "<xmax>x</xmax>"), "must be a finite number, got 'x'"),
         (GOOD.format(CORNERS + "<xmax>nan</xmax>"), "must be a finite number, got 'nan'"),

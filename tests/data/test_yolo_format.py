@@ -126,7 +126,7 @@ def test_empty_and_missing_labels(write_yolo, write_yaml, register, warnings):
     register(yolo_empty=YOLO)
     assert [len(record["annotations"]) for record in DatasetCatalog.get("yolo_empty")] == [1, 0, 0]
     assert warnings() == [
-        "yolo_empty: 1 images without a label file, taken as images without objects: c.jpg"
+        "yolo_empty: 1 image without a label file, taken as one without objects: c.jpg"
     ]
 
 
@@ -158,8 +158,8 @@ def test_odd_boxes_are_counted(write_yolo, write_yaml, register, warnings):
     boxes = [a["bbox"] for a in record["annotations"]]
     assert boxes == [pytest.approx([0, 10, 15, 30]), pytest.approx([0, 0, 60, 40])]
     assert warnings() == [
-        "yolo_odd: 1 boxes without area inside their image, dropped: a.txt",
-        "yolo_odd: 1 boxes reaching beyond their image, clipped to it: a.txt",
+        "yolo_odd: 1 box without area inside the image, dropped: a.txt",
+        "yolo_odd: 1 box reaching beyond the image, clipped to it: a.txt",
     ]
 
 

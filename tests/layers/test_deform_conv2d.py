@@ -90,5 +90,11 @@ def test_bad_arguments_say_what_to_do():
         DeformConv2d(4, 6, 2, offset_dilation=2)
     with pytest.raises(ValueError, match="offset_dilation=1 gives another map size than kernel"):
         DeformConv2d(4, 6, 3, dilation=2, offset_dilation=1)
+    with pytest.raises(ValueError, match="max_offset is nan; expected 0 .*DEFORM_OFFSET_CLAMP"):
+        DeformConv2d(4, 6, 3, max_offset=float("nan"))
+    with pytest.raises(ValueError, match="border is 'same'; expected one of zero, legacy .in a YA"):
+        DeformConv2d(4, 6, 3, border="same")
+    with pytest.raises(ValueError, match="DeformConv2d: x is a ndarray; expected a torch.Tensor"):
+        DeformConv2d(4, 6, 3)(torch.zeros(1, 4, 8, 8).numpy())
     with pytest.raises(ValueError, match="padding='same'"):
         DeformConv2d(4, 6, 3, padding="same")

@@ -72,6 +72,8 @@ def test_deform_roi_align_learns(modulated):
 def test_ps_roi_predictor_averages_position_sensitive_pooling():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 9, 10)
+    with pytest.raises(ValueError, match="PSRoIPredictor: spatial_scale is 0; expected map pix"):
+        PSRoIPredictor(5, 4, 3, spatial_scale=0)
     plain = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16)
     maps = plain.score_maps(x)
     expected = ops.ps_roi_pool(maps, ROIS, output_size=3, spatial_scale=1 / 16).mean((2, 3))

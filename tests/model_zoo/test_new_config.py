@@ -1,5 +1,6 @@
 """The YAML of `d2-deformable new` trains as it is."""
 
+import json
 import re
 
 import numpy as np
@@ -182,5 +183,55 @@ def test_no_object_is_an_error(tmp_path):
     Image.new("RGB", (9, 9)).save(root / "a.png")
     (root / "train.csv").write_text("a.png,,,,,")
     (root / "val.csv").write_text("a.png,,,,,")
-    with pytest.raises(ValueError, match="nothing: none of the 1 images to train on has an obj"):
+    with pytest.raises(ValueError, match="nothing: no object in 1 image to train on"):
         new_config(root, "csv")
+
+
+def write_categories(root, names):
+    """Give the json of a drawn COCO set further categories, which no object has."""
+    (file,) = root.glob("*.json")
+    content = json.loads(file.read_text())
+    content["categories"] += [{"id": 90 + i, "name": name} for i, name in enumerate(names)]
+    file.write_text(json.dumps(content))
+
+
+def test_categories_without_objects_are_named(tmp_path):
+    root = write_drawn(tmp_path / "unused", "coco", {"all": 5})
+    write_categories(root, ["jellyfish", "starfish"])
+    text = new_config(root, "coco")
+    comment = "# Left out, since no object of the json has them: parts, jellyfish, starfish."
+    _, after = text.split(comment)  # once, for the training set
+    assert after.lstrip().startswith("CLASSES: [bolt, nut]")
+    assert comment not in new_config(root, "coco", given={"CLASSES": ["nut", "bolt"]})
+    assert "Left out" not in new_config(write_drawn(tmp_path / "csv", "csv", {"all": 5}), "csv")
+
+
+def test_few_images_are_called_uncertain(tmp_path):
+    few = "# So few images give uncertain results: better label at least 20"
+    counts = {"enough": (20, 5), "few_train": (19, 5), "few_test": (20, 4)}
+    found = {}
+    for name, (train, val) in counts.items():
+        root = write_drawn(tmp_path / name, "csv", {"train": train, "val": val})
+        found[name] = few in new_config(root, "csv")
+    assert found == {"enough": False, "few_train": True, "few_test": True}
+
+
+def flat(text):
+    return re.sub(r"[\s#]+", " ", text)
+
+
+def test_what_starts_anew_is_said_only_where_it_does(tmp_path, csv_set):
+    skip = "Skip loading"
+    boxes = [(20, 20), (30, 20), (40, 30), (50, 30)] * 4
+    root = csv_set("eight", (128, 128), boxes)
+    rows = (root / "all.csv").read_text().splitlines()
+    classes = "abcdefgh" * 2  # as many as the packaged network has
+    (root / "all.csv").write_text("\n".join(f"{r[:-4]}{c}" for r, c in zip(rows, classes)))
+    expected = {"eight": False, "one": True}
+    csv_set("one", (128, 128), boxes)
+    found = {n: flat(new_config(tmp_path / n, "csv")) for n in expected}
+    assert {n: skip in text for n, text in found.items()} == expected
+    assert "depend on the number of classes" in found["one"]
+    assert skip not in flat(new_config(tmp_path / "one", "csv", "medium"))
+    masks = new_config(write_drawn(tmp_path / "masks", "mask", {"train": 2, "val": 1}), "mask")
+    assert skip not in flat(masks) and "the head starts anew" in flat(masks)

@@ -331,7 +331,7 @@ def wrong(**changes) -> dict:
         ),
         (
             wrong(mask=lambda t: t[:, :5]),
-            r"the shape of the mask is \(3, 5, 5, 9\), expected .* \(3, 6, 5, 9\)",
+            r"mask.shape\[1\] is not valid: got shape \(3, 5, 5, 9\), expected .* \(3, 6, 5, 9\)",
         ),
         (wrong(weight=lambda t: t.float()), r"weight is torch.float32 but input is torch.float64"),
         (wrong(mask=lambda t: t.float()), r"mask is torch.float32 but .* mask.to\(torch.float64\)"),

@@ -54,6 +54,9 @@ def calls(dtype=torch.float32, coordinates=None, device="cpu") -> dict:
 
 
 NAMES = list(calls())
+POOLS = {name: calls()[name] for name in NAMES[1:]}
+POOLS["deform_roi_align"] = (ops.deform_roi_align, POOLS["deform_roi_pool"][1],
+                             {"output_size": 3, "spatial_scale": 0.25})  # fmt: skip
 
 
 def values_and_gradients(function, tensors, arguments) -> list:
@@ -322,3 +325,53 @@ def test_deterministic_algorithms(name, assert_close):
         torch.use_deterministic_algorithms(False)
     for actual, expected in zip(first, in_any_order, strict=True):
         assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("op", ["deform_conv2d", *POOLS])
+def test_what_is_no_tensor_is_named(op):
+    function, tensors, arguments = {**calls(), **POOLS}[op]
+    for name, tensor in tensors.items():
+        message = rf"^{op}: {name} is a ndarray; expected a torch.Tensor. Convert it .*\({name}\)$"
+        with pytest.raises(ValueError, match=message):
+            function(**{**tensors, name: tensor.detach().numpy()}, **arguments)
+    for name in {"input", "weight", "rois"} & set(tensors):
+        with pytest.raises(ValueError, match=f"^{op}: {name} is None; expected a torch.Tensor$"):
+            function(**{**tensors, name: None}, **arguments)
+
+
+@pytest.mark.parametrize("op", POOLS)
+def test_boxes_of_each_image_must_be_joined(op):
+    function, tensors, arguments = POOLS[op]
+    rois = [tensors["rois"][:1, 1:], tensors["rois"][1:, 1:]]
+    with pytest.raises(ValueError, match=f"{op}: rois is a list of length 2; .*R, 5.*") as error:
+        function(**{**tensors, "rois": rois}, **arguments)
+    joined = eval(str(error.value).partition("images: ")[2], {"torch": torch, "rois": rois})
+    assert torch.equal(joined, tensors["rois"])
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -0.25, float("nan"), float("inf")])
+@pytest.mark.parametrize("op", POOLS)
+def test_a_scale_that_is_none_is_refused(op, scale):
+    function, tensors, arguments = POOLS[op]
+    with pytest.raises(ValueError, match=f"{op}: spatial_scale is {scale}; expected map pixels"):
+        function(**tensors, **{**arguments, "spatial_scale": scale})
+
+
+@pytest.mark.parametrize("op", POOLS)
+def test_the_scale_may_be_an_argument_of_a_graph(op):
+    """Its check does not break the graph."""
+    torch.compiler.reset()
+    function, tensors, arguments = POOLS[op]
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def pool(scale):
+        return function(**tensors, **{**arguments, "spatial_scale": scale})
+
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=True)
+    for scale in (0.25, 0.5, 0.125):
+        torch.testing.assert_close(compiled(scale), pool(scale))
+    traced = torch.jit.trace(
+        lambda image, rois: function(image, rois, **arguments), (tensors["input"], tensors["rois"])
+    )
+    expected = function(tensors["input"], tensors["rois"], **arguments)
+    torch.testing.assert_close(traced(tensors["input"], tensors["rois"]), expected)
