@@ -7,6 +7,7 @@ from pathlib import Path
 from ..inference import Predictor, find_inputs
 from ..inference.outputs import KINDS, OutputFolder
 from ..inference.run import predict_files
+from ..utils.text import count
 from . import command
 
 EXAMPLE = """
@@ -67,7 +68,7 @@ def main(args):
     if written:
         print("wrote " + ", ".join(map(str, written)))
     if problems:
-        raise OSError(f"{len(problems)} of {len(files)} files could not be read, see above")
+        raise OSError(f"could not read {len(problems)} of {count(len(files), 'file')}, see above")
 
 
 def summary(records, seconds: float) -> str:
@@ -78,10 +79,10 @@ def summary(records, seconds: float) -> str:
             continue
         counts["frame" if "frame" in record else "image"] += 1
         names.update(record.get("names", ()))
-    seen = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in sorted(counts.items(), reverse=True)]
+    seen = [count(n, kind) for kind, n in sorted(counts.items(), reverse=True)]
     if not counts:
         return "nothing could be read"
-    found = f"{names.total()} detections"
+    found = count(names.total(), "detection")
     if names:
         found += " (" + ", ".join(f"{name} {n}" for name, n in names.most_common(8)) + ")"
     return f"{' and '.join(seen)}, {found}, {seconds:.1f} s"

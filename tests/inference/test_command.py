@@ -11,7 +11,7 @@ def test_a_folder_with_a_broken_file(photos, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as error:
         main(["predict", str(photos), "--output", str(out), "--device", "cpu"])
-    assert error.value.code == ("d2-deformable predict: 1 of 3 files could not be read, see above")
+    assert error.value.code == ("d2-deformable predict: could not read 1 of 3 files, see above")
     assert "2 images, " in capsys.readouterr().out
     found = json.loads((out / "predictions.json").read_text())
     assert [len(one["boxes"]) > 0 for one in found] == [True, True]
