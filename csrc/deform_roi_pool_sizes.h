@@ -32,6 +32,7 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   s.classes = s.parts_h = s.parts_w = 1;
   s.samples = samples_per_part;
   s.spatial_scale = spatial_scale, s.gamma = gamma, s.round_rois = round_rois;
+  s.rule = RoiSampling::kPool;
   if (offset) {
     check_coordinates(op, "offset", *offset, input);
     check_dims(op, "offset", *offset, 4);

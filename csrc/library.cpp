@@ -39,6 +39,17 @@ TORCH_LIBRARY(d2_deformable, m) {
       "int[2] output_size, float spatial_scale, int group_size, int samples_per_part, "
       "float gamma, bool round_rois) -> (Tensor, Tensor)");
 
+  // input (N, C, H, W), rois (R, 5), offset (R, 2, bins_h, bins_w), output_size (bins_h, bins_w)
+  // -> (R, C, bins_h, bins_w)
+  m.def(
+      "deform_roi_align(Tensor input, Tensor rois, Tensor? offset, *, int[2] output_size, "
+      "float spatial_scale, int sampling_ratio, float gamma) -> Tensor");
+  // -> gradients of input and offset (an empty tensor without an offset)
+  m.def(
+      "deform_roi_align_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, *, "
+      "int[2] output_size, float spatial_scale, int sampling_ratio, float gamma) "
+      "-> (Tensor, Tensor)");
+
   // input (N, C, H, W), rois (R, 5), output_size (bins_h, bins_w)
   // -> (R, C / (bins_h*bins_w), bins_h, bins_w)
   m.def(

@@ -161,7 +161,9 @@ def deform_roi_align(
             for a, b in itertools.product(range(rows), range(columns)):
                 y = y0 + dy * (y1 - y0) + bin_h * (i + (a + 0.5) / rows)
                 x = x0 + dx * (x1 - x0) + bin_w * (j + (b + 0.5) / columns)
-                if -1 <= y <= height and -1 <= x <= width:
+                if y.isnan() or x.isnan():
+                    output[r, :, i, j] = torch.nan
+                elif -1 <= y <= height and -1 <= x <= width:
                     row = hat(y.clamp(0, height - 1), height)
                     column = hat(x.clamp(0, width - 1), width)
                     sample = torch.einsum("chw,h,w->c", input[int(roi[0])], row, column)

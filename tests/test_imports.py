@@ -39,9 +39,8 @@ weight = torch.randn(4, 8, 3, 3, requires_grad=True)
 check(ops.deform_conv2d(x, offset, weight, padding=1), x, offset, weight)
 shift = torch.randn(2, 2, 2, 2, requires_grad=True)
 check(ops.deform_roi_pool(x, rois, shift, **pool), x, shift)
-check(ops.ps_roi_pool(x, rois, **pool), x)
-Missing.names.discard("torchvision")
 check(ops.deform_roi_align(x, rois, shift, **pool), x, shift)
+check(ops.ps_roi_pool(x, rois, **pool), x)
 """
 
 
@@ -51,7 +50,6 @@ def python(*lines, missing=()) -> subprocess.CompletedProcess:
 
 
 def test_operators_need_torch_alone():
-    """Only `deform_roi_align`, which uses torchvision's RoIAlign, also needs torchvision."""
     missing = ["detectron2", "fvcore", "iopath", "matplotlib", "omegaconf", "pycocotools"]
     done = python(OPERATORS, missing=[*missing, "cv2", "torchvision"])
     assert done.returncode == 0, done.stderr

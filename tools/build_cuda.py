@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda"
 # The folder in which pip installs a toolkit of torch's version.
 PIP_TOOLKIT = BUILD / "toolkit" / "nvidia" / f"cu{str(torch.version.cuda).split('.')[0]}"
-OPERATORS = ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")
+OPERATORS = ("deform_conv2d", "deform_roi_align", "deform_roi_pool", "ps_roi_pool")
 
 
 def main():

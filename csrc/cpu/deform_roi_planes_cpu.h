@@ -75,7 +75,7 @@ class DeformRoiPlanes {
   void run(void (*kernel)(const DeformRoiPlanesCall<T>&, int64_t, const RoiScratch<T>&)) const {
     const DeformRoiPoolSizes& s = call.sizes;
     const int64_t items = s.images * s.classes * s.bin_groups(), plane = s.height * s.width;
-    const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width)) + kRoiLanes<T>;
+    const int64_t pixels = s.most_pixels() + kRoiLanes<T>;
     const int64_t cost = plane + s.rois * s.bins() * 64 / s.bin_groups();
     at::parallel_for(0, items, 1 + 32768 / cost, [&](int64_t begin, int64_t end) {
       const Scratch<T> maps(2 * (plane + kRoiLanes<T>));

@@ -1,5 +1,6 @@
-// deform_roi_pool on the CPU: converts layouts, allocates, and runs the items of work
-// (roi_pool_call.h).
+// deform_roi_pool and deform_roi_align on the CPU: convert layouts, allocate, and run the items of
+// work (roi_pool_call.h).
+#include "../deform_roi_align_sizes.h"
 #include "../deform_roi_pool_sizes.h"
 
 #include <ATen/ops/zeros.h>
@@ -28,9 +29,8 @@ struct Call : DeformRoiPoolCall<T> {
         boxes(to_coordinates(roi_boxes, c10::CppTypeToScalarType<T>::value)),
         offsets(to_coordinates(offset, c10::CppTypeToScalarType<T>::value)),
         rois(op, boxes.const_data_ptr<T>(), s.rois, s.images) {
-    const int64_t pixels = std::min(2 * s.samples, std::max(s.height, s.width));
-    static_cast<RoiPoolCall<T>&>(*this) =
-        roi_pool_call<T>(s, s.bin_groups(), s.class_channels(), pixels, channels_last, maps, rois);
+    static_cast<RoiPoolCall<T>&>(*this) = roi_pool_call<T>(
+        s, s.bin_groups(), s.class_channels(), s.most_pixels(), channels_last, maps, rois);
     all_roi_bins.reserve(s.rois);
     for (int64_t r = 0; r < s.rois; ++r) all_roi_bins.emplace_back(s, boxes.const_data_ptr<T>(), r);
     this->sizes = s;
@@ -51,7 +51,7 @@ struct Call : DeformRoiPoolCall<T> {
 
 // Whether no two channels share offsets: planes are then pooled one by one.
 bool by_planes(const DeformRoiPoolSizes& s, const std::optional<at::Tensor>& offset) {
-  return offset && s.class_channels() == 1;
+  return offset && s.class_channels() == 1 && s.rule == RoiSampling::kPool;
 }
 
 template <typename T>
@@ -93,16 +93,11 @@ std::tuple<at::Tensor, at::Tensor> planes_backward(const char* op, const DeformR
           planes.rois_first(grad_bin_offset, {s.rois, s.classes, 1, 2, s.bins_h, s.bins_w})};
 }
 
-at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
-                               const std::optional<at::Tensor>& offset, at::IntArrayRef output_size,
-                               double spatial_scale, int64_t group_size, int64_t samples_per_part,
-                               double gamma, bool round_rois) {
-  constexpr const char* name = "deform_roi_pool";
-  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
-                                       samples_per_part, gamma, round_rois);
+at::Tensor forward(const char* name, const DeformRoiPoolSizes& s, const at::Tensor& input,
+                   const at::Tensor& rois, const std::optional<at::Tensor>& offset) {
   const at::MemoryFormat format = memory_format(input);
   at::Tensor result;
-  AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
+  AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), "deform_roi", [&] {
     using T = scalar_t;
     if (by_planes(s, offset)) {
       result = planes_forward<T>(name, s, input, rois, *offset)
@@ -174,17 +169,13 @@ std::tuple<at::Tensor, at::Tensor> channels_backward(const char* op, const Defor
   return {grad_map, grad_bin_offset};
 }
 
-std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
-    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
-    int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
-  constexpr const char* name = "deform_roi_pool_backward";
-  const auto s =
-      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
-                                     group_size, samples_per_part, gamma, round_rois);
+std::tuple<at::Tensor, at::Tensor> backward(const char* name, const DeformRoiPoolSizes& s,
+                                            const at::Tensor& grad_output, const at::Tensor& input,
+                                            const at::Tensor& rois,
+                                            const std::optional<at::Tensor>& offset) {
   const at::MemoryFormat format = memory_format(input);
   at::Tensor grad_input, grad_offset;
-  AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), name, [&] {
+  AT_DISPATCH_FLOATING_TYPES(at::toOpMathType(input.scalar_type()), "deform_roi", [&] {
     using T = scalar_t;
     at::Tensor grad_map, grad_bin_offset;
     if (by_planes(s, offset)) {
@@ -201,9 +192,48 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
   return {grad_input, grad_offset};
 }
 
+at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
+                               const std::optional<at::Tensor>& offset, at::IntArrayRef output_size,
+                               double spatial_scale, int64_t group_size, int64_t samples_per_part,
+                               double gamma, bool round_rois) {
+  const auto s = deform_roi_pool_sizes(input, rois, offset, output_size, spatial_scale, group_size,
+                                       samples_per_part, gamma, round_rois);
+  return forward("deform_roi_pool", s, input, rois, offset);
+}
+
+std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
+    int64_t group_size, int64_t samples_per_part, double gamma, bool round_rois) {
+  const auto s =
+      deform_roi_pool_backward_sizes(grad_output, input, rois, offset, output_size, spatial_scale,
+                                     group_size, samples_per_part, gamma, round_rois);
+  return backward("deform_roi_pool_backward", s, grad_output, input, rois, offset);
+}
+
+at::Tensor deform_roi_align_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                const std::optional<at::Tensor>& offset,
+                                at::IntArrayRef output_size, double spatial_scale,
+                                int64_t sampling_ratio, double gamma) {
+  const auto s = deform_roi_align_sizes(input, rois, offset, output_size, spatial_scale,
+                                        sampling_ratio, gamma);
+  return forward("deform_roi_align", s, input, rois, offset);
+}
+
+std::tuple<at::Tensor, at::Tensor> deform_roi_align_backward_cpu(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset, at::IntArrayRef output_size, double spatial_scale,
+    int64_t sampling_ratio, double gamma) {
+  const auto s = deform_roi_align_backward_sizes(grad_output, input, rois, offset, output_size,
+                                                 spatial_scale, sampling_ratio, gamma);
+  return backward("deform_roi_align_backward", s, grad_output, input, rois, offset);
+}
+
 TORCH_LIBRARY_IMPL(d2_deformable, CPU, m) {
   m.impl("deform_roi_pool", TORCH_FN(deform_roi_pool_cpu));
   m.impl("deform_roi_pool_backward", TORCH_FN(deform_roi_pool_backward_cpu));
+  m.impl("deform_roi_align", TORCH_FN(deform_roi_align_cpu));
+  m.impl("deform_roi_align_backward", TORCH_FN(deform_roi_align_backward_cpu));
 }
 
 }  // namespace

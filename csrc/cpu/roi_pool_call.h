@@ -61,8 +61,8 @@ struct AxisPixel {
 template <typename T>
 struct AxisPixels {
   const AxisPixel<T>* pixels;
-  int64_t size;     // of `pixels`
-  int64_t samples;  // samples that count
+  int64_t size;  // of `pixels`
+  T count;       // what the mean divides by along this axis
 };
 
 // Pixels of a page: what is copied at once where bins read only few pixels of a map.

@@ -1,4 +1,4 @@
-// What both RoI operators have in common on the CPU: layouts, the order of RoIs, threads.
+// What the RoI operators have in common on the CPU: layouts, the order of RoIs, threads.
 #pragma once
 
 #include <ATen/Dispatch.h>

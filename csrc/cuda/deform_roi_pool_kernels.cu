@@ -8,10 +8,14 @@ namespace d2_deformable {
 
 D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<double, DeformRoiBins<double>, DeformRoiPoolSizes>)
 D2_INSTANTIATE_LAUNCH_OF(RoiListsKernel<float, DeformRoiBins<float>, DeformRoiPoolSizes>)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, false)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, true)
-D2_INSTANTIATE_LAUNCH(DeformRoiPoolShiftGradientKernel)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel, RoiSampling::kPool)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolKernel, RoiSampling::kAlign)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, RoiSampling::kPool, false)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, RoiSampling::kPool, true)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, RoiSampling::kAlign, false)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolInputGradientKernel, RoiSampling::kAlign, true)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolShiftGradientKernel, RoiSampling::kPool)
+D2_INSTANTIATE_LAUNCH(DeformRoiPoolShiftGradientKernel, RoiSampling::kAlign)
 D2_INSTANTIATE_LAUNCH(DeformRoiPoolOffsetGradientKernel)
 
 }  // namespace d2_deformable

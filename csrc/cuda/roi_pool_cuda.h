@@ -1,4 +1,4 @@
-// What both RoI operators have in common in host code.
+// What the RoI operators have in common in host code.
 #pragma once
 
 #include <ATen/Dispatch.h>

@@ -7,8 +7,8 @@
 //   count           = Y.count() * X.count()
 //
 // where a pixel's weight is the sum of the weights that the samples near it give it. In a bin three
-// pixels wide, 4 x 4 samples then take about 16 reads instead of 64. Sample k lies at
-// start + k * step. Borders and integer coordinates follow sample_axis_clamped (sampling.h).
+// pixels wide, 4 x 4 samples then take about 16 reads instead of 64. Borders and integer
+// coordinates follow sample_axis_clamped (sampling.h).
 #pragma once
 
 #include <cstdint>
@@ -17,30 +17,76 @@
 
 namespace d2_deformable {
 
+// The samples of a bin along one axis: sample k lies at start + k * step.
+template <typename T>
+struct BinSampling {
+  T start, step;
+  int32_t samples;  // below 2^24
+  RoiSampling rule;
+  T divisor;  // kAlign: what the mean divides by along this axis. kPool: the samples that count
+};
+
+// Samples of RoIAlign: at the centres of equal cells of a bin that begins at `start`. `samples` is
+// their number, or 0 for as many as the side has pixels, rounded up; at most kMostAlignSamples.
+// Samples before and after the map are left out, which bounds the work by the map's size. A bin
+// with a coordinate that is NaN has no samples and the divisor NaN.
+constexpr int32_t kMostAlignSamples = 1 << 20;
+
+template <typename T>
+D2_HOST_DEVICE BinSampling<T> align_sampling(T start, T side, int32_t samples, int32_t size) {
+  constexpr RoiSampling rule = RoiSampling::kAlign;
+  const T most = T(kMostAlignSamples);
+  const T bounded = side > T(0) ? (side < most ? side : most) : T(0);
+  const T whole = T(int32_t(bounded));
+  const T count = samples > 0 ? T(samples) : whole + (bounded > whole ? T(1) : T(0));
+  // From low to high coordinates, also in a bin of negative size.
+  const T cell = side / (count > T(0) ? count : T(1)), step = cell < T(0) ? -cell : cell;
+  const T first = start + (cell < T(0) ? count - T(0.5) : T(0.5)) * cell;
+  if (!(first == first)) return {first, T(0), 0, rule, first};
+  // Two samples more on either side than the map needs, for roundings.
+  const T before = (T(-1) - first) / step - T(2), after = T(size) - first;
+  const T begin = before > T(0) ? (before < count ? before : count) : T(0);
+  const T reach = after / step + T(3);
+  const T end = after < T(0) ? T(0) : (reach < count ? reach : count);
+  const int32_t skipped = int32_t(begin), rest = int32_t(end) - skipped;
+  return {first + T(skipped) * step, step, rest > 0 ? rest : 0, rule, count};
+}
+
 template <typename T>
 struct BinAxis {
-  T start, step, last;               // last: size - 1
-  int32_t sample_begin, sample_end;  // the samples that count; consecutive, as step > 0
+  T start, step, last;  // last: size - 1
+  RoiSampling rule;
+  T divisor;
+  int32_t sample_begin, sample_end;  // the samples that read pixels; consecutive, as step >= 0
   int32_t pixel_begin, pixel_end;    // the pixels they can reach; with gaps if step > 1
 
-  // samples and size are below 2^24.
-  D2_HOST_DEVICE BinAxis(T start, T step, int32_t samples, int32_t size)
-      : start(start), step(step), last(T(size - 1)), sample_begin(0) {
+  // size is below 2^24.
+  D2_HOST_DEVICE BinAxis(const BinSampling<T>& sampling, int32_t size)
+      : start(sampling.start),
+        step(sampling.step),
+        last(T(size - 1)),
+        rule(sampling.rule),
+        divisor(sampling.divisor),
+        sample_begin(0) {
+    const T margin = margin_of<T>(rule);
     int32_t inside = 0;
-    for (int32_t k = 0; k < samples; ++k) {
+    for (int32_t k = 0; k < sampling.samples; ++k) {
       const T point = start + T(k) * step;
-      sample_begin += point < T(-0.5) ? 1 : 0;
-      inside += point >= T(-0.5) && point <= T(size) - T(0.5) ? 1 : 0;
+      sample_begin += point < -margin ? 1 : 0;
+      inside += point >= -margin && point <= last + margin ? 1 : 0;
     }
     sample_end = sample_begin + inside;
     pixel_begin = pixel_end = 0;
     if (inside == 0) return;
     const T end = at(sample_end - 1);
     pixel_begin = int32_t(at(sample_begin));
-    pixel_end = int32_t(end) + (end > T(int32_t(end)) ? 2 : 1);
+    pixel_end = int32_t(end) + (has_slopes(end, T(int32_t(end)), last, rule) ? 2 : 1);
   }
 
-  D2_HOST_DEVICE int32_t count() const { return sample_end - sample_begin; }
+  // What the mean divides by along this axis.
+  D2_HOST_DEVICE T count() const {
+    return rule == RoiSampling::kAlign ? divisor : T(sample_end - sample_begin);
+  }
 
   // The coordinate at which sample k reads.
   D2_HOST_DEVICE T at(int32_t k) const {
@@ -64,7 +110,8 @@ struct BinAxis {
   D2_HOST_DEVICE P slope(P pixel) const {
     P sum{};
     for (int32_t k = sample_begin; k < sample_end; ++k) {
-      const T point = at(k), low = T(int32_t(point)), between = point > low ? T(1) : T(0);
+      const T point = at(k), low = T(int32_t(point));
+      const T between = has_slopes(point, low, last, rule) ? T(1) : T(0);
       sum -= pixel == P{} + low ? P{} + between : P{};
       sum += pixel == P{} + (low + T(1)) ? P{} + between : P{};
     }

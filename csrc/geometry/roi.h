@@ -36,13 +36,14 @@ D2_HOST_DEVICE int64_t image_of(const T* roi, int64_t images) {
 //
 // The released operators take the inclusive x2 = x1 - 1 and end at (round(x2) + 1) * scale. Here
 // that is round(x1) * scale, halves away from zero. The two differ only for x2 = -0.5, a box that
-// ends at the left border.
+// ends at the left border. RoIAlign's boxes have no minimum size and may be inverted.
 template <typename T>
 struct RoiBox {
   int64_t image;
   T y, x, height, width;
 
-  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T origin, bool round_rois)
+  D2_HOST_DEVICE RoiBox(const T* roi, int64_t images, T spatial_scale, T origin, bool round_rois,
+                        bool minimum = true)
       : image(image_of(roi, images)) {
     T corner[4];
     for (int k = 0; k < 4; ++k) {
@@ -51,8 +52,11 @@ struct RoiBox {
     }
     x = corner[0];
     y = corner[1];
-    width = at_least_a_tenth(corner[2] - corner[0]);
-    height = at_least_a_tenth(corner[3] - corner[1]);
+    width = corner[2] - corner[0];
+    height = corner[3] - corner[1];
+    if (!minimum) return;
+    width = at_least_a_tenth(width);
+    height = at_least_a_tenth(height);
   }
 
   D2_HOST_DEVICE static T at_least_a_tenth(T side) { return side > T(0.1) ? side : T(0.1); }

@@ -57,17 +57,38 @@ D2_HOST_DEVICE bool sample_axis(T coordinate, int32_t size, Border border, AxisS
   return inside;
 }
 
-// Samples one axis for RoI pooling. Returns false if the sample is skipped and not counted.
-// A coordinate up to half a pixel outside the map is clamped to it. The neighbours are floor and
-// ceil. At integer coordinates, clamped ones included, they are one pixel and the slopes are 0.
+// Where RoI pooling reads, and what counts. Coordinates outside the map are clamped to it if they
+// are not too far out; there slopes are 0.
+// - kPool: up to half a pixel out. Other samples are left out of a bin's mean. Slopes at integer
+//   coordinates are 0, as in the released deformable pooling.
+// - kAlign: up to one pixel out. Other samples are zeros of the mean. Slopes at integer coordinates
+//   are right-hand derivatives, as in RoIAlign.
+enum class RoiSampling { kPool, kAlign };
+
+// How far out a sample is clamped.
 template <typename T>
-D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int32_t size, AxisSample<T>& axis) {
-  const bool inside = coordinate >= T(-0.5) && coordinate <= T(size) - T(0.5);
-  const T at = inside ? coordinate : T(0), last = T(size - 1);
+D2_HOST_DEVICE T margin_of(RoiSampling rule) {
+  return rule == RoiSampling::kAlign ? T(1) : T(0.5);
+}
+
+// Whether a coordinate, clamped to 0 .. last, has slopes; low is its floor.
+template <typename T>
+D2_HOST_DEVICE bool has_slopes(T at, T low, T last, RoiSampling rule) {
+  return rule == RoiSampling::kAlign ? at > T(0) && at < last : at > low;
+}
+
+// Samples one axis for RoI pooling. Returns false if the sample is not clamped and reads nothing.
+// Where there are no slopes, both neighbours are one pixel.
+template <typename T>
+D2_HOST_DEVICE bool sample_axis_clamped(T coordinate, int32_t size, RoiSampling rule,
+                                        AxisSample<T>& axis) {
+  const T last = T(size - 1), margin = margin_of<T>(rule);
+  const bool inside = coordinate >= -margin && coordinate <= last + margin;
+  const T at = inside ? coordinate : T(0);
   const T clamped = at < T(0) ? T(0) : (at > last ? last : at);
   const int32_t low = int32_t(clamped);
   const T fraction = clamped - T(low);
-  const bool between = fraction > T(0);
+  const bool between = has_slopes(clamped, T(low), last, rule);
   axis.index[0] = low;
   axis.index[1] = low + (between ? 1 : 0);
   axis.weight[0] = T(1) - fraction;

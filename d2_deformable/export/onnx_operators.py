@@ -8,7 +8,7 @@ import torchvision
 from torch.overrides import TorchFunctionMode
 
 from ..ops import _composite
-from ..ops.geometry import tap_grid
+from ..ops.geometry import bin_corners, roi_boxes, tap_grid
 from . import traceable
 
 
@@ -91,8 +91,42 @@ def _legacy_taps(input, offset, weight, stride, padding, dilation, mask):
     return torch.stack(moved, dim=3).flatten(1, 3), inside.flatten(1, 2)
 
 
+# ---- Deformable RoIAlign ------------------------------------------------------------------------
+
+MOST_CELLS = 1024.0  # of a side of a bin; the runtime's memory grows with its square
+
+
+def deform_roi_align(input, rois, offset, *, output_size, spatial_scale, sampling_ratio, gamma):
+    """ONNX's RoiAlign (opset 16), with each bin as a RoI of one bin.
+
+    Where a bin's size is almost a whole number, rounding might add a row of samples. Opposite sides
+    are moved slightly to avoid that; the mean of samples around the same centre hardly changes.
+    """
+    if offset is None:
+        return torchvision.ops.roi_align(
+            input, rois, output_size, spatial_scale, sampling_ratio, aligned=True
+        )
+    _, y, x, *sides = roi_boxes(rois, spatial_scale, -0.5, round_rois=False, min_size=None)
+    start = torch.stack(bin_corners(y, x, *sides, output_size, gamma * offset), dim=-1)
+    bin_size = size = torch.stack(sides, dim=-1) / rois.new_tensor(output_size)
+    if not sampling_ratio:
+        count = size.ceil().clamp(min=0)
+        margin = 4 * torch.finfo(size.dtype).eps * (1 + start.abs() + size)
+        size = torch.clamp(size, count - 1 + margin, count - margin).clamp(0, MOST_CELLS)
+    low = start + 0.5 + (bin_size - size) / 2
+    is_nan = low.isnan().any(dim=-1, keepdim=True)
+    low = torch.where(is_nan, 0, low)  # a runtime may read outside the map where one is NaN
+    image = rois[:, 0, None, None, None, None].expand(-1, -1, *output_size, -1)
+    boxes = torch.cat([image, low.flip(-1), (low + size).flip(-1)], dim=-1).flatten(0, 3)
+    pooled = torchvision.ops.roi_align(input, boxes, 1, 1.0, sampling_ratio, aligned=True)
+    pooled = torch.where(is_nan.reshape(-1, 1), torch.nan, pooled.flatten(1))
+    pooled = pooled.view(rois.shape[0], *output_size, input.shape[1])
+    return pooled.permute(0, 3, 1, 2)
+
+
 REPLACED = {
     torch.ops.d2_deformable.deform_conv2d: deform_conv2d,
+    torch.ops.d2_deformable.deform_roi_align: deform_roi_align,
     torch.ops.d2_deformable.deform_roi_pool: _composite.deform_roi_pool,
     torch.ops.d2_deformable.ps_roi_pool: _composite.ps_roi_pool,
 }

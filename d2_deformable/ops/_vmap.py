@@ -78,29 +78,34 @@ def _as_rois(rois: Tensor, images: int) -> Tensor:
     return torch.cat([rois[..., :1] + first[:, None, None], rois[..., 1:]], dim=-1).flatten(0, 1)
 
 
-@torch.library.register_vmap("d2_deformable::deform_roi_pool")
-def _(info, in_dims, *args, **keywords):
-    input, rois, offset = _stacked(info, in_dims, args)
-    output = torch.ops.d2_deformable.deform_roi_pool(
-        _as_rows(input), _as_rois(rois, input.shape[1]), _as_rows(offset), **keywords
-    )
-    return _from_rows(output, info.batch_size), 0
+def _register_deform_roi(name: str) -> None:
+    pool = getattr(torch.ops.d2_deformable, name)
+    pool_backward = getattr(torch.ops.d2_deformable, f"{name}_backward")
+
+    @torch.library.register_vmap(f"d2_deformable::{name}")
+    def _(info, in_dims, *args, **keywords):
+        input, rois, offset = _stacked(info, in_dims, args)
+        output = pool(_as_rows(input), _as_rois(rois, input.shape[1]), _as_rows(offset), **keywords)
+        return _from_rows(output, info.batch_size), 0
+
+    @torch.library.register_vmap(f"d2_deformable::{name}_backward")
+    def _(info, in_dims, *args, **keywords):
+        grad_output, input, rois, offset = _stacked(info, in_dims, args)
+        grad_input, grad_offset = pool_backward(
+            _as_rows(grad_output),
+            _as_rows(input),
+            _as_rois(rois, input.shape[1]),
+            _as_rows(offset),
+            **keywords,
+        )
+        grad_input = _from_rows(grad_input, info.batch_size)
+        if offset is None:
+            return (grad_input, grad_offset), (0, None)
+        return (grad_input, _from_rows(grad_offset, info.batch_size)), (0, 0)
 
 
-@torch.library.register_vmap("d2_deformable::deform_roi_pool_backward")
-def _(info, in_dims, *args, **keywords):
-    grad_output, input, rois, offset = _stacked(info, in_dims, args)
-    grad_input, grad_offset = torch.ops.d2_deformable.deform_roi_pool_backward(
-        _as_rows(grad_output),
-        _as_rows(input),
-        _as_rois(rois, input.shape[1]),
-        _as_rows(offset),
-        **keywords,
-    )
-    grad_input = _from_rows(grad_input, info.batch_size)
-    if offset is None:
-        return (grad_input, grad_offset), (0, None)
-    return (grad_input, _from_rows(grad_offset, info.batch_size)), (0, 0)
+_register_deform_roi("deform_roi_pool")
+_register_deform_roi("deform_roi_align")
 
 
 @torch.library.register_vmap("d2_deformable::ps_roi_pool")

@@ -1,11 +1,8 @@
-"""Deformable (position-sensitive) RoI pooling: public function, fake kernels and autograd."""
+"""Deformable (position-sensitive) RoI pooling: public function and fake kernel."""
 
 import torch
 from torch import Tensor
 
-from . import _composite, _library  # noqa: F401  (_library registers the operators)
-from ._autocast import cast, register_autocast
-from ._autograd import register_autograd
 from ._checks import (
     ArgumentError,
     check_coordinates,
@@ -17,6 +14,7 @@ from ._checks import (
     empty_like_input,
     shape,
 )
+from ._deform_roi import register_derivatives
 
 
 def deform_roi_pool(
@@ -138,7 +136,7 @@ def _check_offset(op: str, rois: Tensor, offset: Tensor, out_channels: int) -> N
         )
 
 
-# Fake kernels: shapes only, for torch.compile, torch.export and the meta device.
+# The fake kernel: shapes only, for torch.compile, torch.export and the meta device.
 
 
 @torch.library.register_fake("d2_deformable::deform_roi_pool")
@@ -147,66 +145,4 @@ def _(input, rois, offset, *, output_size, group_size, **_):
     return empty_like_input(input, [rois.shape[0], channels, *output_size])
 
 
-@torch.library.register_fake("d2_deformable::deform_roi_pool_backward")
-def _(grad_output, input, rois, offset, **_):
-    grad_offset = input.new_empty([0]) if offset is None else offset.new_empty(offset.shape)
-    return empty_like_input(input, input.shape), grad_offset
-
-
-def _setup_context(ctx, input, rois, offset, **arguments) -> None:
-    ctx.save_for_backward(input, rois, offset)
-    ctx.arguments = arguments
-
-
-def _backward(ctx, grad_output: Tensor):
-    input, rois, offset = ctx.saved_tensors
-    grad_input, grad_offset = torch.ops.d2_deformable.deform_roi_pool_backward(
-        grad_output, input, rois, offset, **ctx.arguments
-    )
-    return grad_input, None, None if offset is None else grad_offset
-
-
-register_autograd(
-    "deform_roi_pool",
-    setup_context=_setup_context,
-    backward=_backward,
-    composite=_composite.deform_roi_pool,
-)
-
-
-# Double backward: the gradients of the composite's backward.
-
-
-def _setup_double_backward(ctx, grad_output, input, rois, offset, **arguments) -> None:
-    ctx.save_for_backward(grad_output, input, rois, offset)
-    ctx.arguments = arguments
-
-
-def _double_backward(ctx, *gradients):
-    grad_output, input, rois, offset = ctx.saved_tensors
-
-    def backward(grad_output, input, offset=None):
-        return _composite.deform_roi_pool_backward(
-            grad_output, input, rois, offset, **ctx.arguments
-        )
-
-    tensors = (grad_output, input) if offset is None else (grad_output, input, offset)
-    grad_grad_output, grad_input, *grad_offset = torch.func.vjp(backward, *tensors)[1](gradients)
-    return grad_grad_output, grad_input, None, *(grad_offset or [None])
-
-
-register_autograd(
-    "deform_roi_pool_backward",
-    setup_context=_setup_double_backward,
-    backward=_double_backward,
-    composite=_composite.deform_roi_pool_backward,
-)
-
-
-def _autocast(dtype, input, rois, offset, **arguments):
-    # There is no large matrix multiply, so casting the input would gain nothing.
-    rois, offset = cast(torch.float32, rois, offset)
-    return torch.ops.d2_deformable.deform_roi_pool(input, rois, offset, **arguments)
-
-
-register_autocast("deform_roi_pool", _autocast)
+register_derivatives("deform_roi_pool")

@@ -1,8 +1,7 @@
 """Self-test: values and gradients of each operator against its formula, on small inputs.
 
-The formulas are those of _composite/, and torch's grid_sample for `deform_roi_align`, in float64 on
-the CPU. No sampling point is near a whole pixel, where derivatives jump, so that the results of all
-types can be compared.
+The formulas are those of _composite/, in float64 on the CPU. No sampling point is near a whole
+pixel, where derivatives jump, so that the results of all types can be compared.
 """
 
 import math
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import _composite
@@ -19,7 +17,6 @@ from ._checks import HALF_TYPES
 from .deform_conv2d import deform_conv2d
 from .deform_roi_align import deform_roi_align
 from .deform_roi_pool import deform_roi_pool
-from .geometry import bin_corners, roi_boxes, samples_of_bins
 from .ps_roi_pool import ps_roi_pool
 
 # Largest allowed error, as a share of the largest value.
@@ -167,22 +164,5 @@ def cases() -> list[Case]:
         Case(deform_conv2d, _composite.deform_conv2d, conv, same),
         Case(deform_roi_pool, _composite.deform_roi_pool, moved, pool | parted),
         Case(ps_roi_pool, _composite.ps_roi_pool, {"input": maps}, pool | {"round_rois": True}),
-        Case(deform_roi_align, _deform_roi_align, moved, pool | aligned),
+        Case(deform_roi_align, _composite.deform_roi_align, moved, pool | aligned),
     ]
-
-
-def _deform_roi_align(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma):
-    """The formula of `deform_roi_align` for bins inside the map."""
-    _, y, x, *sides = roi_boxes(rois, spatial_scale, -0.5, round_rois=False, min_size=None)
-    corners = bin_corners(y, x, *sides, output_size, gamma * offset)
-    y, x = (
-        samples_of_bins(corner, side / bins, sampling_ratio, centred=True)
-        for corner, side, bins in zip(corners, sides, output_size)
-    )  # (R, 1, bins_h, bins_w, samples)
-    y, x = torch.broadcast_tensors(y[..., :, None], x[..., None, :])
-    height, width = input.shape[2:]
-    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
-    grid = grid.reshape(len(rois), -1, sampling_ratio**2, 2)
-    # (R, C, bins_h * bins_w, samples^2)
-    samples = F.grid_sample(input[rois[:, 0].long()], grid, align_corners=True)
-    return samples.mean(-1).unflatten(2, output_size)

@@ -67,7 +67,7 @@ def test_roi_pooling_costs_its_samples():
 
 
 def test_roi_align_counts_as_both_counters_have_it():
-    """Neither counts torchvision's RoIAlign, so only the layers of mmdetection's pooling count."""
+    """Neither counts RoIAlign, so only the layers of mmdetection's pooling count."""
     rois = torch.tensor([[0, 0, 0, 40.0, 40], [0, 8, 8, 30, 30]])
     layer = DeformRoIAlign(4, 2, hidden_channels=5)
     counted = count_by_both(layer, torch.rand(4, 8, 8), rois, 1 / 8)

@@ -66,6 +66,8 @@ def make_rois(case, dtype):
         ]
         index = torch.randint(case.images, (len(pairs), 1))
         wild = [torch.cat([index, torch.tensor(b, dtype=dtype)], dim=1) for b in zip(*pairs)]
+        if getattr(case, "align", False):  # of which the reference takes any
+            wild[1] = wild[0]
         given, equivalent = torch.cat([given, wild[0]]), torch.cat([equivalent, wild[1]])
     return given, equivalent
 
@@ -192,6 +194,7 @@ class DeformRoiPool:
     round_rois: bool = True
     shared: int = SHARED
     processors: int = PROCESSORS
+    align: bool = False  # deform_roi_align; 0 samples: as many as a bin has pixels
     wild: bool = False  # some offsets and RoIs are NaN, infinite or huge
     image_index: float | None = None  # of the first RoI, for the kernel
 
@@ -209,19 +212,24 @@ class DeformRoiPool:
         leaves = [image.to(sums)] + ([offset] if self.parts else [])
         for leaf in leaves:
             leaf.requires_grad_()
-        output = reference.deform_roi_pool(
-            leaves[0],
-            rois,
-            offset,
-            output_size=self.bins,
-            spatial_scale=self.scale,
-            group_size=self.group_size,
-            samples_per_part=self.samples,
-            gamma=gamma,
-            round_rois=self.round_rois,
-        )
+        pool = {"output_size": self.bins, "spatial_scale": self.scale, "gamma": gamma}
+        if self.align:
+            output = reference.deform_roi_align(
+                leaves[0], rois, offset, sampling_ratio=self.samples, **pool
+            )
+        else:
+            output = reference.deform_roi_pool(
+                leaves[0],
+                rois,
+                offset,
+                group_size=self.group_size,
+                samples_per_part=self.samples,
+                round_rois=self.round_rois,
+                **pool,
+            )
         grad_output = some_gradients(output.shape, dtype)
         arguments = [
+            self.align,
             *(self.images, self.top_channels, *self.size, self.group_size, len(rois), *self.bins),
             *(self.classes, *(self.parts or (1, 1)), self.samples, self.scale, gamma),
             *(self.round_rois, self.processors, self.shared),
@@ -234,6 +242,13 @@ class DeformRoiPool:
             (expected,) = gradients((output * grad_output).sum(), [leaf])
         results = [(expected.shape, sums if kernel == "offset_gradient" else dtype)]
         assert_close(emulator.run(program, kernel, dtype, arguments, results), [expected])
+
+
+def deform_roi_align(bins=(5, 3), offset=True, **arguments) -> DeformRoiPool:
+    """A case whose map is smaller than many bins' samples."""
+    parts = bins if offset else None
+    own = {"group_size": 1, "classes": 1, "round_rois": False, "align": True}
+    return DeformRoiPool(bins=bins, parts=parts, **own, **arguments)
 
 
 @dataclass(frozen=True)
@@ -317,6 +332,12 @@ CASES = {
         "no RoIs": DeformRoiPool(rois=0),
         "wild coordinates": DeformRoiPool(wild=True, round_rois=False),
         "wild coordinates, rounded": DeformRoiPool(wild=True, group_size=1),
+        "align": deform_roi_align(samples=0),
+        "align, two large bins": deform_roi_align((2, 1), samples=0, scale=0.8, rois=3),
+        "align, six samples": deform_roi_align(samples=6, images=1, top_channels=2),
+        "align, no offset": deform_roi_align(offset=False, samples=0),
+        "align, planes in place": deform_roi_align(samples=0, shared=NO_SHARED, top_channels=1),
+        "align, wild coordinates": deform_roi_align(samples=2, wild=True),
     },
     "ps_roi_pool": {
         "rounded RoIs": PsRoiPool(),

@@ -11,10 +11,19 @@ using namespace d2_deformable;
 struct DeformRoiPool {
   template <typename scalar_t, typename acc_t>
   static void run(const std::string& name, Arguments& in, File& out) {
-    const DeformRoiPoolSizes sizes{in.integer(), in.integer(), in.integer(),     in.integer(),
-                                   in.integer(), in.integer(), in.integer(),     in.integer(),
-                                   in.integer(), in.integer(), in.integer(),     in.integer(),
-                                   in.real(),    in.real(),    in.integer() != 0};
+    if (in.integer()) {
+      run_rule<scalar_t, acc_t, RoiSampling::kAlign>(name, in, out);
+    } else {
+      run_rule<scalar_t, acc_t, RoiSampling::kPool>(name, in, out);
+    }
+  }
+
+  template <typename scalar_t, typename acc_t, RoiSampling rule>
+  static void run_rule(const std::string& name, Arguments& in, File& out) {
+    const DeformRoiPoolSizes sizes{in.integer(), in.integer(), in.integer(),      in.integer(),
+                                   in.integer(), in.integer(), in.integer(),      in.integer(),
+                                   in.integer(), in.integer(), in.integer(),      in.integer(),
+                                   in.real(),    in.real(),    in.integer() != 0, rule};
     const RoiGpu gpu{in.integer(), in.integer()};
     const auto input = in.array<scalar_t>();
     const auto rois = in.array<acc_t>();
@@ -30,14 +39,14 @@ struct DeformRoiPool {
     const auto add = [&](auto in_order) {
       const RoiPlan plan = plan_adding(work, sizeof(acc_t), in_order.value, gpu);
       write_gradient<scalar_t, acc_t>(plan, pixels, out, [&](scalar_t* written, acc_t* sums) {
-        launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, in_order.value>{
+        launch_plan(DeformRoiPoolInputGradientKernel<scalar_t, acc_t, rule, in_order.value>{
             sizes, by, plan, listed.get(), grad_output.data(), offset.data(), written, sums});
       });
     };
     if (name == "forward") {
       Array<scalar_t> output(output_size);
-      launch_plan(DeformRoiPoolKernel<scalar_t, acc_t>{sizes, by, reading, listed.get(),
-                                                       input.data(), offset.data(), output.data()});
+      launch_plan(DeformRoiPoolKernel<scalar_t, acc_t, rule>{
+          sizes, by, reading, listed.get(), input.data(), offset.data(), output.data()});
       out.write(output);
     } else if (name == "input_gradient") {
       add(std::false_type());
@@ -46,7 +55,7 @@ struct DeformRoiPool {
     } else if (name == "offset_gradient") {
       Array<acc_t> grad_shift(2 * output_size);
       Array<acc_t> grad_offset(sizes.rois * sizes.classes * 2 * sizes.parts_h * sizes.parts_w);
-      launch_plan(DeformRoiPoolShiftGradientKernel<scalar_t, acc_t>{
+      launch_plan(DeformRoiPoolShiftGradientKernel<scalar_t, acc_t, rule>{
           sizes, by, reading, listed.get(), grad_output.data(), input.data(), offset.data(),
           grad_shift.data()});
       const DeformRoiPoolOffsetGradientKernel<scalar_t, acc_t> add_up{

@@ -1,4 +1,4 @@
-// Code shared by the drivers of both RoI operators.
+// Code shared by the drivers of the RoI operators.
 #pragma once
 
 #include "cuda/kernels/roi_lists.h"

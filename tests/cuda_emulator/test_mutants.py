@@ -137,8 +137,8 @@ SLOW = {
         OUT_OF_BOUNDS,
         "deform_roi_pool",
         "cuda/kernels/merged_samples.h",
-        "if (weight[k][a] != T(0)) visit(",
-        "visit(",
+        "if (counts<kSlopes>(weight[k][a], slope[k][a])) {",
+        "{",
     ),
     "column that counts twice": Mutant(
         WRONG,

@@ -21,6 +21,7 @@ TOLERANCES = {
 # Bytes of shared memory per block: all that sm_90 has; one plane of the calls below; less than one.
 ALL, ONE, NONE = 227 << 10, 2000, 100
 SHARED = "int64_t(properties->sharedMemPerBlockOptin)"
+WITH_OFFSETS = ("deform_roi_pool", "deform_roi_align")
 FROM_ENVIRONMENT = 'std::atoi(std::getenv("SHARED_BYTES"))'
 
 
@@ -58,12 +59,15 @@ class Call:
         if self.operator == "deform_roi_pool":
             group_size = math.isqrt(self.groups)
             keywords |= {"group_size": group_size, "samples_per_part": 4, "gamma": 0.3141}
+        if self.operator == "deform_roi_align":
+            del keywords["round_rois"]
+            keywords |= {"sampling_ratio": 0, "gamma": 0.3141}
         return keywords | self.keywords
 
     def run(self, operator, tensors):
         """Return the output and the gradients of input and offset."""
         input, rois, offset, grad_output = tensors
-        if self.operator == "deform_roi_pool":
+        if self.operator in WITH_OFFSETS:
             output = operator.forward(input, rois, offset, **self.arguments)
             return output, *operator.backward(grad_output, input, rois, offset, **self.arguments)
         sizes = {"input_size": input.shape, "channels_last": self.channels_last}
@@ -80,12 +84,13 @@ class Call:
             return torch.zeros_like(grad_output), *map(torch.zeros_like, leaves)
         for leaf in leaves:
             leaf.requires_grad_()
-        given = (input, rois, offset) if self.operator == "deform_roi_pool" else (input, rois)
+        given = (input, rois, offset) if self.operator in WITH_OFFSETS else (input, rois)
         output = getattr(reference, self.operator)(*given, **self.arguments)
         return output.detach(), *cases.gradients((output * grad_output).sum(), leaves)
 
 
 deform = Call("deform_roi_pool")
+align = Call("deform_roi_align", groups=1, top_channels=5, classes=1, parts=(4, 3))
 ps = Call("ps_roi_pool", groups=12, parts=None)
 CALLS = {
     "groups and classes": deform,
@@ -100,6 +105,12 @@ CALLS = {
     "wide map": replace(deform, size=(3, 150), groups=1, keywords={"spatial_scale": 3.017}),
     "no RoIs": replace(deform, rois=0),
     "no images": replace(deform, images=0, rois=0),
+    "align": align,
+    "align, channels-last": replace(align, channels_last=True),
+    "align, float32 coordinates": replace(align, float_coordinates=True),
+    "align, three samples": replace(align, keywords={"sampling_ratio": 3}, rois=70, images=3),
+    "align, no offset": replace(align, parts=None),
+    "align, no RoIs": replace(align, rois=0),
     "position-sensitive": ps,
     "position-sensitive, channels-last": replace(ps, channels_last=True),
     "position-sensitive, float32 RoIs": replace(ps, float_coordinates=True),
@@ -117,7 +128,9 @@ def operators(compiler, tmp_path_factory):
     folder = tmp_path_factory.mktemp("roi_pool_host")
     csrc = host.copy_with([("cuda/roi_pool_cuda.h", SHARED, FROM_ENVIRONMENT)], folder)
     names = ("deform_roi_pool", "ps_roi_pool")
-    return {name: host.Operator(name, host.build(name, folder, csrc)) for name in names}
+    libraries = {name: host.build(name, folder, csrc) for name in names}
+    libraries["deform_roi_align"] = libraries["deform_roi_pool"]
+    return {name: host.Operator(name, library) for name, library in libraries.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +164,25 @@ def test_equals_reference(name, dtype, shared, in_order, operators, monkeypatch)
     for grad, value, leaf in zip(grads, expected_grads, (tensors[0], tensors[2])):
         assert grad.dtype == leaf.dtype and grad.shape == leaf.shape
         assert_close(grad, value, dtype)
-    if call.operator == "deform_roi_pool" and call.parts is None:
+    if call.operator in WITH_OFFSETS and call.parts is None:
         assert grads[1].numel() == 0
+
+
+def test_slopes_at_integers(operators, monkeypatch):
+    """Right-hand derivatives, in which pixels of weight 0 take part, as on the CPU."""
+    monkeypatch.setenv("SHARED_BYTES", str(ALL))
+    input, rois, offset, grad_output = align.tensors(torch.float64)
+    rois[:, 1:] = torch.tensor([0.0, 4.0, 6.0, 12.0])
+    offset = offset.round()
+    call = replace(align, keywords={"spatial_scale": 1.0, "sampling_ratio": 2, "gamma": 0.25})
+    actual = call.run(operators["deform_roi_align"], (input, rois, offset, grad_output))
+    cpu = torch.ops.d2_deformable
+    expected = (
+        cpu.deform_roi_align(input, rois, offset, **call.arguments),
+        *cpu.deform_roi_align_backward(grad_output, input, rois, offset, **call.arguments),
+    )
+    for mine, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["groups and classes", "position-sensitive"])

@@ -40,6 +40,11 @@ def pool_inputs(images=2, height=7, width=6, rois=3, classes=2, device="cpu"):
     return {"input": image, "rois": boxes, "offset": offset if classes else None}
 
 
+def align_inputs(**sizes):
+    inputs = pool_inputs(**sizes, classes=1)
+    return {**inputs, "offset": inputs["offset"].detach()[..., :2].requires_grad_()}
+
+
 def ps_inputs(**sizes):
     inputs = pool_inputs(**sizes, classes=0)
     return {"input": inputs["input"], "rois": inputs["rois"]}
@@ -64,9 +69,10 @@ CALLS = {
         lambda **sizes: pool_inputs(**sizes, classes=0),
         {**POOL, "samples_per_part": 2, "gamma": 0.2, "round_rois": False},
     ),
+    "align": (ops.deform_roi_align, align_inputs, POOL),
     "ps pool": (ops.ps_roi_pool, ps_inputs, POOL),
 }
-NAMES = ["conv", "deform pool", "ps pool"]
+NAMES = ["align", "conv", "deform pool", "ps pool"]
 EVERY = pytest.mark.parametrize("name", CALLS)
 
 

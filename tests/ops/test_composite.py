@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ops import test_deform_conv2d as conv
+from ops import test_deform_roi_align as align
 from ops import test_deform_roi_pool as deform_pool
 from ops import test_ps_roi_pool as ps_pool
 
@@ -150,6 +151,57 @@ def test_deform_roi_pool_of_an_infinite_pixel(device):
 def test_deform_roi_pool_of_nothing(images, device):
     inputs = deform_pool.make_inputs(images=images, rois=0, group_size=3, device=device)
     check_deform_pool(inputs, output_size=3, spatial_scale=0.25, group_size=3, round_rois=True)
+
+
+def check_align(inputs, others=(ops.deform_roi_align,), **arguments):
+    image, rois, offset = inputs
+    arguments = {"sampling_ratio": 0, "gamma": 0.1, **arguments}
+    arguments["output_size"] = reference.pair(arguments["output_size"])
+    results = [
+        align.values_and_gradients(function, *inputs, **arguments)
+        for function in (composite.deform_roi_align, *others)
+    ]
+    for expected in results[1:]:
+        torch.testing.assert_close(results[0], expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+    grad = torch.randn_like(results[0][0])
+    backward = (grad, image.detach(), rois, None if offset is None else offset.detach())
+    actual = composite.deform_roi_align_backward(*backward, **arguments)
+    expected = align.BACKWARD(*backward, **arguments)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+SAMPLING_RATIO = pytest.mark.parametrize("sampling_ratio", [0, 1, 3])
+
+
+@SAMPLING_RATIO
+@pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "no offset"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_deform_roi_align(images, with_offset, sampling_ratio, device):
+    image, rois, offset = align.make_inputs(images=images, bins=(2, 4), device=device)
+    inputs = (image, rois, offset if with_offset else None)
+    others = (ops.deform_roi_align, reference.deform_roi_align)
+    arguments = {"output_size": (2, 4), "spatial_scale": 0.25, "gamma": 0.3}
+    check_align(inputs, others, sampling_ratio=sampling_ratio, **arguments)
+
+
+@SAMPLING_RATIO
+@pytest.mark.parametrize("value", [None, *WILD])
+@pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "no offset"])
+def test_deform_roi_align_at_edges(with_offset, value, sampling_ratio, device):
+    image, _, offset = align.make_inputs(rois=6, device=device)
+    rois = edge_rois(device, None if with_offset else value)
+    offset = (2 * offset.detach()).round()
+    if value is not None:
+        offset[:, ::2] = value
+    inputs = (image, rois, offset.requires_grad_() if with_offset else None)
+    arguments = {"output_size": 3, "spatial_scale": 0.25, "gamma": 0.25}
+    check_align(inputs, sampling_ratio=sampling_ratio, **arguments)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_deform_roi_align_of_nothing(images, device):
+    inputs = align.make_inputs(images=images, rois=0, device=device)
+    check_align(inputs, output_size=3, spatial_scale=0.25)
 
 
 def check_ps_pool(image, rois, others=(ops.ps_roi_pool,), **arguments):

@@ -5,7 +5,7 @@ import torch
 from torch import func
 
 from d2_deformable import ops
-from d2_deformable.layers import DeformConv2d, DeformRoIPool, PSRoIPredictor
+from d2_deformable.layers import DeformConv2d, DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 
 POOL = {"output_size": 2, "spatial_scale": 0.25}
 
@@ -35,6 +35,14 @@ def deform_pool_in_place(input, rois):
     return ops.deform_roi_pool(input, rois, samples_per_part=3, **POOL)
 
 
+def align(input, rois, offset):
+    return ops.deform_roi_align(input, rois, offset, **POOL)
+
+
+def align_in_place(input, rois):
+    return ops.deform_roi_align(input, rois, sampling_ratio=2, **POOL)
+
+
 def ps_pool(input, rois):
     return ops.ps_roi_pool(input, rois, **POOL)
 
@@ -43,6 +51,8 @@ SHAPES = {  # 2 images, 4 channels, 3 RoIs; None: RoIs
     conv: [(2, 4, 5, 6), (2, 36, 5, 6), (4, 2, 3, 3), (4,), (2, 18, 5, 6)],
     deform_pool: [(2, 8, 5, 6), None, (3, 4, 3, 1)],
     deform_pool_in_place: [(2, 4, 5, 6), None],
+    align: [(2, 3, 5, 6), None, (3, 2, 2, 2)],
+    align_in_place: [(2, 3, 5, 6), None],
     ps_pool: [(2, 8, 5, 6), None],
 }
 FUNCTIONS = pytest.mark.parametrize("function", SHAPES, ids=lambda function: function.__name__)
@@ -145,6 +155,10 @@ IN_DIMS = [
     (deform_pool, (None, 1, 2)),
     (deform_pool_in_place, (0, None)),
     (deform_pool_in_place, (None, 2)),
+    (align, (0, 0, 0)),
+    (align, (3, None, None)),
+    (align, (None, 1, 2)),
+    (align_in_place, (None, 2)),
     (ps_pool, (0, 0)),
     (ps_pool, (1, None)),
     (ps_pool, (None, 0)),
@@ -197,7 +211,7 @@ def test_gradients_through_vmap(function, in_dims, device, assert_close):
     assert_close(actual, torch.autograd.grad(by_loop, leaves))
 
 
-@pytest.mark.parametrize("function", [conv, deform_pool, ps_pool])
+@pytest.mark.parametrize("function", [conv, deform_pool, align, ps_pool])
 def test_nested_vmap_and_second_order(function, device, assert_close):
     in_dims = (0,) + (None,) * (len(SHAPES[function]) - 1)
     arguments = make_arguments(function, 3, in_dims, device)
@@ -222,7 +236,7 @@ def test_many_images_in_half_precision(dtype, device):
     images = images.view(3000, 1, 1, 1, 1).expand(3000, 1, 1, 2, 2)
     rois = torch.tensor([[0.0, 0, 0, 2, 2]], device=device, dtype=dtype)
     arguments = {"output_size": 1, "spatial_scale": 1.0}
-    for op in (ops.deform_roi_pool, ops.ps_roi_pool):
+    for op in (ops.deform_roi_pool, ops.deform_roi_align, ops.ps_roi_pool):
         pooled = func.vmap(lambda image, op=op: op(image, rois, **arguments))(images)
         assert torch.equal(pooled.flatten(), images[:, 0, 0, 0, 0])
 
@@ -232,6 +246,7 @@ def layers() -> dict:
     return {
         "DeformConv2d": (DeformConv2d(4, 6, 3, padding=1, modulated=True), ()),
         "DeformRoIPool": (DeformRoIPool(4, 2), (rois, 0.25)),
+        "DeformRoIAlign": (DeformRoIAlign(4, 2, hidden_channels=3), (rois, 0.25)),
         "PSRoIPredictor": (PSRoIPredictor(4, 3, 2, spatial_scale=0.25), (rois,)),
         "deformable PSRoIPredictor": (
             PSRoIPredictor(4, 3, 2, spatial_scale=0.25, offset_classes=3),

@@ -70,7 +70,7 @@ def has_kernel(name, key) -> bool:
 
 
 def test_only_public_functions_have_defaults():
-    for name in ("deform_conv2d", "deform_roi_pool", "ps_roi_pool"):
+    for name in ("deform_conv2d", "deform_roi_align", "deform_roi_pool", "ps_roi_pool"):
         for operator in (name, f"{name}_backward"):
             schema = getattr(torch.ops.d2_deformable, operator).default._schema
             assert not [a.name for a in schema.arguments if a.has_default_value()]
@@ -78,7 +78,7 @@ def test_only_public_functions_have_defaults():
 
 def test_every_schema_has_its_kernels_and_is_in_library_cpp():
     schemas = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc" / "library.cpp").read_text())
-    assert len(schemas) == 6
+    assert len(schemas) == 8
     for name in schemas:
         assert has_kernel(name, "CPU")
         assert has_kernel(name, "CUDA") == ops.has_cuda()
@@ -165,19 +165,20 @@ def default_calls():
     return [
         (ops.deform_conv2d, (x, torch.randn(2, 2, 6, 5), weight), {}, weight),
         (ops.deform_roi_pool, (x, rois), pool, x),
+        (ops.deform_roi_align, (x, rois), pool, x),
         (ops.ps_roi_pool, (x, rois), {**pool, "output_size": 1}, x),
         (ops.ps_roi_pool, (x, rois), pool, x),
     ]
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_defaults_compile(index):
     function, arguments, keywords, _ = default_calls()[index]
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*arguments, **keywords), function(*arguments, **keywords))
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_gradients_are_contiguous(index):
     """Fake kernels say so, and compiled code relies on it."""
     function, arguments, keywords, leaf = default_calls()[index]

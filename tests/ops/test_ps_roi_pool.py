@@ -250,3 +250,25 @@ def test_operator_protects_memory(change, message):
     """The registered operator checks sizes, since it can be called without the public function."""
     with pytest.raises(RuntimeError, match=message):
         FORWARD(**{**every_argument(ps_roi_pool, **wrong()), **change})
+
+
+@pytest.mark.parametrize(
+    "input_size",
+    [
+        [-1, 6, 4, 4],
+        [-(2**63), 6, 4, 4],
+        [2**31, 6, 4, 4],
+        [2**63 - 1, 6, 4, 4],
+        [1, 6 * 2**59, 4, 4],
+        [0, 6 * 2**59, 4, 4],
+        [2**30, 6 * 2**30, 1, 1],
+        [1, -6, 4, 4],
+        [1, 6, 2**24, 1],
+    ],
+)
+@pytest.mark.parametrize("rois", [0, 1])
+def test_backward_checks_the_size_that_it_is_given(input_size, rois):
+    grad, boxes = torch.zeros(rois, 1, 3, 2), torch.zeros(rois, 5)
+    arguments = {"output_size": [3, 2], "spatial_scale": 1.0, "round_rois": True}
+    with pytest.raises(RuntimeError, match="ps_roi_pool: input .* (size|C, H or W|side of 2.24)"):
+        BACKWARD(grad, boxes, input_size=input_size, channels_last=False, **arguments)

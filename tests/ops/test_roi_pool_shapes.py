@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import reference
-from d2_deformable.ops import deform_roi_pool, ps_roi_pool
+from d2_deformable.ops import deform_roi_align, deform_roi_pool, ps_roi_pool
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -91,6 +91,21 @@ def test_deform_roi_pool_equals_reference(sizes, arguments, dtype, assert_close)
     arguments = {"output_size": 3, "spatial_scale": 0.26, **arguments}
     actual = values_and_gradients(deform_roi_pool, dtype, *inputs, **arguments)
     expected = values_and_gradients(reference.deform_roi_pool, torch.float64, *inputs, **arguments)
+    assert_close(actual, [tensor.to(dtype) for tensor in expected])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sampling_ratio", [0, 3])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"top_channels": 21, "rois": 3}, {"top_channels": 16, "size": (30, 40), "rois": 2}],
+    ids=["ragged channels", "wide bins"],
+)
+def test_deform_roi_align_equals_reference(sizes, sampling_ratio, dtype, assert_close):
+    inputs = make_inputs(**sizes, classes=1)
+    arguments = {"output_size": 3, "spatial_scale": 0.26, "sampling_ratio": sampling_ratio}
+    actual = values_and_gradients(deform_roi_align, dtype, *inputs, **arguments)
+    expected = values_and_gradients(reference.deform_roi_align, torch.float64, *inputs, **arguments)
     assert_close(actual, [tensor.to(dtype) for tensor in expected])
 
 

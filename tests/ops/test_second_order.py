@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ops import test_deform_conv2d as conv
+from ops import test_deform_roi_align as align
 from ops import test_deform_roi_pool as deform_pool
 from ops import test_ps_roi_pool as ps_pool
 from torch.autograd import gradcheck, gradgradcheck
@@ -62,6 +63,24 @@ def test_deform_roi_pool_equals_reference(sizes, arguments, with_offset, device,
         for function in (ops.deform_roi_pool, reference.deform_roi_pool)
     ]
     assert_close(*results)
+
+
+@pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "no offset"])
+@pytest.mark.parametrize("arguments", align.CASES)
+def test_deform_roi_align_equals_reference(arguments, with_offset, device, assert_close):
+    bins = reference.pair(arguments["output_size"])
+    image, rois, offset = align.make_inputs(bins=bins, device=device)
+    arguments = {"spatial_scale": 0.25, **arguments}
+    leaves = [image, offset] if with_offset else [image]
+    results = [
+        derivatives(
+            lambda image, *offset, function=function: function(image, rois, *offset, **arguments),
+            leaves,
+            order=3,
+        )
+        for function in (ops.deform_roi_align, reference.deform_roi_align)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("bins", [(3, 2), (7, 7)])
@@ -136,6 +155,20 @@ def test_deform_roi_pool_gradgradcheck(with_offset, device):
     )
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_deform_roi_align_gradgradcheck(sampling_ratio, device):
+    image, rois, offset = align.make_inputs(
+        rois=2, channels=2, bins=(2, 1), size=(3, 2), device=device
+    )
+    arguments = {"output_size": (2, 1), "spatial_scale": 0.06, "sampling_ratio": sampling_ratio}
+    assert gradgradcheck(
+        lambda image, offset: ops.deform_roi_align(image, rois, offset, **arguments),
+        (image, offset),
+        eps=1e-7,
+        nondet_tol=0.0 if device.type == "cpu" else 1e-12,
+    )
+
+
 def test_ps_roi_pool_gradgradcheck(device):
     image, rois = ps_pool.make_inputs(images=2, rois=3, top_channels=1, size=(4, 3), device=device)
     assert gradgradcheck(
@@ -160,6 +193,9 @@ def test_forward_mode(device):
     def deform_pool_value(image, offset):
         return ops.deform_roi_pool(image, rois, offset, group_size=2, **pool)
 
+    def align_value(image, offset):
+        return ops.deform_roi_align(image, rois, offset[:, :, :2, :2], **pool)
+
     def ps_pool_value(image):
         return ops.ps_roi_pool(image, rois, **pool)
 
@@ -167,6 +203,7 @@ def test_forward_mode(device):
     how["nondet_tol"] = 0.0 if device.type == "cpu" else 1e-12
     assert gradcheck(conv_value, tuple(inputs.values()), **how)
     assert gradcheck(deform_pool_value, (image, offset), **how)
+    assert gradcheck(align_value, (image, offset), **how)
     assert gradcheck(ps_pool_value, (image,), **how)
 
 

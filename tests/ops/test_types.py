@@ -49,6 +49,15 @@ def calls(dtype=torch.float32, coordinates=None, device="cpu") -> dict:
             },
             {**pool, "group_size": 3},
         ),
+        "deform_roi_align": (
+            ops.deform_roi_align,
+            {
+                "input": random(2, 18, 13, 9),
+                "rois": rois,
+                "offset": random(3, 2, 3, 3, to=coordinates),
+            },
+            pool,
+        ),
         "ps_roi_pool": (ops.ps_roi_pool, {"input": random(2, 18, 13, 9), "rois": rois}, pool),
     }
 
@@ -275,7 +284,7 @@ def test_another_gpu_than_the_current_one(name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["deform_roi_pool", "ps_roi_pool"])
+@pytest.mark.parametrize("name", ["deform_roi_pool", "deform_roi_align", "ps_roi_pool"])
 def test_wrong_image_index_stops_the_kernel(name):
     """Runs in its own process, since no CUDA call works after a device-side assertion."""
     call = f"""

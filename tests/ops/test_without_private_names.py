@@ -17,7 +17,8 @@ del torch._functorch.utils.enable_single_level_autograd_function
 """
 GRADIENTS = """
 import pytest
-files = [f"ops/test_{name}.py" for name in ("deform_conv2d", "deform_roi_pool", "ps_roi_pool")]
+names = ("deform_conv2d", "deform_roi_align", "deform_roi_pool", "ps_roi_pool")
+files = [f"ops/test_{name}.py" for name in names]
 tests = "equals_reference or gradcheck or opcheck or dynamic"
 raise SystemExit(pytest.main([*files, "ops/test_second_order.py", "-x", "-k", tests]))
 """
@@ -41,6 +42,7 @@ def forward_mode(function):
 for operator in (
     lambda image: ops.deform_conv2d(image, offset, weight),
     lambda image: ops.deform_roi_pool(image, rois, **pool),
+    lambda image: ops.deform_roi_align(image, rois, **pool),
     lambda image: ops.ps_roi_pool(image, rois, **pool),
 ):
     loss = lambda image: operator(image).square().sum()

@@ -54,10 +54,13 @@ struct PlaneBins {
   D2_INLINE void for_each_pixel(const DeformRoiPlanesCall<T>& call, const RoiScratch<T>& scratch,
                                 int lane, const Visit& visit) const {
     const DeformRoiPoolSizes& s = call.sizes;
+    const auto sampling = [&](T start, T step) {
+      return BinSampling<T>{start, step, int32_t(s.samples), s.rule, T(0)};
+    };
     const AxisPixels<T> rows = list_axis_pixels<slopes>(
-        BinAxis<T>(start_y[lane], step_y[lane], s.samples, s.height), s.width, scratch.y);
+        BinAxis<T>(sampling(start_y[lane], step_y[lane]), s.height), s.width, scratch.y);
     const AxisPixels<T> columns = list_axis_pixels<slopes>(
-        BinAxis<T>(start_x[lane], step_x[lane], s.samples, s.width), 1, scratch.x);
+        BinAxis<T>(sampling(start_x[lane], step_x[lane]), s.width), 1, scratch.x);
     for (int64_t i = 0; i < rows.size; ++i) {
       for (int64_t j = 0; j < columns.size; ++j) {
         visit(rows.pixels[i].offset + columns.pixels[j].offset, rows.pixels[i], columns.pixels[j]);

@@ -10,7 +10,7 @@ namespace D2_CPU_TARGET {
 // Calls visit(bin, class, y, x), with the pixels of both axes, for all of a RoI's bins in the bin
 // group and all classes from class_begin to class_end - 1. Without an offset, the bins of a row
 // share their y axis and the bins of a column their x axis.
-template <bool slopes, typename T, typename Visit>
+template <RoiSampling rule, bool slopes, typename T, typename Visit>
 D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin_group, int64_t roi,
                                    int64_t class_begin, int64_t class_end,
                                    const RoiScratch<T>& scratch, const Visit& visit) {
@@ -19,12 +19,12 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin
   const BinRange bins_y(bin_group / s.group_size, s.group_size, s.bins_h);
   const BinRange bins_x(bin_group % s.group_size, s.group_size, s.bins_w);
   const int64_t pixel = pixel_stride(call), row = s.width * pixel;
-  const auto y_axis = [&](T start) {
-    return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_y, s.samples, s.height), row,
+  const auto y_axis = [&](T start) __attribute__((always_inline)) {
+    return list_axis_pixels<slopes>(BinAxis<T>(bins.sampling_y(s, rule, start), s.height), row,
                                     scratch.y);
   };
-  const auto x_axis = [&](T start, int64_t list) {
-    return list_axis_pixels<slopes>(BinAxis<T>(start, bins.step_x, s.samples, s.width), pixel,
+  const auto x_axis = [&](T start, int64_t list) __attribute__((always_inline)) {
+    return list_axis_pixels<slopes>(BinAxis<T>(bins.sampling_x(s, rule, start), s.width), pixel,
                                     scratch.x + list * call.most_pixels);
   };
   if (!call.offset) {
@@ -53,6 +53,15 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin
   }
 }
 
+// Calls run(rule) with the call's rule as a compile-time constant.
+template <typename T, typename Run>
+D2_INLINE void with_rule(const DeformRoiPoolCall<T>& call, const Run& run) {
+  if (call.sizes.rule == RoiSampling::kAlign) {
+    return run(std::integral_constant<RoiSampling, RoiSampling::kAlign>());
+  }
+  run(std::integral_constant<RoiSampling, RoiSampling::kPool>());
+}
+
 // The classes of the item's channels. Several items may share a class.
 template <typename T>
 struct DeformRoiClasses {
@@ -72,14 +81,12 @@ struct DeformRoiClasses {
   }
 };
 
-// Equation (5) of the paper.
-template <typename T>
-void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
-                     const RoiScratch<T>& scratch) {
-  const RoiItem<T> item(call, index);
+template <RoiSampling rule, typename T>
+D2_INLINE void deform_roi_pool_item(const DeformRoiPoolCall<T>& call, const RoiItem<T>& item,
+                                    const RoiScratch<T>& scratch) {
   const DeformRoiClasses<T> classes(call, item);
   pool_item(call, item, scratch, [&](int64_t roi, const auto& pool) {
-    for_each_deform_bin<false>(
+    for_each_deform_bin<rule, false>(
         call, item.bin_group, roi, classes.begin, classes.end, scratch,
         [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
           pool(bin, classes.first(item, k), classes.last(item, k), y, x);
@@ -87,15 +94,23 @@ void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
   });
 }
 
-template <bool with_offset, typename T>
+// Equation (5) of the paper.
+template <typename T>
+void deform_roi_pool(const DeformRoiPoolCall<T>& call, int64_t index,
+                     const RoiScratch<T>& scratch) {
+  const RoiItem<T> item(call, index);
+  with_rule(call, [&](auto rule) { deform_roi_pool_item<rule.value>(call, item, scratch); });
+}
+
+template <RoiSampling rule, bool with_offset, typename T>
 D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
                                              const RoiItem<T>& item, const RoiScratch<T>& scratch) {
   const DeformRoiClasses<T> classes(call, item);
   const int64_t slices = call.slices.per_class, slice = item.slice % slices;
   spread_item<with_offset>(call, item, scratch, [&](int64_t roi, const auto& spread) {
-    for_each_deform_bin<with_offset>(
+    for_each_deform_bin<rule, with_offset>(
         call, item.bin_group, roi, classes.begin, classes.end, scratch,
-        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) {
+        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) __attribute__((noinline)) {
           const ShiftGradient<T> grad =
               spread(bin, classes.first(item, k), classes.last(item, k), y, x);
           if (!with_offset) return;
@@ -115,8 +130,13 @@ template <typename T>
 void deform_roi_pool_backward(const DeformRoiPoolCall<T>& call, int64_t index,
                               const RoiScratch<T>& scratch) {
   const RoiItem<T> item(call, index);
-  if (call.grad_bin_offset) return deform_roi_pool_backward_item<true>(call, item, scratch);
-  deform_roi_pool_backward_item<false>(call, item, scratch);
+  with_rule(call, [&](auto rule) {
+    if (call.grad_bin_offset) {
+      deform_roi_pool_backward_item<rule.value, true>(call, item, scratch);
+    } else {
+      deform_roi_pool_backward_item<rule.value, false>(call, item, scratch);
+    }
+  });
 }
 
 }  // namespace D2_CPU_TARGET

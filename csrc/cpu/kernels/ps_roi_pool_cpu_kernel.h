@@ -12,7 +12,7 @@ D2_INLINE AxisPixels<T> list_pixels(int64_t begin, int64_t end, int64_t stride,
                                     AxisPixel<T>* pixels) {
   for (int64_t k = begin; k < end; ++k) pixels[k - begin] = {k * stride, T(1), T(0)};
   const int64_t size = end > begin ? end - begin : 0;
-  return {pixels, size, size};
+  return {pixels, size, T(size)};
 }
 
 // Calls visit(bin, first channel, last channel + 1, y, x) for the item's bin.

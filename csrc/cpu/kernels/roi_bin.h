@@ -9,7 +9,8 @@
 namespace d2_deformable {
 namespace D2_CPU_TARGET {
 
-// Lists the pixels that a bin reads along an axis, `stride` numbers apart.
+// Lists the pixels that a bin reads along an axis, `stride` numbers apart. With kAlign a pixel may
+// have a slope and no weight.
 template <bool slopes, typename T>
 D2_INLINE AxisPixels<T> list_axis_pixels(const BinAxis<T>& axis, int64_t stride,
                                          AxisPixel<T>* pixels) {
@@ -24,7 +25,8 @@ D2_INLINE AxisPixels<T> list_axis_pixels(const BinAxis<T>& axis, int64_t stride,
     const int count = axis.pixel_end - first < lanes ? axis.pixel_end - first : lanes;
     for (int lane = 0; lane < count; ++lane) {
       pixels[size] = {(first + lane) * stride, weight[lane], slopes ? slope[lane] : T(0)};
-      size += weight[lane] != T(0) ? 1 : 0;
+      const bool slope_alone = slopes && axis.rule == RoiSampling::kAlign && slope[lane] != T(0);
+      size += weight[lane] != T(0) || slope_alone ? 1 : 0;
     }
     pixel += T(lanes);
   }
@@ -64,7 +66,7 @@ template <typename T>
 D2_INLINE void pool_bin(const T* map, const AxisPixels<T>& y, const AxisPixels<T>& x,
                         int64_t channels, T* to) {
   constexpr int64_t lanes = kLanes<T>;
-  const T count = T(y.samples * x.samples > 0 ? y.samples * x.samples : 1);
+  const T samples = y.count * x.count, count = samples == T(0) ? T(1) : samples;
   for_vectors<T>(channels, [&](int64_t first, auto vectors) {
     constexpr int n = decltype(vectors)::value;
     Vector<T> sums[n] = {};
@@ -100,7 +102,7 @@ D2_INLINE ShiftGradient<T> spread_bin(const T* grad, const T* map, const AxisPix
                                       const AxisPixels<T>& x, int64_t channels, T* grad_map) {
   constexpr int64_t lanes = kLanes<T>;
   if (y.size == 0 || x.size == 0) return {0, 0};
-  const T count = T(y.samples * x.samples);
+  const T count = y.count * x.count;
   Vector<T> grad_y{}, grad_x{};
   for_vectors<T>(channels, [&](int64_t first, auto vectors) {
     constexpr int n = decltype(vectors)::value;

@@ -1,4 +1,4 @@
-// The loop of both RoI operators over the work of one item (../roi_pool_call.h): RoI by RoI, all
+// The loop of the RoI operators over the work of one item (../roi_pool_call.h): RoI by RoI, all
 // bins of the item's bin group.
 #pragma once
 

@@ -1,6 +1,6 @@
-// Forward kernel of deform_roi_pool, and what its gradients share with it. Blocks own planes
-// (roi_planes.h), threads take bins. scalar_t is the type of maps, acc_t that of coordinates and
-// sums: at least float32.
+// Forward kernel of deform_roi_pool and deform_roi_align, and what its gradients share with it.
+// Blocks own planes (roi_planes.h), threads take bins. scalar_t is the type of maps, acc_t that of
+// coordinates and sums: at least float32.
 #pragma once
 
 #include "../../geometry/deform_roi_pool_geometry.h"
@@ -70,25 +70,27 @@ struct DeformRoiPoolBin {
   }
 
   // offset: null if bins are not shifted
+  template <RoiSampling kRule>
   D2_DEVICE BinSamples<acc_t> samples(const DeformRoiPoolSizes& s, const acc_t* offset,
                                       const ListedRoi<DeformRoiBins<acc_t>>& roi) const {
-    BinSamples<acc_t> bin{
-        roi.bins.bin_start_y(bin_y), roi.bins.bin_start_x(bin_x), roi.bins.step_y, roi.bins.step_x,
-        int32_t(s.samples),          int32_t(s.height),           int32_t(s.width)};
+    acc_t y = roi.bins.bin_start_y(bin_y), x = roi.bins.bin_start_x(bin_x);
     if (offset) {
       const int64_t parts = s.parts_h * s.parts_w;
       const acc_t* own = offset + roi.index * s.classes * 2 * parts + offset_index;
-      bin.start_y += roi.bins.shift_y(own[0]);
-      bin.start_x += roi.bins.shift_x(own[parts]);
+      y += roi.bins.shift_y(own[0]);
+      x += roi.bins.shift_x(own[parts]);
     }
-    return bin;
+    return {roi.bins.sampling_y(s, kRule, y), roi.bins.sampling_x(s, kRule, x), int32_t(s.height),
+            int32_t(s.width)};
   }
 };
 
 // Equation (5) of the paper. A block has one plane. A thread averages one bin after another: it
 // reads each different pixel of the bin's samples once, times its merged weight. Every bin of every
 // channel belongs to one thread.
-template <typename scalar_t, typename acc_t>
+//
+// kRule is a template argument because the other rule's code would take registers.
+template <typename scalar_t, typename acc_t, RoiSampling kRule>
 struct DeformRoiPoolKernel {
   DeformRoiPoolSizes sizes;
   DeformRoiPoolDivisors by;
@@ -105,7 +107,7 @@ struct DeformRoiPoolKernel {
         const DeformRoiPoolBin<acc_t> bin(sizes, by, plane.top_channel, bin_y, bin_x);
         for_each_roi([&](const auto& roi) {
           output[bin.element_of(sizes, roi.index)] =
-              scalar_t(mean(map, bin.samples(sizes, offset, roi)));
+              scalar_t(mean(map, bin.template samples<kRule>(sizes, offset, roi)));
         });
       };
       RoiShare::of_thread(plan, split).for_each_bin(plane.bins(by), lists, plane.image, read_bin);
@@ -115,13 +117,15 @@ struct DeformRoiPoolKernel {
 
   static D2_DEVICE acc_t mean(const scalar_t* map, const BinSamples<acc_t>& bin) {
     acc_t sum = 0;
-    bin.for_each_row([&](const ColumnWindow<acc_t>& columns, int32_t y, acc_t weight, acc_t) {
-      const scalar_t* row = map + int64_t(y) * bin.width;
-      acc_t row_sum = 0;
-      columns.for_each(
-          [&](int32_t x, acc_t column_weight, acc_t) { row_sum += column_weight * acc_t(row[x]); });
-      sum += weight * row_sum;
-    });
+    bin.template for_each_row<false>(
+        [&](const ColumnWindow<acc_t>& columns, int32_t y, acc_t weight, acc_t) {
+          const scalar_t* row = map + int64_t(y) * bin.width;
+          acc_t row_sum = 0;
+          columns.template for_each<false>([&](int32_t x, acc_t column_weight, acc_t) {
+            row_sum += column_weight * acc_t(row[x]);
+          });
+          sum += weight * row_sum;
+        });
     const acc_t count = bin.count();
     return count == acc_t(0) ? acc_t(0) : sum / count;
   }

@@ -1,7 +1,8 @@
-// Gradient of the offset of deform_roi_pool. All bins of a part and all channels of a class add to
-// the same number, where atomic adds would wait for each other. So one kernel, which reads the
-// planes, stores the summand of each bin of each channel: the gradient with respect to the bin's
-// shift. Another kernel sums them, in a fixed order and with one owner per number.
+// Gradient of the offset of deform_roi_pool and deform_roi_align. All bins of a part and all
+// channels of a class add to the same number, where atomic adds would wait for each other. So one
+// kernel, which reads the planes, stores the summand of each bin of each channel: the gradient with
+// respect to the bin's shift. Another kernel sums them, in a fixed order and with one owner per
+// number.
 #pragma once
 
 #include "deform_roi_pool_cuda_kernel.h"
@@ -11,7 +12,7 @@ namespace d2_deformable {
 // The derivatives of each bin with respect to its shift in map pixels, times the gradient of the
 // output. Blocks, threads and the pixels they read are as in DeformRoiPoolKernel. One thread
 // writes each element of grad_shift.
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t, typename acc_t, RoiSampling kRule>
 struct DeformRoiPoolShiftGradientKernel {
   static constexpr int kMaxThreads = sizeof(acc_t) == 8 ? 256 : 512;  // as in roi_plan.h
 
@@ -35,7 +36,8 @@ struct DeformRoiPoolShiftGradientKernel {
           const acc_t grad = acc_t(grad_output[element]);
           acc_t grad_y = 0, grad_x = 0;
           if (!(grad == acc_t(0))) {
-            differentiate(map, bin.samples(sizes, offset, roi), grad, grad_y, grad_x);
+            differentiate(map, bin.template samples<kRule>(sizes, offset, roi), grad, grad_y,
+                          grad_x);
           }
           grad_shift[element] = grad_y;
           grad_shift[element + numel] = grad_x;
@@ -49,18 +51,19 @@ struct DeformRoiPoolShiftGradientKernel {
   static D2_DEVICE void differentiate(const scalar_t* map, const BinSamples<acc_t>& bin, acc_t grad,
                                       acc_t& grad_y, acc_t& grad_x) {
     const acc_t count = bin.count();
-    if (count == acc_t(0)) return;
-    bin.for_each_row([&](const ColumnWindow<acc_t>& columns, int32_t y, acc_t weight, acc_t slope) {
-      const scalar_t* row = map + int64_t(y) * bin.width;
-      acc_t row_value = 0, row_slope = 0;
-      columns.for_each([&](int32_t x, acc_t column_weight, acc_t column_slope) {
-        const acc_t pixel = acc_t(row[x]);
-        row_value += column_weight * pixel;
-        row_slope += column_slope * pixel;
-      });
-      grad_y += slope * row_value;
-      grad_x += weight * row_slope;
-    });
+    if (!(count > acc_t(0))) return;  // NaN: there are no samples
+    bin.template for_each_row<true>(
+        [&](const ColumnWindow<acc_t>& columns, int32_t y, acc_t weight, acc_t slope) {
+          const scalar_t* row = map + int64_t(y) * bin.width;
+          acc_t row_value = 0, row_slope = 0;
+          columns.template for_each<true>([&](int32_t x, acc_t column_weight, acc_t column_slope) {
+            const acc_t pixel = acc_t(row[x]);
+            row_value += column_weight * pixel;
+            row_slope += column_slope * pixel;
+          });
+          grad_y += slope * row_value;
+          grad_x += weight * row_slope;
+        });
     grad_y *= grad / count, grad_x *= grad / count;
   }
 };

@@ -8,7 +8,7 @@
 // registers, for four samples at a time, at indices known at compile time.
 #pragma once
 
-#include "../../geometry/sampling.h"
+#include "../../geometry/bin_axis.h"
 #include "../simt.h"
 
 namespace d2_deformable {
@@ -16,40 +16,52 @@ namespace d2_deformable {
 // The sampling grid of one bin.
 template <typename T>
 struct BinSamples {
-  T start_y, start_x, step_y, step_x;
-  int32_t samples, height, width;  // samples per axis; the map's size. All are below 2^24
+  BinSampling<T> y, x;
+  int32_t height, width;  // of the map, below 2^24
 
+  // What the mean divides by.
   D2_DEVICE T count() const {
+    if (y.rule == RoiSampling::kAlign) return y.divisor * x.divisor;
     T rows = 0, columns = 0;
 #pragma unroll 1
-    for (int32_t k = 0; k < samples; ++k) {
+    for (int32_t k = 0; k < y.samples; ++k) {  // as many as of x
       AxisSample<T> sample;
-      if (sample_axis_clamped(start_y + T(k) * step_y, height, sample)) rows += T(1);
-      if (sample_axis_clamped(start_x + T(k) * step_x, width, sample)) columns += T(1);
+      if (sample_axis_clamped(y.start + T(k) * y.step, height, y.rule, sample)) rows += T(1);
+      if (sample_axis_clamped(x.start + T(k) * x.step, width, x.rule, sample)) columns += T(1);
     }
     return rows * columns;
   }
 
   // Calls visit(columns, y, weight, slope) for each window of columns and, in it, each different
-  // row.
-  template <typename Visit>
+  // row. With kSlopes, also for rows with a slope but no weight.
+  template <bool kSlopes, typename Visit>
   D2_DEVICE void for_each_row(const Visit& visit) const;
 };
 
-// Calls visit(pixel, weight, slope) for each different pixel of one axis, in ascending order.
-template <typename T, typename Visit>
-D2_DEVICE void for_each_pixel(T start, T step, int32_t samples, int32_t size, const Visit& visit) {
+// Whether a pixel is visited.
+template <bool kSlopes, typename T>
+D2_DEVICE bool counts(T weight, T slope) {
+  return weight != T(0) || (kSlopes && slope != T(0));
+}
+
+// Calls visit(pixel, weight, slope) for each different pixel of one axis, in ascending order. With
+// kSlopes, also for pixels with a slope but no weight.
+template <bool kSlopes, typename T, typename Visit>
+D2_DEVICE void for_each_pixel(const BinSampling<T>& sampling, int32_t size, const Visit& visit) {
   int32_t pixel = 0;
   T weight[2] = {T(0), T(0)}, slope[2] = {T(0), T(0)};  // so far, of pixel and pixel + 1
 #pragma unroll 1
-  for (int32_t k = 0; k <= samples; ++k) {
+  for (int32_t k = 0; k <= sampling.samples; ++k) {
     AxisSample<T> sample;
     sample.index[0] = size;  // after the last sample, so that all are visited
-    const bool last = k == samples;
-    if (!last && !sample_axis_clamped(start + T(k) * step, size, sample)) continue;
+    const bool last = k == sampling.samples;
+    if (!last &&
+        !sample_axis_clamped(sampling.start + T(k) * sampling.step, size, sampling.rule, sample)) {
+      continue;
+    }
     // Visits `pixel` and `pixel + 1` at most: pixels that no sample reaches have weight 0.
 #pragma unroll 1
-    for (; pixel < sample.index[0] && weight[0] != T(0); ++pixel) {
+    for (; pixel < sample.index[0] && counts<kSlopes>(weight[0], slope[0]); ++pixel) {
       visit(pixel, weight[0], slope[0]);
       weight[0] = weight[1], slope[0] = slope[1];
       weight[1] = slope[1] = T(0);
@@ -69,16 +81,17 @@ struct ColumnWindow {
   int32_t low[kSamples];
   T weight[kSamples][2], slope[kSamples][2];
 
-  D2_DEVICE ColumnWindow(T start, T step, int32_t first, int32_t samples, int32_t size) {
+  D2_DEVICE ColumnWindow(const BinSampling<T>& sampling, int32_t first, int32_t size) {
 #pragma unroll
     for (int k = 0; k < kSamples; ++k) {
       AxisSample<T> sample;
-      const bool inside = sample_axis_clamped(start + T(first + k) * step, size, sample);
-      const bool counts = inside && first + k < samples;
+      const bool inside = sample_axis_clamped(sampling.start + T(first + k) * sampling.step, size,
+                                              sampling.rule, sample);
+      const bool reads = inside && first + k < sampling.samples;
       low[k] = sample.index[0];
       for (int a = 0; a < 2; ++a) {
-        weight[k][a] = counts ? sample.weight[a] : T(0);
-        slope[k][a] = counts ? sample.slope[a] : T(0);
+        weight[k][a] = reads ? sample.weight[a] : T(0);
+        slope[k][a] = reads ? sample.slope[a] : T(0);
       }
     }
 #pragma unroll
@@ -90,14 +103,17 @@ struct ColumnWindow {
     }
   }
 
-  // Calls visit(column, weight, slope) for each different column.
-  template <typename Visit>
+  // Calls visit(column, weight, slope) for each different column. With kSlopes, also for columns
+  // with a slope but no weight.
+  template <bool kSlopes, typename Visit>
   D2_DEVICE void for_each(const Visit& visit) const {
 #pragma unroll
     for (int k = 0; k < kSamples; ++k) {
 #pragma unroll
       for (int a = 0; a < 2; ++a) {
-        if (weight[k][a] != T(0)) visit(low[k] + a, weight[k][a], slope[k][a]);
+        if (counts<kSlopes>(weight[k][a], slope[k][a])) {
+          visit(low[k] + a, weight[k][a], slope[k][a]);
+        }
       }
     }
   }
@@ -110,13 +126,13 @@ struct ColumnWindow {
 };
 
 template <typename T>
-template <typename Visit>
+template <bool kSlopes, typename Visit>
 D2_DEVICE void BinSamples<T>::for_each_row(const Visit& visit) const {
 #pragma unroll 1
-  for (int32_t first = 0; first < samples; first += ColumnWindow<T>::kSamples) {
-    const ColumnWindow<T> columns(start_x, step_x, first, samples, width);
-    for_each_pixel(start_y, step_y, samples, height,
-                   [&](int32_t y, T weight, T slope) { visit(columns, y, weight, slope); });
+  for (int32_t first = 0; first < x.samples; first += ColumnWindow<T>::kSamples) {
+    const ColumnWindow<T> columns(x, first, width);
+    for_each_pixel<kSlopes>(
+        y, height, [&](int32_t row, T weight, T slope) { visit(columns, row, weight, slope); });
   }
 }
 

@@ -1,4 +1,4 @@
-// What the kernels of both RoI operators have in common. A block works on planes (roi_plan.h), in
+// What the kernels of the RoI operators have in common. A block works on planes (roi_plan.h), in
 // shared memory or in place, and its threads share the RoIs and bins of a plane.
 #pragma once
 

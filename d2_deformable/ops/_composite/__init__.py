@@ -8,12 +8,15 @@ everything can be traced with symbolic sizes.
 """
 
 from .deform_conv2d import deform_conv2d, deform_conv2d_backward
+from .deform_roi_align import deform_roi_align, deform_roi_align_backward
 from .deform_roi_pool import deform_roi_pool, deform_roi_pool_backward
 from .ps_roi_pool import ps_roi_pool, ps_roi_pool_backward
 
 __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
+    "deform_roi_align",
+    "deform_roi_align_backward",
     "deform_roi_pool",
     "deform_roi_pool_backward",
     "ps_roi_pool",
