@@ -110,17 +110,18 @@ D2_INLINE void deform_roi_pool_backward_item(const DeformRoiPoolCall<T>& call,
   spread_item<with_offset>(call, item, scratch, [&](int64_t roi, const auto& spread) {
     for_each_deform_bin<rule, with_offset>(
         call, item.bin_group, roi, classes.begin, classes.end, scratch,
-        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x) __attribute__((noinline)) {
-          const ShiftGradient<T> grad =
-              spread(bin, classes.first(item, k), classes.last(item, k), y, x);
-          if (!with_offset) return;
-          const int64_t owner = (roi * call.sizes.classes + k) * slices + slice;
-          T* to = call.grad_bin_offset + owner * 2 * call.bins + bin;
-          // A RoI of infinite size has no pixel to read: no 0 * infinity.
-          const bool empty = y.size == 0 || x.size == 0;
-          to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(grad.y);
-          to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(grad.x);
-        });
+        [&](int64_t bin, int64_t k, const AxisPixels<T>& y, const AxisPixels<T>& x)
+            __attribute__((noinline)) {
+              const ShiftGradient<T> grad =
+                  spread(bin, classes.first(item, k), classes.last(item, k), y, x);
+              if (!with_offset) return;
+              const int64_t owner = (roi * call.sizes.classes + k) * slices + slice;
+              T* to = call.grad_bin_offset + owner * 2 * call.bins + bin;
+              // A RoI of infinite size has no pixel to read: no 0 * infinity.
+              const bool empty = y.size == 0 || x.size == 0;
+              to[0] = empty ? T(0) : call.roi_bins[roi].shift_y(grad.y);
+              to[call.bins] = empty ? T(0) : call.roi_bins[roi].shift_x(grad.x);
+            });
   });
 }
 
