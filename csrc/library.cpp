@@ -1,7 +1,6 @@
-// Schemas of all operators of torch.ops.d2_deformable except deform_roi_align_start_gradient, which
-// d2_deformable/ops/deform_roi_align.py registers. No argument has a default value here: the public
-// functions have them, and everything below takes every argument. Each back end registers its
-// kernels in its own files, cpu/ and cuda/. Fake kernels and autograd formulas are next to the
+// Schemas of all operators of torch.ops.d2_deformable. No argument has a default value here: the
+// public functions have them, and everything below takes every argument. Each back end registers
+// its kernels in its own files, cpu/ and cuda/. Fake kernels and autograd formulas are next to the
 // public functions, in d2_deformable/ops/<op>.py.
 //
 // Shapes: N images, C channels, H W map size, R RoIs, K = kernel_h * kernel_w taps, G offset
