@@ -12,6 +12,15 @@ import warnings
 __version__ = "0.1.0"
 __all__ = ["Predictor", "add_deformable_config", "predict"]
 
+# While Python looks for the module of `python -m d2_deformable`, argv[0] is "-m".
+_program = os.path.basename("".join(sys.argv[:1]))
+if _program in ("d2-deformable", "-m", "train_net.py") and not (
+    os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+):
+    # A thread that waits for one whose core another process uses would spin for nothing. OpenMP
+    # reads this once, when torch is imported. A program that imports this package decides itself.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+
 try:
     import detectron2
 
@@ -22,9 +31,8 @@ try:
         from .config import add_deformable_config
 except Exception as error:
     # The command line starts all the same: `d2-deformable doctor` reports what is wrong, and other
-    # commands raise it when they import what they need. While Python looks for the module of
-    # `python -m d2_deformable`, argv[0] is "-m".
-    is_command = os.path.basename("".join(sys.argv[:1])) in ("d2-deformable", "-m")
+    # commands raise it when they import what they need.
+    is_command = _program in ("d2-deformable", "-m")
     without_detectron2 = isinstance(error, ModuleNotFoundError) and error.name == "detectron2"
     if not (without_detectron2 or is_command):
         raise

@@ -2,14 +2,19 @@
 
 import argparse
 import logging
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from d2_deformable.cli import command, logs
 from d2_deformable.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
 
 
 def status(function, *args):
@@ -95,3 +100,29 @@ def test_as_a_module():
         [sys.executable, "-m", "d2_deformable", "--version"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+
+
+VERSION = ["-m", "d2_deformable", "--version"]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "program, given, spins",
+    [
+        (VERSION, {}, 0),
+        (VERSION, {"GOMP_SPINCOUNT": "5"}, 5),
+        pytest.param(VERSION, {"OMP_WAIT_POLICY": "active"}, 30_000_000_000, marks=SLOW),
+        pytest.param(["train_net.py", "--help"], {}, 0, marks=SLOW),
+        pytest.param(["-c", "import d2_deformable"], {}, 300_000, marks=SLOW),  # libgomp's default
+    ],
+)
+def test_commands_do_not_spin_while_their_threads_wait(program, given, spins):
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env |= {"OMP_DISPLAY_ENV": "verbose", **given}  # libgomp prints what it has read
+    done = subprocess.run(
+        [sys.executable, *program], capture_output=True, text=True, env=env, cwd=ROOT
+    )
+    assert done.returncode == 0
+    if not (shown := re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)):
+        pytest.skip("this torch does not use libgomp")
+    assert int(shown[1]) == spins
