@@ -5,7 +5,7 @@
 A thread that waits for the others of its team spins before it sleeps. If another process has taken
 the core of one thread, the others spin for nothing. The policies are libgomp's: "spin" is what it
 does if nothing is set, about 3 ms of spinning; "active" spins for minutes; "passive" sleeps at
-once. Run it on an otherwise quiet machine. With --json, finished runs are kept and the same command
+once; "brief" spins for about 10 microseconds. Run it on an otherwise quiet machine. With --json, finished runs are kept and the same command
 continues. Training and busy process share --cores cores.
 """
 
@@ -34,6 +34,7 @@ POLICIES = {
     "spin": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default, given, so that ours is not used
     "active": {"OMP_WAIT_POLICY": "active"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
+    "brief": {"GOMP_SPINCOUNT": "1000"},  # what our commands set
 }
 ALONE, BESIDE = "alone", "beside one busy process"
 

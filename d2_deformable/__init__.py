@@ -17,9 +17,9 @@ _program = os.path.basename("".join(sys.argv[:1]))
 if _program in ("d2-deformable", "-m", "train_net.py") and not (
     os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 ):
-    # A thread that waits for one whose core another process uses would spin for nothing. OpenMP
-    # reads this once, when torch is imported. A program that imports this package decides itself.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    # By default, libgomp's threads spin for 300,000 rounds before they sleep: for nothing, if the
+    # thread that they wait for has to share its core (docs/speed.md). Read when torch is imported.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 try:
     import detectron2

@@ -109,10 +109,10 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "program, given, spins",
     [
-        (VERSION, {}, 0),
+        (VERSION, {}, 1000),
         (VERSION, {"GOMP_SPINCOUNT": "5"}, 5),
         pytest.param(VERSION, {"OMP_WAIT_POLICY": "active"}, 30_000_000_000, marks=SLOW),
-        pytest.param(["train_net.py", "--help"], {}, 0, marks=SLOW),
+        pytest.param(["train_net.py", "--help"], {}, 1000, marks=SLOW),
         pytest.param(["-c", "import d2_deformable"], {}, 300_000, marks=SLOW),  # libgomp's default
     ],
 )
