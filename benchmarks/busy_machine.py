@@ -5,8 +5,9 @@
 A thread that waits for the others of its team spins before it sleeps. If another process has taken
 the core of one thread, the others spin for nothing. The policies are libgomp's: "spin" is what it
 does if nothing is set, about 3 ms of spinning; "active" spins for minutes; "passive" sleeps at
-once; "brief" spins for about 10 microseconds. Run it on an otherwise quiet machine. With --json, finished runs are kept and the same command
-continues. Training and busy process share --cores cores.
+once; "brief" spins for some microseconds. Run it on an otherwise quiet machine. With --json,
+finished runs are kept and the same command continues. Training and busy process share --cores
+cores.
 """
 
 import argparse

@@ -395,7 +395,8 @@ siblings = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
 commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in siblings]
 busy = any(command.endswith(b"pass\\0") for command in commands)
 policy = os.environ.get("OMP_WAIT_POLICY", os.environ.get("GOMP_SPINCOUNT"))
-time = {"300000": 1, "active": 2, "passive": 4}[policy] * int(os.environ["OMP_NUM_THREADS"])
+time = {"300000": 1, "active": 2, "passive": 4, "1000": 8}[policy]
+time *= int(os.environ["OMP_NUM_THREADS"])
 lines = {"total_loss": 1}, {"time": 99}, {"time": 10 * time if busy else time}
 Path(sys.argv[1], "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
 """
@@ -410,13 +411,13 @@ def test_busy_machine_measures_every_kind_and_continues(tmp_path, monkeypatch, c
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # of the user's shell, and must not count
     file = tmp_path / "busy.json"
     busy_machine.main(["--rounds", "1", "--json", str(file)])
-    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[-6:]]
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[-8:]]
     assert lines[0] == ["1 thread, spin", "1.000", "10.000", "10.00", "1.00", "10.00"]
-    assert lines[-1] == ["2 threads, passive", "8.000", "80.000", "10.00", "8.00", "80.00"]
+    assert lines[-1] == ["2 threads, brief", "16.000", "160.000", "10.00", "16.00", "160.00"]
     busy_machine.main(["--rounds", "2", "--json", str(file)])
     assert "round 1" not in capsys.readouterr().out
     data = json.loads(file.read_text())
-    assert [len(row["seconds"]) for row in data["rows"]] == [2] * 12
+    assert [len(row["seconds"]) for row in data["rows"]] == [2] * 16
     assert data["machine"] and data["commit"]
 
 

@@ -116,7 +116,7 @@ SLOW = pytest.mark.slow
         pytest.param(["-c", "import d2_deformable"], {}, 300_000, marks=SLOW),  # libgomp's default
     ],
 )
-def test_commands_do_not_spin_while_their_threads_wait(program, given, spins):
+def test_commands_spin_briefly_while_their_threads_wait(program, given, spins):
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     env |= {"OMP_DISPLAY_ENV": "verbose", **given}  # libgomp prints what it has read
     done = subprocess.run(
