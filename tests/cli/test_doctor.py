@@ -99,13 +99,10 @@ def test_without_torch():
 
 def test_a_torchvision_of_another_torch():
     status, found = doctor(error("torchvision", "RuntimeError('torchvision::nms does not exist')"))
-    problems = [finding["problem"] for finding in broken(found)]
+    (problem,) = [finding["problem"] for finding in broken(found)]
     assert status == 1
-    assert (
-        problems[0] == "torchvision does not import (RuntimeError: torchvision::nms does not exist)"
-    )
-    assert problems[1].startswith("the self-test on cpu failed: deform_roi_align float64, ")
-    assert {r["operator"] for r in found["self_test"] if not r["passed"]} == {"deform_roi_align"}
+    assert problem == "torchvision does not import (RuntimeError: torchvision::nms does not exist)"
+    assert all(result["passed"] for result in found["self_test"])  # the operators do not need it
 
 
 @pytest.mark.parametrize(
