@@ -85,6 +85,11 @@ def add_deformable_config(cfg: CN) -> None:
     # that in its own `build_optimizer`, or the factors have no effect.
     cfg.SOLVER.LR_MULTIPLIERS = []
 
+    # Keep only the last so many checkpoints of single iterations, model_0004999.pth; 0 keeps all.
+    # model_final.pth and model_best.pth stay. With 2 or more, a training can resume from the one
+    # before if the last one is damaged. Detectron2's LazyConfigs call it checkpointer.max_to_keep.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
+
     # Also average the weights over the steps (exponential moving average), evaluate the average as
     # e.g. "bbox_EMA/AP", and save it as model_ema.pth. Keys and decay are D2Go's; Detectron2 has
     # none. A copy of the network takes memory.

@@ -98,7 +98,14 @@ def test_ctrl_c_loses_nothing(run, tmp_path, monkeypatch, caplog):
     assert f"Resuming from {tmp_path}/output/model_0000000.pth at iteration 1" in log.read_text()
     assert "bbox/AP" in lines(tmp_path)[-1]
 
+    finished = lines(tmp_path)
+    run("--resume")  # evaluates again, in place of the first time
+    assert lines(tmp_path) == finished
     (tmp_path / "output/model_final.pth").unlink()
+    run("--resume", "--eval-only")
+    assert "last_checkpoint names 'model_final.pth', and there is no such" in log.read_text()
+    for checkpoint in (tmp_path / "output").glob("model_*.pth"):
+        checkpoint.unlink()
     for flags in ("--resume",), ("--resume", "--eval-only"):
         with pytest.raises(
             FileNotFoundError, match="model_final.pth: no such file, from .*last_ch"

@@ -16,7 +16,7 @@ from ..data.inspection import inspect_datasets
 from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
-from ..engine.trainer import checkpoint_to_resume
+from ..engine.checkpoint_files import checkpoint_to_resume
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,8 @@ def train_or_evaluate(args):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        if args.resume:
-            checkpoint_to_resume(checkpointer, cfg.MODEL.WEIGHTS)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        file = checkpoint_to_resume(cfg) if args.resume else None
+        checkpointer.load(str(file or cfg.MODEL.WEIGHTS))
         results = Trainer.test(cfg, model)
         if tests_with_TTA(cfg):
             results.update(Trainer.test_with_TTA(cfg, model))

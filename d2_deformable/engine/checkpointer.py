@@ -1,15 +1,22 @@
-"""Checkpoints of a training: finite weights only, and a check before a training resumes."""
+"""Checkpoints of a training: complete and finite, and a check before a training resumes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ..checkpoint import SafeCheckpointer
+from ..utils.files import replacing
+from .checkpoint_files import remove_old, write_checkpoint
 from .non_finite import ADVICE, is_finite
 
 
 class TrainingCheckpointer(SafeCheckpointer):
-    """`SafeCheckpointer` that refuses to save weights which are not finite.
+    """`SafeCheckpointer` whose files a crash cannot damage, see `write_checkpoint`.
 
-    So "last_checkpoint" keeps naming a good one.
+    It refuses to save weights that are not finite, so "last_checkpoint" keeps naming a good file.
+
+    Args:
+        keep: delete all but the last `keep` checkpoints of single iterations; 0 keeps all.
+        args, kwargs: those of `DetectionCheckpointer`.
 
     Attributes:
         before_resuming: called with the trainer's state before a checkpoint's weights are loaded to
@@ -18,13 +25,35 @@ class TrainingCheckpointer(SafeCheckpointer):
 
     before_resuming: Callable[[dict], None] | None = None
 
+    def __init__(self, *args, keep: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.keep = keep
+
     def save(self, name, **kwargs):
+        """Save model, checkpointables and `kwargs` as `name`.pth, unless `save_to_disk` is False.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite.
+            OSError: the disk is full, or the folder cannot be written to.
+        """
         for weight, value in self.model.state_dict().items():
             if not is_finite(value):
                 raise FloatingPointError(
                     f"{weight} is NaN or infinite, so {name}.pth is not saved. {ADVICE}"
                 )
-        super().save(name, **kwargs)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        file = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", file)
+        write_checkpoint({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.tag_last_checkpoint(file.name)
+        if self.keep and "iteration" in kwargs:
+            remove_old(file.parent, kwargs["iteration"], self.keep)
+
+    def tag_last_checkpoint(self, last_filename_basename):
+        with replacing(Path(self.save_dir) / "last_checkpoint", durable=True) as part:
+            part.write_text(last_filename_basename)
 
     def load(self, path, checkpointables=None):
         self._resumes = checkpointables is None

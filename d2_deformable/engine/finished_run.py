@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config, merge_overrides
 from ..utils.config_files import merge_from_file
+from .checkpoint_files import named_checkpoint
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def read_run(folder, overrides=()) -> FinishedRun:
 
 def _checkpoint(folder):
     """Return the newest checkpoint: a model_final.pth may be left from an earlier run."""
-    last = folder / "last_checkpoint"
-    names = [last.read_text().strip()] if last.is_file() else []
+    names = [name for name in (named_checkpoint(folder),) if name]
     names = list(dict.fromkeys([*names, "model_final.pth"]))
     for name in names:
         if (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""Stop a training on Ctrl-C or SIGTERM without losing what it has learned."""
+"""Stop a training on Ctrl-C or at the end of a job's time, without losing what it has learned."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ import detectron2.utils.comm as comm
 import torch
 from detectron2.engine import HookBase
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Schedulers send SIGTERM or, a while before the end, SIGUSR1.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +18,10 @@ logger = logging.getLogger(__name__)
 class Interruption(HookBase):
     """Stops after the current step, or during evaluation at once, and saves a checkpoint.
 
-    Raises KeyboardInterrupt for SIGINT, and SystemExit with status 143 for SIGTERM. A second signal
-    has its usual effect. List it on every process, after the hooks that change the state of the
-    training and before evaluation. Outside the main thread it does nothing.
+    Raises KeyboardInterrupt for SIGINT, and SystemExit with status 0 for SIGTERM and SIGUSR1, since
+    nothing is lost. A second signal has its usual effect. List it on every process, after the hooks
+    that change the state of the training and before evaluation. Outside the main thread it does
+    nothing.
 
     Args:
         checkpointer: saves model_<iteration>.pth.
@@ -72,7 +74,7 @@ class Interruption(HookBase):
         self.stopped = True
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self._signal)
+        raise SystemExit(0)
 
     def _restore(self):
         for number, handler in self._previous.items():

@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.utils.events import CommonMetricPrinter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage
 
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
@@ -20,6 +20,7 @@ from ..modeling.tta import supports_predict_raw
 from ..utils.seeding import seed_all
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
+from .checkpoint_files import checkpoint_to_resume
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
@@ -78,9 +79,10 @@ class Trainer(DefaultTrainer):
 
         Raises:
             FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
+            FileFormatError: every checkpoint is damaged.
             ValueError: the checkpoint was trained with another config; see `check_same_config`.
         """
-        file = checkpoint_to_resume(self.checkpointer, self.cfg.MODEL.WEIGHTS) if resume else ""
+        file = checkpoint_to_resume(self.cfg) if resume else None
         if not file:
             check_weights(self.cfg)
         if not resume and self.checkpointer.has_checkpoint():
@@ -90,6 +92,9 @@ class Trainer(DefaultTrainer):
                 self.cfg.OUTPUT_DIR,
                 Path(self.checkpointer.get_checkpoint_file()).name,
             )
+        if file and comm.is_main_process():  # others have been damaged
+            self.checkpointer.tag_last_checkpoint(file.name)
+        comm.synchronize()
         self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(resume)
         if not file:
@@ -122,6 +127,8 @@ class Trainer(DefaultTrainer):
         self.seed = state.get("seed", self.seed)
 
     def train(self):
+        if self.start_iter >= self.max_iter:
+            return self._finish()
         try:
             return super().train()
         except EarlyStop:
@@ -134,6 +141,15 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
             return getattr(self, "_last_eval_results", None)
+
+    def _finish(self):
+        """Evaluate a training whose last step is done; its loop would count one step too many."""
+        logger.info("All %d iterations are done: only evaluating", self.max_iter)
+        self.iter = self.max_iter
+        with EventStorage(self.max_iter) as self.storage:
+            self.before_train()
+            self.after_train()
+        return getattr(self, "_last_eval_results", None)
 
     def run_step(self):
         """As Detectron2's.
@@ -161,7 +177,10 @@ class Trainer(DefaultTrainer):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
         self.checkpointer = TrainingCheckpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            keep=self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
+            trainer=weakref.proxy(self),
         )
         self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
@@ -288,27 +307,3 @@ def checkpoint_period(cfg) -> int:
     if period == DEFAULT_CHECKPOINT_PERIOD > iterations:
         return max(100, iterations // 5)
     return period
-
-
-def checkpoint_to_resume(checkpointer, weights: str) -> str:
-    """Find the checkpoint that --resume continues from; log if there is none.
-
-    Args:
-        weights: MODEL.WEIGHTS, which a run without checkpoint starts from.
-
-    Returns:
-        the path, or "".
-
-    Raises:
-        FileNotFoundError: "last_checkpoint" names a file that does not exist.
-    """
-    file, folder = checkpointer.get_checkpoint_file(), checkpointer.save_dir
-    if not file:
-        start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"
-        logger.warning("--resume: no checkpoint in %s, starting from %s", folder, start)
-    elif not checkpointer.path_manager.isfile(file):
-        raise FileNotFoundError(
-            f"{file}: no such file, from {folder}/last_checkpoint. Restore it, or write the name "
-            "of another checkpoint there"
-        )
-    return file

@@ -13,10 +13,13 @@ class FileFormatError(ValueError):
 
 
 @contextmanager
-def replacing(path) -> Iterator[Path]:
+def replacing(path, durable: bool = False) -> Iterator[Path]:
     """Yield a path to write to, which replaces `path` if the block ends without an error.
 
     Readers see either the old file or the complete new one; a failure leaves nothing behind.
+
+    Args:
+        durable: so that this holds after a loss of power as well, wait for the disk.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -27,9 +30,21 @@ def replacing(path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield part
+        if durable:
+            _wait_for_disk(part)
         os.replace(part, path)
+        if durable:
+            _wait_for_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _wait_for_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_json(path, content, **options) -> None:

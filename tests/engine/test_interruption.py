@@ -7,7 +7,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import TrainerBase
 
-from d2_deformable.engine.interruption import Interruption
+from d2_deformable.engine.interruption import SIGNALS, Interruption
 
 
 class Loop(TrainerBase):
@@ -46,19 +46,22 @@ def send(number, at=2, times=1):
     return step
 
 
-@pytest.mark.parametrize("number, error", [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
+@pytest.mark.parametrize(
+    "number, error",
+    [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit), ("SIGUSR1", SystemExit)],
+)
 def test_a_signal_stops_after_the_step(tmp_path, caplog, number, error):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in SIGNALS]
     loop = Loop(tmp_path, send(getattr(signal, number)))
     with pytest.raises(error) as stopped:
         loop.train(0, 5)
-    assert number == "SIGINT" or stopped.value.code == 143
+    assert number == "SIGINT" or stopped.value.code == 0
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     saved = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
     assert saved["iteration"] == 2 and saved["model"]["weight"] == 3
     assert f"after iteration 3, saved in {tmp_path}/model_0000002.pth. To go on" in caplog.text
     assert "Traceback" not in caplog.text
-    assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert before == [signal.getsignal(s) for s in SIGNALS]
 
 
 @pytest.fixture

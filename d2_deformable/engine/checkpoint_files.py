@@ -1,0 +1,146 @@
+"""The checkpoint files of a training: written so that a crash loses none, found again undamaged."""
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+import detectron2.utils.comm as comm
+import torch
+
+from ..checkpoint import FileFormatError
+from ..checkpoint.files import read_content
+from ..utils.files import replacing
+
+# Checkpoints that hold the state of the training; model_ema.pth has weights only.
+RESUMABLE = re.compile(r"model_(\d+|final|best)\.pth")
+PERIODIC = re.compile(r"model_(\d+)\.pth")
+
+logger = logging.getLogger(__name__)
+
+
+def write_checkpoint(content: dict, file: Path) -> None:
+    """Write a checkpoint, and its SHA-256 beside it as `sha256sum` does.
+
+    At any moment either the old file is complete or the new one, also after a loss of power.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    for leftover in file.parent.glob(".*.part*"):  # of a process that was killed
+        if leftover.name.startswith((".model_", ".last_checkpoint.")):
+            leftover.unlink()
+    digest_of(file).unlink(missing_ok=True)  # the old one must never stand beside the new file
+    with replacing(file, durable=True) as part:
+        with open(part, "wb") as stream:
+            try:
+                torch.save(content, stream)
+            except RuntimeError as error:  # torch's zip writer hides the error of the disk
+                raise (error.__context__ or OSError(f"{file}: {error}")) from error
+        digest = sha256(part)
+    with replacing(digest_of(file), durable=True) as part:
+        part.write_text(f"{digest}  {file.name}\n")
+
+
+def remove_old(folder: Path, iteration: int, keep: int) -> None:
+    """Delete the checkpoints up to `iteration` but the last `keep`; later ones are another run's.
+
+    Those with a name instead of an iteration, e.g. model_final.pth, stay.
+    """
+    numbered = {int(m[1]): f for f in folder.iterdir() if (m := PERIODIC.fullmatch(f.name))}
+    for number in sorted(n for n in numbered if n <= iteration)[:-keep]:
+        digest_of(numbered[number]).unlink(missing_ok=True)
+        numbered[number].unlink()
+
+
+def named_checkpoint(folder: Path) -> str:
+    """The name in "last_checkpoint", "" if there is no such file or it is damaged."""
+    try:
+        return (folder / "last_checkpoint").read_text(encoding="utf-8").strip("\0 \n\r\t")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+def checkpoint_to_resume(cfg) -> Path | None:
+    """Find the checkpoint in OUTPUT_DIR that --resume continues from; log if there is none.
+
+    The first process decides for all.
+
+    Raises:
+        FileNotFoundError, FileFormatError: see `find_checkpoint`.
+    """
+    file = find_checkpoint(Path(cfg.OUTPUT_DIR)) if comm.is_main_process() else None
+    file = comm.all_gather(file)[0]
+    if not file:
+        weights = cfg.MODEL.WEIGHTS
+        start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"
+        logger.warning("--resume: no checkpoint in %s, starting from %s", cfg.OUTPUT_DIR, start)
+    return file
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Find the newest undamaged checkpoint that a training can resume from.
+
+    It is the one that "last_checkpoint" names; if that is damaged or missing, the newest of the
+    others, with a warning.
+
+    Returns:
+        None if the folder holds no checkpoint.
+
+    Raises:
+        FileNotFoundError: "last_checkpoint" names a file that is missing, and there is no other.
+        FileFormatError: every checkpoint is damaged; names them.
+    """
+    name = named_checkpoint(folder)
+    files = [f for f in folder.glob("model_*.pth") if RESUMABLE.fullmatch(f.name)]
+    files.sort(key=lambda f: f.stat().st_mtime, reverse=True)
+    if name and (folder / name).is_file():
+        files = list(dict.fromkeys([folder / name, *files]))
+    elif files:
+        what = (
+            f"names {name[:80]!r}, and there is no such file" if name else "is missing or damaged"
+        )
+        logger.warning("%s/last_checkpoint %s; taking the newest checkpoint", folder, what)
+    elif name:
+        raise FileNotFoundError(
+            f"{folder / name[:80]}: no such file, from {folder}/last_checkpoint. Restore it, or "
+            "train anew without --resume"
+        )
+    problems = []
+    for file in files:
+        if not (problem := damage(file)):
+            return file
+        problems.append(problem)
+        logger.warning("%s. Trying the checkpoint before it", problem)
+    if problems:
+        raise FileFormatError(
+            f"{folder}: every checkpoint is damaged ({'; '.join(problems)}). Restore one, or train "
+            "anew without --resume"
+        )
+    return None
+
+
+def damage(file: Path) -> str:
+    """Say what is wrong with a checkpoint; "" if it is complete."""
+    digest = digest_of(file)
+    if digest.is_file():
+        if sha256(file) == digest.read_text(errors="replace").partition(" ")[0]:
+            return ""
+        return (
+            f"{file} is damaged: its SHA-256 is not that of {digest.name}, which you may delete if "
+            "you have changed the file yourself"
+        )
+    try:
+        read_content(file)
+    except (FileFormatError, OSError) as error:
+        return f"{file} is damaged: {error}"
+    return ""
+
+
+def digest_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
