@@ -1,10 +1,18 @@
 """YAMLs and KEY VALUE overrides merged into a config, with errors that say what to do."""
 
+import io
 import re
 from difflib import get_close_matches
 
 import yaml
 from detectron2.config import CfgNode
+
+from ..compat import require_private
+
+require_private(CfgNode, "_open_cfg")
+
+# Limits of a config; those of Detectron2 and of this package are far below.
+MAX_FILES, MAX_CHARACTERS, MAX_VALUES = 100, 1_000_000, 100_000
 
 # fvcore's message
 TYPE_MISMATCH = re.compile(
@@ -17,18 +25,26 @@ TYPE_MISMATCH = re.compile(
 def merge_from_file(cfg: CfgNode, config_file) -> None:
     """Merge a YAML, and the files it builds on, into `cfg`.
 
+    Unlike Detectron2's method, it runs no code that a YAML names (`!!python/...`).
+
     Raises:
-        ValueError: an unknown key, a value of the wrong type, or a file that is not YAML.
+        ValueError: an unknown key, a value of the wrong type, or a file that is not YAML, names
+            code, or becomes huge through aliases or `_BASE_`.
         FileNotFoundError: the file, or one that it builds on, does not exist.
     """
     # The errors of yacs name the key, but neither the file nor the remedy.
     try:
-        cfg.merge_from_file(str(config_file))
+        _screen(str(config_file))
+        cfg.merge_from_file(str(config_file), allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        mark, code = error.problem_mark, "python/" in error.problem
+        hint = ". A YAML must not run code: write the value out" if code else ""
+        raise ValueError(f"{mark.name}, line {mark.line + 1}: {error.problem}{hint}") from error
     except (KeyError, ValueError, AssertionError) as error:
-        if "does not exist" in str(error):
-            raise FileNotFoundError(f"{config_file}: there is no such file") from None
         raise ValueError(f"{config_file}, or what it builds on: {_explain(error, cfg)}") from error
     except FileNotFoundError as error:
+        if error.filename == str(config_file):
+            raise FileNotFoundError(f"{config_file}: there is no such file") from None
         raise FileNotFoundError(
             f"{config_file} builds on {error.filename} (_BASE_), and there is no such file"
         ) from error
@@ -73,7 +89,64 @@ def difference(cfg: dict, defaults: dict, keep=(), prefix: str = "") -> dict:
     return found
 
 
+def _screen(config_file: str) -> None:
+    """Check that a YAML and the files it builds on are of ordinary size.
+
+    Raises:
+        ValueError: names the file and what is too large.
+    """
+    opened = []
+
+    class Screened(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename):
+            opened.append(filename)
+            if len(opened) > MAX_FILES:
+                raise ValueError(
+                    f"it builds on more than {MAX_FILES} files, {filename} among them (_BASE_); "
+                    "does one build on itself?"
+                )
+            with super()._open_cfg(filename) as file:
+                text = file.read(MAX_CHARACTERS + 1)
+            if len(text) > MAX_CHARACTERS:
+                raise ValueError(f"{filename} has more than {MAX_CHARACTERS} characters")
+            try:
+                values = _count(yaml.compose(text, yaml.SafeLoader), {})
+            except RecursionError:
+                raise ValueError(f"{filename} is nested too deeply") from None
+            if values > MAX_VALUES:
+                raise ValueError(
+                    f"{filename} has {values} values through its aliases (*); expected at most "
+                    f"{MAX_VALUES}"
+                )
+            return _Named(text, filename)
+
+    Screened.load_yaml_with_base(config_file, allow_unsafe=False)
+
+
+class _Named(io.StringIO):
+    """A text whose name errors of YAML mention."""
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self.name = name
+
+
+def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Number of values below a node, with aliases expanded; `known` are those of other nodes."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # if it contains itself
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    return known[id(node)]
+
+
 def _explain(error: Exception, cfg: CfgNode) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not {error.encoding} text"
     message = str(error.args[0]) if error.args else str(error)
     if match := re.match(r"Non-existent (?:config )?key: (.+)", message):
         similar = get_close_matches(match[1], _keys(cfg), n=1)
