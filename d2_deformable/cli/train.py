@@ -17,6 +17,7 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
+from ..engine.launch import restarted, started_by_torchrun, torchrun_processes
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,14 @@ def train_or_evaluate(args):
         trainer.register_hooks([TrainingPictures(cfg, model)])
     results = trainer.train()
     folder = cfg.OUTPUT_DIR
-    logger.info(
-        "Wrote %s. Next: `d2-deformable report %s` or `d2-deformable predict IMAGES --model %s`",
-        trainer.checkpointer.get_checkpoint_file(),
-        folder,
-        folder,
-    )
+    if comm.is_main_process():
+        logger.info(
+            "Wrote %s. Next: `d2-deformable report %s` or "
+            "`d2-deformable predict IMAGES --model %s`",
+            trainer.checkpointer.get_checkpoint_file(),
+            folder,
+            folder,
+        )
     return results
 
 
@@ -136,6 +139,17 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
 def main(args):
     if args.dry_run:
         return dry_run(args)
+    if started_by_torchrun():
+        if args.num_gpus > 1 or args.num_machines > 1:
+            raise ValueError(
+                "torchrun starts the processes (RANK and WORLD_SIZE are set): leave out --num-gpus "
+                "and --num-machines"
+            )
+        args.resume |= restarted()
+        cfg = read_config(args.config_file, args.opts)
+        fall_back_to_cpu(cfg)
+        with torchrun_processes(cfg.MODEL.DEVICE):
+            return train_or_evaluate(args)
     if args.num_gpus > 1:  # checked here, since an error of a process it starts has a traceback
         if args.num_gpus > (count := torch.cuda.device_count()):
             raise ValueError(f"--num-gpus is {args.num_gpus}, but {count} GPUs are visible")

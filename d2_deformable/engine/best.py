@@ -30,6 +30,7 @@ class BestCheckpoint(HookBase):
         self._checkpointer = checkpointer
         self._period, self._metric, self._patience = period, metric, patience
         self._best, self._worse = -math.inf, 0
+        self._compared = -1  # the last iteration
 
     def after_step(self):
         done = self.trainer.iter + 1
@@ -47,6 +48,9 @@ class BestCheckpoint(HookBase):
             self._checkpointer.tag_last_checkpoint(Path(final).name)
 
     def _compare(self, iteration):
+        if iteration <= self._compared:  # resumed from the model_best.pth of this evaluation
+            return
+        self._compared = iteration
         scalars = self.trainer.storage.latest()
         value, when = scalars.get(self._metric, (None, None))
         if when != self.trainer.storage.iter:
@@ -73,11 +77,17 @@ class BestCheckpoint(HookBase):
         )
 
     def state_dict(self):
-        return {"metric": self._metric, "best": self._best, "worse": self._worse}
+        return {
+            "metric": self._metric,
+            "best": self._best,
+            "worse": self._worse,
+            "compared": self._compared,
+        }
 
     def load_state_dict(self, state):
         if (metric := state.get("metric", self._metric)) == self._metric:
             self._best, self._worse = state["best"], state["worse"]
+            self._compared = state.get("compared", -1)
         else:
             logger.warning(
                 "TEST.BEST_METRIC was %s and is now %s: the next evaluation counts as the best",

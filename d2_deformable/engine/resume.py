@@ -1,10 +1,11 @@
-"""Checks of a resumed training: the same config, and a metrics.json without repeats."""
+"""What a resumed training checks and restores: the same config, and metrics.json as it would be."""
 
 import json
 import logging
 from pathlib import Path
 
 import yaml
+from detectron2.utils.events import EventStorage
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ MAY_CHANGE = (
     "VERSION",
     "VIS_PERIOD",
 )
+WINDOW = 20  # Detectron2's writers
 NAMED = 5  # differences that the message shows
 
 
@@ -76,15 +78,18 @@ def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
     )
 
 
-def cut_metrics(file: Path, start: int) -> None:
+def cut_metrics(file: Path, start: int) -> int:
     """Cut off the lines of metrics.json from iteration `start` on, which will be written again.
 
     A line that was not written to its end is cut off as well. The file is shortened in place, since
     a writer may have opened it.
+
+    Returns:
+        the iteration of the last line that stays, -1 if there is none.
     """
     if not file.is_file():
-        return
-    content, kept = file.read_bytes(), 0
+        return -1
+    content, kept, last = file.read_bytes(), 0, -1
     for line in content.splitlines(keepends=True):
         try:
             iteration = json.loads(line)["iteration"]
@@ -93,11 +98,41 @@ def cut_metrics(file: Path, start: int) -> None:
         if iteration >= start or not line.endswith(b"\n"):
             break
         kept += len(line)
+        last = iteration
     if kept < len(content):
         lines = content[kept:].count(b"\n") or 1
         logger.info("%s: cut off %d lines from iteration %d on", file, lines, start)
         with open(file, "r+b") as opened:
             opened.truncate(kept)
+    return last
+
+
+def scalars_of(storage: EventStorage) -> dict:
+    """The last values of every scalar, as many as Detectron2's writers take the median of.
+
+    Returns:
+        {name: {"values": [[value, iteration], ...], "smooth": whether a median is written}}.
+    """
+    hints = storage.smoothing_hints()
+    return {
+        name: {
+            "values": [[float(value), int(i)] for value, i in history.values()[-WINDOW:]],
+            "smooth": hints[name],
+        }
+        for name, history in storage.histories().items()
+    }
+
+
+def put_scalars(storage: EventStorage, scalars: dict, written: int) -> None:
+    """Put the values of `scalars_of` into a new storage, without those of which a line was written.
+
+    Args:
+        written: the iteration of the last line.
+    """
+    for name, scalar in scalars.items():
+        if scalar["values"][-1][1] > written:
+            for value, storage.iter in scalar["values"]:
+                storage.put_scalar(name, value, smoothing_hint=scalar["smooth"])
 
 
 def _flat(tree, prefix: str = "") -> dict:

@@ -6,11 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
+from detectron2.utils.logger import setup_logger
+from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
@@ -29,11 +32,13 @@ from .non_finite import ADVICE, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
-from .resume import check_same_config, cut_metrics
+from .resume import check_same_config, cut_metrics, put_scalars, scalars_of
 from .skipped_images import SkippedImages
 
 # Detectron2's default, which a short run would never reach.
 DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
+
+FINAL = "model_final.pth"
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +63,33 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg, *, resume: bool | None = None, checked: bool = False):
         if not checked:
             preflight(cfg, resume=resume is not False)
+        # Not DefaultTrainer's own __init__, which distributes the network over GPUs even on a CPU,
+        # has no AMP there, and no place for our checkpointer.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):  # no default_setup
+            setup_logger()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self._amp = cfg.SOLVER.AMP.ENABLED
-        amp_on_cpu = self._amp and cfg.MODEL.DEVICE == "cpu"
-        super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        if comm.get_world_size() > 1:
+            devices = None if on_cpu else [comm.get_local_rank()]
+            model = DistributedDataParallel(model, devices, broadcast_buffers=False)
+        amp_loop = CPUAMPTrainer if on_cpu else AMPTrainer
+        self._trainer = (amp_loop if self._amp else SimpleTrainer)(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = TrainingCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            keep=cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
+            trainer=weakref.proxy(self),
+        )
         require_private(self, "_trainer", "_hooks")
-        if amp_on_cpu:
-            simple = self._trainer
-            self._trainer = CPUAMPTrainer(simple.model, simple.data_loader, simple.optimizer)
+        self._scalars, self._written = {}, -1
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
         self.last_step = LastStep(self.model)
         seed = getattr(self._trainer.data_loader, "seed", None)
         self.seed = comm.shared_random_seed() if seed is None else seed
@@ -103,8 +128,10 @@ class Trainer(DefaultTrainer):
         if isinstance(self._trainer.data_loader, TrainLoader):
             self._trainer.data_loader.seed = self.seed
             self._trainer.data_loader.start = self.start_iter
+        first = self.start_iter - bool(self._scalars)  # the first line that is written again
         if comm.is_main_process():
-            cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+            self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
         if "config" in state:
@@ -116,6 +143,7 @@ class Trainer(DefaultTrainer):
             "_trainer": self._trainer.state_dict(),  # the optimizer; Detectron2 0.5 leaves it out
             "seed": self.seed,
             "config": self.cfg.dump(),
+            "scalars": scalars_of(self.storage) if hasattr(self, "storage") else {},
         }
 
     def load_state_dict(self, state):
@@ -125,6 +153,7 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
         self.seed = state.get("seed", self.seed)
+        self._scalars = state.get("scalars", {})
 
     def train(self):
         if self.start_iter >= self.max_iter:
@@ -141,6 +170,24 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
             return getattr(self, "_last_eval_results", None)
+
+    def before_train(self):
+        super().before_train()
+        if self._scalars and self.start_iter <= self.max_iter:
+            self._end_step()
+
+    def _end_step(self):
+        """Run the hooks that a checkpoint's step had still before it, such as its evaluation."""
+        now, self.iter = self.iter, self.start_iter - 1
+        put_scalars(self.storage, self._scalars, self._written)
+        self.storage.iter = self.iter
+        last = Path(self.checkpointer.get_checkpoint_file()).name
+        if self.start_iter == self.max_iter and comm.is_main_process() and last != FINAL:
+            self.checkpointer.save("model_final", iteration=self.iter)
+        kinds = [type(hook) for hook in self._hooks]
+        for hook in self._hooks[kinds.index(Interruption) :]:
+            hook.after_step()
+        self.iter = self.storage.iter = now
 
     def _finish(self):
         """Evaluate a training whose last step is done; its loop would count one step too many."""
@@ -175,13 +222,6 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
-        # DefaultTrainer has just created its own, which would run code in a .pkl of MODEL.WEIGHTS.
-        self.checkpointer = TrainingCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            keep=self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
-            trainer=weakref.proxy(self),
-        )
         self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
         for hook in built:
@@ -268,15 +308,6 @@ class Trainer(DefaultTrainer):
             cfg.INPUT.MIN_SIZE_TEST = 0  # every scale is resized from the original image, once
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
-
-
-def _without_amp(cfg):
-    """Detectron2 would build a trainer for GPUs."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED = False
-    cfg.freeze()
-    return cfg
 
 
 def tests_with_TTA(cfg) -> bool:

@@ -348,7 +348,7 @@ def test_trainer_registers_it_before_the_writers(monkeypatch):
     cfg.OFFSET_HEALTH.PERIOD = 7
     cfg.SOLVER.WARMUP_ITERS = 30
     trainer = Trainer.__new__(Trainer)
-    trainer._trainer = SimpleNamespace()
+    trainer._trainer, trainer.checkpointer = SimpleNamespace(), None
     trainer.cfg, trainer.model = cfg, Model()
     writer = PeriodicWriter([])
     monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: [writer])

@@ -1,0 +1,67 @@
+"""Join the processes that torchrun, or anything that sets its variables, has started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import detectron2.utils.comm as comm
+import torch
+import torch.distributed as dist
+
+from ..compat import require_private
+
+
+def started_by_torchrun() -> bool:
+    """Return True if the environment gives this process a rank among several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def restarted() -> bool:
+    """Return True if torchrun has started this process again, after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+@contextmanager
+def torchrun_processes(device: str) -> Iterator[None]:
+    """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.
+
+    Args:
+        device: MODEL.DEVICE. The processes talk by gloo on "cpu", by NCCL on GPUs.
+
+    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE for
+    the processes of this machine; without these two it is the only one here.
+
+    Raises:
+        ValueError: this machine has fewer GPUs than processes, or a variable is missing.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_cpu = torch.device(device).type == "cpu"
+    if not on_cpu:
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK is {local_rank}, but {torch.cuda.device_count()} GPUs are visible; "
+                "start one process per GPU (torchrun --nproc-per-node)"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("gloo" if on_cpu else "nccl")
+    try:
+        with _machine(int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+            comm.synchronize()
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _machine(size: int) -> Iterator[None]:
+    """Tell Detectron2 which processes share a machine; each machine has `size`."""
+    require_private(comm, "_LOCAL_PROCESS_GROUP")
+    for first in range(0, comm.get_world_size(), size):
+        group = dist.new_group(range(first, first + size))  # every process must create every group
+        if first <= comm.get_rank() < first + size:
+            # Detectron2 main has create_local_process_group for this, 0.5 only its own launch.
+            comm._LOCAL_PROCESS_GROUP = group
+    try:
+        yield
+    finally:
+        comm._LOCAL_PROCESS_GROUP = None

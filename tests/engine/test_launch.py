@@ -1,0 +1,156 @@
+"""Processes started by torchrun train and evaluate together as one process does alone."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_deformable.engine.launch import started_by_torchrun, torchrun_processes
+from yamls import CONFIGS
+
+ROOT = Path(__file__).parents[2]
+SMALL = shlex.split("""
+MODEL.DEVICE cpu SOLVER.MAX_ITER 3 SOLVER.IMS_PER_BATCH 4 SOLVER.WARMUP_ITERS 0 SOLVER.STEPS ()
+DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES 12 DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES 3
+MODEL.RESNETS.WIDTH_PER_GROUP 8 INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SEED 3
+""")
+FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM", "True"]
+# Equally many RoIs per image, none chosen at random; all images have the same size
+ALL_ROIS = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.NMS_THRESH", "1.0"]
+ALL_ROIS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "10000"]
+ALL_ROIS += ["MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"]
+TIMES = ("time", "data_time", "eta_seconds")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")
+
+
+def command(config, folder, processes, *options, flags=()):
+    """The command line, and the environment of one thread per process."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = [*torchrun, "--max-restarts", "2"] if processes > 1 else []
+    words = [sys.executable, *launcher, str(ROOT / "train_net.py"), *flags, "--config-file"]
+    return [*words, str(CONFIGS / config), *SMALL, "OUTPUT_DIR", str(folder), *options]
+
+
+def environment(data):
+    return os.environ | {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data)}
+
+
+def run(data, *args, **kwargs):
+    done = subprocess.run(
+        command(*args, **kwargs), env=environment(data), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def lines(folder):
+    metrics = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics]
+
+
+def losses(folder):
+    return {k: v for k, v in lines(folder)[0].items() if "loss" in k}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config, options, processes",
+    [
+        # Its batch norm computes statistics over all processes.
+        ("quick/warped_shapes_deeplab_R_18_dconv3", ["MODEL.RESNETS.NORM", "naiveSyncBN"], 2),
+        ("quick/warped_shapes_rfcn_R_18_dconv3_dpool", [*FROZEN, *ALL_ROIS], 4),
+        ("quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool", [*FROZEN, *ALL_ROIS], 2),
+    ],
+)
+def test_several_processes_train_as_one(data, tmp_path, config, options, processes):
+    """The same losses, but for the rounding of sums."""
+    for count in (1, processes):
+        run(data, f"{config}.yaml", tmp_path / str(count), count, *options)
+    one, several = losses(tmp_path / "1"), losses(tmp_path / str(processes))
+    assert "total_loss" in one
+    assert one == pytest.approx(several, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_evaluate_as_one(data, tmp_path):
+    """Three images are shared out unevenly."""
+    name = "warped_shapes_rfcn_R_18_dconv3_dpool"
+    options = ["MODEL.WEIGHTS", str(ROOT / f"d2_deformable/model_zoo/{name}.pth")]
+    options += ["MODEL.RESNETS.WIDTH_PER_GROUP", "64", "INPUT.MIN_SIZE_TEST", "160"]
+    results = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        output = run(data, f"model_zoo/{name}.yaml", folder, count, *options, flags=["--eval-only"])
+        results.append(re.findall(r"copypaste: ([\d.,]+)", output))
+        assert (folder / "inference/coco_instances_results.json").is_file()
+    assert results[0] == results[1]
+    assert float(results[0][0].partition(",")[0]) > 5
+
+
+@pytest.mark.slow
+def test_a_process_without_objects(data, tmp_path):
+    """Half of the batch is an empty image: its process has no box to learn from."""
+    images = []
+    for i in range(2):
+        Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 96, "height": 96})
+    box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600}
+    content = {"images": images, "annotations": [box | {"iscrowd": 0}]}
+    content["categories"] = [{"id": 1, "name": "bolt"}]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    custom = {"FORMAT": "coco", "ROOT": str(tmp_path), "ANNOTATIONS": "t.json"}
+    options = [x for k, v in custom.items() for x in (f"DATASETS.CUSTOM.t.{k}", v)]
+    options += ["DATASETS.TRAIN", "('t',)", "DATASETS.TEST", "('t',)"]
+    options += ["MODEL.ROI_HEADS.NUM_CLASSES", "1", "SOLVER.IMS_PER_BATCH", "2"]
+    options += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    run(data, "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", tmp_path / "o", 2, *options)
+    assert np.isfinite(losses(tmp_path / "o")["total_loss"])
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path):
+    config = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+    options = ["SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "5"]
+    run(data, config, tmp_path / "whole", 2, *options)
+    folder = tmp_path / "killed"
+    with open(tmp_path / "log.txt", "w") as log:
+        torchrun = subprocess.Popen(
+            command(config, folder, 2, *options), env=environment(data), stdout=log, stderr=log
+        )
+        while not (folder / "model_0000003.pth").is_file() and torchrun.poll() is None:
+            time.sleep(0.02)
+        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert torchrun.wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert "Resuming from" in (folder / "log.txt").read_text()
+    killed, whole = lines(folder), lines(tmp_path / "whole")
+    assert [line["iteration"] for line in killed] == [line["iteration"] for line in whole]
+    for one, other in zip(killed, whole, strict=True):
+        assert one == pytest.approx(other, nan_ok=True)
+
+
+def test_without_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert not started_by_torchrun()
+
+
+def test_fewer_gpus_than_processes(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "64")
+    with (
+        pytest.raises(ValueError, match="^LOCAL_RANK is 64, but .* GPUs are visible"),
+        torchrun_processes("cuda"),
+    ):
+        pass
