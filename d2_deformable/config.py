@@ -64,6 +64,8 @@ def add_deformable_config(cfg: CN) -> None:
 
     # New values of POOLER_TYPE. For DeformROIHeads: "DeformROIPool", and "LegacyROIPool", the max
     # pooling of the released Faster R-CNN. For RFCNHeads: "PSROIPool" and "DeformPSROIPool".
+    # "ModulatedDeformROIPool" and "ModulatedDeformPSROIPool" also learn a factor per bin, as in
+    # Deformable ConvNets v2.
     # "ROIAveragePool" and "PSROIAveragePool" are the deformable ones without offsets, the baselines
     # for their gain. The keys below configure the deformable ones and these baselines.
     # Networks of mmdetection need its own sampling and offset layers, one set per level:

@@ -7,7 +7,7 @@ from ..ops import deform_roi_pool
 from ..ops._autocast import without_autocast
 from ..ops.geometry import MIN_SIZE
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
-from .zero import ZeroLinear
+from .zero import ZeroLinear, fully_connected
 
 
 class RoIAveragePool(nn.Module):
@@ -92,7 +92,7 @@ class DeformRoIPool(RoIAveragePool):
         super().__init__(output_size, **kwargs)
         self.gamma = gamma
         bins = output_size * output_size
-        self.offset_fc = ZeroLinear(channels * bins, 2 * bins)
+        self.offset_fc: nn.Module = ZeroLinear(channels * bins, 2 * bins)
         self.offset_prediction = OffsetOutput()
 
     @property
@@ -102,11 +102,16 @@ class DeformRoIPool(RoIAveragePool):
     def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
         """Predict normalised shifts (R, 2, k, k), where channel 0 is dy and channel 1 is dx. Under
         torch.autocast they are float32."""
+        offset = self._predict(x, rois, spatial_scale)
+        return self.offset_prediction(offset, None, x, rois, spatial_scale)
+
+    def _predict(self, x, rois, spatial_scale):
+        """What the fully connected layers give: (R, 2 or 3, k, k)."""
         pooled = self._pool(x, rois, spatial_scale).flatten(1)
         with without_autocast(x):
-            offset = self.offset_fc(pooled.to(self.offset_fc.weight.dtype))
-        offset = offset.view(-1, 2, self.output_size, self.output_size)
-        return self.offset_prediction(offset, None, x, rois, spatial_scale)
+            prediction = self.offset_fc(pooled.to(next(self.offset_fc.parameters()).dtype))
+        bins = self.output_size * self.output_size
+        return prediction.view(-1, prediction.shape[1] // bins, *2 * [self.output_size])
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
         """Shapes are those of `RoIAveragePool`."""
@@ -115,3 +120,54 @@ class DeformRoIPool(RoIAveragePool):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gamma={self.gamma}"
+
+
+class ModulatedDeformRoIPool(DeformRoIPool):
+    """`DeformRoIPool` that also gives every bin a factor (Deformable ConvNets v2, sec. 3.2).
+
+    Three fully connected layers `offset_fc` turn the first pooling into the shifts and the factors
+    sigmoid(prediction) of all bins. The last layer starts at zero, hence the factors at 0.5. The
+    others start at N(0, 0.01) and, like all of them, learn at the rate of the network.
+
+    Args:
+        channels, output_size, kwargs: see `DeformRoIPool`.
+        hidden_channels: outputs of the first two layers.
+
+    Example:
+        >>> x, rois = torch.randn(1, 16, 8, 8), torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])
+        >>> layer = ModulatedDeformRoIPool(16, 7)
+        >>> layer(x, rois, spatial_scale=1 / 8).shape
+        torch.Size([1, 16, 7, 7])
+        >>> layer.predict_offsets(x, rois, 1 / 8).mask.shape
+        torch.Size([1, 1, 7, 7])
+
+    Source: Zhu et al. 2019 and their DCNv2_op/example_symbol.py, which has dx before dy. (Their
+    later PyTorch port, like mmcv, has layers of their own for the factors: see `DeformRoIAlign`.)
+    """
+
+    def __init__(
+        self, channels: int, output_size: int, *, hidden_channels: int = 1024, **kwargs
+    ):
+        super().__init__(channels, output_size, **kwargs)
+        bins = output_size * output_size
+        # What is drawn here leaves the weights of the layers built afterwards as they are in the
+        # plain twin.
+        with torch.random.fork_rng(devices=[]):
+            self.offset_fc = fully_connected(
+                channels * bins, hidden_channels, hidden_channels, 3 * bins
+            )
+            for layer in (self.offset_fc[0], self.offset_fc[2]):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
+        """Predict normalised shifts (R, 2, k, k), where channel 0 is dy and channel 1 is dx, and
+        the factors (R, 1, k, k). Under torch.autocast they are float32."""
+        offset, mask = self._predict(x, rois, spatial_scale).split([2, 1], dim=1)
+        return self.offset_prediction(offset, mask.sigmoid(), x, rois, spatial_scale)
+
+    def forward(self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float) -> torch.Tensor:
+        """Shapes are those of `RoIAveragePool`."""
+        offset, mask = self.predict_offsets(x, rois, spatial_scale)
+        pooled = self._pool(x, rois, spatial_scale, offset, self.gamma)
+        return pooled * mask.to(pooled.dtype)

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from d2_deformable import ops
-from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor, RoIAveragePool
+from d2_deformable.layers import (
+    DeformRoIAlign,
+    DeformRoIPool,
+    ModulatedDeformRoIPool,
+    PSRoIPredictor,
+    RoIAveragePool,
+)
 
 ROIS = torch.tensor(
     [[0, 10.0, 20.0, 90.0, 120.0], [1, 0.0, 0.0, 40.0, 30.0], [0, 50.0, 5.0, 140.0, 70.0]]
@@ -32,6 +38,52 @@ def test_deform_roi_pool_offsets_are_dy_then_dx():
     with torch.no_grad():
         layer.offset_fc.bias[4:] = 1.0  # dx = gamma * width = 0.1 * 5 cells
     torch.testing.assert_close(layer(x, rois, 1 / 16), plain + 0.5)
+
+
+def test_modulated_deform_roi_pool_is_the_plain_one_times_factors():
+    """As in Zhu et al. 2019: three layers, the last of which starts at zero."""
+    x = torch.randn(2, 5, 9, 10)
+    state = torch.get_rng_state()
+    layer = ModulatedDeformRoIPool(5, 3, hidden_channels=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.out_features for m in layer.offset_fc[::2]] == [8, 8, 3 * 9]
+    expected = ops.deform_roi_pool(x, ROIS, output_size=3, spatial_scale=1 / 16)
+    torch.testing.assert_close(layer(x, ROIS, 1 / 16), 0.5 * expected)
+
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prediction = layer.offset_fc(expected.flatten(1)).view(3, 3, 3, 3)  # dy, dx, factor
+    expected = ops.deform_roi_pool(
+        x, ROIS, prediction[:, :2], output_size=3, spatial_scale=1 / 16, gamma=0.1
+    )
+    expected = expected * prediction[:, 2:].sigmoid()
+    torch.testing.assert_close(layer(x, ROIS, 1 / 16), expected)
+    layer(x, ROIS, 1 / 16).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_modulated_ps_roi_predictor_has_a_factor_per_bin_and_class():
+    x = torch.randn(2, 5, 9, 10)
+    plain = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, interpolate=True)
+    layer = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=2, modulated=True)
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(layer(x, ROIS), 0.5 * plain(x, ROIS))
+
+    factors = torch.linspace(0.1, 0.9, 2 * 9).view(2, 9)
+    inside = ROIS.clone()  # no bin lies outside the map, where the factors' maps are not read
+    inside[:, 1:] = torch.tensor([20.0, 20.0, 120.0, 110.0])
+    with torch.no_grad():
+        layer.offset_maps.bias[2 * 2 * 9 :] = factors.logit().flatten()
+    torch.testing.assert_close(
+        layer.predict_offsets(x, inside).mask, factors.view(1, 2, 3, 3).expand(3, -1, -1, -1)
+    )
+    pooled = ops.deform_roi_pool(
+        plain.score_maps(x), inside, output_size=3, spatial_scale=1 / 16, group_size=3
+    )
+    expected = pooled.view(3, 2, 2, 9) * factors[:, None]  # outputs 0 and 1 are of class 0
+    torch.testing.assert_close(layer(x, inside), expected.mean(-1).flatten(1))
+    layer(x, ROIS).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
 def test_deform_roi_align_starts_without_shifts():
@@ -110,6 +162,7 @@ def test_no_rois():
     x = torch.randn(1, 5, 9, 10)
     none = torch.zeros(0, 5)
     assert DeformRoIPool(5, 3)(x, none, 1 / 16).shape == (0, 5, 3, 3)
+    assert ModulatedDeformRoIPool(5, 3)(x, none, 1 / 16).shape == (0, 5, 3, 3)
     assert DeformRoIAlign(5, 3, modulated=True)(x, none, 1 / 16).shape == (0, 5, 3, 3)
     layer = PSRoIPredictor(5, 4, 3, spatial_scale=1 / 16, offset_classes=4)
     assert layer(x, none).shape == (0, 4)
