@@ -66,6 +66,9 @@ def deform_conv2d(
     float32 matrix multiplies on CUDA may use TF32 depends on torch.backends.cudnn.allow_tf32, as
     for torch.nn.functional.conv2d.
 
+    A tap with a coordinate that is NaN or infinite reads 0 and passes no gradients, like others
+    outside the map. (torchvision's reads NaN if one is NaN.)
+
     At integer coordinates, gradients with respect to the offset are right-hand derivatives, as in
     all released operators. Gradients are deterministic on the CPU, and on CUDA under
     torch.use_deterministic_algorithms, where the gradient with respect to the input takes many

@@ -56,6 +56,9 @@ def ps_roi_pool(
     All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois may be
     float32; under torch.autocast they are. Coordinates and sums are at least float32.
 
+    Bins with infinite edges are clipped to the map as others are, and an edge that is NaN is at 0.
+    A RoI whose side is NaN has the smallest side. Empty bins pass no gradients.
+
     RoIs get no gradient. Gradients are differentiable, to any order, and torch.func's transforms
     apply. Forward-mode derivatives are computed by standard tensor operations (_composite/).
 
