@@ -74,7 +74,8 @@ def add_deformable_config(cfg: CN) -> None:
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # Offsets are fractions of the RoI's size, scaled by this factor (gamma of paper sec. 2.2).
     box_head.DEFORM_GAMMA = 0.1
-    # Samples per bin and axis.
+    # Samples per bin and axis. With 0, "ROIAveragePool" averages whole pixels: equation 5 of the
+    # paper to the letter. (Its position-sensitive twin is "PSROIPool".)
     box_head.DEFORM_SAMPLES_PER_PART = 4
     # Round box corners to whole pixels before scaling, as the original operators do.
     box_head.ROUND_ROIS = True

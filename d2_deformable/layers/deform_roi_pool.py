@@ -3,21 +3,36 @@
 import torch
 from torch import nn
 
-from ..ops import deform_roi_pool
+from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
 from ..ops.geometry import MIN_SIZE
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroLinear, fully_connected
 
 
+def check_samples(layer: str, samples_per_part: int) -> None:
+    """Refuse bins without samples, which cannot be shifted.
+
+    Raises:
+        ValueError: there is not one sample.
+    """
+    if samples_per_part < 1:
+        raise ValueError(
+            f"{layer}: samples_per_part is {samples_per_part}; expected at least 1 (in a YAML: "
+            "MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART; 0 is for ROIAveragePool)"
+        )
+
+
 class RoIAveragePool(nn.Module):
     """Plain average RoI pooling (paper eq. 5): deformable pooling without offsets.
 
-    It samples like `DeformRoIPool`, so that the two differ only by the learned offsets.
+    It samples like `DeformRoIPool`, so that the two differ only by the learned offsets. Without
+    samples it averages the whole pixels from floor to ceil of each bin, which is equation 5 to the
+    letter and has no deformable twin.
 
     Args:
         output_size: bins per side k.
-        samples_per_part: samples per bin and axis.
+        samples_per_part: samples per bin and axis; 0 averages whole pixels.
         round_rois: round box corners to whole pixels before scaling, as the released operator does.
 
     Example:
@@ -45,6 +60,8 @@ class RoIAveragePool(nn.Module):
         return self._pool(x, rois, spatial_scale)
 
     def _pool(self, x, rois, spatial_scale, offset=None, gamma=0.0):
+        if self.samples_per_part == 0:
+            return self._pool_whole_pixels(x, rois, spatial_scale)
         return deform_roi_pool(
             x,
             rois,
@@ -55,6 +72,22 @@ class RoIAveragePool(nn.Module):
             gamma=gamma,
             round_rois=self.round_rois,
         )
+
+    def _pool_whole_pixels(self, x, rois, spatial_scale):
+        """Position-sensitive pooling where all bins read the same channels, a few at a time: each
+        channel takes as many copies as there are bins."""
+        bins = self.output_size * self.output_size
+        pooled = [
+            ps_roi_pool(
+                channels.repeat_interleave(bins, dim=1),
+                rois,
+                output_size=self.output_size,
+                spatial_scale=spatial_scale,
+                round_rois=self.round_rois,
+            )
+            for channels in x.split(16, dim=1)
+        ]
+        return torch.cat(pooled, dim=1)
 
     def extra_repr(self) -> str:
         return (
@@ -90,6 +123,7 @@ class DeformRoIPool(RoIAveragePool):
 
     def __init__(self, channels: int, output_size: int, *, gamma: float = 0.1, **kwargs):
         super().__init__(output_size, **kwargs)
+        check_samples(type(self).__name__, self.samples_per_part)
         self.gamma = gamma
         bins = output_size * output_size
         self.offset_fc: nn.Module = ZeroLinear(channels * bins, 2 * bins)

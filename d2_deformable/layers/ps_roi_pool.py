@@ -11,6 +11,7 @@ from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
 from ..ops._checks import check_scale, check_tensors
 from ..ops.geometry import MIN_SIZE
+from .deform_roi_pool import check_samples
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroConv2d
 
@@ -70,6 +71,8 @@ class PSRoIPredictor(nn.Module):
         self.spatial_scale = spatial_scale
         self.offset_classes = offset_classes
         self.interpolate = interpolate or offset_classes > 0
+        if self.interpolate:
+            check_samples("PSRoIPredictor", samples_per_part)
         self.modulated = modulated
         self.gamma = gamma
         self.samples_per_part = samples_per_part

@@ -1,6 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+import reference
 from d2_deformable import ops
 from d2_deformable.layers import (
     DeformRoIAlign,
@@ -25,6 +27,48 @@ def test_deform_roi_pool_starts_without_shifts():
         layer.offset_fc.bias += 1.0
     assert not torch.allclose(layer(x, ROIS, 1 / 16), expected)
     assert torch.equal(RoIAveragePool(3)(x, ROIS, 1 / 16), expected)
+
+
+@pytest.mark.parametrize("round_rois", [True, False])
+def test_average_pool_of_whole_pixels_is_equation_5(round_rois):
+    x = torch.randn(2, 20, 9, 10, dtype=torch.float64, requires_grad=True)
+    rois = torch.cat([ROIS.double(), torch.tensor([[1, -30.0, 100.4, 50.6, 190.0]]).double()])
+    arguments = {"output_size": 3, "spatial_scale": 1 / 16, "round_rois": round_rois}
+    layer = RoIAveragePool(3, samples_per_part=0, round_rois=round_rois)
+    pooled, expected = layer(x, rois, 1 / 16), reference.roi_average_pool(x, rois, **arguments)
+    torch.testing.assert_close(pooled, expected)
+    grad = torch.randn_like(pooled)
+    gradients = [torch.autograd.grad(output, x, grad)[0] for output in (pooled, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_average_pool_of_whole_pixels_is_adaptive_pooling_of_a_crop():
+    """torch's adaptive pooling has the bins of equation 5 as well."""
+    x = torch.randn(1, 3, 20, 20)
+    pooled = RoIAveragePool(3, samples_per_part=0)(x, torch.tensor([[0, 32.0, 16, 160, 240]]), 1 / 16)
+    torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x[..., 1:15, 2:10], 3))
+
+
+def test_samples_are_needed_for_shifts():
+    message = "samples_per_part is 0; expected at least 1 .*DEFORM_SAMPLES_PER_PART"
+    for build in (
+        lambda **samples: DeformRoIPool(4, 3, **samples),
+        lambda **samples: PSRoIPredictor(4, 3, 3, spatial_scale=1.0, interpolate=True, **samples),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(samples_per_part=0)
+
+
+def test_average_pools_are_deformable_pools_with_offsets_of_zero():
+    x = torch.randn(2, 9, 9, 10)
+    zero = torch.zeros(3, 2, 3, 3)
+    pool = {"output_size": 3, "spatial_scale": 1 / 16, "gamma": 0.1}
+    average = RoIAveragePool(3)(x, ROIS, 1 / 16)
+    assert torch.equal(average, ops.deform_roi_pool(x, ROIS, zero, **pool))
+    predictor = PSRoIPredictor(9, 4, 3, spatial_scale=1 / 16, interpolate=True)
+    maps = predictor.score_maps(x)
+    pooled = ops.deform_roi_pool(maps, ROIS, zero, group_size=3, **pool)
+    assert torch.equal(predictor(x, ROIS), pooled.mean((2, 3)))
 
 
 def test_deform_roi_pool_offsets_are_dy_then_dx():
