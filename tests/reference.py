@@ -131,8 +131,12 @@ def roi_average_pool(input, rois, *, output_size, spatial_scale, round_rois=True
             pixels = [
                 input[int(roi[0]), :, y, x]
                 for y, x in itertools.product(*map(range, input.shape[2:]))
-                if (y0 + i * (roi_h / bins_h)).floor() <= y < (y0 + (i + 1) * (roi_h / bins_h)).ceil()
-                and (x0 + j * (roi_w / bins_w)).floor() <= x < (x0 + (j + 1) * (roi_w / bins_w)).ceil()
+                if (y0 + i * (roi_h / bins_h)).floor()
+                <= y
+                < (y0 + (i + 1) * (roi_h / bins_h)).ceil()
+                and (x0 + j * (roi_w / bins_w)).floor()
+                <= x
+                < (x0 + (j + 1) * (roi_w / bins_w)).ceil()
             ]
             if pixels:
                 output[r, :, i, j] = torch.stack(pixels).mean(dim=0)

@@ -105,6 +105,7 @@ MDPOOL = {
     "faster": {
         "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ModulatedDeformROIPool",
+        "MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART": 2,  # DCNv2_op/example_symbol.py
     },
 }
 # Paper sec. 4.3. It has no limit for the longer side; 2000 is the limit for scale 1400 in the

@@ -179,9 +179,7 @@ class ModulatedDeformRoIPool(DeformRoIPool):
     later PyTorch port, like mmcv, has layers of their own for the factors: see `DeformRoIAlign`.)
     """
 
-    def __init__(
-        self, channels: int, output_size: int, *, hidden_channels: int = 1024, **kwargs
-    ):
+    def __init__(self, channels: int, output_size: int, *, hidden_channels: int = 1024, **kwargs):
         super().__init__(channels, output_size, **kwargs)
         bins = output_size * output_size
         # What is drawn here leaves the weights of the layers built afterwards as they are in the
@@ -190,7 +188,8 @@ class ModulatedDeformRoIPool(DeformRoIPool):
             self.offset_fc = fully_connected(
                 channels * bins, hidden_channels, hidden_channels, 3 * bins
             )
-            for layer in (self.offset_fc[0], self.offset_fc[2]):
+            *hidden, _ = (m for m in self.offset_fc.modules() if isinstance(m, nn.Linear))
+            for layer in hidden:
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
 
@@ -204,4 +203,5 @@ class ModulatedDeformRoIPool(DeformRoIPool):
         """Shapes are those of `RoIAveragePool`."""
         offset, mask = self.predict_offsets(x, rois, spatial_scale)
         pooled = self._pool(x, rois, spatial_scale, offset, self.gamma)
+        assert mask is not None
         return pooled * mask.to(pooled.dtype)

@@ -170,7 +170,11 @@ def test_equals_reference(name, dtype, shared, in_order, operators, monkeypatch)
 
 ON_INTEGERS = {
     "deform_roi_align": (align, {"sampling_ratio": 2}, [0.0, 4.0, 6.0, 12.0]),
-    "deform_roi_pool": (deform, {"samples_per_part": 1, "round_rois": False}, [0.5, 4.5, 6.5, 12.5]),
+    "deform_roi_pool": (
+        deform,
+        {"samples_per_part": 1, "round_rois": False},
+        [0.5, 4.5, 6.5, 12.5],
+    ),
 }
 
 

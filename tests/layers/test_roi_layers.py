@@ -45,7 +45,9 @@ def test_average_pool_of_whole_pixels_is_equation_5(round_rois):
 def test_average_pool_of_whole_pixels_is_adaptive_pooling_of_a_crop():
     """torch's adaptive pooling has the bins of equation 5 as well."""
     x = torch.randn(1, 3, 20, 20)
-    pooled = RoIAveragePool(3, samples_per_part=0)(x, torch.tensor([[0, 32.0, 16, 160, 240]]), 1 / 16)
+    pooled = RoIAveragePool(3, samples_per_part=0)(
+        x, torch.tensor([[0, 32.0, 16, 160, 240]]), 1 / 16
+    )
     torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x[..., 1:15, 2:10], 3))
 
 

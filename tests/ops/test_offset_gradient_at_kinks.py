@@ -7,10 +7,10 @@ The row 1, 2, 4, 8 is read at one point. Between whole coordinates its slopes ar
 import pytest
 import torch
 import torchvision
+from ops.arguments import every_argument
 
 from d2_deformable import ops
 from d2_deformable.ops import _composite as composite
-from ops.arguments import every_argument
 
 ROW = (1.0, 2.0, 4.0, 8.0)
 PLACES = (-1.5, -1.0, -0.75, -0.5, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 3.5, 3.75, 4.0, 4.5)
