@@ -16,6 +16,7 @@ from ._checks import (
     empty_like_input,
     is_channels_last,
     shape,
+    without_wrong_images,
 )
 
 
@@ -127,11 +128,23 @@ def _backward(ctx, grad_output: Tensor):
     return grad_input, None
 
 
+# Forward mode: the composites, which the kernels' check of the image indices does not precede.
+
+
+def _forward_mode(input, rois, **arguments):
+    return _composite.ps_roi_pool(input, without_wrong_images(rois, len(input)), **arguments)
+
+
+def _forward_mode_backward(grad_output, rois, *, input_size, **arguments):
+    rois = without_wrong_images(rois, input_size[0])
+    return _composite.ps_roi_pool_backward(grad_output, rois, input_size=input_size, **arguments)
+
+
 register_autograd(
     "ps_roi_pool",
     setup_context=_setup_context,
     backward=_backward,
-    composite=_composite.ps_roi_pool,
+    composite=_forward_mode,
 )
 
 
@@ -154,7 +167,7 @@ register_autograd(
     "ps_roi_pool_backward",
     setup_context=_setup_double_backward,
     backward=_double_backward,
-    composite=_composite.ps_roi_pool_backward,
+    composite=_forward_mode_backward,
 )
 
 

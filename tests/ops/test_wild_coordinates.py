@@ -191,6 +191,16 @@ def test_a_wrong_image_index_is_an_error_of_the_raw_backward(name, index):
         call.backward(RAW, grad, image, *offset)
 
 
+@EVERY
+@pytest.mark.parametrize("index", INDICES)
+def test_a_wrong_image_index_is_an_error_in_forward_mode(name, index):
+    call = Call(name, torch.float32, 0, "cpu")
+    image, *offset = call.tensors[:1] + call.tensors[2:]
+    call.tensors[1][2, 0] = index
+    with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
+        torch.func.jvp(lambda image: call.pool(RAW, image, *offset), (image,), (image,))
+
+
 HUGE = 2**63 - 1
 
 
