@@ -67,9 +67,13 @@ inline void check_numbers(const char* op, const char* name, at::IntArrayRef valu
   }
 }
 
-inline void check_rois(const char* op, const at::Tensor& rois, at::IntArrayRef output_size) {
+// float32 represents image indices up to 2^24, which also bounds the lists of each image's RoIs.
+inline void check_rois(const char* op, const at::Tensor& rois, int64_t images,
+                       at::IntArrayRef output_size) {
   TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must be (R, 5), got shape ",
               rois.sizes());
+  TORCH_CHECK(images <= (1 << 24), op, ": input holds ", images,
+              " images, must be at most 2^24, so that RoIs can name them");
   check_numbers(op, "output_size", output_size, 1);
 }
 

@@ -16,7 +16,7 @@ inline DeformRoiPoolSizes deform_roi_align_sizes(const at::Tensor& input, const 
                                                  int64_t sampling_ratio, double gamma) {
   constexpr const char* op = "deform_roi_align";
   check_map_sizes(op, input.sizes());
-  check_rois(op, rois, output_size);
+  check_rois(op, rois, input.size(0), output_size);
   check_coordinates(op, "rois", rois, input);
   TORCH_CHECK(sampling_ratio >= 0 && sampling_ratio <= kMostAlignSamples, op,
               ": sampling_ratio must be 0 to ", kMostAlignSamples, ", got ", sampling_ratio);

@@ -17,7 +17,7 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
                                                 double gamma, bool round_rois) {
   constexpr const char* op = "deform_roi_pool";
   check_map_sizes(op, input.sizes());
-  check_rois(op, rois, output_size);
+  check_rois(op, rois, input.size(0), output_size);
   check_coordinates(op, "rois", rois, input);
   check_numbers(op, "group_size, samples_per_part", {group_size, samples_per_part}, 1);
   TORCH_CHECK(input.size(1) % (group_size * group_size) == 0, op, ": input ", input.sizes(),

@@ -13,7 +13,7 @@ inline PsRoiPoolSizes ps_roi_pool_sizes(at::IntArrayRef input_size, const at::Te
                                         bool round_rois) {
   constexpr const char* op = "ps_roi_pool";
   check_map_sizes(op, input_size);
-  check_rois(op, rois, output_size);
+  check_rois(op, rois, input_size[0], output_size);
   const int64_t bins = output_size[0] * output_size[1];
   TORCH_CHECK(input_size[1] % bins == 0, op, ": input ", input_size, " has ", input_size[1],
               " channels, not a multiple of the ", bins, " bins");

@@ -64,6 +64,8 @@ def add_deformable_config(cfg: CN) -> None:
 
     # New values of POOLER_TYPE. For DeformROIHeads: "DeformROIPool", and "LegacyROIPool", the max
     # pooling of the released Faster R-CNN. For RFCNHeads: "PSROIPool" and "DeformPSROIPool".
+    # "ModulatedDeformROIPool" and "ModulatedDeformPSROIPool" also learn a factor per bin, as in
+    # Deformable ConvNets v2.
     # "ROIAveragePool" and "PSROIAveragePool" are the deformable ones without offsets, the baselines
     # for their gain. The keys below configure the deformable ones and these baselines.
     # Networks of mmdetection need its own sampling and offset layers, one set per level:
@@ -72,7 +74,8 @@ def add_deformable_config(cfg: CN) -> None:
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # Offsets are fractions of the RoI's size, scaled by this factor (gamma of paper sec. 2.2).
     box_head.DEFORM_GAMMA = 0.1
-    # Samples per bin and axis.
+    # Samples per bin and axis. With 0, "ROIAveragePool" averages whole pixels: equation 5 of the
+    # paper to the letter. (Its position-sensitive twin is "PSROIPool".)
     box_head.DEFORM_SAMPLES_PER_PART = 4
     # Round box corners to whole pixels before scaling, as the original operators do.
     box_head.ROUND_ROIS = True

@@ -119,6 +119,30 @@ def deform_roi_pool(
     return output.flatten(1, 2)
 
 
+def roi_average_pool(input, rois, *, output_size, spatial_scale, round_rois=True):
+    """Equation (5) of the paper: bin (i, j) is the mean over floor(i*h/k) <= p_y < ceil((i+1)*h/k),
+    and the same along x, of the pixels p_0 + p. Where p_0 is not a whole pixel, it is added before
+    floor and ceil."""
+    bins_h, bins_w = pair(output_size)
+    output = input.new_zeros(len(rois), input.shape[1], bins_h, bins_w)
+    for r, roi in enumerate(rois):
+        y0, x0, roi_h, roi_w = roi_box(roi, spatial_scale, round_rois)
+        for i, j in itertools.product(range(bins_h), range(bins_w)):
+            pixels = [
+                input[int(roi[0]), :, y, x]
+                for y, x in itertools.product(*map(range, input.shape[2:]))
+                if (y0 + i * (roi_h / bins_h)).floor()
+                <= y
+                < (y0 + (i + 1) * (roi_h / bins_h)).ceil()
+                and (x0 + j * (roi_w / bins_w)).floor()
+                <= x
+                < (x0 + (j + 1) * (roi_w / bins_w)).ceil()
+            ]
+            if pixels:
+                output[r, :, i, j] = torch.stack(pixels).mean(dim=0)
+    return output
+
+
 def ps_roi_pool(input, rois, *, output_size, spatial_scale, round_rois=True):
     bins_h, bins_w = pair(output_size)
     height, width = input.shape[2:]

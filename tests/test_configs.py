@@ -172,6 +172,15 @@ def test_a_variant_grows_by_its_offset_layers(path):
         if part.startswith("dconv"):
             offsets = 2 * 3 * 3
             expected += sum(offsets * (w * 3 * 3 + 1) for w in widths[: int(part[-1])])
+        elif part == "mdconv_c3-c5":
+            masked = 3 * 3 * 3
+            expected += sum(masked * (w * 3 * 3 + 1) for w in [*widths, *[128] * 4])
+        elif part == "mdpool" and "rfcn" in path.stem:
+            outputs = 3 * bins * (cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1) + 3 * bins
+            expected += outputs * (cfg.MODEL.RESNETS.REDUCED_CHANNELS + 1)
+        elif part == "mdpool":
+            expected += (cfg.MODEL.RESNETS.REDUCED_CHANNELS * bins + 1) * 1024
+            expected += (1024 + 1) * 1024 + (1024 + 1) * 3 * bins
         elif part == "dpool" and "rfcn" in path.stem:
             outputs = 2 * bins * (cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1) + 2 * bins
             expected += outputs * (cfg.MODEL.RESNETS.REDUCED_CHANNELS + 1)

@@ -99,6 +99,15 @@ DPOOL = {
     "mask": FASTER_DPOOL,
     "cascade": FASTER_DPOOL | {"MODEL.ROI_HEADS.NAME": "DeformCascadeROIHeads"},
 }
+# Deformable ConvNets v2 trains its offset layers at the rate of the network.
+MDPOOL = {
+    "rfcn": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ModulatedDeformPSROIPool"},
+    "faster": {
+        "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ModulatedDeformROIPool",
+        "MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART": 2,  # DCNv2_op/example_symbol.py
+    },
+}
 # Paper sec. 4.3. It has no limit for the longer side; 2000 is the limit for scale 1400 in the
 # released tester of FPN (experiments/fpn/cfgs).
 MULTI_SCALE = {
@@ -124,7 +133,8 @@ def changes(path):
     """Settings that a YAML of configs/ must have by its name, and its plain twin lacks."""
     values = {}
     for part in parts(path):
-        values |= DPOOL[detector(path)] if part == "dpool" else (CONVOLUTIONS | OTHER)[part]
+        of_detector = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part, {}).get(detector(path))
+        values |= of_detector or (CONVOLUTIONS | OTHER)[part]
     if path in QUICK and "dconv" in path.stem:
         # Trained from scratch, convolution offsets learn more slowly; other factors stay.
         key = "SOLVER.LR_MULTIPLIERS"

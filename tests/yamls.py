@@ -19,7 +19,9 @@ DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
 SEGMENTATION = [p for p in DEEPLAB if p not in QUICK]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
 # The parts of a name that tell how a YAML differs from its plain twin.
-PART = re.compile(r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|dpool|group4|atrous\d|3x3|MB?)(?=_|$)")
+PART = re.compile(
+    r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|m?dpool|group4|atrous\d|3x3|MB?)(?=_|$)"
+)
 VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO]
 PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO]
 

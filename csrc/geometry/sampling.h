@@ -39,7 +39,8 @@ struct AxisSample {
 };
 
 // Samples one axis for a convolution tap. Returns false if the tap reads 0 and passes no gradient.
-// At integer coordinates the slopes are right-hand derivatives.
+// At integer coordinates the slopes are right-hand derivatives, except at exactly -1 (kZero), which
+// is outside as in the released operator.
 template <typename T>
 D2_HOST_DEVICE bool sample_axis(T coordinate, int32_t size, Border border, AxisSample<T>& axis) {
   const bool legacy = border == Border::kLegacy;

@@ -180,10 +180,9 @@ def _predictor_parts(name, layer, x, _):
         offset, _ = layer.predict_offsets(x, F.pad(boxes.to(x), (1, 0)))  # of image 0
         return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
 
-    num_classes = layer.offset_maps.out_channels // (2 * layer.output_size**2)
     sampling = layer.roi_sampling
     return PartOffsets(
-        name, num_classes, predict, layer.gamma, sampling.round_rois, sampling.min_size
+        name, layer.offset_classes, predict, layer.gamma, sampling.round_rois, sampling.min_size
     )
 
 

@@ -3,7 +3,7 @@
 from .. import needs_detectron2
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
-from .deform_roi_pool import DeformRoIPool, RoIAveragePool
+from .deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool, RoIAveragePool
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .ps_roi_pool import PSRoIPredictor
 
@@ -11,6 +11,7 @@ __all__ = [
     "DeformConv2d",
     "DeformRoIAlign",
     "DeformRoIPool",
+    "ModulatedDeformRoIPool",
     "OffsetOutput",
     "OffsetPrediction",
     "PSRoIPredictor",

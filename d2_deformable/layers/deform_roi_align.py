@@ -6,7 +6,7 @@ from torch import nn
 from ..ops import deform_roi_align
 from ..ops._autocast import without_autocast
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
-from .zero import ZeroLinear
+from .zero import fully_connected
 
 
 class DeformRoIAlign(nn.Module):
@@ -54,8 +54,8 @@ class DeformRoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
         bins = output_size * output_size
         inputs, hidden = channels * bins, hidden_channels
-        self.offset_fc = _fully_connected(inputs, hidden, hidden, 2 * bins)
-        self.mask_fc = _fully_connected(inputs, hidden, bins) if modulated else None
+        self.offset_fc = fully_connected(inputs, hidden, hidden, 2 * bins)
+        self.mask_fc = fully_connected(inputs, hidden, bins) if modulated else None
         self.offset_prediction = OffsetOutput()
 
     def predict_offsets(self, x, rois, spatial_scale: float) -> OffsetPrediction:
@@ -101,11 +101,3 @@ class DeformRoIAlign(nn.Module):
             f"output_size={self.output_size}, gamma={self.gamma}, "
             f"sampling_ratio={self.sampling_ratio}"
         )
-
-
-def _fully_connected(*sizes: int) -> nn.Sequential:
-    """Linear layers with ReLU between them; the last one starts at zero."""
-    layers = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, ZeroLinear(sizes[-2], sizes[-1]))

@@ -11,6 +11,7 @@ from ..ops import deform_roi_pool, ps_roi_pool
 from ..ops._autocast import without_autocast
 from ..ops._checks import check_scale, check_tensors
 from ..ops.geometry import MIN_SIZE
+from .deform_roi_pool import check_samples
 from .offset_prediction import OffsetOutput, OffsetPrediction, RoISampling
 from .zero import ZeroConv2d
 
@@ -22,6 +23,9 @@ class PSRoIPredictor(nn.Module):
     RoI pools from map (i, j) only, and the output is the mean over the bins. When deformable,
     another 1x1 convolution `offset_maps` on the same features gives each bin a shift (dy, dx),
     normalised by the RoI's size. Its maps start at zero and are also pooled position-sensitively.
+    When modulated (Deformable ConvNets v2), further maps of `offset_maps` give each bin a factor
+    sigmoid(prediction), which starts at 0.5. The authors modulate RoI pooling in Faster R-CNN only;
+    factors per set of shifts follow what the paper does for shifts.
 
     Args:
         in_channels: channels of the features.
@@ -32,6 +36,7 @@ class PSRoIPredictor(nn.Module):
             the outputs divided evenly among them (K + 1 for scores, 1 for boxes in the paper).
         interpolate: plain pooling averages bilinear samples, as deformable pooling does with
             offsets of zero; False averages whole cells, as released with R-FCN.
+        modulated: also predict a factor per bin and set of shifts; needs `offset_classes`.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
 
     Example:
@@ -55,6 +60,7 @@ class PSRoIPredictor(nn.Module):
         spatial_scale: float,
         offset_classes: int = 0,
         interpolate: bool = False,
+        modulated: bool = False,
         gamma: float = 0.1,
         samples_per_part: int = 4,
         round_rois: bool = True,
@@ -63,7 +69,11 @@ class PSRoIPredictor(nn.Module):
         self.output_size = output_size
         check_scale("PSRoIPredictor", spatial_scale)
         self.spatial_scale = spatial_scale
+        self.offset_classes = offset_classes
         self.interpolate = interpolate or offset_classes > 0
+        if self.interpolate:
+            check_samples("PSRoIPredictor", samples_per_part)
+        self.modulated = modulated
         self.gamma = gamma
         self.samples_per_part = samples_per_part
         self.round_rois = round_rois
@@ -73,7 +83,8 @@ class PSRoIPredictor(nn.Module):
         nn.init.zeros_(self.score_maps.bias)  # type: ignore[arg-type]
         self.offset_maps = None
         if offset_classes:
-            self.offset_maps = ZeroConv2d(in_channels, 2 * offset_classes * bins, 1)
+            per_bin = (3 if modulated else 2) * offset_classes
+            self.offset_maps = ZeroConv2d(in_channels, per_bin * bins, 1)
             self.offset_prediction = OffsetOutput()
 
     @property
@@ -82,12 +93,16 @@ class PSRoIPredictor(nn.Module):
 
     def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
         """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and
-        2c + 1 is dx. Under torch.autocast they are float32."""
+        2c + 1 is dx, and the factors (R, offset_classes, k, k) or None. Under torch.autocast they
+        are float32."""
         assert self.offset_maps is not None, "with offset_classes 0 there are no offsets"
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
-            offset = self._deform_pool(maps, rois, None)
-        return self.offset_prediction(offset, None, x, rois, self.spatial_scale)
+            offset, mask = self._deform_pool(maps, rois, None), None
+            if self.modulated:
+                offset, mask = offset.split([2 * self.offset_classes, self.offset_classes], dim=1)
+                mask = mask.sigmoid()
+        return self.offset_prediction(offset, mask, x, rois, self.spatial_scale)
 
     def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """
@@ -108,9 +123,14 @@ class PSRoIPredictor(nn.Module):
                 spatial_scale=self.spatial_scale,
                 round_rois=self.round_rois,
             )
+        elif self.offset_maps is None:
+            pooled = self._deform_pool(maps, rois, None)
         else:
-            offset = None if self.offset_maps is None else self.predict_offsets(x, rois).offset
+            offset, mask = self.predict_offsets(x, rois)
             pooled = self._deform_pool(maps, rois, offset)
+            if mask is not None:
+                outputs = pooled.shape[1] // mask.shape[1]  # of a set of shifts
+                pooled = pooled * mask.repeat_interleave(outputs, dim=1).to(pooled.dtype)
         return pooled.mean(dim=(2, 3))
 
     def _deform_pool(self, maps, rois, offset):
@@ -129,6 +149,6 @@ class PSRoIPredictor(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"interpolate={self.interpolate}, gamma={self.gamma}, "
+            f"interpolate={self.interpolate}, modulated={self.modulated}, gamma={self.gamma}, "
             f"samples_per_part={self.samples_per_part}, round_rois={self.round_rois}"
         )

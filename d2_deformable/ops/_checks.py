@@ -128,3 +128,13 @@ def check_rois(op: str, input: torch.Tensor, rois: torch.Tensor) -> None:
             f"{shape(rois)} for input {shape(input)}"
         )
     check_coordinates(op, input, rois=rois)
+
+
+def without_wrong_images(rois: torch.Tensor, images: int) -> torch.Tensor:
+    """RoIs whose image index is none of 0 .. images - 1 get -1, which tensor operations refuse.
+
+    For composites: they would read other images for a fraction or an index beyond 64 bits.
+    """
+    index = rois[:, :1]
+    is_image = (index >= 0) & (index < images) & (index == index.floor())
+    return torch.cat([torch.where(is_image, index, -1), rois[:, 1:]], dim=1)

@@ -6,13 +6,14 @@ from torch import Tensor
 from . import _composite, _library  # noqa: F401  (_library registers the operators)
 from ._autocast import cast, register_autocast
 from ._autograd import register_autograd
-from ._checks import empty_like_input
+from ._checks import empty_like_input, without_wrong_images
 
 
 def register_derivatives(op: str) -> None:
     """Register what ``op(input, rois, offset, **arguments)`` needs besides its fake kernel."""
     pool = getattr(torch.ops.d2_deformable, op)
     pool_backward = getattr(torch.ops.d2_deformable, f"{op}_backward")
+    composite = getattr(_composite, op)
     composite_backward = getattr(_composite, f"{op}_backward")
 
     @torch.library.register_fake(f"d2_deformable::{op}_backward")
@@ -51,13 +52,20 @@ def register_derivatives(op: str) -> None:
         rois, offset = cast(torch.float32, rois, offset)
         return pool(input, rois, offset, **arguments)
 
-    register_autograd(
-        op, setup_context=setup_context, backward=backward, composite=getattr(_composite, op)
-    )
+    # Forward mode: the composites, which the kernels' check of the image indices does not precede.
+
+    def forward_mode(input, rois, offset, **arguments):
+        return composite(input, without_wrong_images(rois, len(input)), offset, **arguments)
+
+    def forward_mode_backward(grad_output, input, rois, offset, **arguments):
+        rois = without_wrong_images(rois, len(input))
+        return composite_backward(grad_output, input, rois, offset, **arguments)
+
+    register_autograd(op, setup_context=setup_context, backward=backward, composite=forward_mode)
     register_autograd(
         f"{op}_backward",
         setup_context=setup_double_backward,
         backward=double_backward,
-        composite=composite_backward,
+        composite=forward_mode_backward,
     )
     register_autocast(op, autocast)

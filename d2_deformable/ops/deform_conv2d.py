@@ -66,10 +66,16 @@ def deform_conv2d(
     float32 matrix multiplies on CUDA may use TF32 depends on torch.backends.cudnn.allow_tf32, as
     for torch.nn.functional.conv2d.
 
+    A tap with a coordinate that is NaN or infinite reads 0 and passes no gradients, like others
+    outside the map. (torchvision's reads NaN if one is NaN.)
+
     At integer coordinates, gradients with respect to the offset are right-hand derivatives, as in
-    all released operators. Gradients are deterministic on the CPU, and on CUDA under
-    torch.use_deterministic_algorithms, where the gradient with respect to the input takes many
-    times longer.
+    all released operators: 0 at H-1 (W-1) with border "legacy", and at H (W) with both. With border
+    "zero" a coordinate of exactly -1 is outside and its gradient 0, as in the 2018 operator,
+    Detectron2 and mmcv; torchvision has the right-hand derivative there too.
+
+    Gradients are deterministic on the CPU, and on CUDA under torch.use_deterministic_algorithms,
+    where the gradient with respect to the input takes many times longer.
 
     Gradients are differentiable, to any order, and torch.func's transforms apply. Second and
     forward-mode derivatives are computed by standard tensor operations (_composite/), which keep

@@ -69,6 +69,9 @@ def deform_roi_pool(
     RoIs get no gradient. Gradients with respect to the offset are 0 where a sampling coordinate is
     an integer or clamped to the map, as in the released operator.
 
+    A sample with a coordinate that is not finite does not count, like others outside the map. A RoI
+    whose side is NaN has the smallest side. Bins without samples pass no gradients.
+
     Gradients are differentiable, to any order, and torch.func's transforms apply. Second and
     forward-mode derivatives are computed by standard tensor operations (_composite/), which keep
     several copies of every sampled value. First-order gradients cost no more.

@@ -78,8 +78,20 @@ def bin_corners(y, x, height, width, output_size, offset: Tensor | None = None):
     rows, columns = bin_indices(output_size, y.device)
     y, x = rows * (height / output_size[0]) + y, columns * (width / output_size[1]) + x
     if offset is not None:
-        y, x = y + offset[:, 0::2] * height, x + offset[:, 1::2] * width
+        y, x = y + _shift(offset[:, 0::2], height), x + _shift(offset[:, 1::2], width)
     return y, x
+
+
+def _shift(offset: Tensor, side: Tensor) -> Tensor:
+    """offset * side. A RoI of infinite size reads nothing, so its offset gets the gradient 0, not
+    0 * infinity."""
+    shift = offset * finite(side)
+    return torch.where(side.abs() < torch.inf, shift, offset.detach() * side)
+
+
+def finite(side: Tensor) -> Tensor:
+    """The sides, with 0 for those that are infinite or NaN."""
+    return torch.where(side.abs() < torch.inf, side, 0)
 
 
 def samples_of_bins(corner: Tensor, bin_side: Tensor, samples: int, centred: bool = False):

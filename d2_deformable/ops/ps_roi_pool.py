@@ -16,6 +16,7 @@ from ._checks import (
     empty_like_input,
     is_channels_last,
     shape,
+    without_wrong_images,
 )
 
 
@@ -55,6 +56,9 @@ def ps_roi_pool(
 
     All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois may be
     float32; under torch.autocast they are. Coordinates and sums are at least float32.
+
+    Bins with infinite edges are clipped to the map as others are, and an edge that is NaN is at 0.
+    A RoI whose side is NaN has the smallest side. Empty bins pass no gradients.
 
     RoIs get no gradient. Gradients are differentiable, to any order, and torch.func's transforms
     apply. Forward-mode derivatives are computed by standard tensor operations (_composite/).
@@ -124,11 +128,23 @@ def _backward(ctx, grad_output: Tensor):
     return grad_input, None
 
 
+# Forward mode: the composites, which the kernels' check of the image indices does not precede.
+
+
+def _forward_mode(input, rois, **arguments):
+    return _composite.ps_roi_pool(input, without_wrong_images(rois, len(input)), **arguments)
+
+
+def _forward_mode_backward(grad_output, rois, *, input_size, **arguments):
+    rois = without_wrong_images(rois, input_size[0])
+    return _composite.ps_roi_pool_backward(grad_output, rois, input_size=input_size, **arguments)
+
+
 register_autograd(
     "ps_roi_pool",
     setup_context=_setup_context,
     backward=_backward,
-    composite=_composite.ps_roi_pool,
+    composite=_forward_mode,
 )
 
 
@@ -151,7 +167,7 @@ register_autograd(
     "ps_roi_pool_backward",
     setup_context=_setup_double_backward,
     backward=_double_backward,
-    composite=_composite.ps_roi_pool_backward,
+    composite=_forward_mode_backward,
 )
 
 

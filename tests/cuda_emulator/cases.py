@@ -228,6 +228,9 @@ class DeformRoiPool:
                 **pool,
             )
         grad_output = some_gradients(output.shape, dtype)
+        if self.wild:  # as a loss has them for bins of NaN; bins that read nothing ignore them
+            empty = (output.isnan() | (output == 0)).all(1, keepdim=True)
+            grad_output = torch.where(empty, math.nan, grad_output)
         arguments = [
             self.align,
             *(self.images, self.top_channels, *self.size, self.group_size, len(rois), *self.bins),

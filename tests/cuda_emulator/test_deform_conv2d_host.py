@@ -154,6 +154,19 @@ def test_equals_reference(name, dtype, in_order, operator):
         assert grads[3].numel() == 0
 
 
+@pytest.mark.parametrize("border", ["zero", "legacy"])
+def test_slopes_at_integers(border, operator):
+    """As on the CPU: right-hand derivatives, and 0 at exactly -1."""
+    call = dataclasses.replace(CALLS["two offset groups, mask, bias"], border=border)
+    input, offset, weight, bias, mask, grad_output = call.tensors(torch.float64)
+    offset = offset.round()
+    tensors = (grad_output, input, offset, weight, mask)
+    actual = operator.backward(*tensors, *call.geometry, border)
+    expected = torch.ops.d2_deformable.deform_conv2d_backward(*tensors, *call.geometry, border)
+    for mine, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+
+
 class Record(TorchDispatchMode):
     """Records the names of ATen operators, without views."""
 

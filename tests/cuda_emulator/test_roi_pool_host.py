@@ -168,21 +168,38 @@ def test_equals_reference(name, dtype, shared, in_order, operators, monkeypatch)
         assert grads[1].numel() == 0
 
 
-def test_slopes_at_integers(operators, monkeypatch):
-    """Right-hand derivatives, in which pixels of weight 0 take part, as on the CPU."""
+ON_INTEGERS = {
+    "deform_roi_align": (align, {"sampling_ratio": 2}, [0.0, 4.0, 6.0, 12.0]),
+    "deform_roi_pool": (
+        deform,
+        {"samples_per_part": 1, "round_rois": False},
+        [0.5, 4.5, 6.5, 12.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_INTEGERS)
+def test_slopes_at_integers(name, operators, monkeypatch):
+    """As on the CPU. Those of deform_roi_align are right-hand derivatives, in which pixels of
+    weight 0 take part; those of deform_roi_pool are 0."""
     monkeypatch.setenv("SHARED_BYTES", str(ALL))
-    input, rois, offset, grad_output = align.tensors(torch.float64)
-    rois[:, 1:] = torch.tensor([0.0, 4.0, 6.0, 12.0])
+    call, keywords, box = ON_INTEGERS[name]
+    input, rois, offset, grad_output = call.tensors(torch.float64)
+    rois[:, 1:] = torch.tensor(box)
+    if name == "deform_roi_pool":  # one sample per bin, two pixels apart
+        rois[:, 3:] = rois[:, 1:3] + 2.0 * torch.tensor(call.bins[::-1])
     offset = offset.round()
-    call = replace(align, keywords={"spatial_scale": 1.0, "sampling_ratio": 2, "gamma": 0.25})
-    actual = call.run(operators["deform_roi_align"], (input, rois, offset, grad_output))
+    keywords |= {"spatial_scale": 1.0, "gamma": 0.25 if name == "deform_roi_align" else 0.5}
+    call = replace(call, keywords=keywords)
+    actual = call.run(operators[name], (input, rois, offset, grad_output))
     cpu = torch.ops.d2_deformable
     expected = (
-        cpu.deform_roi_align(input, rois, offset, **call.arguments),
-        *cpu.deform_roi_align_backward(grad_output, input, rois, offset, **call.arguments),
+        getattr(cpu, name)(input, rois, offset, **call.arguments),
+        *getattr(cpu, f"{name}_backward")(grad_output, input, rois, offset, **call.arguments),
     )
     for mine, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    assert expected[0].any() and expected[2].any() == (name == "deform_roi_align")
 
 
 @pytest.mark.parametrize("name", ["groups and classes", "position-sensitive"])

@@ -12,6 +12,7 @@ from d2_deformable.layers import (
     DeformConv2d,
     DeformRoIAlign,
     DeformRoIPool,
+    ModulatedDeformRoIPool,
     OffsetOutput,
     OffsetPrediction,
     PSRoIPredictor,
@@ -21,6 +22,9 @@ ROIS = torch.tensor([[0, 0.0, 0, 40, 48], [1, 8, 3, 50, 40]])
 NAMES = {
     "DeformConv2d": {"weight", "bias", "conv_offset.weight", "conv_offset.bias"},
     "DeformRoIPool": {"offset_fc.weight", "offset_fc.bias"},
+    "ModulatedDeformRoIPool": {
+        f"offset_fc.{layer}.{name}" for layer in (0, 2, 4) for name in ("weight", "bias")
+    },
     "DeformRoIAlign": {
         f"{fc}.{layer}.{name}"
         for fc, numbers in (("offset_fc", (0, 2, 4)), ("mask_fc", (0, 2)))
@@ -28,6 +32,9 @@ NAMES = {
         for name in ("weight", "bias")
     },
     "PSRoIPredictor": {
+        f"{maps}.{name}" for maps in ("score_maps", "offset_maps") for name in ("weight", "bias")
+    },
+    "modulated PSRoIPredictor": {
         f"{maps}.{name}" for maps in ("score_maps", "offset_maps") for name in ("weight", "bias")
     },
 }
@@ -38,11 +45,16 @@ def make(name):
     layer, rois = {
         "DeformConv2d": (DeformConv2d(4, 4, 3, padding=1, modulated=True), ()),
         "DeformRoIPool": (DeformRoIPool(4, 2), (ROIS, 0.25)),
+        "ModulatedDeformRoIPool": (ModulatedDeformRoIPool(4, 2, hidden_channels=5), (ROIS, 0.25)),
         "DeformRoIAlign": (
             DeformRoIAlign(4, 2, hidden_channels=5, modulated=True, sampling_ratio=2),
             (ROIS, 0.25),
         ),
         "PSRoIPredictor": (PSRoIPredictor(4, 3, 2, spatial_scale=0.25, offset_classes=3), (ROIS,)),
+        "modulated PSRoIPredictor": (
+            PSRoIPredictor(4, 6, 2, spatial_scale=0.25, offset_classes=3, modulated=True),
+            (ROIS,),
+        ),
     }[name]
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -9,6 +9,7 @@ from torch import nn
 from d2_deformable.layers import DeformRoIAlign, DeformRoIPool
 from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
 from d2_deformable.modeling.roi_heads.ohem import loss_per_roi, select_hard_examples
+from d2_deformable.modeling.roi_heads.rfcn import POOLER_TYPES
 
 SHAPES = {"f": ShapeSpec(channels=6, stride=16)}
 NUM_CLASSES = 3
@@ -62,9 +63,12 @@ def inputs(num_gt=(2, 1), num_proposals=(20, 15), seed=0):
     return features, proposals, targets
 
 
+RFCN_POOLERS = pytest.mark.parametrize("pooler", POOLER_TYPES)
+
+
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("sampling", ["random", "ohem"])
-@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
+@RFCN_POOLERS
 def test_rfcn_trains_every_parameter_and_infers(heads_cfg, pooler, sampling, agnostic):
     heads = rfcn(heads_cfg, pooler, sampling, agnostic)
     features, proposals, targets = inputs()
@@ -81,7 +85,7 @@ def test_rfcn_trains_every_parameter_and_infers(heads_cfg, pooler, sampling, agn
     assert detections[0].pred_classes.max() < NUM_CLASSES
 
 
-@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
+@RFCN_POOLERS
 @pytest.mark.parametrize("sampling", ["random", "ohem"])
 def test_rfcn_without_objects_or_proposals(heads_cfg, pooler, sampling):
     heads = rfcn(heads_cfg, pooler, sampling)
@@ -158,18 +162,23 @@ def test_a_config_without_our_keys_says_what_to_do(heads_cfg, name, pooler):
         build_roi_heads(heads_cfg, SHAPES)
 
 
+@pytest.mark.parametrize("pooler", ["DeformROIPool", "ModulatedDeformROIPool"])
 @pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
-def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name):
+def test_deformable_roi_pooling_in_detectron2s_heads(heads_cfg, name, pooler):
     heads_cfg.MODEL.ROI_HEADS.NAME = name
-    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "DeformROIPool"
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
     heads_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in name
     heads = build_roi_heads(heads_cfg, SHAPES)
-    assert heads.box_pooler.roi_pool.offset_fc.weight.shape == (2 * 9, 6 * 9)
+    pool = heads.box_pooler.roi_pool
+    layers = [m for m in pool.modules() if isinstance(m, nn.Linear)]
+    assert layers[0].in_features == 6 * 9
+    assert len(layers) == (3 if pooler.startswith("Modulated") else 1)
+    assert layers[-1].out_features == 9 * (3 if pooler.startswith("Modulated") else 2)
     features, proposals, targets = inputs()
     with EventStorage():
         _, losses = heads(None, features, proposals, targets)
     sum(losses.values()).backward()
-    assert heads.box_pooler.roi_pool.offset_fc.weight.grad.abs().sum() > 0
+    assert layers[-1].weight.grad.abs().sum() > 0
     assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
 
 

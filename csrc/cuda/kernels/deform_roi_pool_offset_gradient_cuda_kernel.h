@@ -64,7 +64,9 @@ struct DeformRoiPoolShiftGradientKernel {
           grad_y += slope * row_value;
           grad_x += weight * row_slope;
         });
-    grad_y *= grad / count, grad_x *= grad / count;
+    // A bin outside the map ignores a gradient of NaN: no 0 * NaN.
+    if (grad_y != acc_t(0)) grad_y *= grad / count;
+    if (grad_x != acc_t(0)) grad_x *= grad / count;
   }
 };
 

@@ -1,6 +1,6 @@
 """Faster R-CNN's RoI heads with deformable RoI pooling (paper sec. 2.2 and 2.3).
 
-Everything except the pooling is Detectron2's: five values of POOLER_TYPE replace the box pooler.
+Everything except the pooling is Detectron2's: six values of POOLER_TYPE replace the box pooler.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
 from ...compat import require_private
-from ...layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
+from ...layers import DeformRoIAlign, DeformRoIPool, ModulatedDeformRoIPool, RoIAveragePool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .predict_boxes import predict_cascade, predict_standard
@@ -20,6 +20,7 @@ require_private(CascadeROIHeads, "_init_box_head")
 
 POOLER_TYPES = (
     "DeformROIPool",
+    "ModulatedDeformROIPool",
     "ROIAveragePool",
     "LegacyROIPool",
     "DeformROIAlign",
@@ -28,9 +29,10 @@ POOLER_TYPES = (
 
 
 class DeformPoolerMixin:
-    """Adds five values of POOLER_TYPE to a Detectron2 ROIHeads class:
+    """Adds six values of POOLER_TYPE to a Detectron2 ROIHeads class:
 
     - "DeformROIPool", the paper's pooling
+    - "ModulatedDeformROIPool", the same with a factor per bin (Deformable ConvNets v2)
     - "ROIAveragePool", the same without offsets
     - "LegacyROIPool", the max pooling of the released plain network
     - "DeformROIAlign" and "ModulatedDeformROIAlign", mmdetection's pooling
@@ -68,8 +70,9 @@ class DeformPoolerMixin:
 def _roi_pool(c, channels):
     """Build the layer of MODEL.ROI_BOX_HEAD: one for all levels, or one per level as in
     mmdetection."""
-    if c.POOLER_TYPE == "DeformROIPool":
-        return DeformRoIPool(channels[0], c.POOLER_RESOLUTION, gamma=c.DEFORM_GAMMA, **_sampling(c))
+    if c.POOLER_TYPE.endswith("DeformROIPool"):
+        kind = DeformRoIPool if c.POOLER_TYPE == "DeformROIPool" else ModulatedDeformRoIPool
+        return kind(channels[0], c.POOLER_RESOLUTION, gamma=c.DEFORM_GAMMA, **_sampling(c))
     layer = partial(
         DeformRoIAlign,
         output_size=c.POOLER_RESOLUTION,

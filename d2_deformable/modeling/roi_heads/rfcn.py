@@ -20,7 +20,7 @@ from .predict_boxes import decode
 
 require_private(StandardROIHeads, "_forward_box", "_init_box_head", "_sample_proposals")
 
-POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool")
+POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool", "ModulatedDeformPSROIPool")
 
 
 class RFCNOutputLayers(FastRCNNOutputLayers):
@@ -35,6 +35,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             the boxes (paper sec. 2.3).
         interpolate: without offsets, average bilinear samples, as deformable pooling does, instead
             of whole cells.
+        modulated: also give every bin a learned factor (Deformable ConvNets v2); for `deformable`.
         gamma, samples_per_part, round_rois: see `d2_deformable.ops.deform_roi_pool`.
         kwargs: arguments of `FastRCNNOutputLayers`.
 
@@ -53,6 +54,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         resolution: int = 7,
         deformable: bool = False,
         interpolate: bool = False,
+        modulated: bool = False,
         gamma: float = 0.1,
         samples_per_part: int = 4,
         round_rois: bool = True,
@@ -72,6 +74,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
                 spatial_scale=1.0 / input_shape.stride,
                 offset_classes=offset_classes if deformable else 0,
                 interpolate=interpolate,
+                modulated=modulated,
                 gamma=gamma,
                 samples_per_part=samples_per_part,
                 round_rois=round_rois,
@@ -94,8 +97,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             "resolution": c.POOLER_RESOLUTION,
-            "deformable": c.POOLER_TYPE == "DeformPSROIPool",
+            "deformable": c.POOLER_TYPE.endswith("DeformPSROIPool"),
             "interpolate": c.POOLER_TYPE == "PSROIAveragePool",
+            "modulated": c.POOLER_TYPE == "ModulatedDeformPSROIPool",
             "gamma": c.DEFORM_GAMMA,
             "samples_per_part": c.DEFORM_SAMPLES_PER_PART,
             "round_rois": c.ROUND_ROIS,
@@ -119,8 +123,9 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 class RFCNHeads(StandardROIHeads):
     """R-FCN's heads: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
-    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", or "PSROIAveragePool"
-    (bilinear samples without offsets: the fair baseline of "DeformPSROIPool").
+    MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", "ModulatedDeformPSROIPool"
+    (with a factor per bin), or "PSROIAveragePool" (bilinear samples without offsets: the fair
+    baseline of "DeformPSROIPool").
 
     Args:
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a

@@ -8,7 +8,7 @@ the kernels, an infinite pixel also affects bins that do not read it.
 import torch
 from torch import Tensor
 
-from ..geometry import bin_corners, roi_boxes
+from ..geometry import bin_corners, finite, roi_boxes
 from .tables import fixed, to_compute_dtype
 
 MOST_SAMPLES = 2**20  # per bin and axis: kMostAlignSamples in csrc/geometry/bin_axis.h
@@ -29,14 +29,15 @@ def deform_roi_align_backward(
     grad_output, input and offset; `arguments` are those of `_Bins`."""
     bins = _Bins(input, rois, offset, **arguments)
     grad = grad_output.to(bins.table.dtype).permute(0, 2, 3, 1)
-    grad = (grad / bins.divisor[..., None]).reshape(bins.number, bins.table.shape[1])
+    grad = torch.where(bins.reads[..., None], grad / bins.divisor[..., None], 0)
+    grad = grad.reshape(bins.number, bins.table.shape[1])
     grad_input = bins.as_map(bins.grid().mT @ grad).to(input.dtype)
     if offset is None:
         return grad_input, input.new_empty([0])
     dot = (grad @ bins.table.mT).reshape(bins.grid_shape)
     grad_y = torch.einsum("rijyx,rijy,rijx->rij", dot, bins.y.slope, bins.x.weight)
     grad_x = torch.einsum("rijyx,rijy,rijx->rij", dot, bins.y.weight, bins.x.slope)
-    shifts = [grad_y * bins.roi_h, grad_x * bins.roi_w]
+    shifts = [grad_y * finite(bins.roi_h), grad_x * finite(bins.roi_w)]
     return grad_input, (bins.gamma * torch.stack(shifts, dim=1)).to(offset.dtype)
 
 
@@ -47,6 +48,7 @@ class _Bins:
     x: of the columns, (R, bins_h or 1, bins_w, W).
     divisor: samples per bin, at least 1, (R, bins_h, bins_w).
     is_nan: whether a coordinate is NaN, (R, bins_h, bins_w). Such a bin reads nothing.
+    reads: whether a sample reads the map, (R, bins_h, bins_w). Other bins pass no gradients.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class _Bins:
         count = self.y.count * self.x.count
         self.divisor = torch.where(count > 0, count, 1).expand(self.shape[:-1])
         self.is_nan = (self.y.is_nan | self.x.is_nan).expand(self.shape[:-1])
+        self.reads = (self.y.reads & self.x.reads).expand(self.shape[:-1])
 
     def grid(self) -> Tensor:
         """Weights of the table's rows in all bins: (R*bins_h*bins_w, N*H*W)."""
@@ -116,6 +119,7 @@ class _Axis:
             k = k + torch.where(skipped > 0, skipped, 0)[..., None]
         at = first[..., None] + k * step[..., None]
         inside = (at >= -1) & (at <= size) & (k < count[..., None])
+        self.reads = inside.any(-1)
         at = torch.where(inside, at, 0).clamp(0, size - 1)
         low = at.detach().floor()
         between = (at > 0) & (at < size - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..geometry import (
     bin_corners,
     bin_indices,
+    finite,
     is_counted,
     parts_of_bins,
     roi_boxes,
@@ -32,7 +33,7 @@ def deform_roi_pool(
     total = 0
     for rows, weight_y, _ in bins.sample_rows():
         total = total + weight_y[..., None] * (weight_x @ read(bins.table, rows)).squeeze(-2)
-    output = (total / bins.count()[..., None]).permute(0, 1, 4, 2, 3)
+    output = (total / bins.count().clamp(min=1)[..., None]).permute(0, 1, 4, 2, 3)
     return output.reshape(bins.output_shape).to(input.dtype)
 
 
@@ -47,7 +48,8 @@ def deform_roi_pool_backward(
     grad_output, input and offset; `arguments` are those of `_Bins`."""
     bins = _Bins(input, rois, offset, **arguments)
     grad = grad_output.to(bins.table.dtype).reshape(bins.grad_shape).permute(0, 1, 3, 4, 2)
-    grad = (grad / bins.count()[..., None])[..., None, :]
+    count = bins.count()[..., None]
+    grad = torch.where(count > 0, grad / count.clamp(min=1), 0)[..., None, :]
     zero: Any = 0  # where sums of tensors start
     grad_table = grad_y = grad_x = zero
     for rows, weight_y, slope_y in bins.sample_rows():
@@ -134,9 +136,9 @@ class _Bins:
             yield _Axis(y, self.height)
 
     def count(self) -> Tensor:
-        """Number of samples that count, at least 1: where there are none, the sum is 0."""
+        """Number of samples that count. Where there are none, the sum is 0 and so are gradients."""
         count_y = sum(y.inside.to(self.table.dtype).sum(-1) for y in self.y_axes())
-        return (count_y * self.x.inside.to(self.table.dtype).sum(-1)).clamp(min=1)
+        return count_y * self.x.inside.to(self.table.dtype).sum(-1)
 
     def as_map(self, table: Tensor) -> Tensor:
         images, rows, row_length, groups, classes, class_channels = self.map_shape
@@ -146,8 +148,8 @@ class _Bins:
     def grad_offset(self, grad_y: Tensor, grad_x: Tensor) -> Tensor:
         """Sum the gradients with respect to the bins' positions, (R, classes, bins_h, bins_w), over
         the bins of each part."""
-        shifts = torch.stack([grad_y * self.roi_h, grad_x * self.roi_w], dim=2) * self.gamma
-        shifts = shifts.flatten(1, 2)
+        shifts = [grad_y * finite(self.roi_h), grad_x * finite(self.roi_w)]
+        shifts = (torch.stack(shifts, dim=2) * self.gamma).flatten(1, 2)
         parts_h, parts_w = self.offset_shape
         rows = shifts.new_zeros(*shifts.shape[:2], parts_h, shifts.shape[3])
         rows = rows.index_add(2, self.part_y, shifts)

@@ -30,7 +30,8 @@ def ps_roi_pool(
 
     corners, area = _corners(rois, (height, width), output_size, spatial_scale, round_rois)
     total = sum(sign * read(table, rows) for rows, sign in corners)
-    return (total / area[..., None]).permute(0, 3, 1, 2).to(input.dtype)
+    output = total / area.clamp(min=1)[..., None]
+    return output.permute(0, 3, 1, 2).to(input.dtype)
 
 
 def ps_roi_pool_backward(
@@ -49,7 +50,8 @@ def ps_roi_pool_backward(
     bins = bins_h * bins_w
     grad, rois = to_compute_dtype(grad_output, rois)
     corners, area = _corners(rois, (height, width), output_size, spatial_scale, round_rois)
-    grad = grad.double().permute(0, 2, 3, 1) / area[..., None]
+    grad = grad.double().permute(0, 2, 3, 1) / area.clamp(min=1)[..., None]
+    grad = torch.where(area[..., None] > 0, grad, 0)
     table = grad.new_zeros(images * (height + 1) * (width + 1) * bins, channels // bins)
     table = sum(sign * read_backward(grad, rows, table) for rows, sign in corners)
     table = table.reshape(images, height + 1, width + 1, bins, channels // bins)
@@ -60,7 +62,7 @@ def ps_roi_pool_backward(
 
 
 def _corners(rois, size, output_size, spatial_scale, round_rois):
-    """The four corners of each bin, as (row of the table, sign), and its area, at least 1 pixel.
+    """The four corners of each bin, as (row of the table, sign), and its area in pixels.
 
     All are (R, bins_h, bins_w). The counterpart of PsRoiBin in
     csrc/geometry/ps_roi_pool_geometry.h.
@@ -87,7 +89,7 @@ def _corners(rois, size, output_size, spatial_scale, round_rois):
         (rows(bottom, left), -1),
         (rows(top, left), 1),
     ]
-    return corners, ((bottom - top) * (right - left)).clamp(min=1)
+    return corners, (bottom - top) * (right - left)
 
 
 def _fused(factor: Tensor, value: Tensor, addend: Tensor) -> Tensor:
