@@ -46,6 +46,16 @@ def add_deformable_config(cfg: CN) -> None:
     # and the released networks; False pads by 1 and rounds down, as in Detectron2.
     resnets.STEM_POOL_CEIL = False
 
+    # [[regex, {option: value}], ...]: convolutions of any part of the network, of Detectron2 or of
+    # another plug-in, that become deformable, e.g. [["roi_heads.mask_head", {"groups": 4}]]. All
+    # convolutions larger than 1x1 whose full name in the model matches (re.search) are meant; the
+    # first match decides; a regex without one is an error. Options, with the meaning of
+    # MODEL.RESNETS.DEFORM_{NUM_GROUPS, MODULATED, BORDER, OFFSET_CLAMP, OFFSET_DILATION}: groups,
+    # modulated, border, clamp, offset_dilation; by default one group and the paper's layer.
+    # Only `d2_deformable.modeling.build_model` reads it: a trainer of another project must call
+    # that in its own `build_model`.
+    cfg.MODEL.DEFORM_MODULES = []
+
     # With empty MODEL.WEIGHTS, FrozenBN or FREEZE_AT > 0 freezes layers at random values. Training
     # then stops with an error unless this is True.
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False

@@ -3,8 +3,7 @@
 import logging
 from pathlib import Path
 
-from detectron2.modeling import build_model
-
+from ..modeling import build_model
 from .safe import SafeCheckpointer
 
 ANCHORS = "anchor_generator.cell_anchors"

@@ -21,6 +21,7 @@ from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
+from ..layers.conversion import parse_modules
 from ..modeling import DeformPoolerMixin, RFCNHeads
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
@@ -81,14 +82,16 @@ def check_settings(cfg) -> None:
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
             * The network, its backbone or a head has a name that is not registered.
-            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
-              Whether an entry matches a parameter shows only when the optimizer is built.
+            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS or of
+              MODEL.DEFORM_MODULES is invalid. Whether an entry matches a parameter or a module
+              shows only when the optimizer or the model is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_names(cfg.MODEL)
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
+    parse_modules(cfg.MODEL.DEFORM_MODULES)
     check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []

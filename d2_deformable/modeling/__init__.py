@@ -1,6 +1,7 @@
 """Backbones, heads and networks; importing this package registers them with Detectron2."""
 
 from .. import needs_detectron2
+from ..layers import deform_modules
 from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
@@ -12,6 +13,7 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
+from .build import build_model
 from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
@@ -47,7 +49,9 @@ __all__ = [
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_model",
     "deform_convs",
+    "deform_modules",
     "dilate_stage",
     "kernel_convs",
     "predict_raw",
