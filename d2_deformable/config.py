@@ -69,6 +69,17 @@ def add_deformable_config(cfg: CN) -> None:
     # of the image, as released with R-FCN).
     cfg.MODEL.ROI_HEADS.SAMPLING = "random"
 
+    # R-CNN feature mimicking (Deformable ConvNets v2, sec. 3.3): two more losses in training, and
+    # inference as before. MODEL.META_ARCHITECTURE MimicRCNN, with StandardROIHeads or
+    # DeformROIHeads, switches it on; see modeling/meta_arch/mimic.py.
+    mimic = cfg.MODEL.MIMIC = CN()
+    # The most positive RoIs of an image whose crops are computed.
+    mimic.NUM_ROIS = 32
+    # Height and width that a crop is resized to, in pixels.
+    mimic.CROP_SIZE = 224
+    # Factor of both losses.
+    mimic.LOSS_WEIGHT = 0.1
+
     # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals by the rules of the released
     # operator_py/proposal.py, see modeling/proposal_generator.py.
 

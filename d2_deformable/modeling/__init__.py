@@ -14,7 +14,7 @@ from .backbone import (
     kernel_convs,
 )
 from .build import build_model
-from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor, MimicRCNN
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
 from .roi_heads import (
@@ -42,6 +42,7 @@ __all__ = [
     "InceptionResBlock",
     "LegacyROIPooler",
     "LegacyRPN",
+    "MimicRCNN",
     "RFCNHeads",
     "RFCNOutputLayers",
     "ROIAveragePooler",
