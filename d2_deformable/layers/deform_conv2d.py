@@ -52,6 +52,11 @@ class DeformConv2d(nn.Conv2d):
         ValueError: an argument is invalid, or the offset map would not have the output's size.
     """
 
+    # Narrower than in torch, where they may have any length, and padding may be a string.
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
     offset_unit = "cells"
     offset_parameters = "conv_offset"
 
@@ -106,7 +111,7 @@ class DeformConv2d(nn.Conv2d):
             (d_offset - d) * (k - 1)
             for d_offset, d, k in zip(dilation, self.dilation, self.kernel_size, strict=True)
         ]
-        padding = tuple(p + g // 2 for p, g in zip(self.padding, growth, strict=True))
+        padding = self.padding[0] + growth[0] // 2, self.padding[1] + growth[1] // 2
         if any(g % 2 for g in growth) or min(padding) < 0:
             raise ValueError(
                 f"offset_dilation={offset_dilation} gives another map size than kernel "
@@ -135,7 +140,6 @@ class DeformConv2d(nn.Conv2d):
                 class computes something else, or its weight is itself computed.
         """
         _check_plain(conv)
-        of_detectron2 = conv.forward.__module__ == OF_DETECTRON2
         # The weight drawn here is replaced by that of `conv`.
         with torch.random.fork_rng(devices=[]):
             deform = cls(
@@ -148,8 +152,7 @@ class DeformConv2d(nn.Conv2d):
                 groups=conv.groups,
                 padding_mode=conv.padding_mode,
                 bias=conv.bias is not None,
-                norm=conv.norm if of_detectron2 else None,
-                activation=conv.activation if of_detectron2 else None,
+                **_applied_after(conv),
                 **kwargs,
             )
         deform.weight, deform.bias = conv.weight, conv.bias
@@ -199,6 +202,13 @@ class DeformConv2d(nn.Conv2d):
             f"{super().extra_repr()}, offset_groups={self.offset_groups}, "
             f"modulated={self.modulated}, max_offset={self.max_offset}, border={self.border}"
         )
+
+
+def _applied_after(conv) -> dict:
+    """The norm and activation that a plain convolution applies to its output."""
+    if conv.forward.__module__ == OF_DETECTRON2:
+        return {"norm": conv.norm, "activation": conv.activation}
+    return {}
 
 
 def _check_plain(conv) -> None:
