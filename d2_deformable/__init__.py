@@ -2,7 +2,7 @@
 
 Importing it registers the models and the d2_deformable:// paths with Detectron2, and nothing more.
 Import the other subpackages explicitly; only `predict` and `Predictor` are here as well.
-`d2_deformable.ops` also works without Detectron2.
+`ops`, `layers` and `integrations` also work without Detectron2.
 """
 
 import os

@@ -46,6 +46,16 @@ def add_deformable_config(cfg: CN) -> None:
     # and the released networks; False pads by 1 and rounds down, as in Detectron2.
     resnets.STEM_POOL_CEIL = False
 
+    # [[regex, {option: value}], ...]: convolutions of any part of the network, of Detectron2 or of
+    # another plug-in, that become deformable, e.g. [["roi_heads.mask_head", {"groups": 4}]]. All
+    # convolutions larger than 1x1 whose full name in the model matches (re.search) are meant; the
+    # first match decides; a regex without one is an error. Options, with the meaning of
+    # MODEL.RESNETS.DEFORM_{NUM_GROUPS, MODULATED, BORDER, OFFSET_CLAMP, OFFSET_DILATION}: groups,
+    # modulated, border, clamp, offset_dilation; by default one group and the paper's layer.
+    # Only `d2_deformable.modeling.build_model` reads it: a trainer of another project must call
+    # that in its own `build_model`.
+    cfg.MODEL.DEFORM_MODULES = []
+
     # With empty MODEL.WEIGHTS, FrozenBN or FREEZE_AT > 0 freezes layers at random values. Training
     # then stops with an error unless this is True.
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
@@ -58,6 +68,17 @@ def add_deformable_config(cfg: CN) -> None:
     # as Detectron2) or "ohem" (the BATCH_SIZE_PER_IMAGE with the highest loss of all proposals
     # of the image, as released with R-FCN).
     cfg.MODEL.ROI_HEADS.SAMPLING = "random"
+
+    # R-CNN feature mimicking (Deformable ConvNets v2, sec. 3.3): two more losses in training, and
+    # inference as before. MODEL.META_ARCHITECTURE MimicRCNN, with StandardROIHeads or
+    # DeformROIHeads, switches it on; see modeling/meta_arch/mimic.py.
+    mimic = cfg.MODEL.MIMIC = CN()
+    # The most positive RoIs of an image whose crops are computed.
+    mimic.NUM_ROIS = 32
+    # Height and width that a crop is resized to, in pixels.
+    mimic.CROP_SIZE = 224
+    # Factor of both losses.
+    mimic.LOSS_WEIGHT = 0.1
 
     # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals by the rules of the released
     # operator_py/proposal.py, see modeling/proposal_generator.py.

@@ -6,6 +6,6 @@ except ModuleNotFoundError as error:
     if error.name != "detectron2":
         raise
     raise ImportError(
-        "d2_deformable needs Detectron2, which is not installed, for all but d2_deformable.ops: "
-        "run `d2-deformable install-detectron2`"
+        "d2_deformable needs Detectron2, which is not installed, for all but d2_deformable.ops, "
+        "layers and integrations: run `d2-deformable install-detectron2`"
     ) from error

@@ -21,8 +21,10 @@ DOCS = ROOT / "docs"
 EXAMPLES = [
     *(f"ops.{name}" for name in ("deform_conv2d", "deform_roi_align", "deform_roi_pool")),
     "ops.ps_roi_pool",
-    *(f"layers.{name}" for name in ("deform_conv2d", "deform_roi_align", "deform_roi_pool")),
+    *(f"layers.{name}" for name in ("conversion", "deform_conv2d", "deform_roi_align")),
+    "layers.deform_roi_pool",
     *(f"layers.{name}" for name in ("offset_prediction", "ps_roi_pool")),
+    "integrations.torchvision",
 ]
 
 

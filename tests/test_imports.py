@@ -49,9 +49,37 @@ def python(*lines, missing=()) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_operators_need_torch_alone():
-    missing = ["detectron2", "fvcore", "iopath", "matplotlib", "omegaconf", "pycocotools"]
-    done = python(OPERATORS, missing=[*missing, "cv2", "torchvision"])
+LAYERS = """
+from torch import nn
+from d2_deformable.layers import DeformConv2d, deform_modules
+
+net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+expected = net(x)
+assert torch.allclose(deform_modules(net, [["0", {"groups": 2}]])(x), expected, atol=1e-4)
+check(net(x), *net.parameters())
+"""
+TORCHVISION = """
+import torchvision
+from d2_deformable.integrations.torchvision import deformable
+from d2_deformable.layers import DeformConv2d
+
+net = deformable(torchvision.models.resnet18(), last=2)
+assert sum(isinstance(layer, DeformConv2d) for layer in net.modules()) == 2
+net(torch.randn(2, 3, 64, 64)).square().sum().backward()
+assert net.layer4[1].conv2.conv_offset.weight.grad.any()
+assert not any(name.split(".")[0] == "detectron2" for name in sys.modules)
+"""
+OTHERS = ["cv2", "detectron2", "fvcore", "iopath", "matplotlib", "omegaconf", "pycocotools"]
+
+
+@pytest.mark.parametrize("use", [OPERATORS, OPERATORS + LAYERS], ids=["operators", "layers"])
+def test_operators_and_layers_need_torch_alone(use):
+    done = python(use, missing=[*OTHERS, "torchvision"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchvision_models_need_no_detectron2():
+    done = python("import torch", TORCHVISION, missing=OTHERS)
     assert done.returncode == 0, done.stderr
 
 
@@ -73,10 +101,10 @@ def test_a_missing_detectron2_is_named(use):
     assert "d2-deformable install-detectron2" in last
 
 
-def test_every_part_but_the_operators_names_a_missing_detectron2():
+def test_every_other_part_names_a_missing_detectron2():
     parts = {info.name for info in pkgutil.iter_modules(d2_deformable.__path__)}
-    parts -= {"_C", "__main__", "cli", "compat", "ops", "utils"}  # work without
-    assert {"analysis", "config", "engine", "layers"} <= parts
+    parts -= {"_C", "__main__", "cli", "compat", "integrations", "layers", "ops", "utils"}
+    assert {"analysis", "config", "engine", "modeling"} <= parts
     done = python(
         "import importlib",
         f"for part in {sorted(parts)}:",

@@ -6,6 +6,7 @@ import pytest
 
 PACKAGES = ["", ".analysis", ".data", ".engine", ".evaluation", ".layers", ".modeling", ".ops"]
 PACKAGES += [".checkpoint", ".model_zoo", ".modeling.backbone", ".modeling.roi_heads"]
+PACKAGES += [".integrations", ".integrations.torchvision"]
 
 
 @pytest.mark.parametrize("name", [f"d2_deformable{package}" for package in PACKAGES])

@@ -8,11 +8,11 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..engine.offset_health import deformable_layers
+from ..modeling import build_model
 from .flops import count_macs, count_macs_by_torch
 
 

@@ -12,7 +12,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
-from ..modeling.backbone import kernel_convs
+from ..layers import kernel_convs
 from ..ops.geometry import is_inside, kernel_taps, tap_grid
 from .layer_map import LayerMap, filter_centers, layer_map
 from .record import ConvOffsets, needs_proposals, record_offsets
@@ -184,7 +184,8 @@ class EffectiveDilation:
                 filters then count in the column "all" only.
 
         Returns:
-            the effective dilation of each layer, averaged over its groups.
+            the effective dilation of each layer, averaged over its groups; on its first map if it
+            runs on several. All of them count in the table.
         """
         if needs_proposals(self.model):
             inputs = inputs | {"proposals": self._no_proposals(inputs["image"])}
@@ -198,7 +199,8 @@ class EffectiveDilation:
             centers = filter_centers(conv, record.input_size, pixel)
             known = torch.zeros(0, 4) if boxes is None else boxes
             sizes = object_sizes(centers, image_size, known, pixel, self.rules)
-            maps[conv.name] = layer_map(dilation.mean(dim=0), centers, image_size)
+            values = layer_map(dilation.mean(dim=0), centers, image_size)
+            maps.setdefault(conv.name, values)
             self._count(conv, dilation, sizes, boxes is not None)
         return maps
 

@@ -67,6 +67,8 @@ class PartOffsets:
 class OffsetRecord:
     """Result of `record_offsets`: layers in the order in which they ran.
 
+    A layer that runs on several maps, in a head on the levels of a pyramid, is there once for each.
+
     input_size: (H, W) of the network input, padding included.
     below: see `layers_below`; for a missing layer, all that ran before it count as below it.
     """
@@ -79,19 +81,32 @@ class OffsetRecord:
     def stack(self, num_layers: int) -> list[ConvOffsets]:
         """At most `num_layers` convolutions on one path up to the last that ran, lowest first.
 
-        Of parallel branches, it holds the one that ran last.
+        It is a path through the backbone. Of parallel branches, it holds the one that ran last.
+        If only heads have such layers, it is the last of those.
         """
         path = []
-        for conv in reversed(self.convs):
+        runs = list(self.first_runs().values()) if self.below else self.convs
+        convs = [conv for conv in runs if conv.name.startswith("backbone.")]
+        for conv in reversed(convs or runs):
             off_path = path and conv.name not in self.below.get(path[-1].name, {conv.name})
             if len(path) < num_layers and not off_path:
                 path.append(conv)
         return path[::-1]
 
+    def first_runs(self) -> dict[str, ConvOffsets]:
+        """The first run of each layer, by its name: in a head on a pyramid, its finest map."""
+        runs = {}
+        for conv in self.convs:
+            runs.setdefault(conv.name, conv)
+        return runs
+
 
 @contextmanager
 def record_offsets(model: nn.Module, plain=()):
     """Record the deformable layers of `model` while it runs on one image.
+
+    Convolutions that read crops of single RoIs, such as those of a mask head, are left out: their
+    maps are not of the image.
 
     Args:
         plain: names of plain convolutions to record as well, with offsets of zero.
@@ -108,7 +123,8 @@ def record_offsets(model: nn.Module, plain=()):
 
     def on_prediction(name, conv):
         def hook(_, args, prediction):
-            record.convs.append(_conv_offsets(name, conv, args[2], *prediction))
+            if len(args[2]) == 1:  # otherwise a batch of crops
+                record.convs.append(_conv_offsets(name, conv, args[2], *prediction))
 
         return hook
 
@@ -133,7 +149,7 @@ def record_offsets(model: nn.Module, plain=()):
 
         keep(model.backbone.register_forward_pre_hook(on_backbone))
         for name, module in model.named_modules():
-            if isinstance(module, DeformConv2d):
+            if isinstance(module, DeformConv2d) and not name.startswith("roi_heads."):
                 output = module.offset_prediction
                 keep(output.register_forward_hook(on_prediction(name, module)))
             elif name in plain:
@@ -243,6 +259,9 @@ def inspect_image(model: nn.Module, inputs: dict) -> Inspection:
         if len(names) > 1:
             layers = {name: model.get_submodule(name) for name in names}
             record.below = layers_below(model.backbone, layers, seen[0])
+        # Which layers of the heads feed each other is not known.
+        heads = {conv.name for conv in record.convs} - set(names)
+        record.below |= dict.fromkeys(heads, set())
     finally:
         keep.remove()
         model.train(training)

@@ -63,10 +63,11 @@ def offset_lengths(inspection: Inspection) -> dict[str, LayerMap]:
     """Mean length of the offsets of each filter, over its taps and offset groups.
 
     Returns:
-        a map of every deformable convolution, in original image pixels.
+        a map of every deformable convolution, in original image pixels; of its first run if it runs
+        on several maps.
     """
     maps = {}
-    for conv in inspection.record.convs:
+    for conv in inspection.record.first_runs().values():
         pixels = _pixels_per_cell(inspection, conv.input_size)
         lengths = (conv.offset.float() * pixels.view(2, 1, 1)).norm(dim=2).mean(dim=(0, 1))
         centers = filter_centers(conv, inspection.record.input_size, inspection.pixel)

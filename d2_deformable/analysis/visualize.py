@@ -56,7 +56,9 @@ def figures(image, inspection: Inspection, class_names, options: FigureOptions =
     """
     convs, pools = inspection.record.convs, inspection.record.pools
     if not (convs or pools):
-        raise ValueError("this network has no deformable layers: it has no offsets to show")
+        raise ValueError(
+            "this network has no deformable layers on maps of the image: it has no offsets to show"
+        )
     found = found_above(inspection, options.score_thresh)
     rois = found[: options.num_boxes]
     if options.boxes:

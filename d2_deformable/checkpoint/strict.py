@@ -3,11 +3,12 @@
 import logging
 from pathlib import Path
 
-from detectron2.modeling import build_model
-
+from ..modeling import build_model
 from .safe import SafeCheckpointer
 
-ANCHORS = "anchor_generator.cell_anchors"
+# Tensors that inference does not need: the anchors in old checkpoints, which are not weights, and
+# what only trains with MimicRCNN.
+NOT_NEEDED = ("anchor_generator.cell_anchors", "mimic_classifier.")
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,8 @@ class StrictCheckpointer(SafeCheckpointer):
                 self._file,
             )
         problems = {
-            "not in the file": missing,
-            # Old checkpoints hold the anchors, which are not weights.
-            "not in the model": [k for k in incompatible.unexpected_keys if ANCHORS not in k],
+            "not in the file": list(filter(_is_needed, missing)),
+            "not in the model": list(filter(_is_needed, incompatible.unexpected_keys)),
             "of another shape": [
                 f"{name}: {tuple(theirs)}, here {tuple(ours)}"
                 for name, theirs, ours in incompatible.incorrect_shapes
@@ -60,6 +60,10 @@ class StrictCheckpointer(SafeCheckpointer):
                 f"{', '.join(found)}. Use the config that it was trained with"
             )
         return incompatible
+
+
+def _is_needed(key: str) -> bool:
+    return not any(part in key for part in NOT_NEEDED)
 
 
 def load_model(cfg, weights):

@@ -81,8 +81,9 @@ def main(args):
 
 
 def print_table(layers):
-    print(f"{'layer':28}" + "".join(f"{column:>16}" for column in COLUMNS))
+    width = max(28, *(len(short_name(name)) for name in layers))
+    print(f"{'layer':{width}}" + "".join(f"{column:>16}" for column in COLUMNS))
     for name, row in layers.items():
         cells = (row[column] for column in COLUMNS)
         text = (f"{c['mean']:.2f} +- {c['std']:.2f}" if c["count"] else "-" for c in cells)
-        print(f"{short_name(name):28}" + "".join(f"{cell:>16}" for cell in text))
+        print(f"{short_name(name):{width}}" + "".join(f"{cell:>16}" for cell in text))

@@ -30,7 +30,8 @@ class OffsetHealth(HookBase):
 
     mean, std, p99: mean, standard deviation and 99th percentile of the length of (dy, dx). The unit
         is a cell of the feature map for `DeformConv2d`, and the RoI's height and width, including
-        gamma, for RoI layers.
+        gamma, for RoI layers. A convolution that runs on several maps, such as that of an RPN on a
+        pyramid, has one value for all of them.
     outside: share of samples whose nearest cell is not on the map, so that they read zero (or, in
         RoI pooling, do not count). The fixed grid of a padded convolution also has such samples.
 
@@ -255,7 +256,9 @@ def _summary(samples) -> _Health:
             torch.stack([s.fixed_outside for s in samples]) @ weight,
         ]
     )
-    return _Health(*values.tolist(), map_size=tuple(samples[-1].map_size))
+    # A head that runs on several levels has most of its offsets on the largest one.
+    largest = max((s.map_size for s in samples), key=lambda size: size[0] * size[1])
+    return _Health(*values.tolist(), map_size=tuple(largest))
 
 
 def _samples(layer, offset, map_size, *rois) -> _Samples:

@@ -21,11 +21,13 @@ from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
+from ..layers.conversion import parse_modules
 from ..modeling import DeformPoolerMixin, RFCNHeads
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
     is_class_aware_rpn,
     is_detector,
+    mimics,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
 from .ema import check_decay
@@ -79,16 +81,19 @@ def check_settings(cfg) -> None:
               MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
+            * Settings of MODEL.MIMIC are given for a network that does not mimic.
             * Only one of the two keys of fixed proposals is set.
             * The network, its backbone or a head has a name that is not registered.
-            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
-              Whether an entry matches a parameter shows only when the optimizer is built.
+            * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS or of
+              MODEL.DEFORM_MODULES is invalid. Whether an entry matches a parameter or a module
+              shows only when the optimizer or the model is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_names(cfg.MODEL)
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
+    parse_modules(cfg.MODEL.DEFORM_MODULES)
     check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
@@ -115,6 +120,11 @@ def check_settings(cfg) -> None:
         )
     if is_class_aware_rpn(cfg):
         _check_no_second_stage(cfg)
+    if not mimics(cfg) and model.MIMIC != _defaults().MODEL.MIMIC:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} does not read MODEL.MIMIC; choose "
+            "MimicRCNN for R-CNN feature mimicking"
+        )
     _check_proposal_keys(cfg)
     heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
     other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
@@ -243,6 +253,12 @@ def check_evaluation(cfg) -> None:
         )
 
 
+def _defaults() -> CfgNode:
+    cfg = get_cfg()
+    add_deformable_config(cfg)
+    return cfg
+
+
 # Keys that choose a second stage, its pooling and its sampling, or another first stage.
 _SECOND_STAGE = (
     "MODEL.LOAD_PROPOSALS",
@@ -256,10 +272,8 @@ _SECOND_STAGE = (
 
 
 def _check_no_second_stage(cfg) -> None:
-    default = get_cfg()
-    add_deformable_config(default)
     for key in _SECOND_STAGE:
-        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, default))
+        value, unchanged = (reduce(getattr, key.split("."), node) for node in (cfg, _defaults()))
         if value != unchanged:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no second stage and "

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
 from ..evaluation import build_evaluators
-from ..modeling import DetectorWithTTA
+from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import supports_predict_raw
 from ..utils.seeding import seed_all
 from .amp import CPUAMPTrainer
@@ -260,6 +260,12 @@ class Trainer(DefaultTrainer):
         printer = ConsolePrinter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.offset_health)
         writers = super().build_writers()
         return [printer if isinstance(w, CommonMetricPrinter) else w for w in writers]
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -1,6 +1,9 @@
-"""Layers that predict their own offsets and then call an operator of `d2_deformable.ops`."""
+"""Layers that predict their own offsets and then call an operator of `d2_deformable.ops`.
 
-from .. import needs_detectron2
+Like the operators, they need torch only.
+"""
+
+from .conversion import deform_convs, deform_modules, kernel_convs
 from .deform_conv2d import DeformConv2d
 from .deform_roi_align import DeformRoIAlign
 from .deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool, RoIAveragePool
@@ -17,4 +20,7 @@ __all__ = [
     "PSRoIPredictor",
     "RoIAveragePool",
     "RoISampling",
+    "deform_convs",
+    "deform_modules",
+    "kernel_convs",
 ]

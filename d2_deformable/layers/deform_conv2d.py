@@ -1,7 +1,8 @@
 """Deformable convolution that predicts its own offsets (paper sec. 2.1, figure 2)."""
 
+from collections.abc import Callable
+
 import torch
-from detectron2.layers import Conv2d
 from torch import nn
 
 from ..ops import BORDERS, deform_conv2d
@@ -10,8 +11,11 @@ from ..ops._checks import check_tensors
 from .offset_prediction import OffsetOutput, OffsetPrediction
 from .zero import ZeroConv2d
 
+# Where a plain convolution's forward is defined. Detectron2's then applies norm and activation.
+OF_TORCH, OF_DETECTRON2 = "torch.nn.modules.conv", "detectron2.layers.wrappers"
 
-class DeformConv2d(Conv2d):
+
+class DeformConv2d(nn.Conv2d):
     """A convolution whose sampling grid is moved by offsets predicted from its own input.
 
     An ordinary convolution `conv_offset` of the same kernel size and stride reads the input and
@@ -31,7 +35,9 @@ class DeformConv2d(Conv2d):
             gradient of a clamped offset is zero.
         border: "zero" (paper eq. 3 and 4) or "legacy" (the 2017 operator); see
             `d2_deformable.ops.deform_conv2d`.
-        kwargs: of `detectron2.layers.Conv2d`: stride, padding, dilation, groups, bias, norm, ...
+        norm, activation: applied to the output in this order, as in `detectron2.layers.Conv2d`; a
+            module and a function, or None.
+        kwargs: of `torch.nn.Conv2d`: stride, padding, dilation, groups, bias, ...
 
     Example:
         >>> conv = nn.Conv2d(8, 4, 3, padding=1)
@@ -46,6 +52,11 @@ class DeformConv2d(Conv2d):
         ValueError: an argument is invalid, or the offset map would not have the output's size.
     """
 
+    # Narrower than in torch, where they may have any length, and padding may be a string.
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
     offset_unit = "cells"
     offset_parameters = "conv_offset"
 
@@ -60,9 +71,13 @@ class DeformConv2d(Conv2d):
         modulated: bool = False,
         max_offset: float = 0.0,
         border: str = "zero",
+        norm: nn.Module | None = None,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs,
     ):
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+        self.norm = norm
+        self.activation = activation
         if border not in BORDERS:
             raise ValueError(
                 f"border is {border!r}; expected one of {', '.join(BORDERS)} (in a YAML: "
@@ -96,7 +111,7 @@ class DeformConv2d(Conv2d):
             (d_offset - d) * (k - 1)
             for d_offset, d, k in zip(dilation, self.dilation, self.kernel_size, strict=True)
         ]
-        padding = tuple(p + g // 2 for p, g in zip(self.padding, growth, strict=True))
+        padding = self.padding[0] + growth[0] // 2, self.padding[1] + growth[1] // 2
         if any(g % 2 for g in growth) or min(padding) < 0:
             raise ValueError(
                 f"offset_dilation={offset_dilation} gives another map size than kernel "
@@ -121,13 +136,10 @@ class DeformConv2d(Conv2d):
             kwargs: offset_groups, offset_dilation, modulated, max_offset, border.
 
         Raises:
-            ValueError: `conv` is not a plain two-dimensional convolution.
+            ValueError: `conv` is not a plain two-dimensional convolution: it is another layer, its
+                class computes something else, or its weight is itself computed.
         """
-        if not isinstance(conv, nn.Conv2d) or isinstance(conv, cls):
-            raise ValueError(
-                f"from_conv takes a plain torch.nn.Conv2d (Detectron2's Conv2d is one); got a "
-                f"{type(conv).__name__}"
-            )
+        _check_plain(conv)
         # The weight drawn here is replaced by that of `conv`.
         with torch.random.fork_rng(devices=[]):
             deform = cls(
@@ -140,8 +152,7 @@ class DeformConv2d(Conv2d):
                 groups=conv.groups,
                 padding_mode=conv.padding_mode,
                 bias=conv.bias is not None,
-                norm=getattr(conv, "norm", None),
-                activation=getattr(conv, "activation", None),
+                **_applied_after(conv),
                 **kwargs,
             )
         deform.weight, deform.bias = conv.weight, conv.bias
@@ -190,4 +201,26 @@ class DeformConv2d(Conv2d):
         return (
             f"{super().extra_repr()}, offset_groups={self.offset_groups}, "
             f"modulated={self.modulated}, max_offset={self.max_offset}, border={self.border}"
+        )
+
+
+def _applied_after(conv) -> dict:
+    """The norm and activation that a plain convolution applies to its output."""
+    if conv.forward.__module__ == OF_DETECTRON2:
+        return {"norm": conv.norm, "activation": conv.activation}
+    return {}
+
+
+def _check_plain(conv) -> None:
+    """Refuse a layer that computes anything else than a plain two-dimensional convolution."""
+    expected = "from_conv takes a plain torch.nn.Conv2d (Detectron2's Conv2d is one); got a "
+    if not isinstance(conv, nn.Conv2d) or isinstance(conv, DeformConv2d):
+        raise ValueError(expected + type(conv).__name__)
+    inner = getattr(conv, "_conv_forward", conv.forward)
+    if conv.forward.__module__ not in (OF_TORCH, OF_DETECTRON2) or inner.__module__ != OF_TORCH:
+        raise ValueError(f"{expected}{type(conv).__name__} with a forward of its own")
+    if type(conv.weight) is not nn.Parameter:
+        raise ValueError(
+            f"{expected}{type(conv).__name__} whose weight is computed (weight or spectral "
+            "normalisation) or not known yet (lazy modules)"
         )

@@ -9,7 +9,6 @@ cfg = model_zoo.get_config("model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 from difflib import get_close_matches
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
@@ -17,6 +16,7 @@ from ..analysis.complexity import count_parameters_of
 from ..checkpoint import SafeCheckpointer, StrictCheckpointer
 from ..config import read_config
 from ..engine.device import fall_back_to_cpu, why_not_cuda
+from ..modeling import build_model
 from ..modeling.meta_arch.predicates import is_segmentor
 from .catalog import PREFIX, NotInModelZooError, checkpoints, get_checkpoint_url
 from .index import CONFIGS, fetch, is_packaged

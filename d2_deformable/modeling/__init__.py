@@ -1,6 +1,7 @@
 """Backbones, heads and networks; importing this package registers them with Detectron2."""
 
 from .. import needs_detectron2
+from ..layers import deform_modules
 from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
@@ -12,7 +13,8 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
-from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
+from .build import build_model
+from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor, MimicRCNN
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
 from .roi_heads import (
@@ -40,6 +42,7 @@ __all__ = [
     "InceptionResBlock",
     "LegacyROIPooler",
     "LegacyRPN",
+    "MimicRCNN",
     "RFCNHeads",
     "RFCNOutputLayers",
     "ROIAveragePooler",
@@ -47,7 +50,9 @@ __all__ = [
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_model",
     "deform_convs",
+    "deform_modules",
     "dilate_stage",
     "kernel_convs",
     "predict_raw",

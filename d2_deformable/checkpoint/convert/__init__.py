@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
+from ...modeling import build_model
 from ..files import check_target, read_content, weights_in, write_weights
 from . import detectron2, mmdet, mxnet, timm, torchvision
 from .conversion import Conversion, ConversionError

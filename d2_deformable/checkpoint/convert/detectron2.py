@@ -6,6 +6,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode
 
+from ...layers.conversion import parse_modules
 from .conversion import Conversion, ConversionError
 
 # Epsilon of Detectron2's FrozenBatchNorm2d, which takes (running_var + eps) ** -0.5.
@@ -40,9 +41,8 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
         found = _find(plain, values) or _find(name, values)
         layer = name.removesuffix("weight")
         if found:
-            halved = cfg.MODEL.RESNETS.DEFORM_MODULATED and _find(
-                f"{layer[:-1]}_offset.weight", values
-            )
+            modulated = _is_modulated(name, cfg)
+            halved = modulated and _find(f"{layer[:-1]}_offset.weight", values)
             conversion.put(
                 name,
                 originals[found],
@@ -90,6 +90,14 @@ def _from_caffe2(conversion):
             "its names are neither Detectron2's nor Caffe2's, for example "
             f"{', '.join(list(conversion.source)[:3])}"
         ) from error
+
+
+def _is_modulated(name: str, cfg: CfgNode) -> bool:
+    """Whether the layer of this weight is modulated, if it is deformable."""
+    for regex, options in parse_modules(cfg.MODEL.DEFORM_MODULES):
+        if regex.search(name.removesuffix(".weight")):
+            return options.get("modulated", False)
+    return cfg.MODEL.RESNETS.DEFORM_MODULATED
 
 
 def _find(name: str, values) -> str | None:

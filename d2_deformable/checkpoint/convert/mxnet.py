@@ -20,9 +20,9 @@ the original image before the last NMS there, and after it here.
 import re
 
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 
+from ...modeling import build_model
 from .conversion import Conversion, ConversionError
 
 # For each network, a tensor that no other one has.

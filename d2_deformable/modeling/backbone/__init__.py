@@ -1,10 +1,11 @@
 """Backbones with dilated and deformable convolutions."""
 
+from ...layers import deform_convs, kernel_convs
 from .aligned_inception_resnet import (
     InceptionResBlock,
     build_aligned_inception_resnet_backbone,
 )
-from .deform import deform_convs, dilate_stage, kernel_convs
+from .dilate import dilate_stage
 from .resnet import (
     DeformResNet,
     build_deform_resnet_backbone,

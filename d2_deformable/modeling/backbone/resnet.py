@@ -1,6 +1,7 @@
 """ResNet-18 to 152 of any width, dilated and deformable, and its FPN.
 
-The plain network is built from Detectron2's blocks; `deform.py` changes its last convolutions.
+The plain network is built from Detectron2's blocks; `layers/conversion.py` changes its last
+convolutions.
 """
 
 import torch.nn.functional as F
@@ -11,9 +12,10 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from ...layers import deform_convs, kernel_convs
 from .._checks import check_config
 from .checkpointing import CheckpointedStage
-from .deform import deform_convs, dilate_stage, kernel_convs
+from .dilate import dilate_stage
 
 BLOCKS_PER_STAGE = {
     18: [2, 2, 2, 2],

@@ -9,6 +9,7 @@ from detectron2.modeling import (
 
 from ..roi_heads.predict_boxes import find_predict_boxes
 from .class_aware_rpn import ClassAwareRPN
+from .mimic import MimicRCNN
 
 
 def _is_subclass(cfg, classes) -> bool:
@@ -25,6 +26,11 @@ def is_detector(cfg) -> bool:
 
 def is_class_aware_rpn(cfg) -> bool:
     return _is_subclass(cfg, ClassAwareRPN)
+
+
+def mimics(cfg) -> bool:
+    """Whether the network reads MODEL.MIMIC."""
+    return _is_subclass(cfg, MimicRCNN)
 
 
 def is_segmentor(cfg) -> bool:

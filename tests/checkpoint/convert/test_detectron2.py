@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from d2_deformable.checkpoint import StrictCheckpointer, read_weights
+from d2_deformable.checkpoint import StrictCheckpointer, load_model, read_weights
 from d2_deformable.checkpoint.convert import ConversionError, convert_checkpoint
 from d2_deformable.engine import read_config
 from yamls import CONFIGS
@@ -135,6 +135,17 @@ def test_a_plain_file_loads_into_a_deformable_model(name, modulated, tmp_path, c
     model = loaded(our_config(name, [*stages, *modulated]), file)
     assert_same_objects(model, theirs)
     assert "model_final.pkl is from the plain network: all offsets" in caplog.text
+
+
+def test_modulated_layers_by_name(tmp_path):
+    """MODEL.DEFORM_MODULES makes Detectron2's plain network its modulated one."""
+    theirs = detector(their_config("mdconv"))
+    file = zoo_file(theirs.state_dict(), tmp_path / "model_final.pkl")
+    by_name = [[r"res[345].*conv2$", {"modulated": True}]]
+    cfg = their_config("mask_FPN", ["MODEL.DEFORM_MODULES", str(by_name)])
+    assert_same_objects(load_model(cfg, file), theirs)
+    convert_checkpoint("detectron2", file, tmp_path / "converted.pth", cfg)
+    assert_same_objects(load_model(cfg, tmp_path / "converted.pth"), theirs)
 
 
 def test_another_file_than_the_zoos_must_hold_the_offsets(tmp_path):

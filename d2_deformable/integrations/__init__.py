@@ -1,0 +1,1 @@
+"""Deformable layers in models of other libraries; these modules need torch, not Detectron2."""
