@@ -21,7 +21,8 @@ from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
-from ..modeling import DeformPoolerMixin, RFCNHeads
+from ..modeling import DeformPoolerMixin, OHEMMixin, RFCNHeads
+from ..modeling.meta_arch.fcos import check_has_fcos
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
     is_class_aware_rpn,
@@ -80,12 +81,15 @@ def check_settings(cfg) -> None:
             * The chosen backbone or heads do not read a key of this package that is set.
             * A ClassAwareRPN has settings of a second stage.
             * Only one of the two keys of fixed proposals is set.
-            * The network, its backbone or a head has a name that is not registered.
+            * The network, its backbone or a head has a name that is not registered, or is FCOS,
+              which Detectron2 0.5 lacks.
             * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS is invalid.
               Whether an entry matches a parameter shows only when the optimizer is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_names(cfg.MODEL)
+    if cfg.MODEL.META_ARCHITECTURE == "build_fcos":
+        check_has_fcos()
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
@@ -117,11 +121,11 @@ def check_settings(cfg) -> None:
         _check_no_second_stage(cfg)
     _check_proposal_keys(cfg)
     heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
-    other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
+    other = isinstance(heads, type) and not issubclass(heads, OHEMMixin)
     if model.ROI_HEADS.SAMPLING != "random" and other:
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
-            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
+            f"{model.ROI_HEADS.SAMPLING}; choose RFCNHeads, DeformROIHeads or DeformCascadeROIHeads"
         )
     pooler = model.ROI_BOX_HEAD.POOLER_TYPE
     reader = POOLER_READERS.get(pooler)

@@ -27,7 +27,8 @@ class PSRoIPredictor(nn.Module):
         in_channels: channels of the features.
         num_outputs: outputs per RoI, e.g. K + 1 class scores or 4 box deltas.
         output_size: bins per side k.
-        spatial_scale: feature-map pixels per input pixel, 1 / stride.
+        spatial_scale: feature-map pixels per input pixel, 1 / stride; calls on another level of a
+            feature pyramid give its own.
         offset_classes: 0 for plain pooling; n > 0 for deformable pooling with n sets of shifts,
             the outputs divided evenly among them (K + 1 for scores, 1 for boxes in the paper).
         interpolate: plain pooling averages bilinear samples, as deformable pooling does with
@@ -80,46 +81,55 @@ class PSRoIPredictor(nn.Module):
     def roi_sampling(self) -> RoISampling:
         return RoISampling(self.round_rois, MIN_SIZE, self.samples_per_part, centred=False)
 
-    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
+    def predict_offsets(
+        self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float | None = None
+    ) -> OffsetPrediction:
         """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and
         2c + 1 is dx. Under torch.autocast they are float32."""
         assert self.offset_maps is not None, "with offset_classes 0 there are no offsets"
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
-            offset = self._deform_pool(maps, rois, None)
-        return self.offset_prediction(offset, None, x, rois, self.spatial_scale)
+            offset = self._deform_pool(maps, rois, None, scale)
+        return self.offset_prediction(offset, None, x, rois, scale)
 
-    def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float | None = None
+    ) -> torch.Tensor:
         """
         Args:
             x: features (N, in_channels, H, W).
             rois: (R, 5) of (image index, x0, y0, x1, y1) in input pixels.
+            spatial_scale: of x; None is the scale of the layer.
 
         Returns:
             (R, num_outputs)
         """
         check_tensors("PSRoIPredictor", x=x, rois=rois)
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
         maps = self.score_maps(x)
         if not self.interpolate:
             pooled = ps_roi_pool(
                 maps,
                 rois,
                 output_size=self.output_size,
-                spatial_scale=self.spatial_scale,
+                spatial_scale=scale,
                 round_rois=self.round_rois,
             )
         else:
-            offset = None if self.offset_maps is None else self.predict_offsets(x, rois).offset
-            pooled = self._deform_pool(maps, rois, offset)
+            offset = None
+            if self.offset_maps is not None:
+                offset = self.predict_offsets(x, rois, scale).offset
+            pooled = self._deform_pool(maps, rois, offset, scale)
         return pooled.mean(dim=(2, 3))
 
-    def _deform_pool(self, maps, rois, offset):
+    def _deform_pool(self, maps, rois, offset, spatial_scale):
         return deform_roi_pool(
             maps,
             rois,
             offset,
             output_size=self.output_size,
-            spatial_scale=self.spatial_scale,
+            spatial_scale=spatial_scale,
             group_size=self.output_size,
             samples_per_part=self.samples_per_part,
             gamma=self.gamma,

@@ -5,6 +5,7 @@ from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
     InceptionResBlock,
+    LastLevelP6,
     build_aligned_inception_resnet_backbone,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
@@ -12,13 +13,20 @@ from .backbone import (
     dilate_stage,
     kernel_convs,
 )
-from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor
+from .meta_arch import (
+    ClassAwareRPN,
+    ClassAwareRPNHead,
+    DeformRCNN,
+    DeformSegmentor,
+    build_fcos,
+)
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
 from .roi_heads import (
     DeformCascadeROIHeads,
     DeformPoolerMixin,
     DeformROIHeads,
+    OHEMMixin,
     RFCNHeads,
     RFCNOutputLayers,
 )
@@ -38,8 +46,10 @@ __all__ = [
     "DeformSegmentor",
     "DetectorWithTTA",
     "InceptionResBlock",
+    "LastLevelP6",
     "LegacyROIPooler",
     "LegacyRPN",
+    "OHEMMixin",
     "RFCNHeads",
     "RFCNOutputLayers",
     "ROIAveragePooler",
@@ -47,6 +57,7 @@ __all__ = [
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_fcos",
     "deform_convs",
     "dilate_stage",
     "kernel_convs",

@@ -155,12 +155,13 @@ def build_xyz_heads(cfg, input_shape):
 def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
-    for heads in (XYZHeads, build_xyz_heads):
-        cfg.MODEL.ROI_HEADS.NAME = register(ROI_HEADS_REGISTRY, heads)
+    ours = "DeformROIHeads", "DeformCascadeROIHeads"
+    for heads in (*(register(ROI_HEADS_REGISTRY, h) for h in (XYZHeads, build_xyz_heads)), *ours):
+        cfg.MODEL.ROI_HEADS.NAME = heads
         check_settings(cfg)
-    for name in (register(ROI_HEADS_REGISTRY, OtherHeads), "DeformROIHeads", "Res5ROIHeads"):
+    for name in (register(ROI_HEADS_REGISTRY, OtherHeads), "StandardROIHeads", "Res5ROIHeads"):
         cfg.MODEL.ROI_HEADS.NAME = name
-        with pytest.raises(ValueError, match=f"{name} does not read .*; only RFCNHeads and its"):
+        with pytest.raises(ValueError, match=f"{name} does not read .*; choose RFCNHeads, Deform"):
             check_settings(cfg)
 
 

@@ -116,7 +116,7 @@ def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
     with EventStorage():
         labelled = heads.label_and_sample_proposals(proposals, targets)
         assert [len(p) for p in labelled] == [22, 16]  # all, with the ground truth
-        predictions = heads._predict(features["f"], labelled)
+        predictions = heads.predict_ranking(features, labelled)
         losses = heads.box_predictor.losses(predictions, labelled)
     per_roi = loss_per_roi(heads.box_predictor, predictions, labelled)
     torch.testing.assert_close(per_roi.mean(), losses["loss_cls"] + losses["loss_box_reg"])
@@ -124,7 +124,7 @@ def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
     kept = select_hard_examples(labelled, per_roi, 8)
     assert [len(p) for p in kept] == [8, 8]
     with EventStorage():
-        predictions = heads._predict(features["f"], kept)
+        predictions = heads.predict_ranking(features, kept)
         kept_losses = heads.box_predictor.losses(predictions, kept)
         _, trained = heads(None, features, inputs()[1], targets)
     assert kept_losses["loss_cls"] + kept_losses["loss_box_reg"] > per_roi.mean()
@@ -260,7 +260,7 @@ def test_pooler_keeps_the_order_of_rois_over_levels():
             "takes one of PSROIPool, PSROIAverage",
         ),
         ({"ROI_HEADS.SAMPLING": "hard"}, "'hard'; choose 'random' or 'ohem'"),
-        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map, but"),
+        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, r"strides \[16, 16\]; expected levels"),
     ],
 )
 def test_bad_settings_say_what_to_do(heads_cfg, change, message):

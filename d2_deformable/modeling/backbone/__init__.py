@@ -5,15 +5,13 @@ from .aligned_inception_resnet import (
     build_aligned_inception_resnet_backbone,
 )
 from .deform import deform_convs, dilate_stage, kernel_convs
-from .resnet import (
-    DeformResNet,
-    build_deform_resnet_backbone,
-    build_deform_resnet_fpn_backbone,
-)
+from .fpn import LastLevelP6, build_deform_resnet_fpn_backbone
+from .resnet import DeformResNet, build_deform_resnet_backbone
 
 __all__ = [
     "DeformResNet",
     "InceptionResBlock",
+    "LastLevelP6",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

@@ -1,7 +1,8 @@
 """Meta-architectures, the values of MODEL.META_ARCHITECTURE."""
 
 from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
+from .fcos import build_fcos
 from .rcnn import DeformRCNN
 from .segmentor import DeformSegmentor
 
-__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN", "DeformSegmentor"]
+__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN", "DeformSegmentor", "build_fcos"]
