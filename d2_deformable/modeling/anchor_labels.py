@@ -8,7 +8,7 @@ def label_anchors_inside(label, anchors, gt_instances, boundary_thresh: float):
     """Label the anchors inside each image; the others get -1 (released lib/rpn/rpn.py).
 
     Detectron2's RPN matches all anchors and then leaves out those outside, even if no other anchor
-    covers an object.
+    covers an object. It also leaves out those that end where the image ends.
 
     Args:
         label: function of R' Boxes and the ground truth of one image, which returns labels (R',)
@@ -25,7 +25,8 @@ def label_anchors_inside(label, anchors, gt_instances, boundary_thresh: float):
     for gt in gt_instances:
         inside = torch.arange(len(anchors), device=anchors.device)
         if boundary_thresh >= 0:
-            inside = inside[anchors.inside_box(gt.image_size, boundary_thresh)]
+            height, width = gt.image_size
+            inside = inside[anchors.inside_box((height + 1, width + 1), boundary_thresh)]
         candidates = anchors[inside]
         # For an object that no anchor overlaps, every anchor would count as the best match.
         gt = gt[(pairwise_iou(gt.gt_boxes, candidates) > 0).any(dim=1)]

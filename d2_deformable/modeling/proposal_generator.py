@@ -3,6 +3,7 @@
 import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.structures import Instances
 
 from ..compat import require_private
 from .anchor_labels import label_anchors_inside
@@ -72,6 +73,9 @@ class LegacyRPN(RPN):
         of_all = super().label_and_sample_anchors
 
         def label(candidates, gt):
+            # All candidates are inside: the larger size keeps those that end with the image.
+            height, width = gt.image_size
+            gt = Instances((height + 1, width + 1), gt_boxes=gt.gt_boxes)
             (labels,), (boxes,) = of_all([candidates], [gt])
             return labels, boxes
 
