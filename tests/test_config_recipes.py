@@ -386,9 +386,7 @@ RESNEXT = {
 RELEASED_FPN = CONFIGS / "COCO-Detection/faster_rcnn_R_101_FPN_ohem.yaml"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in PLAIN if p in FPN and p != RELEASED_FPN], ids=relative
-)
+@pytest.mark.parametrize("path", [p for p in PLAIN if p in FPN and p != RELEASED_FPN], ids=relative)
 def test_plain_fpn_is_detectron2s(path):
     expected = load(model_zoo.get_config_file(DETECTRON2[detector(path)]))
     expected.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"

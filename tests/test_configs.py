@@ -194,7 +194,11 @@ WIDTHS = {
     "quick/R_18": [256] * 4,
     "quick/AIR": [64, 64, 128],
 }
-GROWING = [p for p in STRIDE_16 + SEGMENTATION + QUICK if p in VARIANTS and not re.search("3x3|1x1", p.stem)]
+GROWING = [
+    p
+    for p in STRIDE_16 + SEGMENTATION + QUICK
+    if p in VARIANTS and not re.search("3x3|1x1", p.stem)
+]
 
 
 @pytest.mark.parametrize("path", GROWING, ids=relative)

@@ -83,7 +83,10 @@ def test_every_row_of_tables_1_and_3_has_the_papers_training():
             "Cityscapes-SemanticSegmentation": ("deeplab",),
         }.items()
         for network in networks
-        for row in ["", *(f"_{row}" for row in ROWS + POOLING_ROWS * ("rcnn" in network or network == "rfcn"))]
+        for row in [
+            "",
+            *(f"_{row}" for row in ROWS + POOLING_ROWS * ("rcnn" in network or network == "rfcn")),
+        ]
     }
     ours = {relative(p).removesuffix(".yaml") for p in PAPER}
     assert {name for name in ours if not name.startswith("COCO")} == expected

@@ -79,4 +79,5 @@ class LegacyRPN(RPN):
             (labels,), (boxes,) = of_all([candidates], [gt])
             return labels, boxes
 
-        return label_anchors_inside(label, anchors, gt_instances, self.anchor_boundary_thresh)
+        threshold = self.anchor_boundary_thresh
+        return label_anchors_inside(label, anchors, gt_instances, threshold, last_pixel=1)

@@ -234,7 +234,8 @@ def test_rfcn_pools_each_roi_from_its_level(heads_cfg, pooler, sampling):
                 found.shape[1],
                 3,
                 spatial_scale=scale,
-                offset_classes=layer.offset_maps is not None and (1, found.shape[1])[found is scores],
+                offset_classes=layer.offset_maps is not None
+                and (1, found.shape[1])[found is scores],
                 interpolate=layer.interpolate,
             )
             alone.load_state_dict(layer.state_dict())
