@@ -186,6 +186,43 @@ def test_parameters(name, total, without_rpn, growth):
     assert total - num_parameters(plain) == growth
 
 
+RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text().replace("\\\n", " ")
+
+
+def table_4():
+    """{YAML on VOC: parameters and growth with 1 and with 4 groups, in docs/recipes.md}."""
+    files = {
+        "class-aware RPN": "class_aware_rpn_R_101",
+        "class-aware RPN without the 3x3 convolution (`_1x1`)": "class_aware_rpn_R_101_1x1",
+        "Faster R-CNN": "faster_rcnn_R_101",
+        "R-FCN": "rfcn_R_101",
+        "DeepLab": "deeplab_R_101",
+    }
+    row = r"^\| (.+) \| \d+\.\d M \| ([\d,]+) \| \d\.\d M \| ([\d,]+) \| ([\d,]+) \|$"
+    found = re.findall(row, RECIPES, re.MULTILINE)
+    numbers = {files[name]: [int(n.replace(",", "")) for n in row] for name, *row in found}
+    assert numbers.keys() == set(files.values())
+    return numbers
+
+
+@pytest.mark.parametrize("name, row", table_4().items())
+def test_parameters_in_the_documentation(name, row):
+    folder = "VOC-SemanticSegmentation" if "deeplab" in name else "VOC-Detection"
+    network, head, _ = name.partition("_1x1")
+    pooling = "_dpool" if network in ("faster_rcnn_R_101", "rfcn_R_101") else ""
+    plain = CONFIGS / folder / f"{name}.yaml"
+    deformable = CONFIGS / folder / f"{network}_dconv3{pooling}{head}.yaml"
+    model = without_memory(plain)
+    rpn = getattr(model, "proposal_generator", None)
+    total = num_parameters(model)
+    of_groups = [
+        num_parameters(without_memory(deformable, ["MODEL.RESNETS.DEFORM_NUM_GROUPS", groups]))
+        for groups in (1, 4)
+    ]
+    growth = [n - total for n in of_groups]
+    assert [total - (num_parameters(rpn) if rpn else 0), *growth] == row
+
+
 # Input channels of the 3x3 convolutions, last one first.
 WIDTHS = {
     "R_50": [512] * 3 + [256] * 6,
@@ -252,7 +289,6 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
     assert growth == expected
 
 
-RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text().replace("\\\n", " ")
 COMMANDS = re.findall(r"^python train_net.py (.*)", RECIPES, re.MULTILINE)
 # Offset groups, dilation and bias learning rate of offset layers, and the parameters of RoI
 # offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.

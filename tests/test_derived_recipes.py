@@ -1,8 +1,8 @@
 """A recipe differs from the one it is derived from as expected, and in nothing else.
 
 A variant differs from its plain twin by the parts of its name. A `_paper` recipe differs from the
-YAML it is named after by the paper's settings, a 3x recipe from the 1x one by its schedule. A YAML of model_zoo/ differs from one of our
-networks by its training.
+YAML it is named after by the paper's settings, a 3x recipe from the 1x one by its schedule. A YAML
+of model_zoo/ differs from one of our networks by its training.
 """
 
 import pytest
@@ -92,7 +92,7 @@ def test_every_row_of_tables_1_and_3_has_the_papers_training():
     assert {name for name in ours if not name.startswith("COCO")} == expected
 
 
-# ---- Detectron2's 3x ------------------------------------------------------------------------------
+# ---- Detectron2's 3x -----------------------------------------------------------------------------
 
 SCHEDULE_3X = {"SOLVER.STEPS": (210000, 250000), "SOLVER.MAX_ITER": 270000}
 

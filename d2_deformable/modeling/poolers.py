@@ -84,7 +84,7 @@ class ROIAveragePooler(LevelPooler):
 
     def __init__(self, roi_pool: RoIAveragePool | DeformRoIAlign | nn.ModuleList, scales):
         first = roi_pool[0] if isinstance(roi_pool, nn.ModuleList) else roi_pool
-        super().__init__(first.output_size, scales)
+        super().__init__(first.output_size, scales)  # type: ignore[arg-type]
         self.roi_pool = roi_pool
 
     @property

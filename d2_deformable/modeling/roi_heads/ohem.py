@@ -37,6 +37,9 @@ class OHEMMixin:
         ValueError: a value that these heads cannot have.
     """
 
+    training: bool
+    batch_size_per_image: int
+
     @configurable
     def __init__(self, *, ohem: bool = False, **kwargs):
         super().__init__(**kwargs)
