@@ -390,6 +390,8 @@ def test_trains_and_detects(path):
             small |= {"MODEL.RESNETS.DEPTH": resnets.DEPTH}
         if resnets.NUM_GROUPS > 1:
             small |= {"MODEL.RESNETS.WIDTH_PER_GROUP": 1}
+        if cfg.MODEL.RETINANET.NORM == "GN":  # 32 groups of more than one value
+            small |= {"MODEL.FPN.OUT_CHANNELS": 64}
         if not cfg.MODEL.RPN.CONV_DIMS:
             small.pop("MODEL.RPN.CONV_DIMS")
         cfg.merge_from_list([x for item in small.items() for x in item])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from converted import randomize
 from detectron2 import model_zoo
+from detectron2.config import instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
@@ -113,7 +114,10 @@ def assert_same_network(ours, theirs, batch, exact, loss=True):
 def test_zoo_networks_are_the_same(name):
     file, changes = ZOO[name]
     cfg = small(load(model_zoo.get_config_file(f"{file}.yaml")), changes)
-    theirs = randomize(build_model(cfg))
+    try:
+        theirs = randomize(build_model(cfg))
+    except ImportError as error:  # main needs its own compiled code even on the CPU
+        pytest.skip(str(error))
     for parameter, value in theirs.named_parameters():
         if "offset" in parameter:
             torch.nn.init.normal_(value, std=0.05)
@@ -127,9 +131,10 @@ def test_zoo_networks_are_the_same(name):
 @pytest.mark.skipif(FCOS is None, reason="Detectron2 0.5 has no FCOS")
 def test_fcos_is_that_of_the_lazy_config():
     try:
-        theirs = model_zoo.get("COCO-Detection/fcos_R_50_FPN_1x.py", device="cpu")
+        lazy = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py")
     except RuntimeError as error:
         pytest.skip(f"a source tree without installed configs: {error}")
+    theirs = instantiate(lazy.model)
     cfg = load(CONFIGS / "COCO-Detection/fcos_R_50_FPN_1x.yaml")
     cfg.MODEL.DEVICE = "cpu"
     assert_same_network(build_model(cfg), randomize(theirs), inputs(cfg), exact=True)
