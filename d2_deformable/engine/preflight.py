@@ -27,6 +27,7 @@ from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
     is_class_aware_rpn,
     is_detector,
+    is_fcos,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
 from .ema import check_decay
@@ -88,7 +89,7 @@ def check_settings(cfg) -> None:
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_names(cfg.MODEL)
-    if cfg.MODEL.META_ARCHITECTURE == "build_fcos":
+    if is_fcos(cfg):
         check_has_fcos()
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
