@@ -49,7 +49,7 @@ def add_deformable_config(cfg: CN) -> None:
     # Levels above the last stage's in build_deform_resnet_fpn_backbone: "LastLevelMaxPool" (p6, for
     # Faster and Mask R-CNN), "LastLevelP6P7" (p6 and p7 by convolutions, for RetinaNet and FCOS) or
     # "LastLevelP6" (p6 by a convolution, as in the released FPN). Empty chooses as Detectron2 does:
-    # "LastLevelP6P7" for RetinaNet, otherwise "LastLevelMaxPool".
+    # "LastLevelP6P7" for RetinaNet and FCOS, otherwise "LastLevelMaxPool".
     cfg.MODEL.FPN.TOP_BLOCK = ""
     # The map that the convolutions of TOP_BLOCK read: "res5" (RetinaNet, the released FPN) or "p5"
     # (FCOS).

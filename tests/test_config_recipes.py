@@ -366,7 +366,6 @@ RFCN_FPN = {
 # configs/common/models/fcos.py of Detectron2 main.
 FCOS = {
     "MODEL.META_ARCHITECTURE": "build_fcos",
-    "MODEL.FPN.TOP_BLOCK": "LastLevelP6P7",
     "MODEL.FPN.TOP_BLOCK_IN_FEATURE": "p5",
     "MODEL.RETINANET.NORM": "GN",
     "MODEL.RETINANET.SCORE_THRESH_TEST": 0.2,

@@ -118,6 +118,11 @@ def check_settings(cfg) -> None:
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
             "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
+    if is_detectron2s and model.FPN.TOP_BLOCK:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.FPN.TOP_BLOCK "
+            f"{model.FPN.TOP_BLOCK}; choose build_deform_resnet_fpn_backbone"
+        )
     if is_class_aware_rpn(cfg):
         _check_no_second_stage(cfg)
     _check_proposal_keys(cfg)
@@ -129,6 +134,11 @@ def check_settings(cfg) -> None:
             f"{model.ROI_HEADS.SAMPLING}; choose RFCNHeads, DeformROIHeads or DeformCascadeROIHeads"
         )
     pooler = model.ROI_BOX_HEAD.POOLER_TYPE
+    if model.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL and pooler != "DeformROIPool":
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL is True, but POOLER_TYPE is "
+            f"{pooler}; only DeformROIPool reads it"
+        )
     reader = POOLER_READERS.get(pooler)
     if reader and isinstance(heads, type) and not issubclass(heads, reader):
         raise ValueError(

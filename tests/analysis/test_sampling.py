@@ -267,6 +267,34 @@ def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
     torch.testing.assert_close(last[2:], torch.tensor([250.0, 180.0]))
 
 
+def test_parts_of_rfcn_on_a_pyramid_are_those_of_their_level():
+    """One call of the predictor per level, but one layer for classes and one for boxes."""
+    strides = (8, 16)
+    layers = RFCNOutputLayers(
+        [ShapeSpec(channels=2, stride=stride) for stride in strides],
+        resolution=3,
+        deformable=True,
+        num_classes=3,
+        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+    )
+    nn.init.normal_(layers.cls_score.offset_maps.weight)
+    boxes = torch.tensor([[0.0, 0, 300, 310], [10, 20, 60, 50]])  # of the second, the first level
+
+    def head(model, x):
+        layers([x, x[..., ::2, ::2]], [Boxes(boxes)])
+
+    model = Net(nn.AvgPool2d(8), head, layers=layers)
+    inputs = {"image": coordinates(320, 320), "height": 320, "width": 320}
+    with torch.no_grad():
+        pools = inspect_image(model, inputs).record.pools
+        assert [p.name for p in pools] == ["layers.cls_score", "layers.bbox_pred"]
+        assert [p.num_classes for p in pools] == [4, 1]
+        offset, scale = pools[0].predict(boxes)
+        alone = [pools[0].predict(box[None])[0] for box in boxes]
+    assert scale.tolist() == [1 / 16, 1 / 8] and offset.shape == (2, 4, 2, 3, 3)
+    torch.testing.assert_close(offset, torch.cat(alone))
+
+
 def test_parts_of_faster_rcnn_are_where_the_operator_samples_on_every_level():
     k, samples = 3, 4
     pool = DeformRoIPool(2, k)

@@ -166,6 +166,20 @@ def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
 
 
 @pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("FPN.TOP_BLOCK", "LastLevelP6", "build_resnet_backbone does not read MODEL.FPN.TOP_BLOCK"),
+        ("ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL", True, "is ROIAlignV2; only DeformROIPool reads"),
+    ],
+)
+def test_keys_of_pyramids_that_nothing_reads_are_refused(cfg, key, value, message):
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.merge_from_list(["MODEL.WEIGHTS", "R-50.pkl", f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize(
     "key, name, message",
     [
         ("META_ARCHITECTURE", "GeneralisedRCNN", "did you mean GeneralizedRCNN"),

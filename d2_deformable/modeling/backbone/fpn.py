@@ -40,7 +40,7 @@ TOP_BLOCKS = ("LastLevelMaxPool", *CONVOLUTIONAL)
 def build_deform_resnet_fpn_backbone(cfg, input_shape):
     """Build an FPN on `build_deform_resnet_backbone`.
 
-    It is Detectron2's `build_resnet_fpn_backbone`, for RetinaNet its
+    It is Detectron2's `build_resnet_fpn_backbone`, for RetinaNet and FCOS its
     `build_retinanet_resnet_fpn_backbone`. MODEL.FPN.TOP_BLOCK chooses other top levels.
 
     Raises:
@@ -59,8 +59,8 @@ def build_deform_resnet_fpn_backbone(cfg, input_shape):
 
 def _top_block(cfg, shapes) -> nn.Module:
     c = cfg.MODEL.FPN
-    retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    name = c.TOP_BLOCK or ("LastLevelP6P7" if retinanet else "LastLevelMaxPool")
+    dense = cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "build_fcos")
+    name = c.TOP_BLOCK or ("LastLevelP6P7" if dense else "LastLevelMaxPool")
     if name == "LastLevelMaxPool":
         return LastLevelMaxPool()
     # The last level of the pyramid has the number of the last stage: p5 for res5.
