@@ -56,6 +56,15 @@ def add_deformable_config(cfg: CN) -> None:
     # that in its own `build_model`.
     cfg.MODEL.DEFORM_MODULES = []
 
+    # Levels above the last stage's in build_deform_resnet_fpn_backbone: "LastLevelMaxPool" (p6, for
+    # Faster and Mask R-CNN), "LastLevelP6P7" (p6 and p7 by convolutions, for RetinaNet and FCOS) or
+    # "LastLevelP6" (p6 by a convolution, as in the released FPN). Empty chooses as Detectron2 does:
+    # "LastLevelP6P7" for RetinaNet and FCOS, otherwise "LastLevelMaxPool".
+    cfg.MODEL.FPN.TOP_BLOCK = ""
+    # The map that the convolutions of TOP_BLOCK read: "res5" (RetinaNet, the released FPN) or "p5"
+    # (FCOS).
+    cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
+
     # With empty MODEL.WEIGHTS, FrozenBN or FREEZE_AT > 0 freezes layers at random values. Training
     # then stops with an error unless this is True.
     cfg.MODEL.BACKBONE.ALLOW_FROZEN_RANDOM = False
@@ -64,9 +73,10 @@ def add_deformable_config(cfg: CN) -> None:
     # one more forward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost").
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINT = False
 
-    # Which proposals train RFCNHeads: "random" (BATCH_SIZE_PER_IMAGE at POSITIVE_FRACTION,
-    # as Detectron2) or "ohem" (the BATCH_SIZE_PER_IMAGE with the highest loss of all proposals
-    # of the image, as released with R-FCN).
+    # Which proposals train RFCNHeads, DeformROIHeads and DeformCascadeROIHeads: "random"
+    # (BATCH_SIZE_PER_IMAGE at POSITIVE_FRACTION, as Detectron2) or "ohem" (the BATCH_SIZE_PER_IMAGE
+    # with the highest loss of all proposals of the image: 128 in the released R-FCN, 512 in the
+    # released FPN). Plain poolers work too.
     cfg.MODEL.ROI_HEADS.SAMPLING = "random"
 
     # R-CNN feature mimicking (Deformable ConvNets v2, sec. 3.3): two more losses in training, and
@@ -80,8 +90,8 @@ def add_deformable_config(cfg: CN) -> None:
     # Factor of both losses.
     mimic.LOSS_WEIGHT = 0.1
 
-    # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals by the rules of the released
-    # operator_py/proposal.py, see modeling/proposal_generator.py.
+    # PROPOSAL_GENERATOR.NAME gains "LegacyRPN": proposals and labels of anchors by the rules of the
+    # released code, see modeling/proposal_generator.py.
 
     # New values of POOLER_TYPE. For DeformROIHeads: "DeformROIPool", and "LegacyROIPool", the max
     # pooling of the released Faster R-CNN. For RFCNHeads: "PSROIPool" and "DeformPSROIPool".
@@ -95,6 +105,9 @@ def add_deformable_config(cfg: CN) -> None:
     box_head = cfg.MODEL.ROI_BOX_HEAD
     # Offsets are fractions of the RoI's size, scaled by this factor (gamma of paper sec. 2.2).
     box_head.DEFORM_GAMMA = 0.1
+    # "DeformROIPool" and "ModulatedDeformROIPool" predict offsets by a layer for each level of a
+    # pyramid, as the released FPN does, instead of one for all levels.
+    box_head.DEFORM_OFFSETS_PER_LEVEL = False
     # Samples per bin and axis. With 0, "ROIAveragePool" averages whole pixels: equation 5 of the
     # paper to the letter. (Its position-sensitive twin is "PSROIPool".)
     box_head.DEFORM_SAMPLES_PER_PART = 4

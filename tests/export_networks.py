@@ -11,6 +11,7 @@ NETWORKS = {
     "class_aware_rpn": "quick/warped_shapes_class_aware_rpn_R_18_dconv3.yaml",
     "deeplab": "quick/warped_shapes_deeplab_R_18_dconv3.yaml",
     "cascade_rcnn": "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
+    "rfcn_fpn": "COCO-Detection/rfcn_R_50_FPN_1x_dconv_c3-c5_dpool.yaml",
     "mask_rcnn": "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool.yaml",
 }
 # Overrides that give the networks converted from the released code and from mmdetection.

@@ -344,21 +344,105 @@ def test_no_warm_up_starts_at_the_full_rate():
 # ---- Feature pyramid -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [p for p in PLAIN if p in FPN], ids=relative)
+# Detectron2's YAML that a plain one equals, with ResNet-50.
+DETECTRON2 = {
+    "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoint": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "panoptic": "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
+    "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    # Not Detectron2's: their recipe is that of
+    "rfcn": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "fcos": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+}
+RFCN_FPN = {
+    "MODEL.ROI_HEADS.NAME": "RFCNHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.SAMPLING": "ohem",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "PSROIPool",
+}
+# configs/common/models/fcos.py of Detectron2 main.
+FCOS = {
+    "MODEL.META_ARCHITECTURE": "build_fcos",
+    "MODEL.FPN.TOP_BLOCK_IN_FEATURE": "p5",
+    "MODEL.RETINANET.NORM": "GN",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.2,
+    "MODEL.RETINANET.NMS_THRESH_TEST": 0.6,
+}
+# As Detectron2's faster_rcnn_X_101_32x8d_FPN_3x.yaml, but for images and weights of timm.
+RESNEXT = {
+    "MODEL.RESNETS.DEPTH": 101,
+    "MODEL.RESNETS.NUM_GROUPS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.WEIGHTS": "output/resnext101_32x4d.pth",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+}
+RELEASED_FPN = CONFIGS / "COCO-Detection/faster_rcnn_R_101_FPN_ohem.yaml"
+
+
+@pytest.mark.parametrize("path", [p for p in PLAIN if p in FPN and p != RELEASED_FPN], ids=relative)
 def test_plain_fpn_is_detectron2s(path):
-    theirs = {
-        "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
-        "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
-        "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
-    }
-    expected = load(model_zoo.get_config_file(theirs[detector(path)]))
+    expected = load(model_zoo.get_config_file(DETECTRON2[detector(path)]))
     expected.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"
-    if "cascade" in path.stem:
+    if "cascade_rcnn" in path.stem:
         expected.MODEL.MASK_ON = False
     if "R_101" in path.stem:
         expected.MODEL.RESNETS.DEPTH = 101
         expected.MODEL.WEIGHTS = expected.MODEL.WEIGHTS.replace("R-50", "R-101")
-    assert flat(load(path)) == flat(expected)
+    ours = {"rfcn": RFCN_FPN, "fcos": FCOS}.get(detector(path), {})
+    if "X_101" in path.stem:
+        ours = RESNEXT
+    assert flat(load(path)) == flat(expected) | ours
+
+
+def test_released_fpn():
+    """fpn/symbols/resnet_v1_101_fpn_rcnn.py, operator_py/pyramid_proposal.py, train_end2end.py and
+    experiments/fpn/cfgs/resnet_v1_101_coco_trainval_fpn_end2end_ohem.yaml."""
+    ours = {
+        "MODEL.RESNETS.DEPTH": 101,
+        "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
+        "MODEL.PIXEL_MEAN": [103.06, 115.90, 123.15],
+        "MODEL.FPN.TOP_BLOCK": "LastLevelP6",
+        "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+        "MODEL.PROPOSAL_GENERATOR.NAME": "LegacyRPN",
+        "MODEL.RPN.CONV_DIMS": [512],
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 12000,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 2000,
+        "MODEL.RPN.BOUNDARY_THRESH": -1,
+        "MODEL.RPN.SMOOTH_L1_BETA": 0.1111,
+        "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
+        "MODEL.ROI_HEADS.SAMPLING": "ohem",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+        "INPUT.MIN_SIZE_TRAIN": (800,),
+        "INPUT.MAX_SIZE_TRAIN": 1280,
+        "INPUT.MIN_SIZE_TEST": 800,
+        "INPUT.MAX_SIZE_TEST": 1280,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.MAX_ITER": 205200,
+        "SOLVER.STEPS": (117300, 175900),
+        "SOLVER.WARMUP_METHOD": "constant",
+        "SOLVER.WARMUP_FACTOR": 0.1,
+        "SOLVER.WARMUP_ITERS": 250,
+        "SOLVER.WEIGHT_DECAY": 0.0001,
+        "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+    }
+    like = load(CONFIGS / "COCO-Detection/faster_rcnn_R_101_FPN_1x.yaml")
+    assert flat(load(RELEASED_FPN)) == flat(like) | ours
+    images = 117266  # of trainval35k that have an object; each also flipped
+    epochs = [n * 8 / (2 * images) for n in (117300, 175900, 205200)]
+    assert epochs == pytest.approx([4, 6, 7], rel=1e-3)
 
 
 # ---- All -----------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ import torch
 import yaml
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 import train_net
 from d2_deformable.engine import build_optimizer, check_settings
 from d2_deformable.engine.optimizer import lr_factors
+from d2_deformable.modeling.meta_arch.fcos import FCOS
 from yamls import (
     CONFIGS,
     DEEPLAB,
@@ -27,6 +28,7 @@ from yamls import (
     QUICK,
     SEGMENTATION,
     STRIDE_16,
+    THREE_X,
     VARIANTS,
     YAMLS,
     load,
@@ -35,12 +37,29 @@ from yamls import (
     relative,
 )
 
-# One of each kind: deeper networks and other data sets only repeat their layers.
+RELEASED_FPN_AND_RESNEXT = [
+    "R_101_FPN_ohem",
+    "R_101_FPN_ohem_dcn",
+    "X_101_32x4d_FPN_1x_dconv_c3-c5",
+]
+# Detectron2 0.5 has no FCOS: its YAMLs are refused by name.
+WITHOUT_FCOS = [p for p in MODELS if FCOS is None and p.stem.startswith("fcos")]
+BUILD = [p for p in MODELS if p not in WITHOUT_FCOS]
+
+# One of each kind: deeper networks, other data sets and schedules only repeat their layers.
 KINDS = [
-    *(p for p in STRIDE_16 + FPN if p.parent.name == "COCO-Detection" and "_R_50" in p.stem),
+    *(
+        p
+        for p in STRIDE_16 + FPN
+        if p.parent.name == "COCO-Detection"
+        and "_R_50" in p.stem
+        and p not in THREE_X + WITHOUT_FCOS
+    ),
+    *(CONFIGS / f"COCO-Detection/faster_rcnn_{n}.yaml" for n in RELEASED_FPN_AND_RESNEXT),
     *(CONFIGS / f"COCO-Detection/class_aware_rpn_R_101{v}.yaml" for v in ("", "_dconv3")),
     *(CONFIGS / f"COCO-Detection/{n}_AIR_dconv3_dpool.yaml" for n in ("rfcn", "faster_rcnn")),
     CONFIGS / "VOC-Detection/rfcn_R_101_dconv3_dpool_3x3.yaml",
+    CONFIGS / "VOC-Detection/class_aware_rpn_R_101_1x1.yaml",
 ]
 
 _models = {}  # YAMLs that differ only in their recipe share a model
@@ -60,11 +79,18 @@ def without_memory(path, overrides=()):
     return _models[key]
 
 
-@pytest.mark.parametrize("path", MODELS, ids=relative)
+@pytest.mark.parametrize("path", BUILD, ids=relative)
 def test_builds(path):
     cfg = load(path)
     check_settings(cfg)
     build_optimizer(cfg, without_memory(path))  # SOLVER.LR_MULTIPLIERS finds its layers
+
+
+@pytest.mark.parametrize("path", WITHOUT_FCOS, ids=relative)
+def test_without_fcos_the_version_that_has_it_is_named(path):
+    for build in (check_settings, build_model):
+        with pytest.raises(ValueError, match="build_fcos needs .* Detectron2's main .* 0.5 lacks"):
+            build(load(path))
 
 
 def test_lines_fit_a_screen():
@@ -81,19 +107,26 @@ def test_bases_stay_inside_configs():
             assert file.is_relative_to(CONFIGS) and file.is_file(), (path, base)
 
 
-@pytest.mark.parametrize("path", STRIDE_16 + FPN + SEGMENTATION, ids=relative)
+RATED = [p for p in STRIDE_16 + FPN + SEGMENTATION if p in BUILD and p not in THREE_X]
+
+
+@pytest.mark.parametrize("path", RATED, ids=relative)
 def test_learning_rates_of_layers(path):
-    """As released: R-FCN's reduction learns at 3 times the rate, RoI offsets at 0.01 times, and
-    DeepLab's biases at twice the rate."""
+    """As released: R-FCN's reduction learns at 3 times the rate, RoI offsets at 0.01 times, offsets
+    and masks of modulated convolutions at 0.1 times, and DeepLab's biases at twice the rate."""
+    model = without_memory(path)
     expected = {}
     if path in DEEPLAB:
         expected = {f"sem_seg_head.{layer}.bias": 2.0 for layer in ("hidden", "predictor")}
-    elif path.stem.startswith("rfcn"):
+    elif path.stem.startswith("rfcn") and path not in FPN:
         expected = {f"backbone.reduction.{p}": 3.0 for p in ("weight", "bias")}
-    elif "dpool" in parts(path):
-        layer = "roi_heads.box_pooler.roi_pool.offset_fc"
-        expected = {f"{layer}.{p}": 0.01 for p in ("weight", "bias")}
-    model = without_memory(path)
+    elif {"dpool", "dcn"} & {*parts(path)} and "rfcn" not in path.stem:
+        levels = [f"{i}." for i in range(4)] if "dcn" in parts(path) else [""]
+        layers = [f"roi_heads.box_pooler.roi_pool.{level}offset_fc" for level in levels]
+        expected = {f"{layer}.{p}": 0.01 for layer in layers for p in ("weight", "bias")}
+    if "mdconv" in path.stem:
+        names = (name for name, _ in model.named_parameters() if "conv_offset" in name)
+        expected |= dict.fromkeys(names, 0.1)
     factors = lr_factors(model, load(path).SOLVER.LR_MULTIPLIERS)
     names = {p: name for name, p in model.named_parameters()}
     assert {names[p]: f for p, f in factors.items() if f != 1} == expected
@@ -115,6 +148,8 @@ def num_parameters(module):
 PARAMETERS = [
     ("VOC-Detection/class_aware_rpn_R_101", 49_432_865, 49_432_865, 0),
     ("VOC-Detection/class_aware_rpn_R_101_dconv3", 49_681_751, 49_681_751, 248_886),
+    ("VOC-Detection/class_aware_rpn_R_101_1x1", 44_828_961, 44_828_961, -4_603_904),
+    ("VOC-Detection/class_aware_rpn_R_101_dconv3_1x1", 45_077_847, 45_077_847, -4_355_018),
     ("VOC-Detection/rfcn_R_101", 50_596_150, 45_853_961, 0),
     ("VOC-Detection/rfcn_R_101_dconv3", 50_845_036, 46_102_847, 248_886),
     ("VOC-Detection/rfcn_R_101_dpool", 52_806_050, 48_063_861, 2_209_900),
@@ -135,6 +170,7 @@ PARAMETERS = [
     ("Cityscapes-SemanticSegmentation/deeplab_R_101", 44_617_811, 44_617_811, 0),
     ("COCO-Detection/rfcn_AIR", 73_449_985, 68_700_101, 0),
     ("COCO-Detection/rfcn_AIR_dconv3_dpool", 81_852_827, 77_102_943, 8_402_842),
+    ("COCO-Detection/rfcn_AIR_dconv9_dpool", 82_184_711, 77_434_827, 8_734_726),
     ("COCO-Detection/faster_rcnn_AIR", 81_913_933, 77_164_049, 0),
     ("COCO-Detection/faster_rcnn_AIR_dconv3_dpool", 83_309_285, 78_559_401, 1_395_352),
 ]
@@ -150,20 +186,62 @@ def test_parameters(name, total, without_rpn, growth):
     assert total - num_parameters(plain) == growth
 
 
+RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text().replace("\\\n", " ")
+
+
+def table_4():
+    """{YAML on VOC: parameters and growth with 1 and with 4 groups, in docs/recipes.md}."""
+    files = {
+        "class-aware RPN": "class_aware_rpn_R_101",
+        "class-aware RPN without the 3x3 convolution (`_1x1`)": "class_aware_rpn_R_101_1x1",
+        "Faster R-CNN": "faster_rcnn_R_101",
+        "R-FCN": "rfcn_R_101",
+        "DeepLab": "deeplab_R_101",
+    }
+    row = r"^\| (.+) \| \d+\.\d M \| ([\d,]+) \| \d\.\d M \| ([\d,]+) \| ([\d,]+) \|$"
+    found = re.findall(row, RECIPES, re.MULTILINE)
+    numbers = {files[name]: [int(n.replace(",", "")) for n in row] for name, *row in found}
+    assert numbers.keys() == set(files.values())
+    return numbers
+
+
+@pytest.mark.parametrize("name, row", table_4().items())
+def test_parameters_in_the_documentation(name, row):
+    folder = "VOC-SemanticSegmentation" if "deeplab" in name else "VOC-Detection"
+    network, head, _ = name.partition("_1x1")
+    pooling = "_dpool" if network in ("faster_rcnn_R_101", "rfcn_R_101") else ""
+    plain = CONFIGS / folder / f"{name}.yaml"
+    deformable = CONFIGS / folder / f"{network}_dconv3{pooling}{head}.yaml"
+    model = without_memory(plain)
+    rpn = getattr(model, "proposal_generator", None)
+    total = num_parameters(model)
+    of_groups = [
+        num_parameters(without_memory(deformable, ["MODEL.RESNETS.DEFORM_NUM_GROUPS", groups]))
+        for groups in (1, 4)
+    ]
+    growth = [n - total for n in of_groups]
+    assert [total - (num_parameters(rpn) if rpn else 0), *growth] == row
+
+
 # Input channels of the 3x3 convolutions, last one first.
 WIDTHS = {
     "R_50": [512] * 3 + [256] * 6,
     "R_101": [512] * 3 + [256] * 23,
-    "AIR": [256, 256, 512],
+    "AIR": [256, 256, 512] * 3,
     "quick/R_18": [256] * 4,
     "quick/AIR": [64, 64, 128],
 }
-GROWING = [p for p in STRIDE_16 + SEGMENTATION + QUICK if p in VARIANTS and "3x3" not in p.stem]
+GROWING = [
+    p
+    for p in STRIDE_16 + SEGMENTATION + QUICK
+    if p in VARIANTS and not re.search("3x3|1x1", p.stem)
+]
 
 
 @pytest.mark.parametrize("path", GROWING, ids=relative)
 def test_a_variant_grows_by_its_offset_layers(path):
-    """Without the variants with 3x3 bins, whose score maps shrink; PARAMETERS covers those."""
+    """Without the variants with 3x3 bins or without a 3x3 layer, which shrink; PARAMETERS covers
+    those."""
     network = re.search(r"R_\d+|AIR", path.stem)[0]
     widths = WIDTHS[f"quick/{network}" if path in QUICK else network]
     bins, cfg = 7 * 7, load(path)
@@ -190,19 +268,27 @@ def test_a_variant_grows_by_its_offset_layers(path):
     assert growth == expected
 
 
-@pytest.mark.parametrize("path", [p for p in FPN if p in VARIANTS], ids=relative)
+@pytest.mark.parametrize("path", [p for p in RATED if p in FPN and p in VARIANTS], ids=relative)
 def test_deformable_fpn_grows_by_its_offset_layers(path):
-    blocks = {"R_50": (4, 6, 3), "R_101": (4, 23, 3)}[re.search(r"R_\d+", path.stem)[0]]
+    cfg = load(path)
+    blocks = {50: (4, 6, 3), 101: (4, 23, 3)}[cfg.MODEL.RESNETS.DEPTH]
+    wider = 2 if "X_101" in path.stem else 1
     per_tap = 3 if "mdconv" in path.stem else 2  # dy, dx and a mask
-    outputs = per_tap * 3 * 3 * (4 if "group4" in path.stem else 1)
+    outputs = per_tap * 3 * 3 * (4 if {"group4", "dcn"} & {*parts(path)} else 1)
     bins, inputs = 7 * 7, 256 * 7 * 7
     expected = 0
     if "dconv_c3-c5" in path.stem:
         expected += sum(
-            n * (outputs * width * 3 * 3 + outputs)
+            n * (outputs * wider * width * 3 * 3 + outputs)
             for n, width in zip(blocks, (128, 256, 512), strict=True)
         )
-    if "dpool" in parts(path):
+    if "dcn" in parts(path):
+        expected += sum(outputs * (width * 3 * 3 + 1) for width in (128, 256, 512, 512, 512))
+        expected += 4 * 2 * bins * (inputs + 1)  # on each of four levels
+    if "dpool" in parts(path) and "rfcn" in path.stem:
+        sets = cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1 + 1
+        expected += 2 * bins * sets * (cfg.MODEL.FPN.OUT_CHANNELS + 1)
+    elif "dpool" in parts(path):
         expected += 2 * bins * (inputs + 1)
     if "_mmdet" in path.stem:  # on each of four levels
         expected += 4 * ((inputs + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 2 * bins)
@@ -212,7 +298,6 @@ def test_deformable_fpn_grows_by_its_offset_layers(path):
     assert growth == expected
 
 
-RECIPES = (CONFIGS.parent / "docs/recipes.md").read_text().replace("\\\n", " ")
 COMMANDS = re.findall(r"^python train_net.py (.*)", RECIPES, re.MULTILINE)
 # Offset groups, dilation and bias learning rate of offset layers, and the parameters of RoI
 # offsets: */symbols/resnet_v1_101_*_dcn.py of the released code.
@@ -271,6 +356,15 @@ SMALL_FPN = {
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [16],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.RETINANET.NUM_CLASSES": 3,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
 }
 
 
@@ -297,9 +391,18 @@ def train_one_step(cfg, model, inputs):
 def test_trains_and_detects(path):
     cfg = load(path)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     if path in KINDS:
         small = SMALL | (SMALL_FPN if path in FPN else SMALL_STRIDE_16)
+        resnets = cfg.MODEL.RESNETS
+        if resnets.DEFORM_LAYERS:  # which a smaller network lacks
+            small |= {"MODEL.RESNETS.DEPTH": resnets.DEPTH}
+        if resnets.NUM_GROUPS > 1:
+            small |= {"MODEL.RESNETS.WIDTH_PER_GROUP": 1}
+        if cfg.MODEL.RETINANET.NORM == "GN":  # 32 groups of more than one value
+            small |= {"MODEL.FPN.OUT_CHANNELS": 64}
+        if not cfg.MODEL.RPN.CONV_DIMS:
+            small.pop("MODEL.RPN.CONV_DIMS")
         cfg.merge_from_list([x for item in small.items() for x in item])
     model = build_model(cfg)
     for module in model.modules():
@@ -312,7 +415,14 @@ def test_trains_and_detects(path):
     if cfg.MODEL.MASK_ON:
         triangles = [[10, 10, 60, 10, 35, 70], [60, 90, 120, 90, 90, 30]]
         instances.gt_masks = PolygonMasks([[triangle] for triangle in triangles])
+    if cfg.MODEL.KEYPOINT_ON:
+        instances.gt_classes = torch.tensor([0, 0])
+        corners, sizes = instances.gt_boxes.tensor[:, None].split(2, dim=2)
+        points = corners + (sizes - corners) * torch.rand(2, 17, 2)
+        instances.gt_keypoints = Keypoints(torch.cat([points, torch.full((2, 17, 1), 2.0)], dim=2))
     inputs = [{"image": image, "instances": instances, "height": 96, "width": 128}] * 2
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+        inputs[0]["sem_seg"] = torch.randint(0, 54, (96, 128))
 
     train_one_step(cfg, model, inputs)
 
@@ -326,6 +436,7 @@ def test_trains_and_detects(path):
     assert len(detections) > 0
     assert detections.pred_classes.max() < cfg.MODEL.ROI_HEADS.NUM_CLASSES
     assert detections.has("pred_masks") == cfg.MODEL.MASK_ON
+    assert detections.has("pred_keypoints") == cfg.MODEL.KEYPOINT_ON
 
 
 SMALL_SEGMENTATION = {"MODEL.SEM_SEG_HEAD.CONVS_DIM": 16, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}

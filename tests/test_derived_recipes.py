@@ -1,8 +1,8 @@
 """A recipe differs from the one it is derived from as expected, and in nothing else.
 
 A variant differs from its plain twin by the parts of its name. A `_paper` recipe differs from the
-YAML it is named after by the paper's settings. A YAML of model_zoo/ differs from one of our
-networks by its training.
+YAML it is named after by the paper's settings, a 3x recipe from the 1x one by its schedule. A YAML
+of model_zoo/ differs from one of our networks by its training.
 """
 
 import pytest
@@ -12,6 +12,7 @@ from yamls import (
     MODELS,
     PAPER,
     QUICK,
+    THREE_X,
     VARIANTS,
     ZOO,
     bases_of,
@@ -68,6 +69,41 @@ def test_paper(path):
     assert flat(load(path)) == flat(load(released)) | PAPER_SETTINGS[path.parent.name]
 
 
+# The rows of tables 1 and 3 that name a layer or a dilation.
+ROWS = [f"dconv{n}" for n in (1, 2, 3, 6)] + [f"atrous{n}" for n in (4, 6, 8)]
+POOLING_ROWS = ["dpool", "dconv3_dpool"]
+
+
+def test_every_row_of_tables_1_and_3_has_the_papers_training():
+    expected = {
+        f"{folder}/{network}_R_101{row}_paper"
+        for folder, networks in {
+            "VOC-Detection": ("class_aware_rpn", "faster_rcnn", "rfcn"),
+            "VOC-SemanticSegmentation": ("deeplab",),
+            "Cityscapes-SemanticSegmentation": ("deeplab",),
+        }.items()
+        for network in networks
+        for row in [
+            "",
+            *(f"_{row}" for row in ROWS + POOLING_ROWS * ("rcnn" in network or network == "rfcn")),
+        ]
+    }
+    ours = {relative(p).removesuffix(".yaml") for p in PAPER}
+    assert {name for name in ours if not name.startswith("COCO")} == expected
+
+
+# ---- Detectron2's 3x -----------------------------------------------------------------------------
+
+SCHEDULE_3X = {"SOLVER.STEPS": (210000, 250000), "SOLVER.MAX_ITER": 270000}
+
+
+@pytest.mark.parametrize("path", THREE_X, ids=relative)
+def test_3x_is_1x_trained_longer(path):
+    once = path.with_stem(path.stem.replace("_3x", "_1x"))
+    assert flat(load(path)) == flat(load(once)) | SCHEDULE_3X
+    assert yaml.safe_load(path.read_text()) == {"_BASE_": [once.name, "Base-COCO-3x.yaml"]}
+
+
 # ---- Variants ------------------------------------------------------------------------------------
 
 # The settings that a part of a name means.
@@ -76,9 +112,10 @@ CONVOLUTIONS = {
     "mdconv_c3-c5": {
         "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
         "MODEL.RESNETS.DEFORM_MODULATED": True,
+        "SOLVER.LR_MULTIPLIERS": [["conv_offset", 0.1]],  # DCNv2_op/example_symbol.py
     },
 }
-CONVOLUTIONS |= {f"dconv{n}": {"MODEL.RESNETS.DEFORM_NUM_LAYERS": n} for n in (1, 2, 3, 6)}
+CONVOLUTIONS |= {f"dconv{n}": {"MODEL.RESNETS.DEFORM_NUM_LAYERS": n} for n in (1, 2, 3, 6, 9)}
 CONVOLUTIONS |= {f"atrous{n}": {"MODEL.RESNETS.RES5_DILATION": n} for n in (4, 6, 8)}
 FASTER_DPOOL = {
     "MODEL.ROI_HEADS.NAME": "DeformROIHeads",
@@ -122,6 +159,16 @@ BOX_AVERAGE = {
     "TEST.BOX_AVERAGE.VOTE_IOU": 0.5,
 }
 OTHER = MMDET_DPOOL | {
+    # fpn/symbols/resnet_v1_101_fpn_dcn_rcnn.py; RoI offsets learn at 0.01 of the rate.
+    "dcn": {
+        "MODEL.RESNETS.DEFORM_NUM_LAYERS": 3,
+        "MODEL.RESNETS.DEFORM_LAYERS": ["res3.3.conv2", "res4.22.conv2"],
+        "MODEL.RESNETS.DEFORM_NUM_GROUPS": 4,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformROIPool",
+        "MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL": True,
+        "SOLVER.LR_MULTIPLIERS": [["box_pooler.*offset_fc", 0.01]],
+    },
+    "1x1": {"MODEL.RPN.CONV_DIMS": []},
     "group4": {"MODEL.RESNETS.DEFORM_NUM_GROUPS": 4},
     "3x3": {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3},  # figure 6
     "M": MULTI_SCALE,
@@ -129,17 +176,21 @@ OTHER = MMDET_DPOOL | {
 }
 
 
+RATES = "SOLVER.LR_MULTIPLIERS"
+
+
 def changes(path):
     """Settings that a YAML of configs/ must have by its name, and its plain twin lacks."""
     values = {}
     for part in parts(path):
         of_detector = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part, {}).get(detector(path))
-        values |= of_detector or (CONVOLUTIONS | OTHER)[part]
+        part = of_detector or (CONVOLUTIONS | OTHER)[part]
+        rates = values.get(RATES, []) + part.get(RATES, [])
+        values |= part | ({RATES: rates} if rates else {})
     if path in QUICK and "dconv" in path.stem:
         # Trained from scratch, convolution offsets learn more slowly; other factors stay.
-        key = "SOLVER.LR_MULTIPLIERS"
-        of_plain = flat(load(plain_twin(path)))[key]
-        values[key] = of_plain + [["conv_offset", 0.1]] + values.get(key, [])
+        of_plain = flat(load(plain_twin(path)))[RATES]
+        values[RATES] = of_plain + [["conv_offset", 0.1]] + values.get(RATES, [])
     return values
 
 

@@ -71,6 +71,8 @@ RELEASED = {
     "VOC-Detection/rfcn_R_101_dconv3_dpool": "82.3 67.8",
     "COCO-Detection/faster_rcnn_R_101": "30.3 52.1 9.9 32.2 47.4",
     "COCO-Detection/faster_rcnn_R_101_dconv3_dpool": "35.0 55.0 14.3 37.7 52.0",
+    "COCO-Detection/faster_rcnn_R_101_FPN_ohem": "37.8 60.8 22.0 41.5 49.8",
+    "COCO-Detection/faster_rcnn_R_101_FPN_ohem_dcn": "41.2 63.5 24.3 44.9 54.4",
     "COCO-Detection/rfcn_R_101": "32.1 54.3 12.8 34.9 46.1",
     "COCO-Detection/rfcn_R_101_dconv3_dpool": "35.7 56.8 15.2 38.8 51.5",
     "VOC-SemanticSegmentation/deeplab_R_101": "70.7",

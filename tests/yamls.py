@@ -13,17 +13,18 @@ YAMLS = sorted(CONFIGS.rglob("*.yaml"))
 MODELS = [p for p in YAMLS if not p.name.startswith("Base-")]
 QUICK = [p for p in MODELS if p.parent.name == "quick"]
 ZOO = [p for p in MODELS if p.parent.name == "model_zoo"]
-FPN = [p for p in MODELS if "_FPN_1x" in p.stem]
+FPN = [p for p in MODELS if "_fpn_" in p.stem.lower()]
+THREE_X = [p for p in FPN if "_3x" in p.stem]  # each is a 1x file with another schedule
 STRIDE_16 = [p for p in MODELS if p.parent.name.endswith("-Detection") and p not in FPN]
 DEEPLAB = [p for p in MODELS if "deeplab" in p.stem]
 SEGMENTATION = [p for p in DEEPLAB if p not in QUICK]
 PAPER = [p for p in MODELS if p.stem.endswith("_paper")]
 # The parts of a name that tell how a YAML differs from its plain twin.
 PART = re.compile(
-    r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|m?dpool|group4|atrous\d|3x3|MB?)(?=_|$)"
+    r"_(m?dconv\d|m?dconv_c3-c5|m?dpool_mmdet|m?dpool|dcn|group4|atrous\d|3x3|1x1|MB?)(?=_|$)"
 )
-VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO]
-PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO]
+VARIANTS = [p for p in MODELS if PART.search(p.stem) and p not in PAPER + ZOO + THREE_X]
+PLAIN = [p for p in MODELS if p not in VARIANTS + PAPER + ZOO + THREE_X]
 
 
 def parts(path):
@@ -32,7 +33,8 @@ def parts(path):
 
 def detector(path):
     """The detector in a name: rfcn, faster, ...; names in quick/ begin with their data set."""
-    return re.search(r"rfcn|faster|mask|cascade|class_aware|rpn", path.stem)[0]
+    names = "rfcn|faster|mask|cascade|keypoint|panoptic|retinanet|fcos|class_aware|rpn"
+    return re.search(names, path.stem)[0]
 
 
 def plain_twin(path):
@@ -47,7 +49,7 @@ def bases_of(path):
     """
     if m := re.search(r"_(MB?)$", path.stem):
         return [path.with_stem(path.stem.removesuffix(m[0])), path.with_stem(f"Base-COCO-{m[1]}")]
-    if m := re.search(r"_(3x3|group4)$", path.stem):
+    if m := re.search(r"_(3x3|1x1|group4)$", path.stem):
         return [path.with_stem(path.stem.removesuffix(m[0]))]
     return [plain_twin(path)]
 

@@ -8,12 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import DeformConv2d, OffsetOutput, PSRoIPredictor
-from ..modeling.poolers import DeformROIPooler
+from ..layers import DeformConv2d, OffsetOutput
+from ..modeling import DeformROIPooler, RFCNOutputLayers
 from .layer_order import layers_below
 
 
@@ -137,7 +136,7 @@ def record_offsets(model: nn.Module, plain=()):
         return hook
 
     def on_predictor(name):
-        return lambda layer, args: record.pools.append(_predictor_parts(name, layer, *args))
+        return lambda predictor, args: record.pools.extend(_predictor_parts(name, predictor, *args))
 
     def on_pooler(name):
         return lambda layer, args: record.pools.append(_pooler_parts(name, layer, *args))
@@ -154,7 +153,7 @@ def record_offsets(model: nn.Module, plain=()):
                 keep(output.register_forward_hook(on_prediction(name, module)))
             elif name in plain:
                 keep(module.register_forward_hook(on_plain_conv(name)))
-            elif isinstance(module, PSRoIPredictor) and module.offset_maps is not None:
+            elif isinstance(module, RFCNOutputLayers):
                 keep(module.register_forward_pre_hook(on_predictor(name)))
             elif isinstance(module, DeformROIPooler):
                 keep(module.register_forward_pre_hook(on_pooler(name)))
@@ -191,15 +190,26 @@ def _conv_offsets(name, layer, x, offset, mask=None):
     )
 
 
-def _predictor_parts(name, layer, x, _):
-    def predict(boxes):
-        offset, _ = layer.predict_offsets(x, F.pad(boxes.to(x), (1, 0)))  # of image 0
-        return offset.unflatten(1, (-1, 2)), offset.new_full((len(boxes),), layer.spatial_scale)
+def _predictor_parts(name, predictor, x, _):
+    for part in ("cls_score", "bbox_pred"):
+        layer = getattr(predictor, part)
+        if layer.offset_maps is None:
+            continue
 
-    sampling = layer.roi_sampling
-    return PartOffsets(
-        name, layer.offset_classes, predict, layer.gamma, sampling.round_rois, sampling.min_size
-    )
+        def predict(boxes, layer=layer):
+            first = x if isinstance(x, torch.Tensor) else x[0]
+            offset, scale = predictor.predict_offsets(layer, x, [Boxes(boxes.to(first))])
+            return offset.unflatten(1, (-1, 2)), scale
+
+        sampling = layer.roi_sampling
+        yield PartOffsets(
+            f"{name}.{part}",
+            layer.offset_classes,
+            predict,
+            layer.gamma,
+            sampling.round_rois,
+            sampling.min_size,
+        )
 
 
 def _pooler_parts(name, pooler, x, _):

@@ -13,7 +13,11 @@ example:
   d2-deformable models VOC rfcn_R_101
 """
 # Short enough for a table of 100 columns.
-TASKS = {"instance segmentation": "instance segm.", "semantic segmentation": "semantic segm."}
+TASKS = {
+    "instance segmentation": "instance segm.",
+    "semantic segmentation": "semantic segm.",
+    "panoptic segmentation": "panoptic segm.",
+}
 HEADER = ("network", "task", "params", "test size", "AP")
 
 
@@ -40,7 +44,7 @@ def main(args):
 def table(networks: list[dict]) -> str:
     """Format summaries as a table, each checkpoint below its network."""
     rows = [HEADER, *map(cells, networks)]
-    if networks[0]["parameters"] is None:
+    if all(network["parameters"] is None for network in networks):
         rows = [row[:2] + row[3:] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
@@ -67,7 +71,7 @@ def cells(network: dict) -> tuple[str, ...]:
     return (
         network["name"].removesuffix(".yaml"),
         TASKS.get(network["task"], network["task"]),
-        f"{(network['parameters'] or 0) / 1e6:.1f}M",
+        f"{network['parameters'] / 1e6:.1f}M" if network["parameters"] else "",
         size if sizes[0] else "unchanged",
         "" if network["AP"] is None else f"{network['AP']:.1f}",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..modeling.meta_arch.predicates import is_detector, is_segmentor
+from ..modeling.meta_arch.predicates import is_dense_detector, is_detector, is_segmentor
 from ..utils.text import count
 from .checks import AnnotationReport, datasets_root, existing
 from .coco import COCOFormat
@@ -125,12 +125,13 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
 
     Raises:
         ValueError: class names that differ between the data sets; a number of classes other than
-            MODEL.ROI_HEADS.NUM_CLASSES of a detector or MODEL.SEM_SEG_HEAD.NUM_CLASSES of a
-            SemanticSegmentor; boxes where the network needs class masks, or the reverse; or no
-            object at all.
+            MODEL.ROI_HEADS.NUM_CLASSES of a detector, MODEL.RETINANET.NUM_CLASSES of RetinaNet and
+            FCOS or MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; boxes where the network
+            needs class masks, or the reverse; or no object at all.
     """
     segments = is_segmentor(cfg)
-    detects = is_detector(cfg)
+    dense = is_dense_detector(cfg)
+    detects = dense or is_detector(cfg)
     classes = {}
     for name, dicts in loaded.items():
         meta = MetadataCatalog.get(name)
@@ -157,7 +158,7 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
                 f"{first} has the classes {classes[first]}, but {name} has {classes[name]}: "
                 "give both the same CLASSES"
             )
-    head = "SEM_SEG_HEAD" if segments else "ROI_HEADS"
+    head = "SEM_SEG_HEAD" if segments else "RETINANET" if dense else "ROI_HEADS"
     num_classes = cfg.MODEL[head].NUM_CLASSES
     if classes and (detects or segments) and len(classes[first]) != num_classes:
         raise ValueError(

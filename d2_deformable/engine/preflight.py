@@ -22,11 +22,13 @@ from ..data import check_datasets, check_proposals
 from ..evaluation import check_resolution
 from ..evaluation.voc import METRICS
 from ..layers.conversion import parse_modules
-from ..modeling import DeformPoolerMixin, RFCNHeads
+from ..modeling import DeformPoolerMixin, OHEMMixin, RFCNHeads
+from ..modeling.meta_arch.fcos import check_has_fcos
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
     is_class_aware_rpn,
     is_detector,
+    is_fcos,
     mimics,
 )
 from ..modeling.roi_heads import faster_rcnn, rfcn
@@ -83,13 +85,16 @@ def check_settings(cfg) -> None:
             * A ClassAwareRPN has settings of a second stage.
             * Settings of MODEL.MIMIC are given for a network that does not mimic.
             * Only one of the two keys of fixed proposals is set.
-            * The network, its backbone or a head has a name that is not registered.
+            * The network, its backbone or a head has a name that is not registered, or is FCOS,
+              which Detectron2 0.5 lacks.
             * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS or of
               MODEL.DEFORM_MODULES is invalid. Whether an entry matches a parameter or a module
               shows only when the optimizer or the model is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
     _check_names(cfg.MODEL)
+    if is_fcos(cfg):
+        check_has_fcos()
     check_period(cfg.OFFSET_HEALTH.PERIOD)
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
@@ -118,6 +123,11 @@ def check_settings(cfg) -> None:
             "DEFORM_NUM_LAYERS and DEFORM_LAYERS; choose build_deform_resnet_backbone, "
             "build_deform_resnet_fpn_backbone or build_aligned_inception_resnet_backbone"
         )
+    if is_detectron2s and model.FPN.TOP_BLOCK:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME} does not read MODEL.FPN.TOP_BLOCK "
+            f"{model.FPN.TOP_BLOCK}; choose build_deform_resnet_fpn_backbone"
+        )
     if is_class_aware_rpn(cfg):
         _check_no_second_stage(cfg)
     if not mimics(cfg) and model.MIMIC != _defaults().MODEL.MIMIC:
@@ -127,13 +137,18 @@ def check_settings(cfg) -> None:
         )
     _check_proposal_keys(cfg)
     heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
-    other = isinstance(heads, type) and not issubclass(heads, RFCNHeads)
+    other = isinstance(heads, type) and not issubclass(heads, OHEMMixin)
     if model.ROI_HEADS.SAMPLING != "random" and other:
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME} does not read MODEL.ROI_HEADS.SAMPLING "
-            f"{model.ROI_HEADS.SAMPLING}; only RFCNHeads and its subclasses do"
+            f"{model.ROI_HEADS.SAMPLING}; choose RFCNHeads, DeformROIHeads or DeformCascadeROIHeads"
         )
     pooler = model.ROI_BOX_HEAD.POOLER_TYPE
+    if model.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL and pooler != "DeformROIPool":
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL is True, but POOLER_TYPE is "
+            f"{pooler}; only DeformROIPool reads it"
+        )
     reader = POOLER_READERS.get(pooler)
     if reader and isinstance(heads, type) and not issubclass(heads, reader):
         raise ValueError(

@@ -50,7 +50,6 @@ def traceable():
         "d2_deformable.modeling.meta_arch.class_aware_rpn.top_indices": _top_indices,
         "d2_deformable.modeling.proposal_generator.find_top_rpn_proposals": _top_proposals,
         "d2_deformable.modeling.poolers.convert_boxes_to_pooler_format": _rois,
-        "d2_deformable.modeling.roi_heads.rfcn.convert_boxes_to_pooler_format": _rois,
     }
     methods = {
         (Boxes, "__init__"): _init_boxes,

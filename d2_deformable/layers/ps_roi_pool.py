@@ -31,7 +31,8 @@ class PSRoIPredictor(nn.Module):
         in_channels: channels of the features.
         num_outputs: outputs per RoI, e.g. K + 1 class scores or 4 box deltas.
         output_size: bins per side k.
-        spatial_scale: feature-map pixels per input pixel, 1 / stride.
+        spatial_scale: feature-map pixels per input pixel, 1 / stride; calls on another level of a
+            feature pyramid give its own.
         offset_classes: 0 for plain pooling; n > 0 for deformable pooling with n sets of shifts,
             the outputs divided evenly among them (K + 1 for scores, 1 for boxes in the paper).
         interpolate: plain pooling averages bilinear samples, as deformable pooling does with
@@ -91,55 +92,62 @@ class PSRoIPredictor(nn.Module):
     def roi_sampling(self) -> RoISampling:
         return RoISampling(self.round_rois, MIN_SIZE, self.samples_per_part, centred=False)
 
-    def predict_offsets(self, x: torch.Tensor, rois: torch.Tensor) -> OffsetPrediction:
+    def predict_offsets(
+        self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float | None = None
+    ) -> OffsetPrediction:
         """Predict normalised shifts (R, 2 * offset_classes, k, k), where channel 2c is dy and
         2c + 1 is dx, and the factors (R, offset_classes, k, k) or None. Under torch.autocast they
         are float32."""
         assert self.offset_maps is not None, "with offset_classes 0 there are no offsets"
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
         with without_autocast(x):
             maps = self.offset_maps(x.to(self.offset_maps.weight.dtype))
-            offset, mask = self._deform_pool(maps, rois, None), None
+            offset, mask = self._deform_pool(maps, rois, None, scale), None
             if self.modulated:
                 offset, mask = offset.split([2 * self.offset_classes, self.offset_classes], dim=1)
                 mask = mask.sigmoid()
-        return self.offset_prediction(offset, mask, x, rois, self.spatial_scale)
+        return self.offset_prediction(offset, mask, x, rois, scale)
 
-    def forward(self, x: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rois: torch.Tensor, spatial_scale: float | None = None
+    ) -> torch.Tensor:
         """
         Args:
             x: features (N, in_channels, H, W).
             rois: (R, 5) of (image index, x0, y0, x1, y1) in input pixels.
+            spatial_scale: of x; None is the scale of the layer.
 
         Returns:
             (R, num_outputs)
         """
         check_tensors("PSRoIPredictor", x=x, rois=rois)
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
         maps = self.score_maps(x)
         if not self.interpolate:
             pooled = ps_roi_pool(
                 maps,
                 rois,
                 output_size=self.output_size,
-                spatial_scale=self.spatial_scale,
+                spatial_scale=scale,
                 round_rois=self.round_rois,
             )
         elif self.offset_maps is None:
-            pooled = self._deform_pool(maps, rois, None)
+            pooled = self._deform_pool(maps, rois, None, scale)
         else:
-            offset, mask = self.predict_offsets(x, rois)
-            pooled = self._deform_pool(maps, rois, offset)
+            offset, mask = self.predict_offsets(x, rois, scale)
+            pooled = self._deform_pool(maps, rois, offset, scale)
             if mask is not None:
                 outputs = pooled.shape[1] // mask.shape[1]  # of a set of shifts
                 pooled = pooled * mask.repeat_interleave(outputs, dim=1).to(pooled.dtype)
         return pooled.mean(dim=(2, 3))
 
-    def _deform_pool(self, maps, rois, offset):
+    def _deform_pool(self, maps, rois, offset, spatial_scale):
         return deform_roi_pool(
             maps,
             rois,
             offset,
             output_size=self.output_size,
-            spatial_scale=self.spatial_scale,
+            spatial_scale=spatial_scale,
             group_size=self.output_size,
             samples_per_part=self.samples_per_part,
             gamma=self.gamma,

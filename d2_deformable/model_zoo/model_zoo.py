@@ -17,7 +17,7 @@ from ..checkpoint import SafeCheckpointer, StrictCheckpointer
 from ..config import read_config
 from ..engine.device import fall_back_to_cpu, why_not_cuda
 from ..modeling import build_model
-from ..modeling.meta_arch.predicates import is_segmentor
+from ..modeling.meta_arch.predicates import is_missing, is_segmentor
 from .catalog import PREFIX, NotInModelZooError, checkpoints, get_checkpoint_url
 from .index import CONFIGS, fetch, is_packaged
 
@@ -152,10 +152,10 @@ def summary(config_path: str, parameters: bool = False) -> dict:
         parameters: count the network's parameters, for which it is built without memory (0.1 s).
 
     Returns:
-        {"name", "task", "parameters" (None if not counted), "test_sizes" (shorter sides of the
-        images that it is tested on; 0 is the size of the image), "max_size" (limit of the longer
-        side), "test_sets", "checkpoint" (its MODEL.WEIGHTS or None), "AP" (of the checkpoint, where
-        its index has it)}.
+        {"name", "task", "parameters" (None if not counted, or if Detectron2 lacks the network),
+        "test_sizes" (shorter sides of the images that it is tested on; 0 is the size of the image),
+        "max_size" (limit of the longer side), "test_sets", "checkpoint" (its MODEL.WEIGHTS or
+        None), "AP" (of the checkpoint, where its index has it)}.
 
     Raises:
         NotInModelZooError, ValueError: see `get_config`.
@@ -167,7 +167,7 @@ def summary(config_path: str, parameters: bool = False) -> dict:
     return {
         "name": config_path,
         "task": _task(cfg),
-        "parameters": count_parameters_of(cfg) if parameters else None,
+        "parameters": count_parameters_of(cfg) if parameters and not is_missing(cfg) else None,
         "test_sizes": list(cfg.TEST.AUG.MIN_SIZES) if multiscale else [cfg.INPUT.MIN_SIZE_TEST],
         "max_size": cfg.TEST.AUG.MAX_SIZE if multiscale else cfg.INPUT.MAX_SIZE_TEST,
         "test_sets": list(cfg.DATASETS.TEST),
@@ -181,4 +181,8 @@ def _task(cfg: CfgNode) -> str:
         return "semantic segmentation"
     if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
         return "proposals"
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+        return "panoptic segmentation"
+    if cfg.MODEL.KEYPOINT_ON:
+        return "keypoints"
     return "instance segmentation" if cfg.MODEL.MASK_ON else "detection"

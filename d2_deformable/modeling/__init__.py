@@ -6,6 +6,7 @@ from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     DeformResNet,
     InceptionResBlock,
+    LastLevelP6,
     build_aligned_inception_resnet_backbone,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
@@ -14,13 +15,21 @@ from .backbone import (
     kernel_convs,
 )
 from .build import build_model
-from .meta_arch import ClassAwareRPN, ClassAwareRPNHead, DeformRCNN, DeformSegmentor, MimicRCNN
+from .meta_arch import (
+    ClassAwareRPN,
+    ClassAwareRPNHead,
+    DeformRCNN,
+    DeformSegmentor,
+    MimicRCNN,
+    build_fcos,
+)
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .proposal_generator import LegacyRPN
 from .roi_heads import (
     DeformCascadeROIHeads,
     DeformPoolerMixin,
     DeformROIHeads,
+    OHEMMixin,
     RFCNHeads,
     RFCNOutputLayers,
 )
@@ -40,9 +49,11 @@ __all__ = [
     "DeformSegmentor",
     "DetectorWithTTA",
     "InceptionResBlock",
+    "LastLevelP6",
     "LegacyROIPooler",
     "LegacyRPN",
     "MimicRCNN",
+    "OHEMMixin",
     "RFCNHeads",
     "RFCNOutputLayers",
     "ROIAveragePooler",
@@ -50,6 +61,7 @@ __all__ = [
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_fcos",
     "build_model",
     "deform_convs",
     "deform_modules",

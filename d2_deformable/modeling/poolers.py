@@ -1,5 +1,7 @@
 """Average, deformable and the released max pooling of RoIs, as subclasses of ROIPooler."""
 
+from itertools import pairwise
+
 import torch
 from detectron2.layers import nonzero_tuple
 from detectron2.modeling.poolers import (
@@ -13,24 +15,76 @@ from torch import nn
 from ..layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 
 
-class ROIAveragePooler(ROIPooler):
-    """Applies a RoI pooling layer to one feature map or to the levels of a pyramid.
+class LevelPooler(ROIPooler):
+    """Assigns RoIs to the levels of a pyramid as Detectron2 does (FPN eq. 1), without weights.
 
-    A RoI is pooled from the level that Detectron2 assigns it to (FPN eq. 1).
+    Args:
+        output_size: bins per side.
+        scales: 1 / stride of each level, finest first.
+
+    Raises:
+        ValueError: the levels do not form a pyramid.
+    """
+
+    def __init__(self, output_size: int, scales):
+        if any(fine != 2 * coarse for fine, coarse in pairwise(scales)):
+            raise ValueError(
+                f"RoIs are pooled from maps of strides {[round(1 / s) for s in scales]}; expected "
+                "levels whose strides double from each to the next: choose such "
+                "MODEL.ROI_HEADS.IN_FEATURES"
+            )
+        # The base class keeps the size and the level range; its own pooling layers, which have no
+        # weights, are replaced.
+        super().__init__(output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
+        self.level_poolers = nn.ModuleList()
+        self.scales = tuple(scales)
+
+    def on_levels(self, functions, x, box_lists) -> torch.Tensor:
+        """Apply a function to each level and to the RoIs that belong to it.
+
+        Args:
+            functions: one per level, `function(feature, rois, scale)`, which returns one row for
+                each of the rois (r, 5) of (image index, x0, y0, x1, y1) in input pixels.
+            x: a list of feature maps (N, C, H, W), one per level.
+            box_lists: N Boxes in input pixels, R in all.
+
+        Returns:
+            (R, ...): the rows, in the order of the boxes.
+        """
+        rois = convert_boxes_to_pooler_format(box_lists)
+        if len(x) == 1:
+            return functions[0](x[0], rois, self.scales[0])
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        results, order = [], []
+        per_level = zip(functions, x, self.scales, strict=True)
+        for level, (function, feature, scale) in enumerate(per_level):
+            order.append(nonzero_tuple(levels == level)[0])
+            results.append(function(feature, rois[order[-1]], scale))
+        return torch.cat(results)[torch.cat(order).argsort()]
+
+    def scales_of(self, x, box_lists) -> torch.Tensor:
+        """1 / stride (R,) of the level that each RoI is pooled from; see `on_levels`."""
+
+        def scale_of(feature, rois, scale):
+            return rois.new_full((len(rois),), scale)
+
+        return self.on_levels([scale_of] * len(self.scales), x, box_lists)
+
+
+class ROIAveragePooler(LevelPooler):
+    """Applies a RoI pooling layer to one feature map or to the levels of a pyramid.
 
     Args:
         roi_pool: the layer, shared by all levels, like the head after it; or one per level, in an
             nn.ModuleList. It is called like `RoIAveragePool`.
-        scales: 1 / stride of each level, finest first.
+        scales: see `LevelPooler`.
     """
 
     def __init__(self, roi_pool: RoIAveragePool | DeformRoIAlign | nn.ModuleList, scales):
-        # The base class keeps the size and the level range; its own pooling layers, which have no
-        # weights, are replaced.
         first = roi_pool[0] if isinstance(roi_pool, nn.ModuleList) else roi_pool
-        super().__init__(first.output_size, scales, sampling_ratio=0, pooler_type="ROIPool")
-        self.level_poolers = nn.ModuleList()
-        self.scales = tuple(scales)
+        super().__init__(first.output_size, scales)  # type: ignore[arg-type]
         self.roi_pool = roi_pool
 
     @property
@@ -49,23 +103,7 @@ class ROIAveragePooler(ROIPooler):
         Returns:
             (R, C, k, k) for the R boxes of all images, in order.
         """
-        return self._on_levels(lambda roi_pool, *arguments: roi_pool(*arguments), x, box_lists)
-
-    def _on_levels(self, function, x, box_lists):
-        """Concatenate the results, one row per box, of `function(roi_pool, feature, rois, scale)`
-        for the boxes of each level, in the order of the boxes."""
-        rois = convert_boxes_to_pooler_format(box_lists)
-        if len(x) == 1:
-            return function(self.level_pools[0], x[0], rois, self.scales[0])
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
-        results, order = [], []
-        per_level = zip(self.level_pools, x, self.scales, strict=True)
-        for level, (roi_pool, feature, scale) in enumerate(per_level):
-            order.append(nonzero_tuple(levels == level)[0])
-            results.append(function(roi_pool, feature, rois[order[-1]], scale))
-        return torch.cat(results)[torch.cat(order).argsort()]
+        return self.on_levels(self.level_pools, x, box_lists)
 
 
 class DeformROIPooler(ROIAveragePooler):
@@ -90,13 +128,11 @@ class DeformROIPooler(ROIAveragePooler):
             RoI is pooled from.
         """
 
-        def offsets(roi_pool, *arguments):
-            return roi_pool.predict_offsets(*arguments).offset
+        def offsets(roi_pool):
+            return lambda *arguments: roi_pool.predict_offsets(*arguments).offset
 
-        def scales(roi_pool, feature, rois, scale):
-            return rois.new_full((len(rois),), scale)
-
-        return self._on_levels(offsets, x, box_lists), self._on_levels(scales, x, box_lists)
+        functions = [offsets(roi_pool) for roi_pool in self.level_pools]
+        return self.on_levels(functions, x, box_lists), self.scales_of(x, box_lists)
 
 
 class LegacyROIPooler(ROIPooler):

@@ -1,23 +1,30 @@
-"""Proposals by the rules of the released code."""
+"""Proposals and labels of anchors by the rules of the released code."""
 
 import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.structures import Instances
 
 from ..compat import require_private
+from .anchor_labels import label_anchors_inside
 
 require_private(RPN, "_decode_proposals")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LegacyRPN(RPN):
-    """Detectron2's RPN with the proposals of the released operator_py/proposal.py.
+    """Detectron2's RPN with the rules of the released operator_py/proposal.py, pyramid_proposal.py
+    of its FPN, and lib/rpn/rpn.py.
 
-    Two rules differ from Detectron2's, both at the border of the image:
+    Proposals differ from Detectron2's in three rules:
 
     - An image (H, W) has anchors at floor(H / stride) x floor(W / stride) cells only, even where
       its feature map has one more row or column.
     - A box outside the image is clipped to one pixel at its border instead of dropped.
+    - All levels of a pyramid compete: PRE_NMS_TOPK and the NMS hold for their union.
+
+    In training, only anchors inside the image compete for an object, see `label_anchors_inside`;
+    MODEL.RPN.BOUNDARY_THRESH is 0 in the released R-FCN and Faster R-CNN, and -1 in its FPN.
 
     With `RoundedAnchorGenerator` and MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0 the proposals are those of
     the released networks, with two exceptions: boxes over 62 times as wide or high as their anchor,
@@ -50,8 +57,8 @@ class LegacyRPN(RPN):
             proposals.append(boxes)
             scores.append(logits.masked_fill(beyond, torch.finfo(logits.dtype).min))
         return find_top_rpn_proposals(
-            proposals,
-            scores,
+            [torch.cat(proposals, dim=1)],
+            [torch.cat(scores, dim=1)],
             image_sizes,
             self.nms_thresh,
             self.pre_nms_topk[self.training],
@@ -59,3 +66,18 @@ class LegacyRPN(RPN):
             self.min_box_size,
             self.training,
         )
+
+    @torch.no_grad()
+    def label_and_sample_anchors(self, anchors, gt_instances):
+        """Like Detectron2's: labels (R,) and matched boxes (R, 4) for each of N images."""
+        of_all = super().label_and_sample_anchors
+
+        def label(candidates, gt):
+            # All candidates are inside: the larger size keeps those that end with the image.
+            height, width = gt.image_size
+            gt = Instances((height + 1, width + 1), gt_boxes=gt.gt_boxes)
+            (labels,), (boxes,) = of_all([candidates], [gt])
+            return labels, boxes
+
+        threshold = self.anchor_boundary_thresh
+        return label_anchors_inside(label, anchors, gt_instances, threshold, last_pixel=1)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -17,8 +19,8 @@ from d2_deformable.layers import (
     DeformRoIAlign,
     DeformRoIPool,
     OffsetPrediction,
-    PSRoIPredictor,
 )
+from d2_deformable.modeling import RFCNOutputLayers
 from d2_deformable.modeling.poolers import DeformROIPooler
 
 
@@ -225,10 +227,15 @@ BOXES = torch.tensor([[60.3, 80.6, 131.5, 220.2], [90.0, 100.0, 250.0, 180.0]])
 @pytest.mark.parametrize("round_rois", [True, False])
 def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
     k, classes, samples = 3, 4, 4
-    predictor = PSRoIPredictor(
-        2, classes, k, spatial_scale=1 / 16, offset_classes=classes, round_rois=round_rois
+    layers = RFCNOutputLayers(
+        ShapeSpec(channels=2, stride=16),
+        resolution=k,
+        deformable=True,
+        round_rois=round_rois,
+        num_classes=classes - 1,
+        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
     )
-    box_predictor = PSRoIPredictor(2, 4, k, spatial_scale=1 / 16, offset_classes=1)
+    predictor = layers.cls_score
     nn.init.normal_(predictor.offset_maps.bias, std=0.5)
     rois = convert_boxes_to_pooler_format([Boxes(BOXES)])
     pooled = {}
@@ -240,11 +247,10 @@ def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
             predictor.score_maps.weight[:, i] = 1
             maps = predictor.score_maps(x)
             offset, _ = predictor.predict_offsets(x, rois)
-            pooled[axis] = predictor._deform_pool(maps, rois, offset)
-        predictor(x, rois)
-        box_predictor(x, rois)
+            pooled[axis] = predictor._deform_pool(maps, rois, offset, 1 / 16)
+        layers(x, [Boxes(BOXES)])
 
-    model = Net(nn.AvgPool2d(16), head, cls=predictor, box=box_predictor)
+    model = Net(nn.AvgPool2d(16), head, layers=layers)
     inspection = inspect_image(model, {"image": coordinates(320, 320), "height": 640, "width": 160})
     pixel = torch.tensor([0.5, 2.0, 0.5, 2.0])  # x, y: original per network input
     index = torch.tensor([2, 0])
@@ -259,6 +265,34 @@ def test_parts_of_rfcn_are_where_the_operator_samples(round_rois):
     first, last = plain[1, 0] / pixel, plain[1, 8] / pixel
     torch.testing.assert_close(first[:2], torch.tensor([90.0, 100.0]))
     torch.testing.assert_close(last[2:], torch.tensor([250.0, 180.0]))
+
+
+def test_parts_of_rfcn_on_a_pyramid_are_those_of_their_level():
+    """One call of the predictor per level, but one layer for classes and one for boxes."""
+    strides = (8, 16)
+    layers = RFCNOutputLayers(
+        [ShapeSpec(channels=2, stride=stride) for stride in strides],
+        resolution=3,
+        deformable=True,
+        num_classes=3,
+        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+    )
+    nn.init.normal_(layers.cls_score.offset_maps.weight)
+    boxes = torch.tensor([[0.0, 0, 300, 310], [10, 20, 60, 50]])  # of the second, the first level
+
+    def head(model, x):
+        layers([x, x[..., ::2, ::2]], [Boxes(boxes)])
+
+    model = Net(nn.AvgPool2d(8), head, layers=layers)
+    inputs = {"image": coordinates(320, 320), "height": 320, "width": 320}
+    with torch.no_grad():
+        pools = inspect_image(model, inputs).record.pools
+        assert [p.name for p in pools] == ["layers.cls_score", "layers.bbox_pred"]
+        assert [p.num_classes for p in pools] == [4, 1]
+        offset, scale = pools[0].predict(boxes)
+        alone = [pools[0].predict(box[None])[0] for box in boxes]
+    assert scale.tolist() == [1 / 16, 1 / 8] and offset.shape == (2, 4, 2, 3, 3)
+    torch.testing.assert_close(offset, torch.cat(alone))
 
 
 def test_parts_of_faster_rcnn_are_where_the_operator_samples_on_every_level():

@@ -19,11 +19,13 @@ YAML = {
     ("rfcn", True): "VOC-Detection/rfcn_R_50_dconv3_dpool.yaml",
     ("faster_rcnn", False): "VOC-Detection/faster_rcnn_R_50.yaml",
     ("faster_rcnn", True): "VOC-Detection/faster_rcnn_R_50_dconv3_dpool.yaml",
+    ("fpn", False): "COCO-Detection/faster_rcnn_R_101_FPN_ohem.yaml",
+    ("fpn", True): "COCO-Detection/faster_rcnn_R_101_FPN_ohem_dcn.yaml",
     ("deeplab", False): "VOC-SemanticSegmentation/deeplab_R_101.yaml",
     ("deeplab", True): "VOC-SemanticSegmentation/deeplab_R_101_dconv3.yaml",
     ("imagenet", False): "VOC-Detection/rfcn_R_101.yaml",
 }
-DETECTORS = [key for key in YAML if key[0] in ("rfcn", "faster_rcnn")]
+DETECTORS = [key for key in YAML if key[0] in ("rfcn", "faster_rcnn", "fpn")]
 TO_LAST_PIXEL = torch.tensor([0, 0, 1, 1], dtype=torch.float64)
 OVERRIDES = {
     "MODEL.DEVICE": "cpu",
@@ -33,10 +35,12 @@ OVERRIDES = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
     "MODEL.RPN.CONV_DIMS": [16],
     "MODEL.ANCHOR_GENERATOR.SIZES": [[16, 32, 64]],
+    "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.ROI_HEADS.NUM_CLASSES": 3,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 24,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 24,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
+    "TEST.DETECTIONS_PER_IMAGE": 300,
 }
 
 
@@ -45,20 +49,23 @@ def network(kind, deform):
     return Network(
         kind,
         deform,
-        units=(3, 4, 23 if kind in ("deeplab", "imagenet") else 6, 3),
+        units=(3, 4, 6 if kind in ("rfcn", "faster_rcnn") else 23, 3),
         width=8,
         reduced=16,
         rpn_channels=16,
         hidden=24,
         classes=4,
-        scales=(1, 2, 4),
+        scales=(8,) if kind == "fpn" else (1, 2, 4),
         rois=40,
     )
 
 
 def config(kind, deform, overrides=None):
     cfg = load(CONFIGS / YAML[kind, deform])
-    for key, value in (OVERRIDES | (overrides or {})).items():
+    sizes = {}
+    if kind == "fpn":
+        sizes = {"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]]}
+    for key, value in (OVERRIDES | sizes | (overrides or {})).items():
         cfg.merge_from_list([key, value])
     if cfg.MODEL.RESNETS.REDUCED_CHANNELS and not overrides:
         cfg.MODEL.RESNETS.REDUCED_CHANNELS = 16
@@ -81,11 +88,17 @@ def pixels(image=None):
     return (image - torch.tensor(source.MEAN)[:, None, None])[None].double()
 
 
+def image_for(kind):
+    """The released FPN clips boxes to the image padded to a multiple of 32, so it gets such one."""
+    return rgb()[:, :96, :64] if kind == "fpn" else rgb()
+
+
 @cache
 def expected(kind, deform):
+    image = pixels(image_for(kind))
     if kind == "deeplab":
-        return source.segment(params(kind, deform), network(kind, deform), pixels())
-    return source.detect(params(kind, deform), network(kind, deform), pixels())
+        return source.segment(params(kind, deform), network(kind, deform), image)
+    return source.detect(params(kind, deform), network(kind, deform), image)
 
 
 def converted(tensors, cfg):
@@ -118,6 +131,10 @@ def distance(ours, theirs):
     return (ours.double() - theirs).abs().max().item()
 
 
+def largest(function, ours, theirs):
+    return max(function(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def set_distance(ours, theirs):
     """Largest distance of rows in any order, since nearly equal scores may swap places."""
     if len(ours) != len(theirs):
@@ -129,18 +146,20 @@ def set_distance(ours, theirs):
 @torch.no_grad()
 def differences(model, theirs, net, image=None):
     """{output: largest difference of a detector from its source}; boxes in hundreds of pixels."""
-    image = rgb() if image is None else image
+    image = image_for(net.kind) if image is None else image
     inputs = [{"image": image.flip(0) if model.input_format == "BGR" else image}]
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)
-    logits, _ = model.proposal_generator.rpn_head([features["res4"]])
     rpn = model.proposal_generator
-    few, rpn.post_nms_topk = rpn.post_nms_topk, {False: 300}
+    maps = [features[name] for name in rpn.in_features]
+    logits, _ = rpn.rpn_head(maps)
+    few, rpn.post_nms_topk = rpn.post_nms_topk, {False: 2000 if net.kind == "fpn" else 300}
     (proposals,), _ = rpn(images, features, None)
     rpn.post_nms_topk = few
     ((boxes, probs),) = predict_raw(model, inputs)
     # This package orders anchors by size, then by ratio; the source by ratio, then by size.
-    objects = theirs["rpn_prob"].unflatten(0, (len(net.ratios), len(net.scales)))
+    order = torch.arange(len(net.ratios) * len(net.scales))
+    order = order.view(len(net.ratios), len(net.scales)).t().flatten()
     box_scale = TOLERANCE / PIXELS
     result = model(inputs)[0]["instances"]
     # A box may begin anywhere in the last pixel here, but only at that pixel's first edge there.
@@ -151,8 +170,12 @@ def differences(model, theirs, net, image=None):
         result.pred_classes[:, None] + 1,
     ]
     return {
-        "res4": distance(features["res4"], theirs["res4"]),
-        "objectness": distance(logits[0][0].sigmoid(), objects.transpose(0, 1).flatten(0, 1)),
+        "maps": largest(distance, maps, theirs["maps"].values()),
+        "objectness": largest(
+            lambda ours, objects: distance(ours[0].sigmoid(), objects[order]),
+            logits,
+            theirs["rpn_prob"],
+        ),
         "scores of proposals": distance(proposals.objectness_logits.sigmoid(), theirs["scores"]),
         "proposals": box_scale
         * distance(proposals.proposal_boxes.tensor - TO_LAST_PIXEL, theirs["proposals"]),

@@ -4,7 +4,8 @@ They are slow and obvious, and run on a dictionary of tensors with the names of 
 Nothing here uses the converter or this package's operators. Boxes are inclusive: (x1, y1, x2, y2)
 has the width x2 - x1 + 1. Images are RGB minus the mean.
 
-Sources: {rfcn,faster_rcnn,deeplab}/symbols, rfcn/operator_py/proposal.py,
+Sources: {rfcn,faster_rcnn,fpn,deeplab}/symbols, rfcn/operator_py/proposal.py,
+fpn/operator_py/{pyramid_proposal,fpn_roi_pooling}.py,
 lib/rpn/generate_anchor.py, lib/bbox/bbox_transform.py, {rfcn,deeplab}/core/tester.py.
 """
 
@@ -30,7 +31,7 @@ MEAN = (123.15, 115.90, 103.06)  # RGB
 class Network:
     """Sizes that the symbols fix and that a test reduces.
 
-    kind: "rfcn", "faster_rcnn", "deeplab" or "imagenet".
+    kind: "rfcn", "faster_rcnn", "fpn", "deeplab" or "imagenet".
     width: channels of res2's 3x3 convolutions, 64 as released; the others follow.
     classes: number of classes, background included.
     """
@@ -50,6 +51,23 @@ class Network:
     @property
     def offset_groups(self):
         return 1 if self.kind == "deeplab" else 4
+
+    @property
+    def res5_dilation(self):
+        return 1 if self.kind in ("imagenet", "fpn") else 2
+
+    @property
+    def offset_dilation(self):
+        return 2 if self.kind in ("rfcn", "faster_rcnn") else 1
+
+    @property
+    def rpn_conv(self):
+        return "rpn_conv" if self.kind == "fpn" else "rpn_conv_3x3"
+
+    def is_deformable(self, block):
+        """Whether the 3x3 convolution of a block, e.g. "4b22", is."""
+        last = {f"{stage}b{self.units[stage - 2] - 1}" for stage in (3, 4)}
+        return self.deform and (block[0] == "5" or self.kind == "fpn" and block in last)
 
     def blocks(self):
         """(name as in "4b22", stage, whether it is the first) of every block."""
@@ -71,7 +89,7 @@ def shapes(net: Network) -> dict[str, tuple]:
         if first:
             layers[f"res{name}_branch1"] = (4 * middle, channels, 1, 1)
         layers[f"res{name}_branch2a"] = (middle, channels, 1, 1)
-        if stage == 5 and net.deform:
+        if net.is_deformable(name):
             layers[f"res{name}_branch2b_offset"] = (18 * net.offset_groups, middle, 3, 3)
         layers[f"res{name}_branch2b"] = (middle, middle, 3, 3)
         layers[f"res{name}_branch2c"] = (4 * middle, middle, 1, 1)
@@ -83,19 +101,28 @@ def shapes(net: Network) -> dict[str, tuple]:
         layers["fc6"] = (net.hidden, channels, 1, 1)
         layers["score"] = (net.classes, net.hidden, 1, 1)
     else:
-        layers["rpn_conv_3x3"] = (net.rpn_channels, channels // 2, 3, 3)
+        inputs = net.reduced if net.kind == "fpn" else channels // 2
+        layers[net.rpn_conv] = (net.rpn_channels, inputs, 3, 3)
         layers["rpn_cls_score"] = (2 * anchors, net.rpn_channels, 1, 1)
         layers["rpn_bbox_pred"] = (4 * anchors, net.rpn_channels, 1, 1)
+    if net.kind in ("rfcn", "faster_rcnn"):
         layers["conv_new_1"] = (net.reduced, channels, 1, 1)
+    if net.kind == "fpn":
+        layers["fpn_p6"] = (net.reduced, channels, 3, 3)
+        for level in (2, 3, 4, 5):
+            layers[f"fpn_p{level}_1x1"] = (net.reduced, net.width * 2**level, 1, 1)
+            layers[f"fpn_p{level}"] = (net.reduced, net.reduced, 3, 3)
+            if net.deform:
+                layers[f"offset_p{level}"] = (2 * BINS**2, net.reduced * BINS**2)
     if net.kind == "rfcn":
         layers["rfcn_cls"] = (BINS**2 * net.classes, net.reduced, 1, 1)
         layers["rfcn_bbox"] = (BINS**2 * 8, net.reduced, 1, 1)
         if net.deform:
             layers["rfcn_cls_offset_t"] = (2 * BINS**2 * net.classes, net.reduced, 1, 1)
             layers["rfcn_bbox_offset_t"] = (2 * BINS**2, net.reduced, 1, 1)
-    if net.kind == "faster_rcnn":
+    if net.kind in ("faster_rcnn", "fpn"):
         pooled = net.reduced * BINS**2
-        if net.deform:
+        if net.deform and net.kind == "faster_rcnn":
             layers["offset"] = (2 * BINS**2, pooled)
         layers["fc_new_1"] = (net.hidden, pooled)
         layers["fc_new_2"] = (net.hidden, net.hidden)
@@ -117,6 +144,9 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
 
     gains = {"offset": 0.5, "rpn_cls_score": 0.5, "rpn_bbox_pred": 0.1, "rfcn_bbox": 0.5}
     gains |= {"bbox_pred": 0.2, "cls_score": 0.3}
+    if net.kind == "fpn":  # its large anchors must not leave its small image
+        gains |= {"rpn_bbox_pred": 0.02, "bbox_pred": 0.05, "cls_score": 0.1}
+    gains |= {f"offset_p{level}": 0.5 for level in (2, 3, 4, 5)}
     for name, shape in shapes(net).items():
         gain = 0.5 if "_offset" in name else gains.get(name, 1.0)
         std = gain * math.sqrt(2 / math.prod(shape[1:]))
@@ -133,7 +163,7 @@ def random_params(net: Network, seed: int = 0) -> dict[str, torch.Tensor]:
         params[f"arg:{norm}_beta"] = uniform(shape[0], -0.3, 0.3)
         params[f"aux:{norm}_moving_mean"] = uniform(shape[0], -0.3, 0.3) * scale**0.5
         params[f"aux:{norm}_moving_var"] = uniform(shape[0], 0.5, 2.0) * scale
-    if net.kind in ("rfcn", "faster_rcnn"):
+    if net.kind in ("rfcn", "faster_rcnn", "fpn"):
         name = "rfcn_bbox" if net.kind == "rfcn" else "bbox_pred"
         bins = BINS**2 if net.kind == "rfcn" else 1
         for part in ("weight", "bias"):
@@ -177,44 +207,54 @@ class Layers:
         return self.norm(self.conv(x, name, **kwargs), name.replace("res", "bn"))
 
     def resnet(self, image, net: Network):
-        """(1, 3, H, W) -> conv4 and conv5."""
+        """(1, 3, H, W) -> {stage: its map}."""
         x = self.norm(self.conv(image, "conv1", stride=2, padding=3), "bn_conv1").relu()
         x = max_pool_full(x)
         features = {}
         for name, stage, first in net.blocks():
             stride = 2 if first and stage in (3, 4) else 1
-            dilation = 2 if stage == 5 and net.kind != "imagenet" else 1
-            if net.kind == "imagenet" and stage == 5 and first:
-                stride = 2
+            dilation = net.res5_dilation if stage == 5 else 1
+            if stage == 5 and first:
+                stride = 2 // net.res5_dilation
             short = self.conv_norm(x, f"res{name}_branch1", stride=stride) if first else x
             x = self.conv_norm(x, f"res{name}_branch2a", stride=stride).relu()
             layer = f"res{name}_branch2b"
-            if stage == 5 and net.deform:
-                d = 1 if net.kind == "deeplab" else 2
+            if net.is_deformable(name):
+                d = net.offset_dilation
                 offset = self.conv(x, f"{layer}_offset", padding=d, dilation=d)
                 weight = self.params[f"arg:{layer}_weight"]
                 x = self.norm(
-                    deformable_conv(x, offset, weight, net.offset_groups), f"bn{name}_branch2b"
+                    deformable_conv(x, offset, weight, net.offset_groups, dilation),
+                    f"bn{name}_branch2b",
                 )
             else:
                 x = self.conv_norm(x, layer, padding=dilation, dilation=dilation)
             x = (self.conv_norm(x.relu(), f"res{name}_branch2c") + short).relu()
             features[stage] = x
-        return features[4], features[5]
+        return features
+
+    def pyramid(self, stages):
+        """{stage: map} -> {stride: map} of p2 to p6."""
+        maps, above = {}, 0
+        for level in (5, 4, 3, 2):
+            above = self.conv(stages[level], f"fpn_p{level}_1x1") + above
+            maps[2**level] = self.conv(above, f"fpn_p{level}", padding=1)
+            above = above.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        return maps | {64: self.conv(stages[5], "fpn_p6", stride=2, padding=1)}
 
 
 # ---- Boxes ---------------------------------------------------------------------------------------
 
 
-def base_anchors(net: Network):
+def base_anchors(net: Network, stride):
     """(A, 4), ordered by ratio, then by scale."""
     anchors = []
     for ratio in net.ratios:
-        w = round(math.sqrt(STRIDE**2 / ratio))
+        w = round(math.sqrt(stride**2 / ratio))
         h = round(w * ratio)
         for scale in net.scales:
             half = [(w * scale - 1) / 2, (h * scale - 1) / 2]
-            centre = (STRIDE - 1) / 2
+            centre = (stride - 1) / 2
             anchors.append([centre - half[0], centre - half[1], centre + half[0], centre + half[1]])
     return torch.tensor(anchors, dtype=torch.float64)
 
@@ -254,26 +294,34 @@ def nms(boxes, scores, threshold):
 # ---- Networks ------------------------------------------------------------------------------------
 
 
-def proposals(layers: Layers, net: Network, conv4, size):
-    """Object probabilities (A, Hf, Wf), and the best boxes with their probabilities."""
-    x = layers.conv(conv4, "rpn_conv_3x3", padding=1).relu()
+def level_proposals(layers: Layers, net: Network, x, stride, size):
+    """Object probabilities (A, Hf, Wf) of a map, and its boxes with their probabilities."""
+    x = layers.conv(x, net.rpn_conv, padding=1).relu()
     scores, deltas = layers.conv(x, "rpn_cls_score"), layers.conv(x, "rpn_bbox_pred")
     _, _, rows, columns = scores.shape
     # Reshape (0, 2, -1, 0): one long column of cells for the background, one for objects.
     probs = scores.reshape(1, 2, -1, columns).softmax(dim=1).reshape(scores.shape)
     objects = probs[0, scores.shape[1] // 2 :]
-    height, width = size[0] // STRIDE, size[1] // STRIDE
+    height, width = size[0] // stride, size[1] // stride
     shift_y, shift_x = torch.meshgrid(
-        torch.arange(height) * STRIDE, torch.arange(width) * STRIDE, indexing="ij"
+        torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij"
     )
     shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)
-    anchors = (shifts[:, :, None] + base_anchors(net)).view(-1, 4)
+    anchors = (shifts[:, :, None] + base_anchors(net, stride)).view(-1, 4)
     deltas = deltas[0, :, :height, :width].permute(1, 2, 0).reshape(-1, 4)
     ranked = objects[:, :height, :width].permute(1, 2, 0).flatten()
-    boxes = clip(decode(anchors, deltas)[:, 0], size)
-    best = ranked.argsort(descending=True)[:6000]
-    keep = best[nms(boxes[best], ranked[best], 0.7)[:300]]
-    return objects, boxes[keep], ranked[keep]
+    return objects, clip(decode(anchors, deltas)[:, 0], size), ranked
+
+
+def proposals(layers: Layers, net: Network, maps, size):
+    """Object probabilities per level of {stride: map}, and the best boxes of all levels with their
+    probabilities."""
+    levels = [level_proposals(layers, net, x, stride, size) for stride, x in maps.items()]
+    boxes, ranked = (torch.cat([level[i] for level in levels]) for i in (1, 2))
+    best = ranked.argsort(descending=True)[: 12000 if net.kind == "fpn" else 6000]
+    limit = 2000 if net.kind == "fpn" else 300
+    keep = best[nms(boxes[best], ranked[best], 0.7)[:limit]]
+    return [level[0] for level in levels], boxes[keep], ranked[keep]
 
 
 def detect(params, net: Network, image):
@@ -284,12 +332,16 @@ def detect(params, net: Network, image):
         layers.params[name.removesuffix("_test")] = layers.params.pop(name)
     size = image.shape[2:]
     out = {}
-    conv4, conv5 = layers.resnet(image, net)
-    out["res4"], out["res5"] = conv4, conv5
-    out["rpn_prob"], out["proposals"], out["scores"] = proposals(layers, net, conv4, size)
+    stages = layers.resnet(image, net)
+    if net.kind == "fpn":
+        x = layers.pyramid(stages)
+        out["maps"] = dict(sorted(x.items()))
+    else:
+        x = layers.conv(stages[5], "conv_new_1").relu()
+        out["maps"] = {STRIDE: stages[4]}
+    out["rpn_prob"], out["proposals"], out["scores"] = proposals(layers, net, out["maps"], size)
     out["rois"] = rois = out["proposals"][: net.rois]
-    x = layers.conv(conv5, "conv_new_1").relu()
-    heads = _rfcn if net.kind == "rfcn" else _faster_rcnn
+    heads = {"rfcn": _rfcn, "faster_rcnn": _faster_rcnn, "fpn": fpn_heads}[net.kind]
     scores, deltas = heads(layers, net, x, rois)
     out["probs"] = scores.softmax(dim=1)
     out["boxes"] = clip(decode(rois, deltas), size)
@@ -312,13 +364,32 @@ def _rfcn(layers, net, x, rois):
     return [p.mean(dim=(2, 3)) for p in pooled]
 
 
+def _pool(layers, net, x, rois, offset="offset", stride=STRIDE):
+    if not net.deform:
+        return roi_max_pool(x, rois, stride)
+    pooled = deformable_psroi_pool(x, rois, None, net.reduced, 1, stride)
+    trans = layers.linear(pooled, offset).view(-1, 2, BINS, BINS)
+    return deformable_psroi_pool(x, rois, trans, net.reduced, 1, stride)
+
+
 def _faster_rcnn(layers, net, x, rois):
-    if net.deform:
-        offset = layers.linear(deformable_psroi_pool(x, rois, None, net.reduced, 1), "offset")
-        offset = offset.view(-1, 2, BINS, BINS)
-        pooled = deformable_psroi_pool(x, rois, offset, net.reduced, 1)
-    else:
-        pooled = roi_max_pool(x, rois)
+    return _two_fc(layers, _pool(layers, net, x, rois))
+
+
+def fpn_heads(layers, net, maps, rois):
+    """Every RoI is pooled from its level, which has its own offset layer."""
+    sizes = rois[:, 2:] - rois[:, :2] + 1
+    levels = (4 + (sizes.prod(dim=1).sqrt() / 224).log2().floor()).clamp(2, 5)
+    pooled = torch.cat(
+        [
+            _pool(layers, net, maps[2**level], roi[None], f"offset_p{level}", 2**level)
+            for roi, level in zip(rois, levels.long().tolist(), strict=True)
+        ]
+    )
+    return _two_fc(layers, pooled)
+
+
+def _two_fc(layers, pooled):
     x = layers.linear(pooled, "fc_new_1").relu()
     x = layers.linear(x, "fc_new_2").relu()
     return layers.linear(x, "cls_score"), layers.linear(x, "bbox_pred")
@@ -339,7 +410,7 @@ def detections(out, net: Network, threshold=0.001, nms_threshold=0.3, limit=300)
 def segment(params, net: Network, image):
     """Class scores (1, classes, H, W) before the softmax."""
     layers = Layers(params)
-    x = layers.resnet(image, net)[1]
+    x = layers.resnet(image, net)[5]
     x = layers.conv(layers.conv(x, "fc6").relu(), "score")
     kernel = layers.params["arg:upsampling_weight"]
     x = F.conv_transpose2d(x, kernel, stride=STRIDE, groups=net.classes)

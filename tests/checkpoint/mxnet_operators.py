@@ -21,8 +21,8 @@ def max_pool_full(x):
     return x.unfold(2, 3, 2).unfold(3, 3, 2).amax(dim=(4, 5))
 
 
-def deformable_conv(x, offset, weight, groups):
-    """The 2017 operator with a 3x3 kernel, dilation 2 and padding 2; x (1, C, H, W)."""
+def deformable_conv(x, offset, weight, groups, dilation=2):
+    """The 2017 operator with a 3x3 kernel, padded by its dilation; x (1, C, H, W)."""
     _, channels, height, width = x.shape
     rows = torch.arange(height, dtype=x.dtype)[:, None]
     columns = torch.arange(width, dtype=x.dtype)
@@ -31,8 +31,8 @@ def deformable_conv(x, offset, weight, groups):
         samples = []
         for g, part in enumerate(x[0].chunk(groups)):
             dy, dx = offset[0, (g * 9 + tap) * 2 : (g * 9 + tap) * 2 + 2]
-            y = rows - 2 + 2 * (tap // 3) + dy
-            z = columns - 2 + 2 * (tap % 3) + dx
+            y = rows + dilation * (tap // 3 - 1) + dy
+            z = columns + dilation * (tap % 3 - 1) + dx
             inside = (y >= 0) & (z >= 0) & (y < height) & (z < width)
             samples.append(bilinear(part, slice(None), y, z) * inside)
         out = out + F.conv2d(torch.cat(samples)[None], weight[:, :, tap // 3, tap % 3, None, None])
@@ -55,7 +55,7 @@ def c_round(x: float) -> int:
     return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)
 
 
-def deformable_psroi_pool(x, rois, trans, output_dim, group):
+def deformable_psroi_pool(x, rois, trans, output_dim, group, stride=STRIDE):
     """DeformablePSROIPooling with sample_per_part 4, trans_std 0.1, and no_trans if trans is None.
 
     x (1, C, H, W), rois (R, 4), trans (R, 2 * classes, 7, 7) of x, then y -> (R, output_dim, 7, 7).
@@ -66,8 +66,8 @@ def deformable_psroi_pool(x, rois, trans, output_dim, group):
     steps = torch.arange(4, dtype=x.dtype)
     place = torch.arange(BINS) * group // BINS
     for r, roi in enumerate(rois.tolist()):
-        x1, y1 = (c_round(v) / STRIDE - 0.5 for v in roi[:2])
-        x2, y2 = ((c_round(v) + 1) / STRIDE - 0.5 for v in roi[2:])
+        x1, y1 = (c_round(v) / stride - 0.5 for v in roi[:2])
+        x2, y2 = ((c_round(v) + 1) / stride - 0.5 for v in roi[2:])
         w, h = max(x2 - x1, 0.1), max(y2 - y1, 0.1)
         for c in range(output_dim):
             moved_x = moved_y = x.new_zeros(BINS, BINS)
@@ -106,12 +106,12 @@ def psroi_pool(x, rois, output_dim):
     return out
 
 
-def roi_max_pool(x, rois):
+def roi_max_pool(x, rois, stride=STRIDE):
     """ROIPooling: x (1, C, H, W) -> (R, C, 7, 7)."""
     height, width = x.shape[2:]
     out = x.new_zeros(len(rois), x.shape[1], BINS, BINS)
     for r, roi in enumerate(rois.tolist()):
-        x1, y1, x2, y2 = (c_round(v / STRIDE) for v in roi)
+        x1, y1, x2, y2 = (c_round(v / stride) for v in roi)
         w, h = max(x2 - x1 + 1, 1) / BINS, max(y2 - y1 + 1, 1) / BINS
         for i in range(BINS):
             for j in range(BINS):

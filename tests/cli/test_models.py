@@ -9,6 +9,7 @@ from d2_deformable.analysis.complexity import count_parameters
 from d2_deformable.cli.main import main
 from d2_deformable.config import changes, read_config
 from d2_deformable.model_zoo import catalog
+from d2_deformable.modeling.meta_arch.fcos import FCOS
 from yamls import MODELS, flat, load, relative
 
 TRAINED = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
@@ -56,10 +57,19 @@ def test_parameters_are_those_of_the_network(run):
     assert f"{network['parameters'] / 1e6:.1f}M" in run("model_zoo")
 
 
+def test_a_network_that_detectron2_lacks_has_no_number_of_parameters(run):
+    found = json.loads(run("R_50_FPN_1x_mdconv_c3-c5", "f", "--json"))
+    missing = {network["name"].split("/")[1] for network in found if not network["parameters"]}
+    assert missing == ({"fcos_R_50_FPN_1x_mdconv_c3-c5.yaml"} if FCOS is None else set())
+    assert "fcos_R_50_FPN_1x_mdconv_c3-c5" in run("R_50_FPN_1x_mdconv_c3-c5", "f")
+
+
 @pytest.mark.parametrize(
     ("name", "task", "sizes", "limit"),
     [
         ("COCO-Detection/mask_rcnn_R_50_FPN_1x", "instance segmentation", [800], 1333),
+        ("COCO-Detection/keypoint_rcnn_R_50_FPN_1x", "keypoints", [800], 1333),
+        ("COCO-Detection/panoptic_fpn_R_50_3x", "panoptic segmentation", [800], 1333),
         ("COCO-Detection/rfcn_R_101_M", "detection", [480, 576, 688, 864, 1200, 1400], 2000),
         ("quick/cards_rpn_R_18", "proposals", [240], 400),
         ("Cityscapes-SemanticSegmentation/deeplab_R_101", "semantic segmentation", [1024], 2048),

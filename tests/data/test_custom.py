@@ -157,6 +157,10 @@ def test_check_datasets(register, write_voc, voc_object, root):
         cfg.MODEL.META_ARCHITECTURE = detector
         with pytest.raises(ValueError, match="NUM_CLASSES is 80, but check_a has the 2 classes"):
             check_datasets(cfg)
+    for detector in ("RetinaNet", "build_fcos"):
+        cfg.MODEL.META_ARCHITECTURE = detector
+        with pytest.raises(ValueError, match="RETINANET.NUM_CLASSES is 80, but check_a has the 2"):
+            check_datasets(cfg)
     for other in ("ProposalNetwork", "Unknown"):  # Detectron2 itself refuses to build the latter
         cfg.MODEL.META_ARCHITECTURE = other
         check_datasets(cfg)

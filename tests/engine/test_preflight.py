@@ -155,13 +155,28 @@ def build_xyz_heads(cfg, input_shape):
 def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
-    for heads in (XYZHeads, build_xyz_heads):
-        cfg.MODEL.ROI_HEADS.NAME = register(ROI_HEADS_REGISTRY, heads)
+    ours = "DeformROIHeads", "DeformCascadeROIHeads"
+    for heads in (*(register(ROI_HEADS_REGISTRY, h) for h in (XYZHeads, build_xyz_heads)), *ours):
+        cfg.MODEL.ROI_HEADS.NAME = heads
         check_settings(cfg)
-    for name in (register(ROI_HEADS_REGISTRY, OtherHeads), "DeformROIHeads", "Res5ROIHeads"):
+    for name in (register(ROI_HEADS_REGISTRY, OtherHeads), "StandardROIHeads", "Res5ROIHeads"):
         cfg.MODEL.ROI_HEADS.NAME = name
-        with pytest.raises(ValueError, match=f"{name} does not read .*; only RFCNHeads and its"):
+        with pytest.raises(ValueError, match=f"{name} does not read .*; choose RFCNHeads, Deform"):
             check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("FPN.TOP_BLOCK", "LastLevelP6", "build_resnet_backbone does not read MODEL.FPN.TOP_BLOCK"),
+        ("ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL", True, "is ROIAlignV2; only DeformROIPool reads"),
+    ],
+)
+def test_keys_of_pyramids_that_nothing_reads_are_refused(cfg, key, value, message):
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.merge_from_list(["MODEL.WEIGHTS", "R-50.pkl", f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        check_settings(cfg)
 
 
 @pytest.mark.parametrize(

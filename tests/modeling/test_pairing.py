@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from d2_deformable.engine import build_optimizer
 from d2_deformable.layers import DeformConv2d
-from d2_deformable.modeling.roi_heads import rfcn
+from d2_deformable.modeling import poolers
 from yamls import CONFIGS, QUICK, VARIANTS, load, plain_twin, relative
 
 OFFSETS = ("conv_offset", "offset_fc", "offset_maps")
@@ -121,7 +121,7 @@ def test_without_its_offsets_it_follows_the_plain_network(name, monkeypatch):
     """Runs in double precision, since rounding must not select other proposals. Detectron2's boxes
     are always float32, so two of its functions are replaced."""
     monkeypatch.setattr(proposal_utils, "batched_nms", _nms_of_doubles)
-    monkeypatch.setattr(rfcn, "convert_boxes_to_pooler_format", _rois_of_doubles)
+    monkeypatch.setattr(poolers, "convert_boxes_to_pooler_format", _rois_of_doubles)
     path = CONFIGS / f"quick/warped_shapes_{name}.yaml"
     cfg = load(path)
     pooler = AVERAGE.get(cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE)

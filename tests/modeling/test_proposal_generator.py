@@ -6,19 +6,23 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList, Instances
 
 from yamls import load
 
 
 @pytest.fixture
 def rpn():
-    def build(name):
+    def build(name, levels=1):
         cfg = load()
         cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
-        cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.OFFSET = [[16]], 0.5
+        strides = {f"res{4 + i}": 16 * 2**i for i in range(levels)}
+        cfg.MODEL.RPN.IN_FEATURES = [*strides]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[stride] for stride in strides.values()]
+        cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
         cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0]]
-        return build_proposal_generator(cfg, {"res4": ShapeSpec(channels=4, stride=16)})
+        shapes = {name: ShapeSpec(channels=4, stride=s) for name, s in strides.items()}
+        return build_proposal_generator(cfg, shapes)
 
     return build
 
@@ -61,3 +65,41 @@ def test_the_best_are_counted_among_those_of_the_image(rpn):
     model.pre_nms_topk = {True: 3, False: 3}
     assert len(proposals(model.eval(), [0, 0, 0, 0])) == 3
     assert len(proposals(model.train(), [0, 0, 0, 0])) == 3
+
+
+def test_all_levels_compete(rpn):
+    """One of three proposals is kept per level by Detectron2, and of all levels as released."""
+    found = {}
+    for name in ("RPN", "LegacyRPN"):
+        model = rpn(name, levels=2).eval()
+        model.pre_nms_topk = {False: 1}
+        anchors = model.anchor_generator([torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 1, 1)])
+        scores, deltas = [torch.zeros(1, 4), torch.ones(1, 1)], [torch.zeros(1, 4, 4)] * 2
+        deltas[1] = deltas[1][:, :1]
+        (result,) = model.predict_proposals(anchors, scores, deltas, [(32, 32)])
+        found[name] = result.proposal_boxes.tensor.tolist()
+    assert found["LegacyRPN"] == [[0, 0, 32, 32]] and len(found["RPN"]) == 2
+
+
+def test_anchors_outside_do_not_compete_for_an_object(rpn):
+    """The object overlaps the anchors of two cells, of which the better one crosses the border."""
+    labels = {}
+    for name in ("RPN", "LegacyRPN"):
+        model = rpn(name)
+        model.anchor_boundary_thresh = 0
+        anchors = model.anchor_generator([torch.zeros(1, 4, 1, 3)])
+        gt = Instances((16, 40), gt_boxes=Boxes(torch.tensor([[28.0, 0, 40, 16]])))
+        (found,), (boxes,) = model.label_and_sample_anchors(anchors, [gt])
+        labels[name] = found.tolist()
+        assert name == "RPN" or boxes[1].tolist() == [28, 0, 40, 16]
+    # Detectron2 also leaves out all that end with the image, here by their height.
+    assert labels == {"RPN": [-1, -1, -1], "LegacyRPN": [0, 1, -1]}
+
+
+def test_an_object_that_no_anchor_inside_overlaps_has_none(rpn):
+    model = rpn("LegacyRPN")
+    model.anchor_boundary_thresh = 0
+    anchors = model.anchor_generator([torch.zeros(1, 4, 1, 3)])
+    boxes = Boxes(torch.tensor([[34.0, 0, 40, 16]]))
+    (labels,), _ = model.label_and_sample_anchors(anchors, [Instances((16, 40), gt_boxes=boxes)])
+    assert labels.tolist() == [0, 0, -1]

@@ -1,14 +1,16 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_roi_heads
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling import StandardROIHeads, build_roi_heads
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2_deformable.layers import DeformRoIAlign, DeformRoIPool
+from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor
+from d2_deformable.modeling import OHEMMixin
 from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
 from d2_deformable.modeling.roi_heads.ohem import loss_per_roi, select_hard_examples
+from d2_deformable.modeling.roi_heads.predict_boxes import find_predict_boxes, predict_standard
 from d2_deformable.modeling.roi_heads.rfcn import POOLER_TYPES
 
 SHAPES = {"f": ShapeSpec(channels=6, stride=16)}
@@ -120,7 +122,7 @@ def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
     with EventStorage():
         labelled = heads.label_and_sample_proposals(proposals, targets)
         assert [len(p) for p in labelled] == [22, 16]  # all, with the ground truth
-        predictions = heads._predict(features["f"], labelled)
+        predictions = heads.predict_ranking(features, labelled)
         losses = heads.box_predictor.losses(predictions, labelled)
     per_roi = loss_per_roi(heads.box_predictor, predictions, labelled)
     torch.testing.assert_close(per_roi.mean(), losses["loss_cls"] + losses["loss_box_reg"])
@@ -128,11 +130,144 @@ def test_ohem_ranks_by_the_loss_it_trains_on(heads_cfg, agnostic):
     kept = select_hard_examples(labelled, per_roi, 8)
     assert [len(p) for p in kept] == [8, 8]
     with EventStorage():
-        predictions = heads._predict(features["f"], kept)
+        predictions = heads.predict_ranking(features, kept)
         kept_losses = heads.box_predictor.losses(predictions, kept)
         _, trained = heads(None, features, inputs()[1], targets)
     assert kept_losses["loss_cls"] + kept_losses["loss_box_reg"] > per_roi.mean()
     torch.testing.assert_close(trained, kept_losses)
+
+
+def ohem(cfg, name, mask=False):
+    cfg.MODEL.ROI_HEADS.NAME = name
+    cfg.MODEL.ROI_HEADS.SAMPLING = "ohem"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in name
+    cfg.MODEL.MASK_ON = mask
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 1, 4
+    return build_roi_heads(cfg, SHAPES)
+
+
+@pytest.mark.parametrize("pooler", ["ROIAlignV2", "DeformROIPool"])
+@pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
+def test_ohem_of_any_roi_head(heads_cfg, name, pooler):
+    """The hardest are kept: of a cascade, those of its first stage. All parameters train."""
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    heads = ohem(heads_cfg, name)
+    for p in heads.parameters():
+        nn.init.normal_(p, std=0.3)
+    features, proposals, targets = inputs()
+    with EventStorage():
+        candidates = heads.label_and_sample_proposals(inputs()[1], targets)
+        assert [len(p) for p in candidates] == [22, 16]
+        predictions = heads.predict_ranking(features, candidates)
+        losses = heads.ranking_predictor.losses(predictions, candidates)
+        per_roi = loss_per_roi(heads.ranking_predictor, predictions, candidates)
+        torch.testing.assert_close(per_roi.mean(), losses["loss_cls"] + losses["loss_box_reg"])
+        hardest = select_hard_examples(candidates, per_roi, 8)
+        kept, losses = heads(None, features, proposals, targets)
+    for ours, expected in zip(kept, hardest, strict=True):
+        assert torch.equal(ours.proposal_boxes.tensor, expected.proposal_boxes.tensor)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    assert len(heads.eval()(None, features, inputs()[1], None)[0]) == 2
+    assert find_predict_boxes(type(heads)) is not None
+
+
+def test_ohem_also_chooses_what_the_mask_head_trains_on(heads_cfg):
+    heads = ohem(heads_cfg, "DeformROIHeads", mask=True)
+    seen = []
+    heads.mask_head.register_forward_pre_hook(lambda module, args: seen.extend(args[1]))
+    features, proposals, targets = inputs()
+    for target in targets:
+        target.gt_masks = BitMasks(torch.ones(len(target), 96, 128))
+    with EventStorage():
+        kept, losses = heads(None, features, proposals, targets)
+    assert [len(p) for p in kept] == [8, 8] and "loss_mask" in losses
+    foreground = [int((p.gt_classes < NUM_CLASSES).sum()) for p in kept]
+    assert [len(p) for p in seen] == foreground
+
+
+class OtherHeads(OHEMMixin, StandardROIHeads):
+    pass
+
+
+def test_heads_of_another_project_can_mine_too():
+    assert find_predict_boxes(OtherHeads) is predict_standard
+
+
+# ---- R-FCN on a pyramid --------------------------------------------------------------------------
+
+LEVELS = {f"p{i}": ShapeSpec(channels=6, stride=2**i) for i in (3, 4, 5)}
+
+
+def rfcn_on_levels(cfg, pooler):
+    cfg.MODEL.ROI_HEADS.NAME = "RFCNHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = [*LEVELS]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    heads = build_roi_heads(cfg, LEVELS)
+    for p in heads.parameters():
+        nn.init.normal_(p, std=0.3)
+    return heads
+
+
+def maps_of_levels():
+    return {
+        name: torch.randn(2, 6, 512 // shape.stride, 640 // shape.stride)
+        for name, shape in LEVELS.items()
+    }
+
+
+@pytest.mark.parametrize("sampling", ["random", "ohem"])
+@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
+def test_rfcn_pools_each_roi_from_its_level(heads_cfg, pooler, sampling):
+    heads_cfg.MODEL.ROI_HEADS.SAMPLING = sampling
+    heads = rfcn_on_levels(heads_cfg, pooler)
+    features, predictor = maps_of_levels(), heads.box_predictor
+    boxes = [[10.0, 20, 60, 50], [5, 5, 600, 500], [30, 30, 280, 270], [0, 0, 90, 100]]
+    images, levels = [0, 0, 0, 1], ["p3", "p5", "p4", "p3"]  # 224 pixels: p4
+    boxes = torch.tensor(boxes)
+    lists = [Boxes(boxes[:3]), Boxes(boxes[3:])]
+    scores, deltas = predictor([*features.values()], lists)
+    for i, (image, level) in enumerate(zip(images, levels, strict=True)):
+        roi = torch.cat([torch.tensor([image]), boxes[i]])[None]
+        scale = 1 / LEVELS[level].stride
+        for layer, found in ((predictor.cls_score, scores), (predictor.bbox_pred, deltas)):
+            alone = PSRoIPredictor(
+                6,
+                found.shape[1],
+                3,
+                spatial_scale=scale,
+                offset_classes=layer.offset_maps is not None
+                and (1, found.shape[1])[found is scores],
+                interpolate=layer.interpolate,
+            )
+            alone.load_state_dict(layer.state_dict())
+            torch.testing.assert_close(found[i], alone(features[level], roi)[0])
+            if layer.offset_maps is not None:
+                offset, scales = predictor.predict_offsets(layer, [*features.values()], lists)
+                torch.testing.assert_close(
+                    offset[i], alone.predict_offsets(features[level], roi).offset[0]
+                )
+                assert scales[i] == scale
+    assert len(predictor([*features.values()], [Boxes(boxes[:0])] * 2)[0]) == 0
+
+    _, proposals, targets = inputs()
+    with EventStorage():
+        _, losses = heads(None, features, proposals, targets)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    detections, _ = heads.eval()(None, features, inputs()[1], None)
+    assert [len(d) > 0 for d in detections] == [True, True]
+
+
+def test_rfcn_needs_levels_of_equal_channels(heads_cfg):
+    other = LEVELS | {"p4": ShapeSpec(channels=7, stride=16)}
+    heads_cfg.MODEL.ROI_HEADS.NAME = "RFCNHeads"
+    heads_cfg.MODEL.ROI_HEADS.IN_FEATURES = [*LEVELS]
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "PSROIPool"
+    with pytest.raises(ValueError, match="expected channels and stride .* levels with equal chan"):
+        build_roi_heads(heads_cfg, other)
 
 
 def test_ohem_leaves_out_what_the_matcher_ignores(heads_cfg):
@@ -160,6 +295,16 @@ def test_a_config_without_our_keys_says_what_to_do(heads_cfg, name, pooler):
     del heads_cfg.MODEL.RESNETS["DEFORM_NUM_LAYERS"], heads_cfg.MODEL.ROI_HEADS["SAMPLING"]
     with pytest.raises(ValueError, match="call d2_deformable.add_deformable_config"):
         build_roi_heads(heads_cfg, SHAPES)
+
+
+def test_offset_layers_per_level(heads_cfg):
+    heads_cfg.MODEL.ROI_HEADS.NAME = "DeformROIHeads"
+    heads_cfg.MODEL.ROI_HEADS.IN_FEATURES = [*LEVELS]
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "DeformROIPool"
+    heads_cfg.MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL = True
+    heads_cfg.MODEL.ROI_BOX_HEAD.DEFORM_GAMMA = 0.2
+    layers = build_roi_heads(heads_cfg, LEVELS).box_pooler.roi_pool
+    assert [(x.gamma, x.offset_fc.in_features) for x in layers] == [(0.2, 6 * 9)] * 3
 
 
 @pytest.mark.parametrize("pooler", ["DeformROIPool", "ModulatedDeformROIPool"])
@@ -269,7 +414,7 @@ def test_pooler_keeps_the_order_of_rois_over_levels():
             "takes one of PSROIPool, PSROIAverage",
         ),
         ({"ROI_HEADS.SAMPLING": "hard"}, "'hard'; choose 'random' or 'ohem'"),
-        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, "RFCNHeads pools from one feature map, but"),
+        ({"ROI_HEADS.IN_FEATURES": ["f", "f"]}, r"strides \[16, 16\]; expected levels"),
     ],
 )
 def test_bad_settings_say_what_to_do(heads_cfg, change, message):

@@ -1,7 +1,8 @@
 """Convert checkpoints of msracver/Deformable-ConvNets, the networks released with the paper.
 
-These are R-FCN, Faster R-CNN and DeepLab on ResNet v1 101 (or 50, 152), plain and deformable, and
-the ImageNet network that they started from. Layers follow its {rfcn,faster_rcnn,deeplab}/symbols.
+These are R-FCN, Faster R-CNN, FPN and DeepLab on ResNet v1 101 (or 50, 152), plain and deformable,
+and the ImageNet network that they started from. Layers follow its
+{rfcn,faster_rcnn,fpn,deeplab}/symbols.
 Differences from this package:
 
 - Images are RGB.
@@ -12,9 +13,10 @@ Differences from this package:
 - Box outputs begin with four for the background there, which are never read.
 - Box outputs predict normalised targets there; the copies called *_test do not.
 
-Three differences remain that neither weights nor settings can remove. Images are resized by OpenCV
+Four differences remain that neither weights nor settings can remove. Images are resized by OpenCV
 there. Final boxes within the last pixel of the image are one pixel wide there. Boxes are scaled to
-the original image before the last NMS there, and after it here.
+the original image before the last NMS there, and after it here. FPN clips boxes to the image padded
+to multiples of 32 there, and to the image itself here.
 """
 
 import re
@@ -25,8 +27,9 @@ from torch import Tensor
 from ...modeling import build_model
 from .conversion import Conversion, ConversionError
 
-# For each network, a tensor that no other one has.
+# For each network, a tensor that tells it from those below.
 HEADS = {
+    "FPN": "arg:fpn_p5_weight",  # before Faster R-CNN, whose head it has
     "R-FCN": "arg:rfcn_cls_weight",
     "Faster R-CNN": "arg:fc_new_1_weight",
     "DeepLab": "arg:fc6_weight",
@@ -75,8 +78,11 @@ def convert(conversion: Conversion, cfg) -> None:
     elif network == "DeepLab":
         _deeplab(conversion)
     else:
-        _put_layer(conversion, f"{backbone}reduction.", "conv_new_1")
-        _rpn(conversion, cfg)
+        if network == "FPN":
+            _pyramid(conversion, backbone.removesuffix("bottom_up."))
+        else:
+            _put_layer(conversion, f"{backbone}reduction.", "conv_new_1")
+        _rpn(conversion, cfg, "rpn_conv" if network == "FPN" else "rpn_conv_3x3")
         bins = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2
         (_rfcn if network == "R-FCN" else _faster_rcnn)(conversion, bins)
     conversion.unused(("arg:fc1000_weight", "arg:fc1000_bias"), "ImageNet classifier")
@@ -95,13 +101,13 @@ def _settings(source, network: str, cfg) -> dict:
     }
     if network == "ImageNet":
         return settings
-    settings["MODEL.RESNETS.RES5_DILATION"] = 2
+    settings["MODEL.RESNETS.RES5_DILATION"] = 1 if network == "FPN" else 2
     offsets = [name for name in source if name.endswith("_branch2b_offset_bias")]
     if offsets:
         settings |= {
             "MODEL.RESNETS.DEFORM_BORDER": "legacy",
             "MODEL.RESNETS.DEFORM_NUM_GROUPS": source[offsets[0]].numel() // 18,
-            "MODEL.RESNETS.DEFORM_OFFSET_DILATION": 1 if network == "DeepLab" else 2,
+            "MODEL.RESNETS.DEFORM_OFFSET_DILATION": 1 if network in ("DeepLab", "FPN") else 2,
             "MODEL.RESNETS.DEFORM_OFFSET_CLAMP": 0.0,
             "MODEL.RESNETS.DEFORM_MODULATED": False,
         }
@@ -114,18 +120,23 @@ def _settings(source, network: str, cfg) -> dict:
         "MODEL.PROPOSAL_GENERATOR.NAME": "LegacyRPN",
         "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 0,
         "MODEL.RPN.BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0],
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 12000 if network == "FPN" else 6000,
         "MODEL.RPN.NMS_THRESH": 0.7,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 2000 if network == "FPN" else 300,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
         "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [1 / std for std in BOX_STDS],
         "MODEL.ROI_BOX_HEAD.ROUND_ROIS": True,
     }
-    if "arg:offset_weight" in source or "arg:rfcn_cls_offset_t_weight" in source:
+    if network == "FPN":
+        settings["MODEL.FPN.TOP_BLOCK"] = "LastLevelP6"
+        settings["MODEL.FPN.TOP_BLOCK_IN_FEATURE"] = "res5"
+        settings["MODEL.FPN.FUSE_TYPE"] = "sum"
+    deformable = ("offset_weight", "offset_p2_weight", "rfcn_cls_offset_t_weight")
+    if any(f"arg:{name}" in source for name in deformable):
         settings["MODEL.ROI_BOX_HEAD.DEFORM_GAMMA"] = 0.1
         settings["MODEL.ROI_BOX_HEAD.DEFORM_SAMPLES_PER_PART"] = 4
-    elif network == "Faster R-CNN":
+    elif network != "R-FCN":
         settings["MODEL.ROI_HEADS.NAME"] = "DeformROIHeads"
         settings["MODEL.ROI_BOX_HEAD.POOLER_TYPE"] = "LegacyROIPool"
     return settings
@@ -209,19 +220,26 @@ def _rows(x: Tensor, *sizes: int) -> Tensor:
     return x.unflatten(0, (-1, *sizes))
 
 
-def _rpn(conversion: Conversion, cfg) -> None:
-    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]
+def _pyramid(conversion: Conversion, prefix: str) -> None:
+    for level in (2, 3, 4, 5):
+        _put_layer(conversion, f"{prefix}fpn_lateral{level}.", f"fpn_p{level}_1x1")
+        _put_layer(conversion, f"{prefix}fpn_output{level}.", f"fpn_p{level}")
+    _put_layer(conversion, f"{prefix}top_block.p6.", "fpn_p6")
+
+
+def _rpn(conversion: Conversion, cfg, conv: str) -> None:
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]  # of each level
     num_anchors = conversion.source["arg:rpn_cls_score_bias"].numel() // 2
     if num_anchors != len(RATIOS) * len(sizes) or list(sizes) != sorted(sizes):
         raise ConversionError(
             f"the RPN of the file has {num_anchors} anchors, {len(RATIOS)} aspect ratios of "
             f"{num_anchors / len(RATIOS):g} sizes, but MODEL.ANCHOR_GENERATOR.SIZES is "
-            f"{cfg.MODEL.ANCHOR_GENERATOR.SIZES}; give that many in ascending order, 16 times the "
-            "source's ANCHOR_SCALES"
+            f"{cfg.MODEL.ANCHOR_GENERATOR.SIZES}; give that many per level in ascending order, its "
+            "stride times the source's ANCHOR_SCALES"
         )
     order = torch.arange(num_anchors).view(len(RATIOS), len(sizes)).t().flatten()
     head = "proposal_generator.rpn_head."
-    _put_layer(conversion, f"{head}conv.", "rpn_conv_3x3")
+    _put_layer(conversion, f"{head}conv.", conv)
     _put_layer(
         conversion,
         f"{head}objectness_logits.",
@@ -276,11 +294,14 @@ def _faster_rcnn(conversion: Conversion, bins: int) -> None:
         note="background last",
     )
     _put_box_layer(conversion, "roi_heads.box_predictor.bbox_pred.", "bbox_pred", 1)
-    if "arg:offset_weight" in conversion.source:
+    layers = {"offset": ""} | {f"offset_p{level}": f"{level - 2}." for level in (2, 3, 4, 5)}
+    for name, place in layers.items():
+        if f"arg:{name}_weight" not in conversion.source:
+            continue
         _put_layer(
             conversion,
-            "roi_heads.box_pooler.roi_pool.offset_fc.",
-            "offset",
+            f"roi_heads.box_pooler.roi_pool.{place}offset_fc.",
+            name,
             using=lambda x: _rows(x, bins).flip(0).flatten(0, 1),
             note="(dx, dy) to (dy, dx)",
         )

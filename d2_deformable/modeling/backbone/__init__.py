@@ -6,15 +6,13 @@ from .aligned_inception_resnet import (
     build_aligned_inception_resnet_backbone,
 )
 from .dilate import dilate_stage
-from .resnet import (
-    DeformResNet,
-    build_deform_resnet_backbone,
-    build_deform_resnet_fpn_backbone,
-)
+from .fpn import LastLevelP6, build_deform_resnet_fpn_backbone
+from .resnet import DeformResNet, build_deform_resnet_backbone
 
 __all__ = [
     "DeformResNet",
     "InceptionResBlock",
+    "LastLevelP6",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

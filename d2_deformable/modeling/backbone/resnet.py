@@ -1,4 +1,4 @@
-"""ResNet-18 to 152 of any width, dilated and deformable, and its FPN.
+"""ResNet-18 to 152 of any width, dilated and deformable.
 
 The plain network is built from Detectron2's blocks; `layers/conversion.py` changes its last
 convolutions.
@@ -6,8 +6,7 @@ convolutions.
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
@@ -259,17 +258,3 @@ def deform_settings(cfg) -> dict:
         "reduced_init_std": c.REDUCED_INIT_STD,
         "activation_checkpoint": cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINT,
     }
-
-
-@BACKBONE_REGISTRY.register()
-def build_deform_resnet_fpn_backbone(cfg, input_shape):
-    """Build an FPN on `build_deform_resnet_backbone`, as Detectron2's `build_resnet_fpn_backbone`
-    does."""
-    return FPN(
-        bottom_up=build_deform_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

@@ -1,8 +1,16 @@
 """Meta-architectures, the values of MODEL.META_ARCHITECTURE."""
 
 from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
+from .fcos import build_fcos
 from .mimic import MimicRCNN
 from .rcnn import DeformRCNN
 from .segmentor import DeformSegmentor
 
-__all__ = ["ClassAwareRPN", "ClassAwareRPNHead", "DeformRCNN", "DeformSegmentor", "MimicRCNN"]
+__all__ = [
+    "ClassAwareRPN",
+    "ClassAwareRPNHead",
+    "DeformRCNN",
+    "DeformSegmentor",
+    "MimicRCNN",
+    "build_fcos",
+]

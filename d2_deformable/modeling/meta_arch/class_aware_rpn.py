@@ -21,12 +21,13 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ...compat import require_private
 from .._checks import check_images
+from ..anchor_labels import label_anchors_inside
 
 require_private(box_regression, "_dense_box_regression_loss")
 require_private(fast_rcnn, "_log_classification_stats")
@@ -218,10 +219,7 @@ class ClassAwareRPN(RetinaNet):
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
         """Match anchors with the ground truth, as `RetinaNet` does, and sample them, as the RPN
-        does.
-
-        Only anchors inside the image compete, as in the released code. Detectron2's RPN matches all
-        anchors and then leaves out those outside, even if no other anchor covers an object.
+        does. Only anchors inside the image compete, see `label_anchors_inside`.
 
         Args:
             anchors: Boxes of every level, R in all.
@@ -231,26 +229,20 @@ class ClassAwareRPN(RetinaNet):
             N labels (R,): the class for sampled positive anchors, K for sampled negative ones, -1
             for all others; and N matched boxes (R, 4), zeros for anchors that are not sampled.
         """
-        anchors = Boxes.cat(anchors)
-        gt_labels, gt_boxes = [], []
-        for gt in gt_instances:
-            inside = torch.arange(len(anchors), device=anchors.device)
-            if self.anchor_boundary_thresh >= 0:
-                inside = inside[anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)]
-            candidates = anchors[inside]
-            # For an object that no anchor overlaps, every anchor would count as the best match.
-            gt = gt[(pairwise_iou(gt.gt_boxes, candidates) > 0).any(dim=1)]
-            (labels,), (boxes,) = super().label_anchors([candidates], [gt])
+        match = super().label_anchors
+
+        def label(candidates, gt):
+            (matched,), (matched_boxes,) = match([candidates], [gt])
             sampled = torch.cat(
                 subsample_labels(
-                    labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
+                    matched, self.batch_size_per_image, self.positive_fraction, self.num_classes
                 )
             )
-            gt_labels.append(labels.new_full((len(anchors),), -1))
-            gt_boxes.append(torch.zeros_like(anchors.tensor))
-            gt_labels[-1][inside[sampled]] = labels[sampled]
-            gt_boxes[-1][inside[sampled]] = boxes[sampled]
-        return gt_labels, gt_boxes
+            labels, boxes = torch.full_like(matched, -1), torch.zeros_like(matched_boxes)
+            labels[sampled], boxes[sampled] = matched[sampled], matched_boxes[sampled]
+            return labels, boxes
+
+        return label_anchors_inside(label, anchors, gt_instances, self.anchor_boundary_thresh)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """Mean cross-entropy of the sampled anchors, and smooth L1 of the positive ones, summed and

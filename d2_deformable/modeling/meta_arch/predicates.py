@@ -4,11 +4,13 @@ from detectron2.modeling import (
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
     GeneralizedRCNN,
+    RetinaNet,
     SemanticSegmentor,
 )
 
 from ..roi_heads.predict_boxes import find_predict_boxes
 from .class_aware_rpn import ClassAwareRPN
+from .fcos import FCOS
 from .mimic import MimicRCNN
 
 
@@ -22,6 +24,20 @@ def _is_subclass(cfg, classes) -> bool:
 def is_detector(cfg) -> bool:
     """Whether the network reads MODEL.ROI_HEADS.NUM_CLASSES, unlike e.g. a ProposalNetwork."""
     return _is_subclass(cfg, (GeneralizedRCNN, ClassAwareRPN))
+
+
+def is_fcos(cfg) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "build_fcos"
+
+
+def is_missing(cfg) -> bool:
+    """Whether the network cannot be built because this Detectron2 lacks it."""
+    return is_fcos(cfg) and FCOS is None
+
+
+def is_dense_detector(cfg) -> bool:
+    """Whether the network reads MODEL.RETINANET.NUM_CLASSES."""
+    return is_fcos(cfg) or _is_subclass(cfg, RetinaNet) and not is_class_aware_rpn(cfg)
 
 
 def is_class_aware_rpn(cfg) -> bool:

@@ -13,6 +13,7 @@ from ...compat import require_private
 from ...layers import DeformRoIAlign, DeformRoIPool, ModulatedDeformRoIPool, RoIAveragePool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
+from .ohem import OHEMMixin
 from .predict_boxes import predict_cascade, predict_standard
 
 require_private(StandardROIHeads, "_init_box_head")
@@ -68,11 +69,18 @@ class DeformPoolerMixin:
 
 
 def _roi_pool(c, channels):
-    """Build the layer of MODEL.ROI_BOX_HEAD: one for all levels, or one per level as in
-    mmdetection."""
+    """Build the layer of MODEL.ROI_BOX_HEAD: one for all levels, or one per level as in the
+    released FPN and in mmdetection."""
     if c.POOLER_TYPE.endswith("DeformROIPool"):
-        kind = DeformRoIPool if c.POOLER_TYPE == "DeformROIPool" else ModulatedDeformRoIPool
-        return kind(channels[0], c.POOLER_RESOLUTION, gamma=c.DEFORM_GAMMA, **_sampling(c))
+        layer = partial(
+            DeformRoIPool if c.POOLER_TYPE == "DeformROIPool" else ModulatedDeformRoIPool,
+            output_size=c.POOLER_RESOLUTION,
+            gamma=c.DEFORM_GAMMA,
+            **_sampling(c),
+        )
+        if not c.DEFORM_OFFSETS_PER_LEVEL:
+            return layer(channels[0])
+        return nn.ModuleList([layer(n) for n in channels])
     layer = partial(
         DeformRoIAlign,
         output_size=c.POOLER_RESOLUTION,
@@ -88,14 +96,14 @@ def _sampling(c) -> dict:
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformROIHeads(DeformPoolerMixin, StandardROIHeads):
-    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling."""
+class DeformROIHeads(OHEMMixin, DeformPoolerMixin, StandardROIHeads):
+    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling and OHEM."""
 
     predict_boxes = predict_standard
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformCascadeROIHeads(DeformPoolerMixin, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages."""
+class DeformCascadeROIHeads(OHEMMixin, DeformPoolerMixin, CascadeROIHeads):
+    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages, and OHEM."""
 
     predict_boxes = predict_cascade

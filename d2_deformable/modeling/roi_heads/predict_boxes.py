@@ -10,6 +10,7 @@ from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from ...compat import require_private
+from .ohem import OHEMMixin
 
 require_private(StandardROIHeads, "_forward_box")
 require_private(CascadeROIHeads, "_create_proposals_from_boxes", "_forward_box", "_run_stage")
@@ -24,7 +25,8 @@ def find_predict_boxes(kind: type):
         follows that one. None for others, including a subclass with a `_forward_box` of its own and
         no `predict_boxes` that matches it.
     """
-    for cls in kind.__mro__:
+    # OHEM changes only how RoI heads train.
+    for cls in (cls for cls in kind.__mro__ if cls is not OHEMMixin):
         if "predict_boxes" in vars(cls):
             return vars(cls)["predict_boxes"]
         if "_forward_box" in vars(cls):

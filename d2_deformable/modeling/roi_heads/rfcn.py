@@ -5,20 +5,22 @@ conventions: background is the last class, and there is one set of box maps. (Th
 has a second set that is never used.)
 """
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 from ...compat import require_private
 from ...layers import PSRoIPredictor
 from .._checks import check_config
-from .ohem import check_losses, loss_per_roi, select_hard_examples
+from ..poolers import LevelPooler
+from .ohem import OHEMMixin
 from .predict_boxes import decode
 
-require_private(StandardROIHeads, "_forward_box", "_init_box_head", "_sample_proposals")
+require_private(StandardROIHeads, "_forward_box", "_init_box_head")
 
 POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool", "ModulatedDeformPSROIPool")
 
@@ -26,10 +28,12 @@ POOLER_TYPES = ("PSROIPool", "PSROIAveragePool", "DeformPSROIPool", "ModulatedDe
 class RFCNOutputLayers(FastRCNNOutputLayers):
     """Class scores and box deltas by position-sensitive voting instead of linear layers.
 
-    Losses, box decoding and NMS are those of `FastRCNNOutputLayers`.
+    Losses, box decoding and NMS are those of `FastRCNNOutputLayers`. On a feature pyramid, all
+    levels share the layers, and a RoI is pooled from the level that Detectron2 assigns it to (FPN
+    eq. 1).
 
     Args:
-        input_shape: channels and stride of the feature map.
+        input_shape: channels and stride of the feature map, or of each level, finest first.
         resolution: bins per side k.
         deformable: move the bins by learned offsets: K + 1 sets for the class scores and one for
             the boxes (paper sec. 2.3).
@@ -49,7 +53,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
     @configurable
     def __init__(
         self,
-        input_shape: ShapeSpec,
+        input_shape: ShapeSpec | Sequence[ShapeSpec],
         *,
         resolution: int = 7,
         deformable: bool = False,
@@ -60,18 +64,23 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
         round_rois: bool = True,
         **kwargs,
     ):
-        if not (input_shape.channels and input_shape.stride):
+        shapes = [input_shape] if isinstance(input_shape, ShapeSpec) else list(input_shape)
+        channels = {shape.channels for shape in shapes}
+        if len(channels) != 1 or not all(shape.channels and shape.stride for shape in shapes):
             raise ValueError(
-                f"RFCNOutputLayers needs channels and stride of its feature map; got {input_shape}"
+                f"RFCNOutputLayers got {input_shape}; expected channels and stride of its feature "
+                "map, or of levels with equal channels"
             )
         super().__init__(ShapeSpec(channels=1), **kwargs)
+        scales = [1.0 / shape.stride for shape in shapes]
+        self.levels = LevelPooler(resolution, scales)
 
         def predictor(num_outputs, offset_classes):
             return PSRoIPredictor(
-                input_shape.channels,
+                shapes[0].channels,
                 num_outputs,
                 resolution,
-                spatial_scale=1.0 / input_shape.stride,
+                spatial_scale=scales[0],
                 offset_classes=offset_classes if deformable else 0,
                 interpolate=interpolate,
                 modulated=modulated,
@@ -105,22 +114,45 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
             "round_rois": c.ROUND_ROIS,
         }
 
-    def forward(self, x: torch.Tensor, boxes):
+    def forward(self, x, boxes):
         """
         Args:
-            x: features (N, C, H, W).
+            x: a feature map (N, C, H, W), or a list of them, one per level.
             boxes: N Boxes in input pixels, R in all.
 
         Returns:
             class logits (R, K + 1), background last, and box deltas (R, 4), or (R, 4 * K) when
             not class-agnostic.
         """
-        rois = convert_boxes_to_pooler_format(boxes)
-        return self.cls_score(x, rois), self.bbox_pred(x, rois)
+        return self._on_levels(self.cls_score, x, boxes), self._on_levels(self.bbox_pred, x, boxes)
+
+    def predict_offsets(self, layer: PSRoIPredictor, x, boxes):
+        """Predict what `forward` moves the bins of the RoIs by.
+
+        Args:
+            layer: `cls_score` or `bbox_pred`.
+            x, boxes: see `forward`.
+
+        Returns:
+            normalised shifts, see `PSRoIPredictor.predict_offsets`, and the scale (R,) of the level
+            that each RoI is pooled from.
+        """
+
+        def offsets(*arguments):
+            return layer.predict_offsets(*arguments).offset
+
+        return self._on_levels(offsets, x, boxes), self.levels.scales_of(_as_list(x), boxes)
+
+    def _on_levels(self, function, x, boxes):
+        return self.levels.on_levels([function] * len(self.levels.scales), _as_list(x), boxes)
+
+
+def _as_list(x) -> list[torch.Tensor]:
+    return [x] if isinstance(x, torch.Tensor) else list(x)
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNHeads(StandardROIHeads):
+class RFCNHeads(OHEMMixin, StandardROIHeads):
     """R-FCN's heads: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
     MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", "ModulatedDeformPSROIPool"
@@ -128,60 +160,26 @@ class RFCNHeads(StandardROIHeads):
     baseline of "DeformPSROIPool").
 
     Args:
-        ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a
-            random sample (MODEL.ROI_HEADS.SAMPLING "ohem").
-        box_in_features: the name of the one feature map, in a list.
-        kwargs: arguments of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, and there
-            is no box pooler and no box head.
+        kwargs: arguments of `OHEMMixin` and `StandardROIHeads`; `box_predictor` is a
+            `RFCNOutputLayers`, and there is no box pooler and no box head.
 
     Raises:
         ValueError: a value that these heads cannot have.
     """
 
     @configurable
-    def __init__(self, *, box_in_features: list[str], ohem: bool = False, **kwargs):
-        _one_feature_map(box_in_features)
-        super().__init__(box_in_features=box_in_features, box_pooler=None, box_head=None, **kwargs)
-        self.ohem = ohem
-        if ohem:
-            check_losses(self.box_predictor)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        check_config(cfg)
-        sampling = cfg.MODEL.ROI_HEADS.SAMPLING
-        if sampling not in ("random", "ohem"):
-            raise ValueError(f"MODEL.ROI_HEADS.SAMPLING is {sampling!r}; choose 'random' or 'ohem'")
-        return {**super().from_config(cfg, input_shape), "ohem": sampling == "ohem"}
+    def __init__(self, **kwargs):
+        super().__init__(box_pooler=None, box_head=None, **kwargs)
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        return {
-            "box_in_features": in_features,
-            "box_predictor": RFCNOutputLayers(cfg, input_shape[_one_feature_map(in_features)]),
-        }
-
-    def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
-        """With OHEM, return all proposals that the matcher does not ignore, as candidates."""
-        if not self.ohem:
-            return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
-        candidates = (matched_labels != -1).nonzero()[:, 0]
-        classes = torch.full_like(matched_idxs, self.num_classes)
-        if len(gt_classes):
-            classes = torch.where(matched_labels == 1, gt_classes[matched_idxs], classes)
-        return candidates, classes[candidates]
+        shapes = [input_shape[name] for name in in_features]
+        return {"box_in_features": in_features, "box_predictor": RFCNOutputLayers(cfg, shapes)}
 
     def _forward_box(self, features, proposals):
-        x = features[self.box_in_features[0]]
-        if self.training and self.ohem:
-            with torch.no_grad():
-                predictions = self._predict(x, proposals)
-                losses = loss_per_roi(self.box_predictor, predictions, proposals)
-            # The few selected RoIs run again, with gradients: cheaper than gradients for all.
-            proposals = select_hard_examples(proposals, losses, self.batch_size_per_image)
-
-        predictions = self._predict(x, proposals)
+        self.select(features, proposals)
+        predictions = self.predict_ranking(features, proposals)
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
@@ -192,19 +190,11 @@ class RFCNHeads(StandardROIHeads):
                     instances.proposal_boxes = type(instances.proposal_boxes)(pred_boxes)
         return losses
 
+    def predict_ranking(self, features, proposals):
+        """Logits and deltas of all proposals."""
+        features = [features[name] for name in self.box_in_features]
+        return self.box_predictor(features, [p.proposal_boxes for p in proposals])
+
     def predict_boxes(self, features, proposals):
         """Predict as in inference, before score threshold and NMS; see `predict_standard`."""
-        predictions = self._predict(features[self.box_in_features[0]], proposals)
-        return decode(self.box_predictor, predictions, proposals)
-
-    def _predict(self, x, proposals):
-        return self.box_predictor(x, [p.proposal_boxes for p in proposals])
-
-
-def _one_feature_map(in_features) -> str:
-    if len(in_features) != 1:
-        raise ValueError(
-            "RFCNHeads pools from one feature map, but MODEL.ROI_HEADS.IN_FEATURES is "
-            f"{list(in_features)}: name one"
-        )
-    return in_features[0]
+        return decode(self.box_predictor, self.predict_ranking(features, proposals), proposals)
