@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
-from detectron2.data import transforms as T
+from detectron2.data.transforms import AugInput
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..data.augmentations import build_test_augmentations
 from ..engine.offset_health import deformable_layers
 from ..modeling import build_model
 from .flops import count_macs, count_macs_by_torch
@@ -84,8 +84,8 @@ def image_as_tested(cfg, image: np.ndarray) -> dict:
     If the network has no RPN, the input also gets as many random proposals as an RPN of `cfg` would
     keep (MODEL.RPN.POST_NMS_TOPK_TEST; 300 in the paper).
     """
-    resized = T.AugInput(image)
-    T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))(resized)
+    resized = AugInput(image)
+    build_test_augmentations(cfg)(resized)
     tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
     inputs = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from PIL import Image
 
 from ..data import read_mask
+from ..utils.pixels import read_image
 from . import draw
 from .figure import Figure
 

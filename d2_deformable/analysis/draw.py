@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .figure import Figure
+from .figure import Figure, drawn_aspect
 from .record import Inspection
 from .sampling import conv_sampling_points, part_boxes
 
@@ -37,7 +37,7 @@ def draw_detections(image: np.ndarray, instances: Instances, class_names) -> Fig
     """
     height, width = image.shape[:2]
     # At full width, the picture of a tall image would be longer than a screen.
-    figure, ((axes,),) = panels([[image]], WIDTH * min(1.0, 0.75 * width / height))
+    figure, ((axes,),) = panels([[image]], WIDTH * min(1.0, 0.75 / drawn_aspect(image)))
     order = instances.scores.argsort()  # the best on top
     for box, score, index in zip(
         instances.pred_boxes.tensor[order],
@@ -189,12 +189,11 @@ def panels(rows, width: float, labels=("",), bottom: int = 0):
         labels: vertical text beside each row.
         bottom: free pixels below the rows, e.g. for a legend.
     """
-    height, image_width = rows[0][0].shape[:2]
     left, top = (26, 26) if any(labels) else (0, 0)
     gap = 6 if any(labels) or len(rows) > 1 else 0
     columns = len(rows[0])
     panel_w = round((width - left - gap * (columns - 1)) / columns)
-    panel_h = round(panel_w * height / image_width)
+    panel_h = round(panel_w * drawn_aspect(rows[0][0]))
     total_w = left + columns * panel_w + (columns - 1) * gap
     total_h = top + len(rows) * panel_h + (len(rows) - 1) * gap + bottom
     figure = Figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, facecolor="white")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from ..utils.pixels import read_image
 from .draw import DPI, INK, WIDTH, add_box, class_color, crop, panels, square_around
 from .errors import Found, Matches, precision_and_recall
 from .figure import Figure

@@ -6,7 +6,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from .draw import DPI, INK, WIDTH, YELLOW, add_box, set_title
-from .figure import Figure
+from .figure import Figure, drawn_aspect
 from .layer_map import LayerMap
 
 COLUMNS = 4  # of layers; more would be too small
@@ -28,7 +28,7 @@ def draw_maps(image: np.ndarray, maps: dict[str, LayerMap], unit: str, boxes=Non
     bar_width = 0.9  # inches, with its label
     panel = (WIDTH / DPI - bar_width) / max(3, columns)
     # At least 3 inches high, for the text beside the colour bar.
-    size = columns * panel + bar_width, max(3, rows * (panel * height / width + 0.36))
+    size = columns * panel + bar_width, max(3, rows * (panel * drawn_aspect(image) + 0.36))
     figure = Figure(size, DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)

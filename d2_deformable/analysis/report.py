@@ -6,7 +6,6 @@ import math
 from html import escape
 from pathlib import Path
 
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from ..checkpoint import load_model
@@ -17,6 +16,7 @@ from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
 from ..engine.offset_health import STATISTICS, deformable_layers
 from ..layers import DeformConv2d
+from ..utils.pixels import read_image
 from ..utils.provenance import commit, machine, versions
 from ..utils.text import count
 from . import draw, draw_errors, errors

@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Patch
 
 from .draw import DPI, INK, WIDTH
-from .figure import Figure
+from .figure import Figure, drawn_aspect
 
 
 def class_colors(classes: int) -> np.ndarray:
@@ -29,9 +29,8 @@ def draw_segmentation(image: np.ndarray, labels, truth, class_names) -> Figure:
         known = indices < len(class_names)
         panels[title] = image.copy()
         panels[title][known] = 0.4 * image[known] + 0.6 * colors[indices[known]]
-    height, width = image.shape[:2]
     rows = -(-len(class_names) // 8)  # of the legend
-    size = (WIDTH / DPI, WIDTH / DPI * height / (3 * width) + 0.45 + 0.3 * rows)
+    size = (WIDTH / DPI, WIDTH / DPI / 3 * drawn_aspect(image) + 0.45 + 0.3 * rows)
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, panel) in zip(figure.subplots(1, 3), panels.items()):

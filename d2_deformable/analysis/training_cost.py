@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..engine import Trainer, learning_rate
 from ..engine.console import peak_memory
+from ..utils.pixels import read_image
 from ..utils.text import count
 from . import complexity
 from .flops import count_macs

@@ -16,8 +16,8 @@ from ..analysis.record import Inspection, inspect_image, zero_offsets
 from ..analysis.sampling import conv_sampling_points, part_boxes
 from ..analysis.segmentation import class_colors
 from ..analysis.visualize import found_above
-from ..data.pixels import read_image
 from ..inference import Predictor
+from ..utils.pixels import read_image
 
 LOWEST_SCORE = 0.05  # of the detections that the page's threshold can show
 KEPT = 8  # images

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from detectron2.data.detection_utils import read_image
 
 from ..analysis import complexity
 from ..analysis.draw_complexity import draw_complexity
 from ..checkpoint import load_model
+from ..utils.pixels import read_image
 from . import command
 
 EXAMPLE = """

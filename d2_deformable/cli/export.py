@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 
 from ..analysis.complexity import image_as_tested
 from ..checkpoint import load_model
@@ -12,6 +11,7 @@ from ..data.warped_shapes import WarpedShapesFormat
 from ..export import export_onnx, export_program, export_torchscript
 from ..export.verify import are_rounding, differences, load_exported
 from ..utils.files import replacing
+from ..utils.pixels import read_image
 from ..utils.text import count
 from . import command
 

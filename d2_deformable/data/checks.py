@@ -1,10 +1,12 @@
 """Checks shared by all data set formats: paths, and boxes against their image."""
 
+import json
 import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
 from ..utils.text import count
@@ -37,15 +39,47 @@ def existing(path: Path, field: str, kind: str = "file") -> Path:
 
 
 def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
+    """Read a text file in UTF-8 or UTF-16, with or without a byte order mark; lines end in \\n.
 
     Raises:
         ValueError: the file has another encoding.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return decode(file.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file in UTF-8 ({error})") from error
+        raise ValueError(
+            f"{file}: not a text file in UTF-8 or UTF-16 ({error}). Save it in UTF-8"
+        ) from error
+
+
+def decode(content: bytes) -> str:
+    """Decode text in UTF-8, UTF-16 or UTF-32, and remove its byte order mark.
+
+    Raises:
+        UnicodeDecodeError: the text has another encoding.
+    """
+    return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+
+
+def read_json(file: Path):
+    """Read a JSON file in an encoding of `decode`.
+
+    Raises:
+        ValueError: the file is not JSON, or has another encoding.
+    """
+    try:
+        return json.loads(decode(file.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a json file ({error})") from error
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Read a text file of class names, one for each line; empty lines are left out.
+
+    Raises:
+        ValueError: see `read_text`.
+    """
+    return tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
 
 
 def read_split(file: Path, suffix: str = "without") -> list[tuple[str, str]]:
@@ -67,6 +101,19 @@ def read_split(file: Path, suffix: str = "without") -> list[tuple[str, str]]:
     if not stems:
         raise ValueError(f"{file}: this split lists no image")
     return list(stems.items())
+
+
+def replace_metadata(name: str, **values) -> None:
+    """Set metadata of a data set, in place of values of an earlier loading, which may differ.
+
+    Args:
+        values: None removes a value.
+    """
+    meta = MetadataCatalog.get(name)
+    for key, value in values.items():
+        meta.__dict__.pop(key, None)  # Detectron2 refuses to set another value
+        if value is not None:
+            meta.set(**{key: value})
 
 
 def unknown_class(where: str, label: str, classes) -> ValueError:
@@ -94,6 +141,10 @@ class AnnotationReport:
         "difficult": "object marked difficult (VOC AP ignores them, and training does with "
         "INPUT.DROP_DIFFICULT)",
         "unlabelled": "image without a label file, taken as one without objects",
+        "crowd": "object marked iscrowd, not trained on",
+        "maskless": "object of which only the box stays, since its mask is degenerate (fewer than "
+        "3 points, half a point, or another size than the image's)",
+        "repeated": "id used by several annotations, which has no effect",
     }
 
     def __init__(self, collect: bool = False):

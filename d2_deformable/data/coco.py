@@ -1,16 +1,15 @@
-"""FORMAT coco: one JSON file of instances, checked here and then read by Detectron2."""
+"""FORMAT coco: one JSON file of instances."""
 
-import json
-import math
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import load_coco_json
+import pycocotools.mask as coco_masks
 from detectron2.structures import BoxMode
 
 from .annotation_file import AnnotationFile
-from .checks import AnnotationReport, existing, unknown_class
+from .checks import AnnotationReport, existing, replace_metadata, unknown_class
+from .coco_json import read_instances
 
 
 @dataclass(frozen=True)
@@ -28,28 +27,36 @@ class COCOFormat(AnnotationFile):
     missing = "FORMAT coco needs ANNOTATIONS, the path of its json"
 
     def load(self, name: str, report: AnnotationReport | None = None) -> list[dict]:
-        """Load the data set in Detectron2's standard format, as `load_coco_json` does.
+        """Load the data set in Detectron2's standard format.
 
-        Sets `thing_classes` and `thing_dataset_id_to_contiguous_id` in the metadata of `name`.
+        The dicts are those of Detectron2's `load_coco_json`, in the order of the images' ids, with
+        these differences: a box stays if its polygons are degenerate (they are left out), and each
+        annotation has its "id". That function is not called, since it takes only a path.
+
+        Sets `thing_classes`, `thing_dataset_id_to_contiguous_id` and, if a category has keypoints,
+        `keypoint_names` and `keypoint_flip_map` in the metadata of `name`.
 
         Raises:
             FileNotFoundError, ValueError: one sentence that names the file at fault.
         """
         file = existing(self.root / self.annotations, "ANNOTATIONS")
         images = existing(self.root / self.images, "IMAGES", "folder")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not a json file ({error})") from error
-        _check(content, file)
+        content = read_instances(file)
+        if not content["images"]:
+            raise ValueError(f"{file}: holds no image")
         id_map = self._contiguous_ids(content, file)
-        dicts = load_coco_json(str(file), str(images), extra_annotation_keys=["difficult"])
         report = report or AnnotationReport()
-        kept = []
-        for record in dicts:
+        annotations = defaultdict(list)
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        for number, times in Counter(a["id"] for a in content["annotations"]).items():
+            if times > 1:
+                report.add("repeated", f"annotation {number}")
+        dicts = []
+        for image in sorted(content["images"], key=lambda image: image["id"]):
             with report.image():
-                existing(Path(record["file_name"]), f"IMAGES and a file_name of {file}")
-                kept.append(_contiguous(record, id_map, report))
+                path = existing(images / image["file_name"], f"IMAGES and a file_name of {file}")
+                dicts.append(_record(image, path, annotations[image["id"]], id_map, report))
         report.log(name)
         names = {c["id"]: c["name"] for c in content["categories"]}
         in_order = sorted(id_map, key=id_map.get)
@@ -57,11 +64,13 @@ class COCOFormat(AnnotationFile):
             # COCO's evaluator names classes in the order of their ids. With the ids of the file it
             # would report APs under the wrong classes. The loaded dicts hold class indices anyway.
             id_map = {index: index for index in id_map.values()}
-        MetadataCatalog.get(name).set(
+        replace_metadata(
+            name,
             thing_classes=[names[i] for i in in_order],
             thing_dataset_id_to_contiguous_id=id_map,
+            **_keypoints_metadata(content["categories"]),
         )
-        return kept
+        return dicts
 
     def _contiguous_ids(self, content: dict, file: Path) -> dict[int, int]:
         """{category id of the json: class index}."""
@@ -78,75 +87,79 @@ class COCOFormat(AnnotationFile):
         return {i: classes.index(label) for i, label in names.items() if label in classes}
 
 
-def _contiguous(record: dict, id_map: dict, report: AnnotationReport) -> dict:
-    """Clip the boxes of a record and replace category ids by class indices, in place."""
-    record["annotations"] = [a for a in record["annotations"] if _clip(a, record, report)]
-    for annotation in record["annotations"]:
-        annotation["category_id"] = id_map[annotation["category_id"]]
-        annotation.setdefault("iscrowd", 0)
-        if annotation.get("difficult"):
-            report.add("difficult", record["file_name"])
-    return record
+def _record(image: dict, path: Path, annotations, id_map: dict, report: AnnotationReport) -> dict:
+    objects = []
+    for annotation in annotations:
+        if box := _clipped(annotation["bbox"], image, path, report):
+            box["category_id"] = id_map[annotation["category_id"]]
+            objects.append(box | _extras(annotation, image, path, report))
+    return {
+        "file_name": str(path),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+        "annotations": objects,
+    }
 
 
-def _clip(annotation: dict, record: dict, report: AnnotationReport) -> bool:
-    """Clip the box of `annotation` to its image, in place; return False if nothing is left."""
-    x0, y0, width, height = annotation["bbox"]
-    box = (x0, y0, x0 + width, y0 + height)
-    inside = report.clip(box, record["width"], record["height"], record["file_name"])
-    if inside and inside != list(box):
-        annotation.update(bbox=inside, bbox_mode=BoxMode.XYXY_ABS)
-    return inside is not None
+def _clipped(box, image: dict, path: Path, report: AnnotationReport) -> dict | None:
+    """The box, clipped to its image if it reaches beyond it; None if nothing is left of it."""
+    x0, y0, width, height = box
+    corners = [x0, y0, x0 + width, y0 + height]
+    inside = report.clip(corners, image["width"], image["height"], path)
+    if inside is None:
+        return None
+    if inside != corners:
+        return {"bbox": inside, "bbox_mode": BoxMode.XYXY_ABS}
+    return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
 
 
-def _check(content, file: Path) -> None:
-    """Reject what `load_coco_json` or pycocotools would fail on; errors name `file` and the id."""
+def _extras(annotation: dict, image: dict, path: Path, report: AnnotationReport) -> dict:
+    """What an object has beside its box and class."""
+    found = {"id": annotation["id"], "iscrowd": int(annotation.get("iscrowd", 0))}
+    if found["iscrowd"]:
+        report.add("crowd", path)
+    if "difficult" in annotation:
+        found["difficult"] = int(annotation["difficult"])
+        if found["difficult"]:
+            report.add("difficult", path)
+    if shape := annotation.get("segmentation"):
+        if mask := _mask(shape, image):
+            found["segmentation"] = mask
+        else:
+            report.add("maskless", path)
+    points = annotation.get("keypoints")
+    if points and len(points) % 3 == 0:
+        # COCO's keypoints are indices of pixels, Detectron2's are coordinates.
+        found["keypoints"] = [v + 0.5 if i % 3 < 2 else v for i, v in enumerate(points)]
+    return found
 
-    def fail(problem):
-        raise ValueError(f"{file}: {problem}")
 
-    def is_number(value):
-        return type(value) in (int, float) and math.isfinite(value)
+def _mask(shape, image: dict):
+    """Polygons but the degenerate ones, or a compressed run-length code; None if none is left."""
+    if isinstance(shape, list):
+        return [polygon for polygon in shape if _is_polygon(polygon)] or None
+    size, counts = [image["height"], image["width"]], shape["counts"]
+    if shape["size"] != size:
+        return None
+    if isinstance(counts, str):
+        return {"size": size, "counts": counts}
+    if sum(counts) != size[0] * size[1]:
+        return None
+    return coco_masks.frPyObjects({"size": size, "counts": [int(n) for n in counts]}, *size)
 
-    for part in ("images", "annotations", "categories"):
-        items = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            fail(f"expected COCO's instance format, with a list of objects named {part!r}")
-        ids = [item.get("id") for item in items]
-        one_type = all(type(i) is int for i in ids) or all(type(i) is str for i in ids)
-        if not one_type or len(set(ids)) < len(ids):
-            fail(f"every entry of {part!r} needs a unique id, all numbers or all text")
-    if not content["images"]:
-        fail("holds no image")
-    for image in content["images"]:
-        if not isinstance(image.get("file_name"), str):
-            fail(f"image {image['id']} has no file_name")
-        if not all(is_number(image.get(side)) and image[side] > 0 for side in ("width", "height")):
-            fail(f"image {image['id']} needs a positive width and height")
-    names = [category.get("name") for category in content["categories"]]
-    if not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
-        fail(f"every category needs a unique name, got {names}")
-    ids = {part: {item["id"] for item in content[part]} for part in ("images", "categories")}
-    for annotation in content["annotations"]:
-        here = f"annotation {annotation['id']}"
-        box, shape = annotation.get("bbox"), annotation.get("segmentation")
-        for key, part in (("image_id", "images"), ("category_id", "categories")):
-            value = annotation.get(key)
-            if not isinstance(value, int | str) or value not in ids[part]:
-                fail(f"{here} has {key} {value!r}, which is not an id in {part!r}")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-            fail(f"{here} needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
-        polygons = isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape)
-        code = isinstance(shape, dict) and {"counts", "size"} <= shape.keys()
-        code = code and len(shape["size"]) == 2 and all(map(is_number, shape["size"]))
-        if polygons:
-            polygons = all(is_number(value) for polygon in shape for value in polygon)
-        if shape and not polygons and not code:
-            fail(f"{here} has a segmentation that is neither polygons nor a run-length code")
-        if annotation.get("iscrowd", 0) not in (0, 1):
-            fail(f"{here} has iscrowd {annotation['iscrowd']!r}, expected 0 or 1")
-        if annotation.get("ignore"):
-            fail(
-                f"{here} is marked 'ignore', which Detectron2 does not read: mark it 'difficult' "
-                "or 'iscrowd' instead, or remove it"
-            )
+
+def _is_polygon(polygon: list) -> bool:
+    return len(polygon) % 2 == 0 and len(set(zip(polygon[::2], polygon[1::2]))) >= 3
+
+
+def _keypoints_metadata(categories: list[dict]) -> dict:
+    """Names of the keypoints, and which two change places when an image is mirrored."""
+    names = next((c["keypoints"] for c in categories if c.get("keypoints")), None)
+    if names is None:
+        return {"keypoint_names": None, "keypoint_flip_map": None}
+    pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
+    return {
+        "keypoint_names": names,
+        "keypoint_flip_map": [pair for pair in pairs if pair[1] in names],
+    }

@@ -12,11 +12,13 @@ from detectron2.utils.file_io import PathManager
 
 from ..modeling.meta_arch.predicates import is_dense_detector, is_detector, is_segmentor
 from ..utils.text import count
-from .checks import AnnotationReport, datasets_root, existing
+from .checks import AnnotationReport, datasets_root, existing, read_names
 from .coco import COCOFormat
 from .masks import MaskFormat
 from .part import Part
+from .sizes import check_sizes
 from .table import CSVFormat
+from .targets import check_targets
 from .voc import VOCFormat
 from .warped_shapes import WarpedShapesFormat
 from .yolo import YOLOFormat
@@ -90,7 +92,7 @@ def check_datasets(cfg, names=None) -> None:
 
     Raises:
         FileNotFoundError, ValueError: a name that no data set has; errors of the loaders; see
-            `check_loaded`.
+            `check_loaded` and `check_sizes`.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names
     check_names(names)
@@ -98,7 +100,10 @@ def check_datasets(cfg, names=None) -> None:
         if name not in _registered:
             _check_files(name)
     used = dict.fromkeys(name for name in names if name in _registered)
-    check_loaded(cfg, {name: DatasetCatalog.get(name) for name in used})
+    loaded = {name: DatasetCatalog.get(name) for name in used}
+    check_loaded(cfg, loaded)
+    for name, dicts in loaded.items():
+        check_sizes(dicts, _registered[name].source)
 
 
 def check_names(names) -> None:
@@ -127,7 +132,8 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
         ValueError: class names that differ between the data sets; a number of classes other than
             MODEL.ROI_HEADS.NUM_CLASSES of a detector, MODEL.RETINANET.NUM_CLASSES of RetinaNet and
             FCOS or MODEL.SEM_SEG_HEAD.NUM_CLASSES of a SemanticSegmentor; boxes where the network
-            needs class masks, or the reverse; or no object at all.
+            needs class masks, or the reverse; or objects that lack what the network learns, see
+            `check_targets`.
     """
     segments = is_segmentor(cfg)
     dense = is_dense_detector(cfg)
@@ -142,10 +148,8 @@ def check_loaded(cfg, loaded: Mapping[str, list[dict]]) -> None:
                 f"{'boxes' if has_masks else 'class masks'}, but {name} has "
                 f"{'class masks' if has_masks else 'boxes'}"
             )
-        if not has_masks and not any(record["annotations"] for record in dicts):
-            raise ValueError(
-                f"{name}: none of its images has an object, according to {_registered[name].source}"
-            )
+        if not has_masks:
+            check_targets(cfg, name, dicts, _registered[name].source)
         if segments and meta.ignore_label != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but "
@@ -257,8 +261,7 @@ def _names(value) -> Names | str:
 def _read_names(names: Names | str, root: Path, field: str) -> Names:
     if isinstance(names, str):
         file = existing(root / names, f"{field} (text is taken as a path; give names as a list)")
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = read_names(file)
     if len(set(names)) < len(names):
         raise ValueError(f"a name occurs twice in {', '.join(names)}")
     return names

@@ -1,18 +1,18 @@
 """Find the splits of a folder of labelled images: from ROOT and FORMAT to DATASETS.CUSTOM."""
 
-import json
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 
-from .checks import existing, read_text
+from .checks import existing, read_names
+from .coco_json import read_instances
 from .custom import is_foreign
-from .images import is_image
+from .images import has_suffix, is_image, visible_files
 from .masks import MaskFormat, read_mask
 from .part import PARTS
 from .table import read_table
+from .voc import read_xml
 from .yolo import YOLOFormat
 
 # {split: words in a file's or folder's name that mean it}
@@ -67,7 +67,7 @@ def categories_without_objects(splits: dict[str, dict]) -> list[str]:
     names = {}
     for fields in splits.values():
         if fields["FORMAT"] == "coco":
-            content = json.loads(read_text(Path(fields["ROOT"]) / fields["ANNOTATIONS"]))
+            content = read_instances(Path(fields["ROOT"]) / fields["ANNOTATIONS"])
             names |= {c["name"]: c["id"] for c in content["categories"]}
     return [n for n in names if not any(n in fields["CLASSES"] for fields in splits.values())]
 
@@ -140,13 +140,20 @@ def _first_folder(root: Path, names, holds) -> str | None:
     """The first of the folders `names` under root with a file for which `holds` is true."""
     for name in names:
         folder = root / name
-        if folder.is_dir() and any(holds(path) for path in folder.rglob("*")):
+        if folder.is_dir() and any(map(holds, visible_files(folder))):
             return name
     return None
 
 
+def _files(root: Path, *suffixes: str) -> list[Path]:
+    """Files with one of these suffixes, in a folder or the folders in it."""
+    return [
+        path for path in (*root.glob("*"), *root.glob("[!.]*/*")) if has_suffix(path, *suffixes)
+    ]
+
+
 def _is_xml(path: Path) -> bool:
-    return path.suffix == ".xml"
+    return has_suffix(path, ".xml")
 
 
 def _voc(root: Path, given: dict) -> list[tuple[str, dict]]:
@@ -155,7 +162,7 @@ def _voc(root: Path, given: dict) -> list[tuple[str, dict]]:
         raise FileNotFoundError(f"{root}: holds no .xml file, nor does a folder Annotations in it")
     images = given.get("IMAGES") or _first_folder(root, (*FOLDERS_OF_IMAGES, xml, "."), is_image)
     common = {"IMAGES": images or xml, "ANNOTATIONS": xml}
-    files = sorted((root / xml).rglob("*.xml"))
+    files = [path for path in visible_files(root / xml) if _is_xml(path)]
     common["CLASSES"] = given.get("CLASSES") or _voc_classes(files)
     lists = _lists(root, "Main") if "SPLIT" not in given else []
     if lists:
@@ -185,11 +192,7 @@ def _lists(root: Path, kind: str) -> list[tuple[str, str]]:
 def _voc_classes(files) -> list[str]:
     labels = set()
     for file in files:
-        try:
-            found = ET.parse(file).getroot().iterfind("object/name")
-        except (ET.ParseError, LookupError, ValueError) as error:
-            raise ValueError(f"{file}: not well-formed XML ({error})") from error
-        labels.update((name.text or "").strip() for name in found)
+        labels.update((name.text or "").strip() for name in read_xml(file).iterfind("object/name"))
     if not labels - {""}:
         raise ValueError(f"none of the {len(files)} XML files, such as {files[0]}, has an object")
     return sorted(labels - {""})
@@ -199,18 +202,15 @@ def _coco(root: Path, given: dict) -> list[tuple[str, dict]]:
     if "ANNOTATIONS" in given:
         splits = [("all", root / given["ANNOTATIONS"])]
     else:
-        files = [*root.glob("*.json"), *root.glob("*/*.json")]
+        files = _files(root, ".json")
         instances = [file for file in files if file.name.startswith("instances")]
         splits = _unique(root, instances or files, "json in COCO's format")
     found = []
     for split, file in splits:
-        try:
-            content = json.loads(read_text(existing(file, "ANNOTATIONS")))
-            names = [image["file_name"] for image in content["images"]]
-            used = {annotation["category_id"] for annotation in content["annotations"]}
-            categories = {c["id"]: c["name"] for c in content["categories"]}
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file}: not COCO's instance format ({error!r})") from error
+        content = read_instances(existing(file, "ANNOTATIONS"))
+        names = [image["file_name"] for image in content["images"]]
+        used = {annotation["category_id"] for annotation in content["annotations"]}
+        categories = {c["id"]: c["name"] for c in content["categories"]}
         if names:
             images = _find_images(root, names, file, given)
             fields = {"IMAGES": images, "ANNOTATIONS": _relative(file, root)}
@@ -234,7 +234,7 @@ def _yolo(root: Path, given: dict) -> list[tuple[str, dict]]:
     if "ANNOTATIONS" in given:
         yamls = [given["ANNOTATIONS"]] if given["ANNOTATIONS"] else []
     else:
-        yamls = sorted(f.name for suffix in ("yaml", "yml") for f in root.glob(f"*.{suffix}"))
+        yamls = sorted(f.name for f in root.glob("*") if has_suffix(f, ".yaml", ".yml"))
         yamls = [name for name in yamls if name == "data.yaml"] or yamls
     if len(yamls) > 1:
         raise ValueError(
@@ -264,7 +264,7 @@ def _yolo_from_folders(root: Path, given: dict) -> list[tuple[str, dict]]:
     if not names:
         raise FileNotFoundError(f"{root}: holds neither a data.yaml nor a classes.txt")
     if isinstance(names, str):
-        names = [line.strip() for line in read_text(root / names).splitlines() if line.strip()]
+        names = list(read_names(root / names))
     common = {"ANNOTATIONS": "", "CLASSES": names}
     if "SPLIT" in given:
         return [("all", common)]
@@ -273,7 +273,9 @@ def _yolo_from_folders(root: Path, given: dict) -> list[tuple[str, dict]]:
     images = _first_folder(root, (*FOLDERS_OF_IMAGES, "."), is_image)
     if images is None:
         raise FileNotFoundError(f"{root}: holds no image")
-    folders = [f for f in sorted((root / images).iterdir()) if f.is_dir()]
+    folders = [
+        f for f in sorted((root / images).iterdir()) if f.is_dir() and not f.name.startswith(".")
+    ]
     splits = [(_split_of(Path(f.name)), f) for f in folders]
     if splits and all(split != "all" for split, _ in splits):
         return [(split, common | {"SPLIT": _relative(f, root)}) for split, f in splits]
@@ -284,7 +286,7 @@ def _csv(root: Path, given: dict) -> list[tuple[str, dict]]:
     if "ANNOTATIONS" in given:
         splits = [("all", root / given["ANNOTATIONS"])]
     else:
-        files = [*root.glob("*.csv"), *root.glob("*/*.csv")]
+        files = _files(root, ".csv")
         files = [file for file in files if file.stem != "classes"]  # names, as RetinaNet reads them
         splits = _unique(root, files, "csv table")
     found, labels = [], set()
@@ -302,7 +304,7 @@ def _csv(root: Path, given: dict) -> list[tuple[str, dict]]:
 
 def _mask(root: Path, given: dict) -> list[tuple[str, dict]]:
     masks = given.get("MASKS") or _first_folder(
-        root, FOLDERS_OF_MASKS, lambda path: path.suffix == ".png"
+        root, FOLDERS_OF_MASKS, lambda path: has_suffix(path, ".png")
     )
     if masks is None:
         raise FileNotFoundError(
@@ -323,10 +325,11 @@ def _mask_classes(root: Path, masks: str, given: dict) -> list[str]:
     """Names in classes.txt, or one for each index that occurs."""
     for name in ("classes.txt", "labels.txt"):
         if (root / name).is_file():
-            lines = map(str.strip, read_text(root / name).splitlines())
-            return [line for line in lines if line]
+            return list(read_names(root / name))
     highest, ignore = 0, given.get("IGNORE", MaskFormat.ignore)
-    for file in sorted((root / masks).rglob("*.png")):
+    for file in visible_files(root / masks):
+        if not has_suffix(file, ".png"):
+            continue
         labels = read_mask(file)
         highest = max(highest, int(labels.max(initial=0, where=labels != np.uint8(ignore))))
     return [f"class_{i}" for i in range(highest + 1)]

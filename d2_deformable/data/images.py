@@ -1,12 +1,10 @@
-"""Image files: finding them by stem, and their sizes as Detectron2 reads them."""
+"""Find files by stem or suffix, whatever the case of the suffix."""
 
 from functools import cache
+from itertools import pairwise, product
 from pathlib import Path, PureWindowsPath
 
 from PIL import Image
-
-EXIF_ORIENTATION = 0x0112
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ImageFolder:
@@ -47,9 +45,53 @@ class ImageFolder:
         )
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """Everything in a folder and its subfolders, sorted, without hidden files and folders.
+
+    macOS adds ._a.jpg to a.jpg, and notebooks a folder .ipynb_checkpoints.
+    """
+    paths = sorted(folder.rglob("*"))
+    return [p for p in paths if not any(map(_is_hidden, p.relative_to(folder).parts))]
+
+
+def has_suffix(path: Path, *suffixes: str) -> bool:
+    """Whether a file is not hidden and has one of these suffixes, which are given in lower case."""
+    return path.suffix.lower() in suffixes and not _is_hidden(path.name)
+
+
 def is_image(path: Path) -> bool:
-    """Whether Pillow can read files with this suffix."""
-    return path.suffix.lower() in _readable_suffixes()
+    """Whether a file is not hidden and has a suffix that Pillow can read."""
+    return has_suffix(path, *_readable_suffixes())
+
+
+def stems(folder: Path, suffix: str) -> list[str]:
+    """Stems of the files of a folder with this suffix, in lower or upper case, sorted.
+
+    Raises:
+        ValueError: two files differ only in the case of their suffix.
+    """
+    found = sorted(path.stem for path in folder.iterdir() if has_suffix(path, suffix))
+    for stem, following in pairwise(found):
+        if stem == following:
+            raise ValueError(
+                f"{folder}: has two files {stem}{suffix}, which differ in the case of their "
+                "suffix; keep one"
+            )
+    return found
+
+
+def in_any_case(path: Path) -> Path:
+    """The file that differs from `path` only in the case of its suffix; `path` if none exists."""
+    if not path.is_file():
+        for letters in product(*((c.lower(), c.upper()) for c in path.suffix[1:])):
+            other = path.with_suffix("." + "".join(letters))
+            if other.is_file():
+                return other
+    return path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 @cache
@@ -65,18 +107,3 @@ def _images_by_stem(folder: Path) -> dict[str, list[str]]:
         if is_image(path):
             stems.setdefault(path.stem, []).append(path.name)
     return stems
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) from the header, swapped where Detectron2 rotates the image by its EXIF.
-
-    Raises:
-        ValueError: the file is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except Exception as error:  # Pillow's readers raise many types on broken files
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-    return (height, width) if sideways else (width, height)

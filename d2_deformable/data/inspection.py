@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
+from ..utils.pixels import read_image
 from .checks import AnnotationReport
 from .custom import check_loaded, check_names, load_reported
 from .masks import read_mask
+from .sizes import describe_difference
 from .statistics import (
     Anchors,
     Objects,
@@ -168,12 +169,9 @@ def _decode_image(record: dict) -> _Decoded:
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "blake2b").digest()
     except Exception as error:  # Pillow's readers raise many types on broken files
-        return _Decoded("broken", f"{file} ({error})")
-    noted = record.get("width", width), record.get("height", height)
-    if noted != (width, height):
-        turned = ", turned by its EXIF orientation" if noted == (height, width) else ""
-        message = f"{file} ({width} x {height}{turned}; annotated as {noted[0]} x {noted[1]})"
-        return _Decoded("size", message)
+        return _Decoded("broken", str(error))
+    if difference := describe_difference(record, (width, height)):
+        return _Decoded("size", difference)
     return _Decoded(digest=digest, pixels=pixels)
 
 

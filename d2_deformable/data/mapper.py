@@ -1,4 +1,6 @@
-"""Detectron2's DatasetMapper that keeps the class indices of masks and names unreadable files."""
+"""Detectron2's DatasetMapper for images and masks of any kind, whose errors name the file."""
+
+import copy
 
 import numpy as np
 import torch
@@ -7,6 +9,8 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data.transforms import AugInput
 
+from ..utils.pixels import read_image
+from .augmentations import for_any_aspect
 from .masks import read_mask
 
 
@@ -17,11 +21,14 @@ class BrokenImageError(OSError):
 
 
 class DatasetMapper(data.DatasetMapper):
-    """`detectron2.data.DatasetMapper(cfg, is_train)` with two differences.
+    """`detectron2.data.DatasetMapper(cfg, is_train)` with these differences.
 
+    * Pixels are read by `utils.pixels.read_image`, so that 16 bits are scaled, not clipped. As
+      Detectron2 advises, `__call__` is written anew for that, from the same functions.
     * Errors name the file that cannot be decoded.
-    * Masks of semantic segmentation ("sem_seg_file_name" in a record without "annotations") keep
-      the indices of a palette, which Detectron2 takes for colours and converts to grey.
+    * Masks of semantic segmentation ("sem_seg_file_name") keep the indices of a palette, which
+      Detectron2 takes for colours and converts to grey.
+    * An image keeps at least one pixel on each side, however thin it is.
 
     Args:
         output_size: the size of semantic segmentation's predictions at test time: "image", or
@@ -30,8 +37,8 @@ class DatasetMapper(data.DatasetMapper):
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, output_size: str = "image", **kwargs):
-        super().__init__(is_train, **kwargs)
+    def __init__(self, is_train: bool, *, augmentations, output_size: str = "image", **kwargs):
+        super().__init__(is_train, augmentations=for_any_aspect(augmentations), **kwargs)
         self.output_size = output_size
 
     @classmethod
@@ -47,41 +54,57 @@ class DatasetMapper(data.DatasetMapper):
             BrokenImageError: a missing, truncated or otherwise undecodable image.
             ValueError: a mask with colours.
         """
-        try:
-            if "sem_seg_file_name" in dataset_dict and "annotations" not in dataset_dict:
-                return self._map_mask(dataset_dict)
-            return super().__call__(dataset_dict)
-        except Exception:
-            # Pillow raises many types of errors, without the path. Reading again tells a broken
-            # file from an error in annotations or augmentations, which is raised unchanged.
-            for key in ("file_name", "sem_seg_file_name"):
-                if key in dataset_dict:
-                    _check_readable(dataset_dict[key])
-            raise
-
-    def _map_mask(self, dataset_dict: dict) -> dict:
-        image = detection_utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        detection_utils.check_image_size(dataset_dict, image)
-        mapped = AugInput(image, sem_seg=read_mask(dataset_dict["sem_seg_file_name"]))
-        self.augmentations(mapped)
-        image = np.ascontiguousarray(mapped.image.transpose(2, 0, 1))
-        record = {
-            **dataset_dict,
-            "image": torch.as_tensor(image),
-            "sem_seg": torch.as_tensor(mapped.sem_seg.astype(np.int64)),
-        }
-        if self.output_size == "input":
-            record["height"], record["width"] = image.shape[1:]
+        record = copy.deepcopy(dataset_dict)
+        image = _read(read_image, record["file_name"], self.image_format)
+        detection_utils.check_image_size(record, image)
+        mapped = AugInput(image)
+        if "sem_seg_file_name" in record:
+            mapped.sem_seg = _read(read_mask, record["sem_seg_file_name"])
+        transforms = self.augmentations(mapped)
+        size = mapped.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(mapped.image.transpose(2, 0, 1)))
+        if mapped.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(mapped.sem_seg.astype(np.int64))
+        if self.output_size == "input" and "annotations" not in record:
+            record["height"], record["width"] = size
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                record, size, transforms, proposal_topk=self.proposal_topk
+            )
+        annotations = record.pop("annotations", None)
+        if self.is_train and annotations is not None:
+            record["instances"] = self._instances(annotations, transforms, size)
         return record
 
+    def _instances(self, annotations: list[dict], transforms, size):
+        """The Instances of all annotations but crowds, moved into the image of (height, width)."""
+        unused = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
+        unused = {key for key, used in unused.items() if not used}
+        moved = [
+            detection_utils.transform_instance_annotations(
+                {key: value for key, value in annotation.items() if key not in unused},
+                transforms,
+                size,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+            for annotation in annotations
+            if not annotation.get("iscrowd", 0)
+        ]
+        instances = detection_utils.annotations_to_instances(
+            moved, size, mask_format=self.instance_mask_format
+        )
+        if self.recompute_boxes:  # a crop may leave less of an object than of its box
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return detection_utils.filter_empty_instances(instances)
 
-def _check_readable(path: str) -> None:
+
+def _read(reader, path: str, *args) -> np.ndarray:
     try:
-        detection_utils.read_image(path)
-    except Exception as error:
+        return reader(path, *args)
+    except OSError as error:
         broken = BrokenImageError(
-            f"{path}: this image cannot be read ({error}). Restore the file, take it out of the "
-            "data set, or train without it: INPUT.SKIP_BROKEN_IMAGES True"
+            f"{error}. Restore the file, take it out of the data set, or train without it: "
+            "INPUT.SKIP_BROKEN_IMAGES True"
         )
         broken.path = path
         raise broken from error

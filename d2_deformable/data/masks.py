@@ -9,10 +9,13 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
+from ..utils.pixels import image_size
 from .checks import AnnotationReport, existing, read_split
-from .images import ImageFolder, image_size
+from .images import ImageFolder, in_any_case, stems
 
-ONE_CHANNEL = ("L", "P")  # Pillow's modes of 8 bits: grey, palette
+ONE_CHANNEL = ("L", "P", "1")  # Pillow's modes: grey, palette, black and white
+# Pillow multiplies grey of fewer bits so that white is 255; masks hold indices, not brightness.
+FACTORS = {"L;2": 85, "L;4": 17}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class MaskFormat:
         dicts = []
         for stem, listed_in in self._stems(masks):
             with report.image():
-                mask = existing(masks / f"{stem}.png", listed_in)
+                mask = existing(in_any_case(masks / f"{stem}.png"), listed_in)
                 dicts.append(self._load_image(stem, mask, images, found))
         absent = [label for k, label in enumerate(self.classes) if k not in found]
         if dicts and len(absent) == len(self.classes):
@@ -97,16 +100,18 @@ class MaskFormat:
         """List (image, where it is listed) for each image of the split, in order."""
         if self.split:
             return read_split(existing(self.root / self.split, "SPLIT"))
-        stems = sorted(path.stem for path in masks.glob("*.png"))
-        if not stems:
+        found = stems(masks, ".png")
+        if not found:
             raise ValueError(f"{masks}: holds no .png file (SPLIT is empty: all of them)")
-        return [(stem, "MASKS") for stem in stems]
+        return [(stem, "MASKS") for stem in found]
 
     def _load_image(self, stem: str, mask: Path, images: ImageFolder, found: set[int]) -> dict:
         """Build the record of one image, and add the values of its mask to `found`."""
         image = images.find(stem, None, mask)
         width, height = image_size(image)
-        (mask_height, mask_width), values = _contents(mask, mask.stat().st_mtime_ns)
+        state = mask.stat()
+        state = state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        (mask_height, mask_width), values = _contents(mask, state)
         if (mask_height, mask_width) != (height, width):
             raise ValueError(
                 f"{mask}: is {mask_width} x {mask_height} pixels, but its image {image} is "
@@ -129,8 +134,8 @@ class MaskFormat:
 
 
 @cache  # a data set is loaded several times: to check it, to train and to evaluate
-def _contents(mask: Path, modified: int) -> tuple[tuple[int, int], list[int]]:
-    """Read ((height, width), values in ascending order) of a file last changed at `modified`."""
+def _contents(mask: Path, state: tuple) -> tuple[tuple[int, int], list[int]]:
+    """Read ((height, width), values in ascending order) of a file, whose `state` tells changes."""
     labels = read_mask(mask)
     return labels.shape, np.flatnonzero(np.bincount(labels.ravel())).tolist()
 
@@ -139,16 +144,18 @@ def read_mask(file) -> np.ndarray:
     """Read the class indices (H, W) uint8 of a grey or palette image.
 
     Raises:
-        ValueError: the file is a colour image, or not an image.
+        OSError: the file is missing or damaged, or no image.
+        ValueError: it is a colour image.
     """
     try:
         with Image.open(file) as image:
-            mode, labels = image.mode, np.array(image)
+            factor = FACTORS.get(image.tile[0][3] if image.tile else None, 1)
+            mode, labels = image.mode, np.array(image) // factor
     except Exception as error:  # Pillow's readers raise many types on broken files
-        raise ValueError(f"{file}: not a readable mask ({error})") from error
+        raise OSError(f"{file}: not a readable mask ({error})") from error
     if mode not in ONE_CHANNEL:
         raise ValueError(
-            f"{file}: a mask holds class indices in one channel of 8 bits (Pillow's modes "
-            f"{' or '.join(ONE_CHANNEL)}), but this one is {mode}: convert colours to indices"
+            f"{file}: a mask holds class indices in one channel of up to 8 bits (Pillow's modes "
+            f"{', '.join(ONE_CHANNEL)}), but this one is {mode}: convert colours to indices"
         )
-    return labels
+    return labels.astype(np.uint8)

@@ -3,9 +3,9 @@
 import logging
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 
 from ..modeling.meta_arch.predicates import is_segmentor
+from ..utils.pixels import read_image
 from .mapper import DatasetMapper
 
 logger = logging.getLogger(__name__)

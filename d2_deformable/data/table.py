@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..utils.pixels import image_size
 from .annotation_file import AnnotationFile
-from .checks import AnnotationReport, existing, read_split, read_text, unknown_class
-from .images import image_size, is_image
+from .checks import (
+    AnnotationReport,
+    existing,
+    read_split,
+    read_text,
+    replace_metadata,
+    unknown_class,
+)
+from .images import is_image, visible_files
 
 # Names of the columns in a header, in any case.
 FILE = ("file", "filename", "file_name", "image", "image_path", "path")
@@ -76,7 +83,7 @@ class CSVFormat(AnnotationFile):
                 path = existing(folder / image, listed_in)
                 dicts.append(self._record(path, image, rows.get(image, ()), classes, report))
         report.log(name)
-        MetadataCatalog.get(name).set(thing_classes=list(classes))
+        replace_metadata(name, thing_classes=list(classes))
         return dicts
 
     def _images(self, rows: dict, folder: Path) -> list[tuple[str, str]]:
@@ -88,7 +95,7 @@ class CSVFormat(AnnotationFile):
             return read_split(existing(split, "SPLIT"), "with")
         if not split.is_relative_to(folder):
             raise ValueError(f"{split}: must lie in IMAGES {folder}, from SPLIT")
-        found = sorted(path for path in split.rglob("*") if is_image(path))
+        found = [path for path in visible_files(split) if is_image(path)]
         if not found:
             raise ValueError(f"{split}: holds no image, from SPLIT")
         return [(path.relative_to(folder).as_posix(), "SPLIT") for path in found]
@@ -132,7 +139,8 @@ def read_table(file: Path) -> list[Row]:
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
-            if not any(cells):
+            is_excels = reader.line_num == 1 and cells[:1] and cells[0].lower().startswith("sep=")
+            if is_excels or not any(cells):  # Excel writes sep=; to tell the separator
                 continue
             if columns is None:
                 columns = _columns(cells, file)

@@ -1,14 +1,16 @@
 """FORMAT voc: one XML per image, as in PASCAL VOC or written by labelImg, CVAT, Roboflow, ..."""
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.structures import BoxMode
 
-from .checks import AnnotationReport, existing, read_split, unknown_class
-from .images import ImageFolder, image_size
+from ..utils.pixels import image_size
+from .checks import AnnotationReport, decode, existing, read_split, unknown_class
+from .images import ImageFolder, in_any_case, stems
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class VOCFormat:
         dicts = []
         for stem, listed_in in self._stems(annotations):
             with report.image():
-                xml = existing(annotations / f"{stem}.xml", listed_in)
+                xml = existing(in_any_case(annotations / f"{stem}.xml"), listed_in)
                 dicts.append(self._load_image(stem, xml, images, report))
         report.log(name)
         return dicts
@@ -71,23 +73,20 @@ class VOCFormat:
     def _stems(self, annotations: Path) -> list[tuple[str, str]]:
         """List (image, where it is listed) for each image of the split, in order."""
         if not self.split:
-            stems = sorted(path.stem for path in annotations.glob("*.xml"))
-            if not stems:
+            found = stems(annotations, ".xml")
+            if not found:
                 raise ValueError(
                     f"{annotations}: no .xml file found; with an empty SPLIT every .xml of this "
                     "folder is used"
                 )
-            return [(stem, "ANNOTATIONS") for stem in stems]
+            return [(stem, "ANNOTATIONS") for stem in found]
         by_name = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         by_path = self.root / self.split
-        file = by_path if by_path.is_file() else existing(by_name, "SPLIT")
+        file = by_path if by_path.is_file() else existing(in_any_case(by_name), "SPLIT")
         return read_split(file)
 
     def _load_image(self, stem: str, xml: Path, images, report: AnnotationReport) -> dict:
-        try:
-            root = ET.parse(xml).getroot()
-        except (ET.ParseError, LookupError, ValueError) as error:
-            raise ValueError(f"{xml}: not well-formed XML ({error})") from error
+        root = read_xml(xml)
         if root.tag != "annotation":
             raise ValueError(f"{xml}: expected <annotation> at the top, got <{root.tag}>")
         image = images.find(stem, root.findtext("filename"), xml)
@@ -128,6 +127,24 @@ class VOCFormat:
             "iscrowd": 0,
             "difficult": int(difficult),
         }
+
+
+def read_xml(file: Path) -> ET.Element:
+    """Read an XML file in the encoding of its byte order mark, or else in the one that it declares.
+
+    Editors that change the encoding leave the declaration as it was.
+
+    Raises:
+        ValueError: the file is not well-formed.
+    """
+    content = file.read_bytes()
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)""", content)
+    try:
+        # The parser by itself knows few encodings, not those of Chinese or Japanese tools.
+        text = content.decode(declared[1].decode()) if declared else decode(content)
+        return ET.fromstring(text.lstrip())
+    except (ET.ParseError, LookupError, ValueError) as error:
+        raise ValueError(f"{file}: not well-formed XML ({error})") from error
 
 
 def _size(root, xml: Path) -> tuple[int, int] | None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..utils.pixels import image_size
 from ..utils.text import count
-from .checks import AnnotationReport, existing, read_split, read_text
-from .images import image_size, is_image
+from .checks import AnnotationReport, existing, read_split, read_text, replace_metadata
+from .images import in_any_case, is_image, visible_files
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class YOLOFormat:
                 "images; labels lie in a folder labels next to images, or beside their images"
             )
         report.log(name)
-        MetadataCatalog.get(name).set(thing_classes=list(classes))
+        replace_metadata(name, thing_classes=list(classes))
         return dicts
 
     def content(self) -> tuple[dict, tuple[str, ...]]:
@@ -110,7 +110,7 @@ class YOLOFormat:
                     f"{where}{known}"
                 )
             if path.is_dir():
-                found = sorted(p for p in path.rglob("*") if is_image(p))
+                found = [p for p in visible_files(path) if is_image(p)]
                 if not found:
                     raise ValueError(f"{path}: holds no image, from {where}")
                 images |= dict.fromkeys(found, where)
@@ -158,12 +158,12 @@ def _find(entry: str, folders) -> Path | None:
 
 def _label_file(image: Path) -> Path:
     """Path of the labels of an image; the one in a folder labels, if there are none."""
-    beside = image.with_suffix(".txt")
+    beside = in_any_case(image.with_suffix(".txt"))
     *folders, file = beside.parts
     if "images" not in folders:
         return beside
     last = len(folders) - 1 - folders[::-1].index("images")
-    usual = Path(*folders[:last], "labels", *folders[last + 1 :], file)
+    usual = in_any_case(Path(*folders[:last], "labels", *folders[last + 1 :], file))
     return beside if beside.is_file() and not usual.is_file() else usual
 
 

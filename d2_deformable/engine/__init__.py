@@ -5,8 +5,9 @@ from ..config import merge_overrides, read_config
 from .device import fall_back_to_cpu, why_not_cuda
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer, multiply_learning_rates
-from .preflight import check_settings, check_weights, learning_rate, preflight
+from .preflight import check_settings, check_weights, preflight
 from .proposals import dump_proposals
+from .schedule import learning_rate
 from .trainer import Trainer, tests_with_TTA
 
 __all__ = [

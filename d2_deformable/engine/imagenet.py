@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, Subset
@@ -22,6 +23,7 @@ from torchvision.datasets import ImageFolder
 
 from ..checkpoint.files import read_content
 from ..utils.files import replacing
+from ..utils.pixels import read_image
 
 LAYOUT = "expected train/<class>/<image> and val/<class>/<image> with the same classes"
 
@@ -72,7 +74,7 @@ def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
     for split, crop in crops.items():
         try:
             transform = transforms.Compose([*crop, transforms.PILToTensor()])
-            folders.append(ImageFolder(Path(root) / split, transform))
+            folders.append(ImageFolder(Path(root) / split, transform, loader=_open))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{Path(root) / split}: {error}; {LAYOUT}") from error
     train, val = folders
@@ -83,6 +85,10 @@ def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
             f"{different[0]}; {LAYOUT}"
         )
     return train, val
+
+
+def _open(file: str) -> Image.Image:
+    return Image.fromarray(read_image(file))
 
 
 def learning_rate(base: float, epoch: int, epochs: int) -> float:

@@ -6,8 +6,7 @@ from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -15,7 +14,6 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
-from detectron2.solver import build_lr_scheduler
 
 from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
@@ -35,6 +33,7 @@ from ..modeling.roi_heads import faster_rcnn, rfcn
 from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
+from .schedule import check_schedule, learning_rate
 
 # The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
@@ -87,6 +86,7 @@ def check_settings(cfg) -> None:
             * Only one of the two keys of fixed proposals is set.
             * The network, its backbone or a head has a name that is not registered, or is FCOS,
               which Detectron2 0.5 lacks.
+            * The schedule of SOLVER cannot be built, see `check_schedule`.
             * OFFSET_HEALTH.PERIOD, MODEL_EMA.DECAY or an entry of SOLVER.LR_MULTIPLIERS or of
               MODEL.DEFORM_MODULES is invalid. Whether an entry matches a parameter or a module
               shows only when the optimizer or the model is built.
@@ -99,6 +99,7 @@ def check_settings(cfg) -> None:
     check_decay(cfg.MODEL_EMA.DECAY)
     parse_multipliers(cfg.SOLVER.LR_MULTIPLIERS)
     parse_modules(cfg.MODEL.DEFORM_MODULES)
+    check_schedule(cfg.SOLVER)
     check_evaluation(cfg)
     model = cfg.MODEL
     frozen = []
@@ -198,17 +199,6 @@ def _warn_of_long_warmup(solver) -> None:
         solver.BASE_LR,
         iterations // 10,
     )
-
-
-def learning_rate(solver, iteration: int) -> float:
-    """Learning rate of an iteration, counted from 0, by Detectron2's own schedule."""
-    cfg = CfgNode({"SOLVER": solver.clone()})
-    cfg.SOLVER.defrost()
-    cfg.SOLVER.STEPS = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=solver.BASE_LR)
-    schedule = build_lr_scheduler(cfg, optimizer)
-    schedule.last_epoch = iteration
-    return schedule.get_lr()[0]
 
 
 def check_evaluation(cfg) -> None:

@@ -19,7 +19,7 @@ from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
-from ..modeling.tta import supports_predict_raw
+from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
 from ..utils.seeding import seed_all
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
@@ -33,6 +33,7 @@ from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
 from .resume import check_same_config, cut_metrics, put_scalars, scalars_of
+from .schedule import build_schedule
 from .skipped_images import SkippedImages
 
 # Detectron2's default, which a short run would never reach.
@@ -272,6 +273,10 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_schedule(cfg, optimizer)
+
+    @classmethod
     def build_train_loader(cls, cfg):
         screen_proposals(cfg, "TRAIN")
         return build_train_loader(cfg)
@@ -334,7 +339,7 @@ def model_with_TTA(cfg, model):
     ours = supports_predict_raw(getattr(model, "module", model)) and not cfg.MODEL.MASK_ON
     if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
         return DetectorWithTTA(cfg, model)
-    return GeneralizedRCNNWithTTA(cfg, model)
+    return GeneralizedRCNNWithTTA(cfg, model, AnyAspectMapperTTA(cfg))
 
 
 def checkpoint_period(cfg) -> int:

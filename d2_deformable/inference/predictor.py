@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as coco_masks
 import torch
-from detectron2.data import detection_utils
-from detectron2.data import transforms as T
+from detectron2.data.transforms import AugInput
 
 from .. import model_zoo
 from ..checkpoint import load_model
 from ..config import read_config
 from ..data import register_custom_datasets
-from ..data.pixels import read_image
+from ..data.augmentations import build_test_augmentations
 from ..data.records import class_names
 from ..engine import fall_back_to_cpu, tests_with_TTA
 from ..engine.finished_run import read_run
 from ..engine.preflight import check_evaluation
 from ..engine.trainer import model_with_TTA
 from ..modeling.meta_arch.predicates import is_segmentor
+from ..utils.pixels import read_image
 from .sources import find_images
 
 DEFAULT_MODEL = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
@@ -117,8 +117,7 @@ class Predictor:
             check_evaluation(self.cfg)
             self._tester = model_with_TTA(self.cfg, self.model)
             self._input = self._unresized  # each scale is resized from the original image
-        augmentations = detection_utils.build_augmentation(self.cfg, is_train=False)
-        self._resize = T.AugmentationList(augmentations)
+        self._resize = build_test_augmentations(self.cfg)
 
     def __call__(self, images, files=None) -> list[Prediction]:
         """Run the network on a batch.
@@ -153,7 +152,7 @@ class Predictor:
     def prepare(self, image: np.ndarray) -> dict:
         """Make the network's input from an image, RGB (H, W, 3) uint8, resized as in testing."""
         height, width = image.shape[:2]
-        resized = T.AugInput(image)
+        resized = AugInput(image)
         self._resize(resized)
         return self._unresized(resized.image) | {"height": height, "width": width}
 

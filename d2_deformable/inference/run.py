@@ -5,7 +5,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from ..data.pixels import read_image
+from ..utils.pixels import read_image
 from .outputs import OutputFolder
 from .predictor import Predictor
 from .sources import is_video

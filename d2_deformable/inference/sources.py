@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from ..data.images import is_image
+from ..data.images import is_image, visible_files
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -68,11 +68,8 @@ def _expand(one: str, but: Path | None) -> list[Path]:
 def _files_of(folder: Path, but: Path | None) -> list[Path]:
     return [
         file
-        for file in sorted(folder.rglob("*"))
-        if (is_image(file) or is_video(file))
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-        and not _is_in(file, but)
+        for file in visible_files(folder)
+        if (is_image(file) or is_video(file)) and file.is_file() and not _is_in(file, but)
     ]
 
 

@@ -5,19 +5,37 @@ heads offer `predict_boxes` or are Detectron2's, and networks with a `predict_ra
 such as ClassAwareRPN.
 """
 
+import math
+
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data.detection_utils import read_image
 from detectron2.layers import batched_nms
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import interpolate, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
+from ..utils.pixels import read_image
 from ._checks import check_images
 from .roi_heads.predict_boxes import find_predict_boxes
+
+
+class AnyAspectMapperTTA(DatasetMapperTTA):
+    """Detectron2's, for images of any aspect ratio: it would resize 3000 x 4 pixels to 300 x 0.
+
+    The shorter side of such an image is stretched first, so that a pixel is left of it. Detectron2
+    takes that into the "transforms", since "height" and "width" are those of the original image.
+    """
+
+    def __call__(self, dataset_dict: dict) -> list[dict]:
+        image = dataset_dict["image"]
+        size = image.shape[1:]
+        least = math.ceil(max(size) / self.max_size)
+        if min(size) < least:
+            image = interpolate(image[None], [max(side, least) for side in size])[0]
+        return super().__call__({**dataset_dict, "image": image})
 
 
 class DetectorWithTTA(nn.Module):
@@ -99,9 +117,9 @@ class DetectorWithTTA(nn.Module):
         }
         return {
             "model": model,
-            "augment": DatasetMapperTTA(cfg)
+            "augment": AnyAspectMapperTTA(cfg)
             if cfg.TEST.AUG.ENABLED
-            else DatasetMapperTTA(**one_scale),
+            else AnyAspectMapperTTA(**one_scale),
             "image_format": cfg.INPUT.FORMAT,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -10,6 +10,7 @@ from PIL import Image
 from d2_deformable.analysis import draw
 from d2_deformable.analysis.draw_maps import draw_maps
 from d2_deformable.analysis.layer_map import LayerMap
+from d2_deformable.analysis.segmentation import draw_segmentation
 
 
 def pixels(figure):
@@ -119,3 +120,20 @@ def test_a_map_of_zeros_has_a_scale():
     image = np.zeros((30, 40, 3), np.uint8)
     maps = {"conv": LayerMap(torch.zeros(3, 4), (10.0, 10.0))}
     assert draw_maps(image, maps, "cells").axes[-1].get_ylim() == (0, 1)
+
+
+@pytest.mark.parametrize("size", [(4, 3000), (3000, 4), (1, 700)])
+def test_thin_images(size):
+    """A side of a picture is neither 0 pixels nor a million."""
+    image = np.zeros((*size, 3), np.uint8)
+    found = detections(size, [[0, 0, size[1], size[0]]], [0.9])
+    values = torch.rand(max(1, size[0] // 16), max(1, size[1] // 16))
+    maps = {"res5": LayerMap(values, torch.tensor([16.0, 16.0]))}
+    labels = np.zeros(size, int)
+    for figure in (
+        draw.draw_detections(image, found, ["cat"]),
+        draw_maps(image, maps, "cells"),
+        draw_segmentation(image, labels, labels, ["background"]),
+    ):
+        height, width, _ = pixels(figure).shape
+        assert 20 < width < 3000 and 20 < height < 30000

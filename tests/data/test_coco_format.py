@@ -3,8 +3,12 @@ import re
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from PIL import Image
+
+from d2_deformable.data.checks import AnnotationReport
+from d2_deformable.data.custom import load_reported
 
 COCO = "{FORMAT: coco, ROOT: set, IMAGES: images, ANNOTATIONS: instances.json}"
 WITH_CLASSES = COCO[:-1] + ", CLASSES: [%s]}"
@@ -54,8 +58,9 @@ def test_dicts_and_metadata(write, content, register, root):
     assert crowd["iscrowd"] == 1
     assert crowd["segmentation"]["size"] == [30, 50]
     assert b["annotations"] == [
-        {"bbox": [10, 5, 20, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2, "iscrowd": 0}
-    ]
+        {"bbox": [10, 5, 20, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2, "id": 1,
+         "iscrowd": 0}
+    ]  # fmt: skip
     meta = MetadataCatalog.get("coco_literal")
     assert meta.thing_classes == ["animals", "cat", "dog"]
     assert meta.thing_dataset_id_to_contiguous_id == {0: 0, 4: 1, 9: 2}
@@ -133,10 +138,18 @@ def _drop(part, key):
         (lambda c: c.pop("annotations"), "with a list of objects named 'annotations'"),
         (lambda c: c.update(images={}), "with a list of objects named 'images'"),
         (lambda c: c.update(categories=["cat"]), "with a list of objects named 'categories'"),
-        (lambda c: c.update(images=[]), "holds no image"),
+        (lambda c: c.update(images=[], annotations=[]), "holds no image"),
         (_drop("images", "id"), "every entry of 'images' needs a unique id"),
-        (_set("annotations", "id", 5), "every entry of 'annotations' needs a unique id"),
-        (_set("categories", "name", "cat"), "every category needs a unique name, got ['cat', "),
+        (
+            _set("images", "id", 3),
+            "every entry of 'images' needs a unique id, all numbers or all text; 3 occurs twice",
+        ),
+        (_set("categories", "id", 4), "; 4 occurs twice"),
+        (
+            _set("categories", "name", "cat"),
+            "every category needs a unique name, got ['cat', 'cat',"
+            " 'animals']; 'cat' is that of the ids 4, 9, which all have annotations",
+        ),
         (_drop("images", "file_name"), "image 7 has no file_name"),
         (_drop("images", "width"), "image 7 needs a positive width and height"),
         (_set("images", "height", 0), "image 7 needs a positive width and height"),
@@ -147,10 +160,16 @@ def _drop(part, key):
         ),
         (_drop("annotations", "bbox"), "annotation 1 needs a bbox of four finite numbers"),
         (_set("annotations", "bbox", [1, 2, 3]), "got [1, 2, 3]"),
-        (_set("annotations", "bbox", [1, 2, 3, "4"]), "annotation 1 needs a bbox of four finite"),
+        (
+            _set("annotations", "bbox", [1, 2, 3, "4 px"]),
+            "annotation 1 needs a bbox of four finite",
+        ),
         (_set("annotations", "bbox", [1, 2, 3, float("nan")]), "got [1, 2, 3, nan]"),
         (_set("annotations", "segmentation", [1, 2, 3, 4, 5, 6]), "neither polygons nor"),
         (_set("annotations", "segmentation", {"size": [1, 2]}), "neither polygons nor"),
+        (_set("annotations", "segmentation", {"size": [40, 60], "counts": None}), "neither poly"),
+        (_set("annotations", "segmentation", {"size": [40, 60], "counts": [-1, 2]}), "neither"),
+        (_set("annotations", "segmentation", [[1, 2, None, 3, 4, 5]]), "neither polygons nor"),
         (_set("annotations", "ignore", 1), "annotation 1 is marked 'ignore'"),
     ],
 )
@@ -176,3 +195,107 @@ def test_wrong_paths_are_named(write, content, register, root):
     }.items():
         with pytest.raises(FileNotFoundError, match=f"{root}/{message}"):
             DatasetCatalog.get(name)
+
+
+def test_records_are_those_of_detectron2(write, content, register, root):
+    content["annotations"] += [
+        {"id": 6, "image_id": 7, "category_id": 4, "bbox": [1, 1, 9, 9], "iscrowd": 0,
+         "segmentation": [[1, 1, 10, 1, 10, 10]], "keypoints": [2, 3, 2, 0, 0, 0]},
+    ]  # fmt: skip
+    for annotation in content["annotations"]:
+        annotation.setdefault("iscrowd", 0)
+    file = write(content)
+    register(coco_same=COCO)
+    theirs = load_coco_json(str(file), str(root / "set/images"), "coco_theirs")
+    ours = DatasetCatalog.get("coco_same")
+    for record in ours:
+        assert all(isinstance(annotation.pop("id"), int) for annotation in record["annotations"])
+    MetadataCatalog.remove("coco_theirs")
+    assert ours == theirs
+
+
+GOOD = [16, 12, 48, 12, 48, 36]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        (None, None),
+        ([], None),
+        ([[]], None),
+        ([[16, 12, 48, 36]], None),
+        ([[16, 12, 48, 12, 48, 36, 16]], None),
+        ([[16, 12, 16, 12, 16, 12]], None),
+        ([GOOD, [1, 2]], [GOOD]),
+        ([["16", "12.0", "48", "12", "48", "36"]], [GOOD]),
+        ({"size": [60, 40], "counts": [0, 2400]}, None),  # width and height changed places
+        ({"size": [40, 60], "counts": [0, 100]}, None),  # ends too early
+        ({"size": [40, 60], "counts": ["2390", "10.0"]}, {"size": [40, 60], "counts": b"fZ2:"}),
+    ],
+)
+def test_a_box_stays_whatever_its_mask(write, content, register, shape, kept):
+    content["annotations"][0]["segmentation"] = shape
+    write(content)
+    register(coco_shape=COCO)
+    report = AnnotationReport()
+    (annotation,) = load_reported("coco_shape", report)[1]["annotations"]
+    assert annotation["bbox"] == [10, 5, 20, 15] and annotation.get("segmentation") == kept
+    is_degenerate = shape not in (None, []) and kept is None
+    assert report.files["maskless"] == (["b.png"] if is_degenerate else [])
+
+
+def test_ids_and_numbers_as_tools_write_them(write, content, register, warnings):
+    content["images"][0].update(width="60", height="40.0", id=7.0)
+    content["categories"][0]["name"] = 10
+    content["annotations"] = [
+        {"id": 1, "image_id": "7", "category_id": 9.0, "bbox": ["996.0", 1, 2, 3]},
+        {"id": 309, "image_id": 7, "category_id": 9, "bbox": ["10.5", "5", 20, 15], "iscrowd": "0"},
+        {"id": 309, "image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "iscrowd": False},
+        {"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "difficult": "1"},
+    ]
+    write(content)
+    register(coco_text_numbers=COCO)
+    _, record = DatasetCatalog.get("coco_text_numbers")
+    assert (record["width"], record["height"]) == (60, 40)
+    assert [a["bbox"] for a in record["annotations"]] == [[10.5, 5, 20, 15], *[[1, 2, 3, 4]] * 2]
+    assert [a["id"] for a in record["annotations"]] == [309, 309, 4]
+    assert [a.get("difficult") for a in record["annotations"]] == [None, None, 1]
+    assert MetadataCatalog.get("coco_text_numbers").thing_classes == ["animals", "cat", "10"]
+    texts = [text for text in warnings() if "coco_text_numbers" in text]
+    assert any("1 id used by several annotations, which has no effect: annotation 309" in t
+               for t in texts)  # fmt: skip
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_group_category_of_roboflow(write, content, register, used):
+    """Category 0 is the whole data set; here it has the name of a class."""
+    content["categories"][2].update(name="dog", supercategory="none")
+    if not used:
+        content["annotations"] = content["annotations"][1:]
+    write(content)
+    register(coco_group=COCO)
+    DatasetCatalog.get("coco_group")
+    meta = MetadataCatalog.get("coco_group")
+    assert meta.thing_classes == ["cat", "dog"]
+    assert meta.thing_dataset_id_to_contiguous_id == {4: 0, 9: 1}
+
+
+def test_windows_paths(write, content, register):
+    content["images"][1]["file_name"] = "sub\\a.jpg"
+    write(content)
+    register(coco_windows=COCO)
+    assert DatasetCatalog.get("coco_windows")[0]["file_name"].endswith("set/images/sub/a.jpg")
+
+
+def test_keypoints(write, content, register):
+    content["categories"][0]["keypoints"] = ["nose", "left_ear", "right_ear"]
+    content["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 1, 0, 0, 0]
+    content["annotations"][1]["keypoints"] = [1, 2]
+    write(content)
+    register(coco_points=COCO)
+    a, b = DatasetCatalog.get("coco_points")
+    assert b["annotations"][0]["keypoints"] == [1.5, 2.5, 2, 3.5, 4.5, 1, 0.5, 0.5, 0]
+    assert "keypoints" not in a["annotations"][0]
+    meta = MetadataCatalog.get("coco_points")
+    assert meta.keypoint_names == ["nose", "left_ear", "right_ear"]
+    assert meta.keypoint_flip_map == [("left_ear", "right_ear")]

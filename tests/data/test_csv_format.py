@@ -5,6 +5,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from d2_deformable.data.table import read_table
+
 CSV = "{FORMAT: csv, ROOT: set, ANNOTATIONS: boxes.csv}"
 SPLIT = CSV.replace("}", ", CLASSES: [cat, dog], SPLIT: %s}")
 
@@ -193,3 +195,10 @@ def test_wrong_path_is_named(write_csv, register, root, fields, error, missing):
 def test_annotations_are_needed(register):
     with pytest.raises(ValueError, match="FORMAT csv needs ANNOTATIONS, the path of its table"):
         register(csv_none="{FORMAT: csv, ROOT: set}")
+
+
+def test_the_separator_line_of_excel(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"sep=;\r\nfile;x0;y0;x1;y1;class\r\na.jpg;1;2;3;4;bolt\r\n")
+    (row,) = read_table(tmp_path / "a.csv")
+    assert (row.file, row.box, row.label) == ("a.jpg", (1, 2, 3, 4), "bolt")
+    assert row.here.endswith("line 3")

@@ -56,7 +56,7 @@ def test_every_problem_is_found_with_its_file(register, write_voc, voc_object, r
         "CLASSES, or remove its objects from the annotations to train on fewer classes"
     )
     (broken,) = found.pop("broken")
-    assert broken.startswith(f"{images}/broken.jpg (")
+    assert broken.startswith(f"{images}/broken.jpg: this image cannot be read")
     assert found == {
         "size": [
             f"{images}/size.jpg (60 x 40; annotated as 99 x 40)",

@@ -2,6 +2,8 @@
 
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from d2_deformable import add_deformable_config
 from d2_deformable.data import DatasetMapper, check_datasets
 from d2_deformable.data.masks import MaskFormat, read_mask
+from drawn import write_drawn
 
 FIELDS = "{FORMAT: mask, ROOT: set, CLASSES: [cat, dog]}"
 LABELS = np.array([[0, 1, 1], [255, 0, 1]], np.uint8)  # 3 wide, 2 high
@@ -134,7 +137,7 @@ def test_what_is_missing_is_named(write, root):
         load(root)
     path = write("a")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=rf"^{path}: not a readable mask"):
+    with pytest.raises(OSError, match=rf"^{path}: not a readable mask"):
         load(root)
     path.unlink()
     with pytest.raises(ValueError, match=r"set/masks: holds no .png file"):
@@ -289,3 +292,39 @@ def test_aerial_photographs():
     assert mapped["sem_seg"].shape == mapped["image"].shape[1:]
     indices = set(np.unique(read_mask(record["sem_seg_file_name"])).tolist())
     assert set(mapped["sem_seg"].unique().tolist()) <= indices <= {0, 1, 2, 3, 4, 255}
+
+
+def write_png(file, rows, bits: int):
+    """Write indices as grey of few bits, which Pillow writes only for palettes."""
+    packed = np.array(rows, np.uint8)[..., None] >> np.arange(bits)[::-1] & 1
+    lines = b"".join(b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in packed)
+    size = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", size), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in parts
+        )
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_indices_of_few_bits(tmp_path, bits):
+    """Pillow multiplies grey of 2 bits by 85, and of 4 bits by 17."""
+    rows = np.arange(8).reshape(2, 4) % 2**bits
+    write_png(tmp_path / "a.png", rows, bits)
+    labels = read_mask(tmp_path / "a.png")
+    assert labels.dtype == np.uint8 and np.array_equal(labels, rows)
+
+
+def test_a_mask_that_changes_is_read_again(register, tmp_path):
+    root = write_drawn(tmp_path / "set", "mask", {"all": 1})
+    register(mask_changed="{FORMAT: mask, ROOT: set, CLASSES: [background, bolt, nut]}")
+    DatasetCatalog.get("mask_changed")
+    (mask,) = (root / "masks").iterdir()
+    before = mask.stat()
+    Image.fromarray(np.full((64, 96), 7, np.uint8)).save(mask)
+    os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns))  # as copies of tools keep it
+    with pytest.raises(ValueError, match="holds 7, neither indices"):
+        DatasetCatalog.get("mask_changed")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import DatasetMapperTTA, build_model
@@ -9,6 +10,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from d2_deformable.modeling import DetectorWithTTA
+from d2_deformable.modeling.tta import AnyAspectMapperTTA
 
 
 class Scripted(nn.Module):
@@ -219,6 +221,23 @@ def test_no_image_is_reported_and_no_gradients_are_needed(detector, small_rcnn_c
         tester([])
     (found,) = tester([{"image": torch.zeros(3, 64, 64)}])
     assert not found["instances"].scores.requires_grad
+
+
+@pytest.mark.parametrize("size", [(4, 3000), (3000, 4), (1, 700), (1, 1)])
+def test_thin_images(detector, small_rcnn_cfg, size):
+    """Detectron2's mapper resizes them to a side of 0 pixels, which fails."""
+    small_rcnn_cfg.TEST.AUG.ENABLED, small_rcnn_cfg.TEST.AUG.MIN_SIZES = True, [48, 64]
+    small_rcnn_cfg.TEST.AUG.MAX_SIZE = 96
+    (found,) = DetectorWithTTA(small_rcnn_cfg, detector)([image(*size)])
+    assert found["instances"].image_size == size
+    boxes = found["instances"].pred_boxes.tensor
+    assert boxes.isfinite().all() and (boxes[:, 2:] <= torch.tensor(size[::-1]) + 1e-3).all()
+    for scaled in AnyAspectMapperTTA(small_rcnn_cfg)({**image(*size), "height": size[0],
+                                                      "width": size[1]}):  # fmt: skip
+        corner = scaled["transforms"].apply_coords(np.array([[size[1], size[0]]], float))
+        assert min(scaled["image"].shape) >= 1 and max(scaled["image"].shape) <= 96
+        flipped = corner[0, 0] == 0
+        assert flipped or tuple(corner[0, ::-1]) == tuple(scaled["image"].shape[1:])
 
 
 @torch.no_grad()
