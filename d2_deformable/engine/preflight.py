@@ -6,7 +6,7 @@ from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
