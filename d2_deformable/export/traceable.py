@@ -128,7 +128,8 @@ def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk_per_im
     scores = scores[:, :-1]
     rows, classes = ((scores > score_thresh) & valid[:, None]).nonzero().unbind(1)
     scores = scores[rows, classes]
-    boxes = boxes.unflatten(1, (-1, 4))
+    # With a constant number of columns, because ONNX cannot infer it where there is no row.
+    boxes = boxes.reshape(-1, int(boxes.shape[1]) // 4, 4)
     boxes = Boxes(boxes[rows, 0] if boxes.shape[1] == 1 else boxes[rows, classes])
     boxes.clip(image_size)
     keep = batched_nms(boxes.tensor, scores, classes, nms_thresh)
