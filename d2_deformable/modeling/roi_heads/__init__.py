@@ -2,6 +2,7 @@
 
 from .faster_rcnn import DeformCascadeROIHeads, DeformPoolerMixin, DeformROIHeads
 from .rfcn import RFCNHeads, RFCNOutputLayers
+from .soft_nms import SoftNMSMixin
 
 __all__ = [
     "DeformCascadeROIHeads",
@@ -9,4 +10,5 @@ __all__ = [
     "DeformROIHeads",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "SoftNMSMixin",
 ]

@@ -14,6 +14,7 @@ from ...layers import DeformRoIAlign, DeformRoIPool, RoIAveragePool
 from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .predict_boxes import predict_cascade, predict_standard
+from .soft_nms import SoftNMSMixin
 
 require_private(StandardROIHeads, "_init_box_head")
 require_private(CascadeROIHeads, "_init_box_head")
@@ -85,14 +86,16 @@ def _sampling(c) -> dict:
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformROIHeads(DeformPoolerMixin, StandardROIHeads):
-    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling."""
+class DeformROIHeads(DeformPoolerMixin, SoftNMSMixin, StandardROIHeads):
+    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling and
+    TEST.SOFT_NMS."""
 
     predict_boxes = predict_standard
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformCascadeROIHeads(DeformPoolerMixin, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages."""
+class DeformCascadeROIHeads(DeformPoolerMixin, SoftNMSMixin, CascadeROIHeads):
+    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages, and
+    TEST.SOFT_NMS."""
 
     predict_boxes = predict_cascade

@@ -17,6 +17,7 @@ from ...layers import PSRoIPredictor
 from .._checks import check_config
 from .ohem import check_losses, loss_per_roi, select_hard_examples
 from .predict_boxes import decode
+from .soft_nms import SoftNMSMixin
 
 require_private(StandardROIHeads, "_forward_box", "_init_box_head", "_sample_proposals")
 
@@ -116,7 +117,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNHeads(StandardROIHeads):
+class RFCNHeads(SoftNMSMixin, StandardROIHeads):
     """R-FCN's heads: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
     MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", or "PSROIAveragePool"
@@ -126,8 +127,8 @@ class RFCNHeads(StandardROIHeads):
         ohem: train on the `batch_size_per_image` proposals with the highest loss instead of a
             random sample (MODEL.ROI_HEADS.SAMPLING "ohem").
         box_in_features: the name of the one feature map, in a list.
-        kwargs: arguments of `StandardROIHeads`; `box_predictor` is a `RFCNOutputLayers`, and there
-            is no box pooler and no box head.
+        kwargs: `soft_nms` and the arguments of `StandardROIHeads`; `box_predictor` is a
+            `RFCNOutputLayers`, and there is no box pooler and no box head.
 
     Raises:
         ValueError: a value that these heads cannot have.
@@ -168,6 +169,8 @@ class RFCNHeads(StandardROIHeads):
         return candidates, classes[candidates]
 
     def _forward_box(self, features, proposals):
+        if not self.training and self.soft_nms:
+            return super()._forward_box(features, proposals)
         x = features[self.box_in_features[0]]
         if self.training and self.ohem:
             with torch.no_grad():
