@@ -24,6 +24,7 @@ from ..evaluation.voc import METRICS
 from ..modeling import DeformPoolerMixin, RFCNHeads
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
+    check_soft_nms,
     is_class_aware_rpn,
     is_detector,
 )
@@ -209,6 +210,7 @@ def check_evaluation(cfg) -> None:
             f"{cfg.TEST.EVAL_PERIOD}; expected evaluations during training. Give TEST.EVAL_PERIOD "
             "a number of iterations"
         )
+    check_soft_nms(cfg)
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
         ("TEST.AUG", cfg.TEST.AUG, cfg_supports_predict_raw(cfg) or is_detector(cfg)),

@@ -21,8 +21,10 @@ from .roi_heads import (
     DeformROIHeads,
     RFCNHeads,
     RFCNOutputLayers,
+    SoftNMSMixin,
 )
 from .sem_seg_head import DeepLabHead
+from .soft_nms import SoftNMS
 from .tta import DetectorWithTTA, predict_raw
 
 __all__ = [
@@ -44,6 +46,8 @@ __all__ = [
     "RFCNOutputLayers",
     "ROIAveragePooler",
     "RoundedAnchorGenerator",
+    "SoftNMS",
+    "SoftNMSMixin",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

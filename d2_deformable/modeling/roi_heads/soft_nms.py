@@ -1,17 +1,22 @@
 """Soft-NMS in RoI heads."""
 
 from detectron2.config import configurable
+from detectron2.modeling import StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
+from ...compat import require_private
 from ..soft_nms import SoftNMS
-from .predict_boxes import find_predict_boxes
+
+require_private(StandardROIHeads, "_forward_box")
+require_private(CascadeROIHeads, "_forward_box")
 
 
 class SoftNMSMixin:
     """Gives RoI heads the argument `soft_nms`, from TEST.SOFT_NMS.
 
-    List it before Detectron2's `StandardROIHeads` or `CascadeROIHeads`, or before heads with a
-    method `predict_boxes`; see `find_predict_boxes`.
+    List it before a class that has the `_forward_box` of `StandardROIHeads` or `CascadeROIHeads`.
+    The heads need a method `predict_boxes`, such as `predict_standard` or `predict_cascade`.
     """
 
     @configurable
@@ -26,7 +31,7 @@ class SoftNMSMixin:
     def _forward_box(self, features, proposals, *targets):
         if self.training or self.soft_nms is None:
             return super()._forward_box(features, proposals, *targets)
-        boxes, scores = find_predict_boxes(type(self))(self, features, proposals)
+        boxes, scores = self.predict_boxes(features, proposals)
         predictor = self.box_predictor
         if isinstance(
             predictor, nn.ModuleList
