@@ -33,6 +33,7 @@ CASES += [("onnx", variant) for variant in VARIANTS]
 CASES += [
     pytest.param("torch_export", (name,), marks=[] if name == "rfcn" else pytest.mark.slow)
     for name in DETECTORS
+    if name != "faster_rcnn_released"  # its RPN leaves boxes in all but tiny images
 ]
 
 
