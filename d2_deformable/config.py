@@ -185,6 +185,20 @@ def add_deformable_config(cfg: CN) -> None:
     # Stop the training after this many evaluations without a higher value; 0 never stops it.
     cfg.TEST.EARLY_STOP_PATIENCE = 0
 
+    # Soft-NMS instead of NMS among detections (Bodla et al. 2017), in ordinary and in multi-scale
+    # tests, and in exported files. Names and defaults are Detectron's. Read by RFCNHeads,
+    # DeformROIHeads, DeformCascadeROIHeads and ClassAwareRPN; other networks are refused.
+    soft_nms = cfg.TEST.SOFT_NMS = CN()
+    # Lower the scores of overlapping detections instead of removing them.
+    soft_nms.ENABLED = False
+    # "linear" lowers scores above an IoU of MODEL.ROI_HEADS.NMS_THRESH_TEST; "gaussian" lowers all
+    # of overlapping detections (the released FPN: SIGMA 0.6).
+    soft_nms.METHOD = "linear"
+    # Width of the Gaussian, in units of a squared IoU.
+    soft_nms.SIGMA = 0.5
+    # Drop detections whose lowered score is not above this; SCORE_THRESH_TEST applies before.
+    soft_nms.MIN_SCORE = 1e-4
+
     # Iterative bounding-box average at test time (paper table 5, "+B"; Gidaris and Komodakis 2015),
     # together with TEST.AUG (several scales, "+M") if that is enabled, else at one scale. For
     # detectors whose RoI heads offer predict_boxes, and for ClassAwareRPN; see modeling/tta.py.

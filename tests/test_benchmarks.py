@@ -23,6 +23,7 @@ from benchmarks import (
     ops,
     plot,
     protocol,
+    soft_nms,
     table,
 )
 from benchmarks.implementations import OURS, PLAIN, TORCHVISION, Implementation, implementations
@@ -400,6 +401,13 @@ time *= int(os.environ["OMP_NUM_THREADS"])
 lines = {"total_loss": 1}, {"time": 99}, {"time": 10 * time if busy else time}
 Path(sys.argv[1], "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
 """
+
+
+def test_soft_nms_prints_a_row_per_size(one_thread, capsys):
+    soft_nms.main(["--boxes", "0", "50", "--rounds", "1"])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["0", "50"]
+    assert all("NMS" in row and "linear" in row and "gaussian" in row for row in rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")

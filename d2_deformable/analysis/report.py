@@ -15,6 +15,7 @@ from ..engine import fall_back_to_cpu
 from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
 from ..engine.offset_health import STATISTICS, deformable_layers
+from ..evaluation import COUNTS
 from ..layers import DeformConv2d
 from ..utils.pixels import read_image
 from ..utils.provenance import commit, machine, versions
@@ -159,15 +160,16 @@ def _title(group):
 
 
 def _table(corner, rows, decimals=1):
-    """Make a table of {row name: {column name: number}}."""
+    """Make a table of {row name: {column name: number}}; COUNTS are whole numbers."""
     columns = dict.fromkeys(column for row in rows.values() for column in row)
     columns = sorted(columns, key=lambda c: METRICS.index(c) if c in METRICS else len(METRICS))
     html = "".join(f"<th>{escape(name)}</th>" for name in [corner, *columns])
     for name, row in rows.items():
-        numbers = (row.get(column, math.nan) for column in columns)
-        cells = "".join(
-            f"<td>{'–' if math.isnan(n) else f'{n:.{decimals}f}'}</td>" for n in numbers
-        )
+        cells = ""
+        for column in columns:
+            n = row.get(column, math.nan)
+            text = "–" if math.isnan(n) else f"{n:,.{0 if column in COUNTS else decimals}f}"
+            cells += f"<td>{text}</td>"
         html += f"</tr><tr><th>{escape(name)}</th>{cells}"
     return f"<div class=scroll><table><tr>{html}</tr></table></div>"
 

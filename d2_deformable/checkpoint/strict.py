@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from ..modeling import build_model
+from ..modeling.meta_arch.predicates import check_soft_nms
 from .safe import SafeCheckpointer
 
 # Tensors that inference does not need: the anchors in old checkpoints, which are not weights, and
@@ -74,8 +75,10 @@ def load_model(cfg, weights):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or is from another network.
+        ValueError: the file is not a checkpoint, or is from another network; or TEST.SOFT_NMS is
+            enabled for a network that does not read it.
     """
+    check_soft_nms(cfg)
     model = build_model(cfg)
     StrictCheckpointer(model).load(str(weights))
     return model.eval()

@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_deformable_config, merge_overrides
+from ..evaluation import COUNTS
 from ..utils.config_files import merge_from_file
 from .checkpoint_files import named_checkpoint
 
@@ -65,7 +66,8 @@ class FinishedRun:
 def results_by_task(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
     """Turn {"bbox/AP": 28.8, ...} into {"bbox": {"AP": 28.8}, ...}, without other scalars."""
     # The class name at the end may hold any character, e.g. "voc/AP50-and/or".
-    pattern = re.compile(r"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*)", re.DOTALL)
+    counts = "|".join(COUNTS)
+    pattern = re.compile(rf"(.+?)/((AP|(m|fw)?IoU|(m|p)?ACC).*|{counts})", re.DOTALL)
     results = {}
     for key, value in scalars.items():
         if match := pattern.fullmatch(key):

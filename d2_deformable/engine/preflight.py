@@ -24,6 +24,7 @@ from ..modeling import DeformPoolerMixin, OHEMMixin, RFCNHeads
 from ..modeling.meta_arch.fcos import check_has_fcos
 from ..modeling.meta_arch.predicates import (
     cfg_supports_predict_raw,
+    check_soft_nms,
     is_class_aware_rpn,
     is_detector,
     is_fcos,
@@ -224,6 +225,7 @@ def check_evaluation(cfg) -> None:
             f"{cfg.TEST.EVAL_PERIOD}; expected evaluations during training. Give TEST.EVAL_PERIOD "
             "a number of iterations"
         )
+    check_soft_nms(cfg)
     average = cfg.TEST.BOX_AVERAGE
     for key, node, supported in (
         ("TEST.AUG", cfg.TEST.AUG, cfg_supports_predict_raw(cfg) or is_detector(cfg)),

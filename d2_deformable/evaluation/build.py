@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 
 from ..compat import has_compiled_d2
+from .coco import CountingCOCOEvaluator
 from .proposals import BoxRecallEvaluator, ProposalWriter
 from .sem_seg import SemSegEvaluator
 from .voc import VOCEvaluator
@@ -30,6 +31,7 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         proposals=cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork",
         voc_metric=cfg.TEST.VOC_METRIC,
         sem_seg_resolution=cfg.TEST.SEM_SEG_RESOLUTION,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 
 
@@ -41,11 +43,13 @@ def dataset_evaluators(
     proposals: bool = False,
     voc_metric: str = "area",
     sem_seg_resolution: str = "full",
+    max_dets_per_image: int = 100,
 ) -> DatasetEvaluators:
     """Build the evaluators of a data set.
 
     * Detection: COCO metrics under "bbox" (and "segm" with `masks`), VOC metrics under "voc".
-      COCO metrics ignore the `difficult` flag: such objects count.
+      COCO metrics ignore the `difficult` flag: such objects count. Beside each stand the numbers
+      of images, detections, objects and ignored objects.
     * Semantic segmentation: mIoU under "sem_seg".
     * Proposals: COCO's average recall under "box_proposals", as in Detectron2, and their file.
 
@@ -55,15 +59,20 @@ def dataset_evaluators(
         masks: whether the model predicts masks (MODEL.MASK_ON).
         proposals: whether it predicts only proposals (a ProposalNetwork).
         voc_metric, sem_seg_resolution: TEST.VOC_METRIC, TEST.SEM_SEG_RESOLUTION.
+        max_dets_per_image: TEST.DETECTIONS_PER_IMAGE. Above 100, COCO's limit, COCO metrics count
+            that many detections of an image and class; see `CountingCOCOEvaluator`.
     """
     if MetadataCatalog.get(dataset_name).get("evaluator_type") in SEM_SEG:
         return DatasetEvaluators([SemSegEvaluator(dataset_name, output_dir, sem_seg_resolution)])
     tasks = ("bbox", "segm") if masks else ("bbox",)
-    evaluator = BoxRecallEvaluator if proposals else COCOEvaluator
+    options = {"output_dir": output_dir, "use_fast_impl": has_compiled_d2()}
     with _as_coco_json(dataset_name):
-        coco = evaluator(
-            dataset_name, tasks, output_dir=output_dir, use_fast_impl=has_compiled_d2()
-        )
+        if proposals:
+            coco = BoxRecallEvaluator(dataset_name, tasks, **options)
+        else:
+            coco = CountingCOCOEvaluator(
+                dataset_name, tasks, max_dets_per_image=max_dets_per_image, **options
+            )
     if proposals:
         file = os.path.join(output_dir, f"{dataset_name}_proposals.pkl")
         return DatasetEvaluators([coco, ProposalWriter(dataset_name, file)])

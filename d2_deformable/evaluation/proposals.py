@@ -3,28 +3,62 @@
 import pickle
 from pathlib import Path
 
+import torch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
 from ..compat import require_private
 from ..utils.files import replacing
+from .counts import report_counts
 
 require_private(COCOEvaluator, "_eval_box_proposals")
 
 
 class BoxRecallEvaluator(COCOEvaluator):
-    """Detectron2's average recall of proposals, also for image ids that are strings, as VOC's.
+    """Detectron2's average recall of proposals, with the numbers that `report_counts` describes.
 
-    pycocotools would read a string as the list of its letters and find no object, so that the
-    recall is NaN.
+    Two things differ from Detectron2:
+
+    - Image ids may be strings, as VOC's. pycocotools would read a string as the list of its letters
+      and find no object, so that the recall is NaN.
+    - Objects of an image without proposals are missed. Detectron2 leaves such an image out.
     """
 
     def _eval_box_proposals(self, predictions):
         # No box_proposals.pkl of Detectron2: ProposalWriter's file also names the data set.
-        require_private(self, "_output_dir")
+        require_private(self, "_coco_api", "_metadata", "_output_dir", "_results")
         self._output_dir = None
-        super()._eval_box_proposals([{**p, "image_id": [p["image_id"]]} for p in predictions])
+        super()._eval_box_proposals(
+            [
+                {"image_id": [p["image_id"]], "proposals": _at_least_one(p["proposals"])}
+                for p in predictions
+            ]
+        )
+        seen = {p["image_id"] for p in predictions}
+        annotations = self._coco_api.dataset.get("annotations", [])
+        crowd = [bool(a["iscrowd"]) for a in annotations if a["image_id"] in seen]
+        counts = report_counts(
+            f"Recall of proposals on {self._metadata.name}",
+            images=len(predictions),
+            of_images=len(self._coco_api.getImgIds()),
+            detections=sum(len(p["proposals"]) for p in predictions),
+            objects=len(crowd) - sum(crowd),
+            ignored=sum(crowd),
+        )
+        for results in self._results.values():
+            results.update(counts)
+
+
+def _at_least_one(proposals: Instances) -> Instances:
+    """The proposals, or one without area, which overlaps nothing, if there are none."""
+    if len(proposals):
+        return proposals
+    return Instances(
+        proposals.image_size,
+        proposal_boxes=Boxes(torch.zeros(1, 4)),
+        objectness_logits=torch.zeros(1),
+    )
 
 
 class ProposalWriter(DatasetEvaluator):

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from ..data import load_flagged
 from ..utils.text import count
+from .counts import report_counts
 
 METRICS = ("area", "07")
 THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
@@ -38,6 +39,9 @@ class VOCEvaluator(DatasetEvaluator):
       (xmin - 1, ymin - 1, xmax, ymax). This preserves every width and every IoU, so the numbers
       are comparable with published ones.
     * Classes without ground truth are NaN and left out of the means.
+
+    The result also holds the numbers that `report_counts` describes; "ignored" are difficult
+    objects and crowds. The table in the log has the numbers of each class.
 
     Args:
         dataset_name: a registered data set. Detectron2's own voc_* are read again from their XML,
@@ -76,7 +80,7 @@ class VOCEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict:
-        """Compute {"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent.
+        """Compute {"voc": {"AP", "AP50", "AP70", "AP50-<class>", ...}} in percent, with counts.
 
         The result is {} without predictions, or without ground truth (COCO's test-dev, for one,
         does not publish any).
@@ -106,25 +110,39 @@ class VOCEvaluator(DatasetEvaluator):
         at = [THRESHOLDS.index(0.5), THRESHOLDS.index(0.7)]
         rows = np.column_stack([_nan_mean(table, axis=1), table[:, at]])  # AP, AP50, AP70
         means = _nan_mean(rows, axis=0)
+        numbers = _numbers(self._dicts, predictions, len(self._classes))
         self._logger.info(
             "VOC AP of %s (metric %s):\n%s",
             self._name,
             self._metric,
             tabulate(
                 [
-                    ("mean", *means),
-                    *((c, *row) for c, row in zip(self._classes, rows, strict=True)),
+                    ("mean", *means, *numbers.sum(0)),
+                    *(
+                        (c, *row, *n)
+                        for c, row, n in zip(self._classes, rows, numbers, strict=True)
+                    ),
                 ],
-                headers=("class", *HEADLINES),
+                headers=("class", *HEADLINES, "detections", "objects", "ignored"),
                 tablefmt="pipe",
                 floatfmt=".2f",
             ),
+        )
+        detections, objects, ignored = numbers.sum(0).tolist()
+        counts = report_counts(
+            f"VOC metrics of {self._name}",
+            images=len(predictions),
+            of_images=len(self._dicts),
+            detections=detections,
+            objects=objects,
+            ignored=ignored,
         )
         if self._output_dir:
             self._write(table)
         results = OrderedDict(zip(HEADLINES, means.tolist(), strict=True))
         for label, ap50 in zip(self._classes, table[:, at[0]].tolist(), strict=True):
             results[f"AP50-{label}"] = ap50
+        results.update(counts)
         return {"voc": results}
 
     def _write(self, table: np.ndarray) -> None:
@@ -137,6 +155,16 @@ class VOCEvaluator(DatasetEvaluator):
         folder = Path(self._output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"voc_results_{self._name}.json").write_text(json.dumps(content, indent=1))
+
+
+def _numbers(dicts, predictions: dict, num_classes: int) -> np.ndarray:
+    """Numbers of detections, objects that count, and ignored objects of each class, (K, 3)."""
+    truth = [_ground_truth(record) for record in dicts]
+    classes = np.concatenate([classes for _, classes, _ in truth])
+    ignored = np.concatenate([ignored for _, _, ignored in truth])
+    found = np.concatenate([classes for _, _, classes in predictions.values()])
+    parts = (found, classes[~ignored], classes[ignored])
+    return np.stack([np.bincount(part, minlength=num_classes) for part in parts], axis=1)
 
 
 def average_precision(true: np.ndarray, positives: int, metric: str) -> float:

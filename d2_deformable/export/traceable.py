@@ -24,6 +24,7 @@ from detectron2.modeling.roi_heads import cascade_rcnn
 from detectron2.structures import Boxes, Instances
 
 from ..compat import require_private
+from ..modeling import soft_nms
 
 require_private(anchor_generator, "_create_grid_offsets")
 require_private(cascade_rcnn, "_ScaleGradient")
@@ -50,6 +51,7 @@ def traceable():
         "d2_deformable.modeling.meta_arch.class_aware_rpn.top_indices": _top_indices,
         "d2_deformable.modeling.proposal_generator.find_top_rpn_proposals": _top_proposals,
         "d2_deformable.modeling.poolers.convert_boxes_to_pooler_format": _rois,
+        "d2_deformable.modeling.soft_nms.select": _soft_nms,
     }
     methods = {
         (Boxes, "__init__"): _init_boxes,
@@ -127,7 +129,8 @@ def _detections(boxes, scores, image_size, score_thresh, nms_thresh, topk_per_im
     scores = scores[:, :-1]
     rows, classes = ((scores > score_thresh) & valid[:, None]).nonzero().unbind(1)
     scores = scores[rows, classes]
-    boxes = boxes.unflatten(1, (-1, 4))
+    # With a constant number of columns, because ONNX cannot infer it where there is no row.
+    boxes = boxes.reshape(-1, int(boxes.shape[1]) // 4, 4)
     boxes = Boxes(boxes[rows, 0] if boxes.shape[1] == 1 else boxes[rows, classes])
     boxes.clip(image_size)
     keep = batched_nms(boxes.tensor, scores, classes, nms_thresh)
@@ -146,6 +149,7 @@ def _nms(boxes, scores, classes, threshold: float):
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # TorchScript itself is deprecated
     _scripted_nms = torch.jit.script(_nms)
+    _scripted_soft_nms = torch.jit.script(soft_nms.select)
 
 
 def batched_nms(boxes, scores, classes, threshold: float):
@@ -165,6 +169,37 @@ def batched_nms(boxes, scores, classes, threshold: float):
     least = scores.new_full([2], -torch.inf)
     keep = torchvision.ops.nms(boxes, torch.cat([scores, least]).double(), threshold)
     return keep[keep < scores.shape[0]]
+
+
+def _soft_nms(boxes, scores, classes, linear, iou_thresh, sigma, min_score, most: int):
+    """Same as `soft_nms.select`, whose loop a trace would unroll for its one image."""
+    if not torch.compiler.is_exporting():
+        return _scripted_soft_nms(
+            boxes, scores, classes, linear, iou_thresh, sigma, min_score, most
+        )
+    # Add a box that is never selected, since there must be one to look at.
+    boxes = torch.cat([boxes, boxes.new_zeros(1, 4)])
+    classes = torch.cat([classes, classes.new_full([1], -1)])
+    scores = torch.cat([scores, scores.new_full([1], -1.0)])
+    areas = soft_nms.box_areas(boxes)
+    places = torch.arange(scores.shape[0] if most < 0 else most, device=scores.device)
+
+    def goes_on(n, order, kept, left):
+        return (n < places.shape[0]) & (left.max() > min_score)
+
+    def select_next(n, order, kept, left):
+        best, at = left.max(0, keepdim=True)
+        return (
+            n + 1,
+            torch.where(places == n, at, order),
+            torch.where(places == n, best, kept),
+            soft_nms.lowered(boxes, areas, classes, left, at, linear, iou_thresh, sigma),
+        )
+
+    start = places.new_zeros([]), torch.zeros_like(places), scores.new_zeros(places.shape), scores
+    _, order, kept, _ = torch.while_loop(goes_on, select_next, start)
+    some = kept > min_score
+    return order[some], kept[some]
 
 
 def _init_boxes(self, tensor):

@@ -32,8 +32,10 @@ from .roi_heads import (
     OHEMMixin,
     RFCNHeads,
     RFCNOutputLayers,
+    SoftNMSMixin,
 )
 from .sem_seg_head import DeepLabHead
+from .soft_nms import SoftNMS
 from .tta import DetectorWithTTA, predict_raw
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "RFCNOutputLayers",
     "ROIAveragePooler",
     "RoundedAnchorGenerator",
+    "SoftNMS",
+    "SoftNMSMixin",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..utils.pixels import read_image
 from ._checks import check_images
 from .roi_heads.predict_boxes import find_predict_boxes
+from .soft_nms import SoftNMS
 
 
 class AnyAspectMapperTTA(DatasetMapperTTA):
@@ -42,9 +43,9 @@ class DetectorWithTTA(nn.Module):
     """Merges what a detector finds at several scales, mirrored or not, in several passes.
 
     Detections of all scales above the score threshold are mapped to the original image and merged
-    per class by one NMS; the `max_detections` best remain (as in the released fpn/core/tester.py,
-    there with soft-NMS). Detectron2's GeneralizedRCNNWithTTA merges what is left after an NMS at
-    each scale, and has no second pass.
+    per class by one NMS or soft-NMS; the `max_detections` best remain (as in the released
+    fpn/core/tester.py, which uses soft-NMS). Detectron2's GeneralizedRCNNWithTTA merges what is
+    left after an NMS at each scale, and has no second pass.
 
     Iterative bounding-box average is "[14]" in the paper, Gidaris and Komodakis 2015. It is not in
     the released code, so these steps are inferred:
@@ -56,7 +57,8 @@ class DetectorWithTTA(nn.Module):
        features of the image again.
     2. NMS over the detections of all scales and passes.
     3. Each box that NMS keeps becomes the mean, weighted by score, of the boxes of its class, from
-       all scales and passes, whose IoU with it is at least `vote_iou`. Its score stays.
+       all scales and passes, whose IoU with it is at least `vote_iou`. Its score stays. The weights
+       are the scores before soft-NMS.
 
     Inputs and outputs are those of the detector. The image is resized from "image" or, where that
     is missing, from the file "file_name": give images at their original size.
@@ -69,6 +71,7 @@ class DetectorWithTTA(nn.Module):
         max_detections: per image, over all classes; negative: all.
         iterations: passes over each image, at least 1.
         vote_iou: minimum IoU for a vote; None: boxes are not averaged.
+        soft_nms: replaces the NMS.
 
     Raises:
         ValueError: `predict_raw` does not support `model`.
@@ -86,6 +89,7 @@ class DetectorWithTTA(nn.Module):
         max_detections: int,
         iterations: int = 1,
         vote_iou: float | None = None,
+        soft_nms: SoftNMS | None = None,
     ):
         super().__init__()
         if isinstance(model, DistributedDataParallel):
@@ -104,6 +108,7 @@ class DetectorWithTTA(nn.Module):
         self.max_detections = max_detections
         self.iterations = iterations
         self.vote_iou = vote_iou
+        self.soft_nms = soft_nms
 
     @classmethod
     def from_config(cls, cfg, model):
@@ -126,6 +131,7 @@ class DetectorWithTTA(nn.Module):
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "iterations": average.ITERATIONS if average.ENABLED else 1,
             "vote_iou": average.VOTE_IOU if average.ENABLED else None,
+            "soft_nms": SoftNMS.from_config(cfg),
         }
 
     def forward(self, batched_inputs) -> list[dict]:
@@ -146,14 +152,20 @@ class DetectorWithTTA(nn.Module):
             for detections in self._passes(augmented, given)
         ]
         boxes, scores, classes = (torch.cat(part) for part in zip(*found, strict=True))
-        keep = batched_nms(boxes, scores, classes, self.nms_thresh)
-        if self.max_detections >= 0:
-            keep = keep[: self.max_detections]
+        if self.soft_nms:
+            keep, merged = self.soft_nms(
+                boxes, scores, classes, self.nms_thresh, self.max_detections
+            )
+        else:
+            keep = batched_nms(boxes, scores, classes, self.nms_thresh)
+            if self.max_detections >= 0:
+                keep = keep[: self.max_detections]
+            merged = scores[keep]
         averaged = boxes[keep]
         if self.vote_iou is not None:
             averaged = average_boxes(keep, boxes, scores, classes, self.vote_iou)
         result = Instances(
-            size, pred_boxes=Boxes(averaged), scores=scores[keep], pred_classes=classes[keep]
+            size, pred_boxes=Boxes(averaged), scores=merged, pred_classes=classes[keep]
         )
         return detector_postprocess(result, *size)
 

@@ -289,6 +289,9 @@ def test_tables_take_all_columns():
     assert "<th>class</th><th>AP</th><th>AP50</th><th>x</th>" in html
     assert "<th>cat</th><td>1.2</td><td>–</td><td>–</td>" in html
     assert "<th>dog</th><td>2.0</td><td>3.0</td><td>4.0</td>" in html
+    html = report._table("", {"COCO": {"images": 5000.0, "AP": 1.25}})
+    assert "<th></th><th>AP</th><th>images</th></tr>" in html
+    assert "<td>1.2</td><td>5,000</td>" in html
 
 
 def test_the_command_says_in_a_sentence_what_is_missing(tmp_path):

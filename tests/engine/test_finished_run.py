@@ -101,11 +101,11 @@ def test_results_are_those_of_the_last_evaluation(folder):
         [
             {"iteration": 10, "bbox/AP": 1.0, "voc/AP50-cat": float("nan"), **scalars},
             {"iteration": 20, "bbox/AP": 2.0, "voc/AP50-cat": 3.0, "voc/AP-and/or": 6.0},
-            {"iteration": 21, "a/sem_seg/mIoU": 4.0, "a/sem_seg/IoU-cat": 5.0},
+            {"iteration": 21, "bbox/ignored": 7.0, "a/sem_seg/mIoU": 4.0, "a/sem_seg/IoU-cat": 5.0},
         ],
     )
     assert read_run(folder).results == {
-        "bbox": {"AP": 2.0},
+        "bbox": {"AP": 2.0, "ignored": 7.0},
         "voc": {"AP50-cat": 3.0, "AP-and/or": 6.0},
         "a/sem_seg": {"mIoU": 4.0, "IoU-cat": 5.0},
     }

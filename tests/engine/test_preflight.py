@@ -11,7 +11,9 @@ from detectron2.modeling import (
 )
 
 from d2_deformable import add_deformable_config
+from d2_deformable.checkpoint import load_model
 from d2_deformable.engine import Trainer, check_settings, check_weights, preflight
+from d2_deformable.engine.preflight import check_evaluation
 from d2_deformable.modeling import RFCNHeads, build_deform_resnet_backbone
 
 
@@ -262,6 +264,41 @@ def test_what_evaluation_would_refuse_is_refused_at_once(cfg, changes, message):
     cfg.merge_from_list(changes)
     with pytest.raises(ValueError, match=message):
         check_settings(cfg)
+
+
+SOFT_NMS = {
+    ("GeneralizedRCNN", "DeformROIHeads"): None,
+    ("GeneralizedRCNN", "DeformCascadeROIHeads"): None,
+    ("GeneralizedRCNN", "RFCNHeads"): None,
+    ("ClassAwareRPN", "Res5ROIHeads"): None,  # Detectron2's default, not read
+    ("GeneralizedRCNN", "StandardROIHeads"): "StandardROIHeads does not read TEST.SOFT_NMS; choose",
+    ("GeneralizedRCNN", "CascadeROIHeads"): "choose DeformROIHeads .* DeformCascadeROIHeads",
+    ("RetinaNet", "Res5ROIHeads"): "TEST.SOFT_NMS does not support .* RetinaNet; set",
+}
+
+
+@pytest.mark.parametrize(("names", "message"), SOFT_NMS.items(), ids=str)
+def test_soft_nms_that_would_be_ignored(cfg, names, message):
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = names
+    cfg.TEST.SOFT_NMS.ENABLED = True
+    if message is None:
+        check_evaluation(cfg)
+        cfg.TEST.SOFT_NMS.SIGMA = -1.0
+        message = "SOFT_NMS.SIGMA is -1.0"
+    with pytest.raises(ValueError, match=message):
+        check_evaluation(cfg)
+    with pytest.raises(ValueError, match=message):
+        load_model(cfg, "none.pth")
+
+
+def test_soft_nms_of_masks_at_several_scales(cfg):
+    cfg.MODEL.ROI_HEADS.NAME = "DeformROIHeads"
+    cfg.TEST.SOFT_NMS.ENABLED = cfg.MODEL.MASK_ON = True
+    check_evaluation(cfg)
+    cfg.TEST.AUG.ENABLED = True
+    with pytest.raises(ValueError, match="merged by ordinary NMS: set one of them False"):
+        check_evaluation(cfg)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,32 @@ def test_networks(name, tmp_path):
     assert found > 20 or "deeplab" in name
 
 
+SOFT_NMS = ["TEST.SOFT_NMS.ENABLED", "True", "TEST.SOFT_NMS.METHOD", "gaussian"]
+SOFT_NMS_HEADS = {  # Detectron2's own heads have no soft-NMS
+    "quick/warped_shapes_faster_rcnn_R_18": "DeformROIHeads",
+    "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5": "DeformCascadeROIHeads",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "mask" in name else [])
+        for name in NETWORKS
+        if "deeplab" not in name
+    ],
+)
+def test_soft_nms(name, tmp_path):
+    heads = SOFT_NMS_HEADS.get(name)
+    overrides = [*NARROW, *NETWORKS[name], *(["MODEL.ROI_HEADS.NAME", heads] if heads else [])]
+    model = network(name, [*overrides, *SOFT_NMS])
+    spread(model, picture(96, 96))
+    file = tmp_path / "network.onnx"
+    export_onnx(model, picture(64, 80), file)
+    assert check(model, file, [picture(96, 96), picture(75, 130, index=1)]) > 20
+    assert check(model, file, [torch.zeros(3, 8, 8)]) >= 0
+
+
 def test_the_file_stands_alone_and_says_what_it_takes(zoo):
     model, path = zoo
     file = onnx.load(path, load_external_data=False)

@@ -181,6 +181,8 @@ def test_same_data(path):
     assert evaluator.voc_metric == cfg.TEST.VOC_METRIC
     assert evaluator.get("sem_seg_resolution", "full") == cfg.TEST.SEM_SEG_RESOLUTION
     assert evaluator.get("masks", False) == cfg.MODEL.MASK_ON
+    if evaluator.get("sem_seg_resolution") is None:
+        assert evaluator.max_dets_per_image == cfg.TEST.DETECTIONS_PER_IMAGE
 
 
 # ---- Overrides -----------------------------------------------------------------------------------

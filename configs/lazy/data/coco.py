@@ -5,4 +5,4 @@ from .voc import dataloader
 dataloader.train.dataset.update(names=["coco_2017_train"], drop_difficult=False)
 dataloader.train.total_batch_size = 8
 dataloader.test.dataset.names = ["coco_2017_val"]
-dataloader.evaluator.voc_metric = "area"
+dataloader.evaluator.update(voc_metric="area", max_dets_per_image=100)

@@ -42,4 +42,5 @@ dataloader.evaluator = L(dataset_evaluators)(
     dataset_name="${..test.dataset.names[0]}",
     output_dir="${train.output_dir}/inference",
     voc_metric="07",
+    max_dets_per_image=300,
 )

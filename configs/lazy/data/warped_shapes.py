@@ -17,4 +17,4 @@ dataloader.test.dataset.update(
 )
 dataloader.test.mapper.augmentations[0].update(short_edge_length=160, max_size=160)
 dataloader.test.num_workers = 0
-dataloader.evaluator.voc_metric = "area"
+dataloader.evaluator.update(voc_metric="area", max_dets_per_image=100)

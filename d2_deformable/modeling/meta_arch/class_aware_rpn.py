@@ -28,6 +28,7 @@ from torch import nn
 from ...compat import require_private
 from .._checks import check_images
 from ..anchor_labels import label_anchors_inside
+from ..soft_nms import SoftNMS
 
 require_private(box_regression, "_dense_box_regression_loss")
 require_private(fast_rcnn, "_log_classification_stats")
@@ -72,6 +73,7 @@ class ClassAwareRPN(RetinaNet):
         anchor_boundary_thresh: anchors that cross the border of the image by more pixels than this
             are left out of training; below 0 all are kept.
         loss_weight: weights of "loss_cls" and "loss_box_reg".
+        soft_nms: replaces the NMS of inference (TEST.SOFT_NMS).
         kwargs: arguments of `RetinaNet`; its focal loss is not used. `head` is a
             `ClassAwareRPNHead`. `test_topk_candidates` is the number of anchors per level and image
             that are decoded, chosen by their highest class score.
@@ -85,6 +87,7 @@ class ClassAwareRPN(RetinaNet):
         positive_fraction: float = 0.5,
         anchor_boundary_thresh: float = -1.0,
         loss_weight: dict[str, float],
+        soft_nms: SoftNMS | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -92,6 +95,7 @@ class ClassAwareRPN(RetinaNet):
         self.positive_fraction = positive_fraction
         self.anchor_boundary_thresh = anchor_boundary_thresh
         self.loss_weight = loss_weight
+        self.soft_nms = soft_nms
 
     @classmethod
     def from_config(cls, cfg):
@@ -121,6 +125,7 @@ class ClassAwareRPN(RetinaNet):
                 "loss_cls": rpn.LOSS_WEIGHT,
                 "loss_box_reg": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
             },
+            "soft_nms": SoftNMS.from_config(cfg),
             "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
             "box_reg_loss_type": rpn.BBOX_REG_LOSS_TYPE,
             "test_topk_candidates": rpn.PRE_NMS_TOPK_TEST,
@@ -288,14 +293,17 @@ class ClassAwareRPN(RetinaNet):
         """
         decoded = self._decode(anchors, pred_logits, pred_anchor_deltas, image_sizes)
         boxes, scores = zip(*decoded, strict=True)
-        return fast_rcnn.fast_rcnn_inference(
+        arguments = (
             [b.tensor for b in boxes],
             scores,
             image_sizes,
             self.test_score_thresh,
             self.test_nms_thresh,
             self.max_detections_per_image,
-        )[0]
+        )
+        if self.soft_nms:
+            return self.soft_nms.detect(*arguments)
+        return fast_rcnn.fast_rcnn_inference(*arguments)[0]
 
     def _decode(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
         """Yield R Boxes in input pixels, clipped to the image, and scores (R, K + 1) per image."""

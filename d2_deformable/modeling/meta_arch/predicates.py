@@ -8,7 +8,9 @@ from detectron2.modeling import (
     SemanticSegmentor,
 )
 
+from ..roi_heads import SoftNMSMixin
 from ..roi_heads.predict_boxes import find_predict_boxes
+from ..soft_nms import SoftNMS
 from .class_aware_rpn import ClassAwareRPN
 from .fcos import FCOS
 from .mimic import MimicRCNN
@@ -55,9 +57,42 @@ def is_segmentor(cfg) -> bool:
 
 def cfg_supports_predict_raw(cfg) -> bool:
     """Whether `modeling.tta.supports_predict_raw` will hold for the network, before it is built."""
-    name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
+    name = cfg.MODEL.META_ARCHITECTURE
     if name in META_ARCH_REGISTRY and hasattr(META_ARCH_REGISTRY.get(name), "predict_raw"):
         return True
-    kind = ROI_HEADS_REGISTRY.get(heads) if heads in ROI_HEADS_REGISTRY else None
-    known = isinstance(kind, type) and find_predict_boxes(kind) is not None
-    return known and _is_subclass(cfg, GeneralizedRCNN)
+    heads = _heads(cfg)
+    return heads is not None and find_predict_boxes(heads) is not None
+
+
+def _heads(cfg) -> type | None:
+    """The class of RoI heads of a GeneralizedRCNN; None for other networks and unknown heads."""
+    name = cfg.MODEL.ROI_HEADS.NAME
+    kind = ROI_HEADS_REGISTRY.get(name) if name in ROI_HEADS_REGISTRY else None
+    return kind if isinstance(kind, type) and _is_subclass(cfg, GeneralizedRCNN) else None
+
+
+def check_soft_nms(cfg) -> None:
+    """Check TEST.SOFT_NMS, which networks of Detectron2 would ignore.
+
+    Raises:
+        ValueError: a value is invalid, or the network does not read these keys.
+    """
+    if SoftNMS.from_config(cfg) is None or is_class_aware_rpn(cfg):
+        return
+    heads = _heads(cfg)
+    if heads is None:
+        raise ValueError(
+            f"TEST.SOFT_NMS does not support MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE};"
+            " set TEST.SOFT_NMS.ENABLED False, or choose GeneralizedRCNN or ClassAwareRPN"
+        )
+    if not issubclass(heads, SoftNMSMixin):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} does not read TEST.SOFT_NMS; choose "
+            "DeformROIHeads instead of StandardROIHeads, or DeformCascadeROIHeads instead of "
+            "CascadeROIHeads: they compute the same from the same checkpoint"
+        )
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.MASK_ON:
+        raise ValueError(
+            "TEST.SOFT_NMS and TEST.AUG are enabled, but several scales of a network with masks "
+            "are merged by ordinary NMS: set one of them False, or MODEL.MASK_ON False"
+        )

@@ -3,6 +3,7 @@
 from .faster_rcnn import DeformCascadeROIHeads, DeformPoolerMixin, DeformROIHeads
 from .ohem import OHEMMixin
 from .rfcn import RFCNHeads, RFCNOutputLayers
+from .soft_nms import SoftNMSMixin
 
 __all__ = [
     "DeformCascadeROIHeads",
@@ -11,4 +12,5 @@ __all__ = [
     "OHEMMixin",
     "RFCNHeads",
     "RFCNOutputLayers",
+    "SoftNMSMixin",
 ]

@@ -15,6 +15,7 @@ from .._checks import check_config
 from ..poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
 from .ohem import OHEMMixin
 from .predict_boxes import predict_cascade, predict_standard
+from .soft_nms import SoftNMSMixin
 
 require_private(StandardROIHeads, "_init_box_head")
 require_private(CascadeROIHeads, "_init_box_head")
@@ -96,14 +97,16 @@ def _sampling(c) -> dict:
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformROIHeads(OHEMMixin, DeformPoolerMixin, StandardROIHeads):
-    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling and OHEM."""
+class DeformROIHeads(OHEMMixin, DeformPoolerMixin, SoftNMSMixin, StandardROIHeads):
+    """Detectron2's StandardROIHeads (Fast and Mask R-CNN) with deformable RoI pooling, OHEM and
+    TEST.SOFT_NMS."""
 
     predict_boxes = predict_standard
 
 
 @ROI_HEADS_REGISTRY.register()
-class DeformCascadeROIHeads(OHEMMixin, DeformPoolerMixin, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages, and OHEM."""
+class DeformCascadeROIHeads(OHEMMixin, DeformPoolerMixin, SoftNMSMixin, CascadeROIHeads):
+    """Detectron2's CascadeROIHeads with deformable RoI pooling, shared by its stages, OHEM and
+    TEST.SOFT_NMS."""
 
     predict_boxes = predict_cascade

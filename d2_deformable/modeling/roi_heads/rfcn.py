@@ -19,6 +19,7 @@ from .._checks import check_config
 from ..poolers import LevelPooler
 from .ohem import OHEMMixin
 from .predict_boxes import decode
+from .soft_nms import SoftNMSMixin
 
 require_private(StandardROIHeads, "_forward_box", "_init_box_head")
 
@@ -152,7 +153,7 @@ def _as_list(x) -> list[torch.Tensor]:
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNHeads(OHEMMixin, StandardROIHeads):
+class RFCNHeads(OHEMMixin, SoftNMSMixin, StandardROIHeads):
     """R-FCN's heads: no layer with weights follows the pooling, so a RoI costs next to nothing.
 
     MODEL.ROI_BOX_HEAD.POOLER_TYPE is "PSROIPool", "DeformPSROIPool", "ModulatedDeformPSROIPool"
@@ -160,7 +161,7 @@ class RFCNHeads(OHEMMixin, StandardROIHeads):
     baseline of "DeformPSROIPool").
 
     Args:
-        kwargs: arguments of `OHEMMixin` and `StandardROIHeads`; `box_predictor` is a
+        kwargs: arguments of `OHEMMixin`, `SoftNMSMixin` and `StandardROIHeads`; `box_predictor` is a
             `RFCNOutputLayers`, and there is no box pooler and no box head.
 
     Raises:
@@ -178,6 +179,8 @@ class RFCNHeads(OHEMMixin, StandardROIHeads):
         return {"box_in_features": in_features, "box_predictor": RFCNOutputLayers(cfg, shapes)}
 
     def _forward_box(self, features, proposals):
+        if not self.training and self.soft_nms:
+            return super()._forward_box(features, proposals)
         self.select(features, proposals)
         predictions = self.predict_ranking(features, proposals)
         if not self.training:
