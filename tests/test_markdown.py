@@ -27,7 +27,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RUN = [ROOT / f"docs/{name}.md" for name in ("getting_started", "predict", "analyses", "export")]
-LANGUAGES = ["bash", "json", "python", "sh", "text", "yaml", "{eval-rst}", "{toctree}"]
+# "yml" is the YAML of other programs.
+LANGUAGES = ["bash", "json", "python", "sh", "text", "yaml", "yml", "{eval-rst}", "{toctree}"]
 # What keeps a command that trains or evaluates short.
 SMALL = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
 SMALL += ["DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES", "4"]
@@ -177,6 +178,8 @@ def test_shell_and_data_parse(page):
     assert {kind for kind, _ in blocks(page)} <= set(LANGUAGES)
     for _, text in blocks(page, "json"):
         json.loads(text)
+    for _, text in blocks(page, "yml"):
+        yaml.safe_load(text)
     scripts = "\n".join(text for _, text in blocks(page, "bash", "sh"))
     checked = subprocess.run(["bash", "-n"], input=scripts, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr

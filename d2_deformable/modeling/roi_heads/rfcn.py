@@ -161,8 +161,8 @@ class RFCNHeads(OHEMMixin, SoftNMSMixin, StandardROIHeads):
     baseline of "DeformPSROIPool").
 
     Args:
-        kwargs: arguments of `OHEMMixin`, `SoftNMSMixin` and `StandardROIHeads`; `box_predictor` is a
-            `RFCNOutputLayers`, and there is no box pooler and no box head.
+        kwargs: arguments of `OHEMMixin`, `SoftNMSMixin` and `StandardROIHeads`; `box_predictor`
+            is a `RFCNOutputLayers`, and there is no box pooler and no box head.
 
     Raises:
         ValueError: a value that these heads cannot have.
