@@ -140,7 +140,7 @@ def test_the_losses_are_those_of_the_paper(small_rcnn_cfg):
     torch.testing.assert_close(losses["loss_rcnn_cls"], 0.1 * F.cross_entropy(scores, classes))
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", sorted(NEW))
 def test_where_gradients_go(small_rcnn_cfg, name):
     """The network is shared and nothing is detached; the classifier reads the crops only."""
     model, seen = make(small_rcnn_cfg, *DPOOL, *MIMIC), []
