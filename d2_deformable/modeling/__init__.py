@@ -21,6 +21,7 @@ from .meta_arch import (
     DeformRCNN,
     DeformSegmentor,
     MimicRCNN,
+    SoftNMSRetinaNet,
     build_fcos,
 )
 from .poolers import DeformROIPooler, LegacyROIPooler, ROIAveragePooler
@@ -62,6 +63,7 @@ __all__ = [
     "RoundedAnchorGenerator",
     "SoftNMS",
     "SoftNMSMixin",
+    "SoftNMSRetinaNet",
     "build_aligned_inception_resnet_backbone",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

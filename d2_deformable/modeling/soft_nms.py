@@ -85,15 +85,15 @@ class SoftNMS:
         candidates, _ = fast_rcnn.fast_rcnn_inference(
             boxes, scores, image_sizes, score_thresh, nms_thresh=1.0, topk_per_image=-1
         )
-        results = []
-        for found in candidates:
-            keep, new_scores = self(
-                found.pred_boxes.tensor, found.scores, found.pred_classes, iou_thresh, most
-            )
-            found = found[keep]
-            found.scores = new_scores
-            results.append(found)
-        return results
+        return [self.among(found, iou_thresh, most) for found in candidates]
+
+    def among(self, found: Instances, iou_thresh: float, most: int) -> Instances:
+        """Select among the detections of an image; arguments are those of `__call__`."""
+        boxes = found.pred_boxes.tensor
+        keep, scores = self(boxes, found.scores, found.pred_classes, iou_thresh, most)
+        found = found[keep]
+        found.scores = scores
+        return found
 
 
 def select(

@@ -273,7 +273,8 @@ SOFT_NMS = {
     ("ClassAwareRPN", "Res5ROIHeads"): None,  # Detectron2's default, not read
     ("GeneralizedRCNN", "StandardROIHeads"): "StandardROIHeads does not read TEST.SOFT_NMS; choose",
     ("GeneralizedRCNN", "CascadeROIHeads"): "choose DeformROIHeads .* DeformCascadeROIHeads",
-    ("RetinaNet", "Res5ROIHeads"): "TEST.SOFT_NMS does not support .* RetinaNet; set",
+    ("SoftNMSRetinaNet", "Res5ROIHeads"): None,
+    ("RetinaNet", "Res5ROIHeads"): "TEST.SOFT_NMS does not .* RetinaNet; .* SoftNMSRetinaNet",
 }
 
 

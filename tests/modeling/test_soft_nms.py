@@ -1,6 +1,7 @@
 """Soft-NMS equals its definition, and every detector of the package uses it."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,12 @@ from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.structures import Boxes, pairwise_iou
 from torchvision.ops import batched_nms
 
+from d2_deformable.config import read_config
 from d2_deformable.modeling import DetectorWithTTA
+from d2_deformable.modeling.meta_arch.fcos import FCOS
 from d2_deformable.modeling.soft_nms import SoftNMS
 from export_networks import noise, small_config, small_network
+from yamls import CONFIGS
 
 ENABLED = ["TEST.SOFT_NMS.ENABLED", True]
 GAUSSIAN = [*ENABLED, "TEST.SOFT_NMS.METHOD", "gaussian", "TEST.SOFT_NMS.SIGMA", 0.6]
@@ -141,6 +145,51 @@ def test_every_detector(name, settings):
     torch.testing.assert_close(found.scores, torch.tensor(scores), rtol=1e-3, atol=1e-6)
     assert (found.scores < before.scores[list(rows)] - 1e-4).any()
     assert found.has("pred_masks") == (name == "mask_rcnn")
+
+
+@torch.no_grad()
+def unclipped(model, image):
+    """Detections of a dense detector, whose boxes are clipped to the image after NMS only."""
+    found, inference = [], model.inference_single_image
+
+    def record(*args):
+        result = inference(*args)
+        found.append(deepcopy(result))  # it is clipped in place
+        return result
+
+    model.inference_single_image = record
+    model([{"image": image}])
+    return found[0]
+
+
+@pytest.mark.parametrize("settings", [ENABLED, GAUSSIAN], ids=["linear", "gaussian"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_dense_detectors(name, settings):
+    if name == "fcos" and FCOS is None:
+        pytest.skip("Detectron2 0.5 has no FCOS")
+    small = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18]
+    small += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8]
+    small += ["MODEL.FPN.OUT_CHANNELS", 64, "MODEL.RETINANET.NUM_CLASSES", 3]
+    small += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.TOPK_CANDIDATES_TEST", 40]
+    cfg = read_config(CONFIGS / f"COCO-Detection/{name}_R_50_FPN_1x.yaml", small)
+    cfg.merge_from_list(["MODEL.RETINANET.NMS_THRESH_TEST", 1.0, "TEST.DETECTIONS_PER_IMAGE", 999])
+    plain = build_model(cfg).eval()
+    if name == "fcos":
+        plain.head.bbox_pred.bias.data.fill_(2.0)  # boxes of 4 cells, which overlap
+    else:
+        cfg.MODEL.META_ARCHITECTURE = "SoftNMSRetinaNet"
+    cfg.merge_from_list([*settings, "MODEL.RETINANET.NMS_THRESH_TEST", 0.4])
+    cfg.TEST.DETECTIONS_PER_IMAGE = 50
+    model = build_model(cfg).eval()
+    model.load_state_dict(plain.state_dict())
+    image = noise(96, 128)
+    before, found = (unclipped(m, image) for m in (plain, model))
+    boxes, soft = before.pred_boxes.tensor, SoftNMS.from_config(cfg)
+    expected = reference(soft, boxes, before.scores, before.pred_classes, 0.4, most=50)
+    assert len(found) == len(expected) == 50 < len(before)
+    rows, scores = zip(*expected, strict=True)
+    torch.testing.assert_close(found.scores, torch.tensor(scores), rtol=1e-3, atol=1e-6)
+    assert rows != tuple(range(50))  # the best ones before NMS
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -59,7 +59,7 @@ def build_deform_resnet_fpn_backbone(cfg, input_shape):
 
 def _top_block(cfg, shapes) -> nn.Module:
     c = cfg.MODEL.FPN
-    dense = cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "build_fcos")
+    dense = cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "SoftNMSRetinaNet", "build_fcos")
     name = c.TOP_BLOCK or ("LastLevelP6P7" if dense else "LastLevelMaxPool")
     if name == "LastLevelMaxPool":
         return LastLevelMaxPool()

@@ -1,6 +1,7 @@
 """Meta-architectures, the values of MODEL.META_ARCHITECTURE."""
 
 from .class_aware_rpn import ClassAwareRPN, ClassAwareRPNHead
+from .dense import SoftNMSRetinaNet
 from .fcos import build_fcos
 from .mimic import MimicRCNN
 from .rcnn import DeformRCNN
@@ -12,5 +13,6 @@ __all__ = [
     "DeformRCNN",
     "DeformSegmentor",
     "MimicRCNN",
+    "SoftNMSRetinaNet",
     "build_fcos",
 ]

@@ -2,6 +2,9 @@
 
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 
+from ..soft_nms import SoftNMS
+from .dense import DenseSoftNMSMixin
+
 try:
     from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 except ImportError:  # Detectron2 0.5
@@ -44,7 +47,8 @@ def build_fcos(cfg):
         norm=c.NORM,
         prior_prob=c.PRIOR_PROB,
     )
-    model = FCOS(
+    return _SoftNMSFCOS(
+        soft_nms=SoftNMS.from_config(cfg),
         backbone=backbone,
         head=head,
         head_in_features=c.IN_FEATURES,
@@ -58,4 +62,7 @@ def build_fcos(cfg):
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     )
-    return model
+
+
+class _SoftNMSFCOS(DenseSoftNMSMixin, FCOS or object):
+    """FCOS with TEST.SOFT_NMS."""

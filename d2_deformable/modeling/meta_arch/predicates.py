@@ -12,6 +12,7 @@ from ..roi_heads import SoftNMSMixin
 from ..roi_heads.predict_boxes import find_predict_boxes
 from ..soft_nms import SoftNMS
 from .class_aware_rpn import ClassAwareRPN
+from .dense import DenseSoftNMSMixin
 from .fcos import FCOS
 from .mimic import MimicRCNN
 
@@ -77,13 +78,15 @@ def check_soft_nms(cfg) -> None:
     Raises:
         ValueError: a value is invalid, or the network does not read these keys.
     """
-    if SoftNMS.from_config(cfg) is None or is_class_aware_rpn(cfg):
+    reads = is_class_aware_rpn(cfg) or is_fcos(cfg) or _is_subclass(cfg, DenseSoftNMSMixin)
+    if SoftNMS.from_config(cfg) is None or reads:
         return
     heads = _heads(cfg)
     if heads is None:
         raise ValueError(
             f"TEST.SOFT_NMS does not support MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE};"
-            " set TEST.SOFT_NMS.ENABLED False, or choose GeneralizedRCNN or ClassAwareRPN"
+            " set TEST.SOFT_NMS.ENABLED False, or choose SoftNMSRetinaNet instead of RetinaNet, "
+            "GeneralizedRCNN, ClassAwareRPN or build_fcos"
         )
     if not issubclass(heads, SoftNMSMixin):
         raise ValueError(
