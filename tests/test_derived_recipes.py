@@ -183,14 +183,14 @@ def changes(path):
     """Settings that a YAML of configs/ must have by its name, and its plain twin lacks."""
     values = {}
     for part in parts(path):
-        of_detector = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part, {}).get(detector(path))
-        part = of_detector or (CONVOLUTIONS | OTHER)[part]
+        pooling = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part)
+        part = pooling[detector(path)] if pooling else (CONVOLUTIONS | OTHER)[part]
         rates = values.get(RATES, []) + part.get(RATES, [])
         values |= part | ({RATES: rates} if rates else {})
-    if path in QUICK and "dconv" in path.stem:
-        # Trained from scratch, convolution offsets learn more slowly; other factors stay.
-        of_plain = flat(load(plain_twin(path)))[RATES]
-        values[RATES] = of_plain + [["conv_offset", 0.1]] + values.get(RATES, [])
+    # Factors of the plain twin stay. From scratch, offsets of convolutions learn more slowly.
+    rates = [["conv_offset", 0.1]] if path in QUICK and "dconv" in path.stem else []
+    if rates := rates + values.get(RATES, []):
+        values[RATES] = flat(load(plain_twin(path)))[RATES] + rates
     return values
 
 
