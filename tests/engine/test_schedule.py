@@ -46,7 +46,7 @@ def test_steps_that_are_not_reached_are_left_out(cfg, steps):
         (["MAX_ITER", 0], "^SOLVER.MAX_ITER is 0; expected 1 or more"),
         (["IMS_PER_BATCH", 0], "^SOLVER.IMS_PER_BATCH is 0; expected 1 or more"),
         (["CHECKPOINT_PERIOD", 0], "^SOLVER.CHECKPOINT_PERIOD is 0; expected 1 or more"),
-        (["CHECKPOINT_MAX_TO_KEEP", -1], "^SOLVER.CHECKPOINT_MAX_TO_KEEP is -1; expected 0 or more"),
+        (["CHECKPOINT_MAX_TO_KEEP", -1], "^SOLVER.CHECKPOINT_MAX_TO_KEEP is -1; expected 0 or"),
         (["BASE_LR", float("nan")], "^SOLVER.BASE_LR is nan; expected a finite number, 0 or more"),
         (["BASE_LR", -1.0], "^SOLVER.BASE_LR is -1.0; expected"),
         (["LR_SCHEDULER_NAME", "Cosine"], "^SOLVER: LR_SCHEDULER_NAME Cosine .* give no schedule"),
