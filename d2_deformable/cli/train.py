@@ -139,13 +139,13 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
 def main(args):
     if args.dry_run:
         return dry_run(args)
+    args.resume |= restarted() and not args.eval_only
     if started_by_torchrun():
         if args.num_gpus > 1 or args.num_machines > 1:
             raise ValueError(
                 "torchrun starts the processes (RANK and WORLD_SIZE are set): leave out --num-gpus "
                 "and --num-machines"
             )
-        args.resume |= restarted()
         cfg = read_config(args.config_file, args.opts)
         fall_back_to_cpu(cfg)
         with torchrun_processes(cfg.MODEL.DEVICE):

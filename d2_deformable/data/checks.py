@@ -69,7 +69,7 @@ def read_json(file: Path):
     """
     try:
         return json.loads(decode(file.read_bytes()))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a json file ({error})") from error
 
 
@@ -143,7 +143,7 @@ class AnnotationReport:
         "unlabelled": "image without a label file, taken as one without objects",
         "crowd": "object marked iscrowd, not trained on",
         "maskless": "object of which only the box stays, since its mask is degenerate (fewer than "
-        "3 points, half a point, or another size than the image's)",
+        "3 points, half a point, or a code that does not cover exactly the image)",
         "repeated": "id used by several annotations, which has no effect",
     }
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pycocotools.mask as coco_masks
 from detectron2.structures import BoxMode
 
@@ -143,10 +144,33 @@ def _mask(shape, image: dict):
     if shape["size"] != size:
         return None
     if isinstance(counts, str):
-        return {"size": size, "counts": counts}
+        whole = _pixels_of(counts) == size[0] * size[1]
+        return {"size": size, "counts": counts} if whole else None
     if sum(counts) != size[0] * size[1]:
         return None
     return coco_masks.frPyObjects({"size": size, "counts": [int(n) for n in counts]}, *size)
+
+
+def _pixels_of(code: str) -> int:
+    """Sum of the runs of a compressed run-length code; -1 if it is damaged.
+
+    pycocotools leaves it to chance what lies behind the end of a short code. The code is that of
+    its rleToString: digits in base 32, lowest first, whose bit 5 says that another one follows and
+    whose last bit 4 is the sign. From the fourth on, a run is its difference from the last but one.
+    """
+    digits = np.array([ord(letter) - 48 for letter in code], int)
+    ends = np.flatnonzero(digits & 32 == 0)
+    if not len(ends) or ends[-1] + 1 < len(digits) or digits.min() < 0 or digits.max() > 63:
+        return -1
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > 7:  # no run of pycocotools, which has 32 bits
+        return -1
+    starts = ends + 1 - lengths
+    places = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((digits & 31) << places, starts)
+    values -= (digits[ends] >> 4 & 1) << 5 * lengths
+    runs = np.concatenate([values[:1], values[1::2].cumsum(), values[2::2].cumsum()])
+    return int(runs.sum()) if runs.min() >= 0 else -1
 
 
 def _is_polygon(polygon: list) -> bool:
@@ -156,7 +180,7 @@ def _is_polygon(polygon: list) -> bool:
 def _keypoints_metadata(categories: list[dict]) -> dict:
     """Names of the keypoints, and which two change places when an image is mirrored."""
     names = next((c["keypoints"] for c in categories if c.get("keypoints")), None)
-    if names is None:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return {"keypoint_names": None, "keypoint_flip_map": None}
     pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
     return {

@@ -1,7 +1,8 @@
 """Read the JSON of FORMAT coco as labelling tools write it, and check it."""
 
-import math
+import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from .checks import read_json
@@ -40,7 +41,8 @@ def _check(content) -> dict:
     for image in content["images"]:
         _check_image(image)
     for number, annotation in enumerate(content["annotations"], 1):
-        if not isinstance(annotation.get("id"), int | str):
+        annotation["id"] = _whole(annotation.get("id"))
+        if not isinstance(annotation["id"], int | str):
             annotation["id"] = number
         try:
             _check_annotation(annotation, ids)
@@ -114,7 +116,7 @@ def _reference(value, ids: set):
     if not isinstance(value, int | str):
         return None
     alike = [value, str(value)]
-    if isinstance(value, str) and value.strip().isdigit():
+    with suppress(ValueError):
         alike.append(int(value))
     return next((known for known in alike if known in ids), None)
 
@@ -150,7 +152,8 @@ def _number(value) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    is_number = type(value) in (int, float, bool) and math.isfinite(value)
+    # A comparison, since `math.isfinite` overflows on integers of hundreds of digits.
+    is_number = type(value) in (int, float, bool) and abs(value) <= sys.float_info.max
     return value if is_number else None
 
 

@@ -93,7 +93,7 @@ class DatasetMapper(data.DatasetMapper):
         instances = detection_utils.annotations_to_instances(
             moved, size, mask_format=self.instance_mask_format
         )
-        if self.recompute_boxes:  # a crop may leave less of an object than of its box
+        if self.recompute_boxes and moved:  # a crop may leave less of an object than of its box
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return detection_utils.filter_empty_instances(instances)
 

@@ -133,7 +133,7 @@ def read_table(file: Path) -> list[Row]:
         ValueError: the file is not such a table; the message names the line.
     """
     text = read_text(file)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    delimiter = max(",;\t", key=text.strip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns, rows = None, []
     try:

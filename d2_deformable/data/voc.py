@@ -139,6 +139,8 @@ def read_xml(file: Path) -> ET.Element:
     """
     content = file.read_bytes()
     declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)""", content)
+    if declared and declared[1].lower().startswith((b"utf-16", b"utf-32")):
+        declared = None  # as .NET declares UTF-8 text: in these the declaration is not readable
     try:
         # The parser by itself knows few encodings, not those of Chinese or Japanese tools.
         text = content.decode(declared[1].decode()) if declared else decode(content)

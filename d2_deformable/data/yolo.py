@@ -211,7 +211,7 @@ def _pixels(corners, width: int, height: int) -> tuple[float, ...]:
 def _read_yaml(file: Path) -> dict:
     try:
         content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping with train, val and names")
@@ -222,7 +222,7 @@ def _class_names(content: dict, file: str) -> tuple[str, ...]:
     """Names in the order of their indices, of a list or a mapping from indices."""
     names = content.get("names")
     if isinstance(names, dict):
-        indices = [int(i) if str(i).isdigit() else i for i in names]
+        indices = [int(i) if str(i).isdecimal() else i for i in names]
         if set(indices) != set(range(len(names))):
             raise ValueError(
                 f"{file}: the keys of names must be the indices 0 to {len(names) - 1}, got "
@@ -236,7 +236,7 @@ def _class_names(content: dict, file: str) -> tuple[str, ...]:
     names = tuple(map(str, names))
     if len(set(names)) < len(names):
         raise ValueError(f"{file}: a name occurs twice in {', '.join(names)}")
-    if content.get("nc", len(names)) != len(names):
+    if str(content.get("nc", len(names))) != str(len(names)):
         raise ValueError(
             f"{file}: nc is {content['nc']}, but names has {count(len(names), 'class')}"
         )

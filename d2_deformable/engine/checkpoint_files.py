@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -54,11 +55,12 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
 
 
 def named_checkpoint(folder: Path) -> str:
-    """The name in "last_checkpoint", "" if there is no such file or it is damaged."""
+    """The file name in "last_checkpoint", "" if there is no such file or it is damaged."""
     try:
-        return (folder / "last_checkpoint").read_text(encoding="utf-8").strip("\0 \n\r\t")
+        text = (folder / "last_checkpoint").read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
         return ""
+    return Path(text.strip("\0 \n\r\t")).name
 
 
 def checkpoint_to_resume(cfg) -> Path | None:
@@ -92,9 +94,9 @@ def find_checkpoint(folder: Path) -> Path | None:
         FileFormatError: every checkpoint is damaged; names them.
     """
     name = named_checkpoint(folder)
-    files = [f for f in folder.glob("model_*.pth") if RESUMABLE.fullmatch(f.name)]
+    files = [f for f in folder.glob("model_*.pth") if RESUMABLE.fullmatch(f.name) and f.exists()]
     files.sort(key=lambda f: f.stat().st_mtime, reverse=True)
-    if name and (folder / name).is_file():
+    if name and os.path.isfile(folder / name):  # False, too, for names that cannot be
         files = list(dict.fromkeys([folder / name, *files]))
     elif files:
         what = (
@@ -124,7 +126,7 @@ def damage(file: Path) -> str:
     """Say what is wrong with a checkpoint; "" if it is complete."""
     digest = digest_of(file)
     if digest.is_file():
-        if sha256(file) == digest.read_text(errors="replace").partition(" ")[0]:
+        if sha256(file) == digest.read_text(errors="replace").partition(" ")[0].lower():
             return ""
         return (
             f"{file} is damaged: its SHA-256 is not that of {digest.name}, which you may delete if "

@@ -1,11 +1,14 @@
 """The schedule of the learning rate: Detectron2's, without steps that are never reached."""
 
 import logging
+import math
 from itertools import pairwise
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
+
+LOWEST = {"MAX_ITER": 1, "IMS_PER_BATCH": 1, "CHECKPOINT_PERIOD": 1, "CHECKPOINT_MAX_TO_KEEP": 0}
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +30,21 @@ def build_schedule(cfg, optimizer: torch.optim.Optimizer):
 
 
 def check_schedule(solver) -> None:
-    """Check the keys of SOLVER that make the schedule.
+    """Check the keys of SOLVER that say how long, how fast and on how many images to train.
 
     Raises:
         ValueError: one of them has no meaning; the message names it.
     """
-    if solver.MAX_ITER < 1:
-        raise ValueError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}; expected 1 or more")
+    for key, lowest in LOWEST.items():
+        if solver[key] < lowest:
+            raise ValueError(f"SOLVER.{key} is {solver[key]}; expected {lowest} or more")
+    if not 0 <= solver.BASE_LR < math.inf:
+        raise ValueError(f"SOLVER.BASE_LR is {solver.BASE_LR}; expected a finite number, 0 or more")
     steps = list(solver.STEPS)
-    if any(step <= 0 for step in steps) or any(a >= b for a, b in pairwise(steps)):
+    numbers = all(isinstance(step, int) and step > 0 for step in steps)
+    if not numbers or any(a >= b for a, b in pairwise(steps)):
         raise ValueError(
-            f"SOLVER.STEPS is {tuple(steps)}; expected iterations above 0, in ascending order"
+            f"SOLVER.STEPS is {tuple(steps)}; expected whole numbers above 0, in ascending order"
         )
     try:
         learning_rate(solver, 0)

@@ -23,7 +23,7 @@ from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
 from ..utils.seeding import seed_all
 from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
-from .checkpoint_files import checkpoint_to_resume
+from .checkpoint_files import checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
@@ -106,23 +106,24 @@ class Trainer(DefaultTrainer):
         Raises:
             FileNotFoundError: the file is missing, MODEL.WEIGHTS or the last checkpoint.
             FileFormatError: every checkpoint is damaged.
-            ValueError: the checkpoint was trained with another config; see `check_same_config`.
+            ValueError: the checkpoint holds weights only, or was trained with another config; see
+                `check_same_config`.
         """
         file = checkpoint_to_resume(self.cfg) if resume else None
         if not file:
             check_weights(self.cfg)
-        if not resume and self.checkpointer.has_checkpoint():
+        if not resume and (name := named_checkpoint(Path(self.cfg.OUTPUT_DIR))):
             logger.warning(
                 "%s has the checkpoint %s of an earlier training. This one starts anew and "
                 "overwrites such files; to continue the earlier one, stop and add --resume",
                 self.cfg.OUTPUT_DIR,
-                Path(self.checkpointer.get_checkpoint_file()).name,
+                name,
             )
         if file and comm.is_main_process():  # others have been damaged
             self.checkpointer.tag_last_checkpoint(file.name)
         comm.synchronize()
         self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
-        super().resume_or_load(resume)
+        super().resume_or_load(bool(file))
         if not file:
             return
         logger.info("Resuming from %s at iteration %d", file, self.start_iter)
@@ -135,6 +136,11 @@ class Trainer(DefaultTrainer):
             self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
+        if not state:
+            raise ValueError(
+                f"{file}: holds weights but not the state of a training; to start from it, name "
+                "it as MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR"
+            )
         if "config" in state:
             check_same_config(file, state["config"], self.cfg, allow_changes)
 

@@ -42,7 +42,9 @@ def merge_from_file(cfg: CfgNode, config_file) -> None:
         raise ValueError(f"{mark.name}, line {mark.line + 1}: {error.problem}{hint}") from error
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"{config_file}, or what it builds on: {_explain(error, cfg)}") from error
-    except FileNotFoundError as error:
+    except RecursionError:
+        raise ValueError(f"{config_file}, or what it builds on, is nested too deeply") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
         if error.filename == str(config_file):
             raise FileNotFoundError(f"{config_file}: there is no such file") from None
         raise FileNotFoundError(
@@ -110,10 +112,7 @@ def _screen(config_file: str) -> None:
                 text = file.read(MAX_CHARACTERS + 1)
             if len(text) > MAX_CHARACTERS:
                 raise ValueError(f"{filename} has more than {MAX_CHARACTERS} characters")
-            try:
-                values = _count(yaml.compose(text, yaml.SafeLoader), {})
-            except RecursionError:
-                raise ValueError(f"{filename} is nested too deeply") from None
+            values = _count(yaml.compose(text, yaml.SafeLoader), {})
             if values > MAX_VALUES:
                 raise ValueError(
                     f"{filename} has {values} values through its aliases (*); expected at most "

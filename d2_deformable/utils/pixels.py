@@ -86,8 +86,14 @@ def _highest_value(image: Image.Image) -> int | None:
     return 2**16 - 1 if is_16_bits or image.mode.startswith("I;16") else None
 
 
+def _is_white_zero(image: TiffImageFile) -> bool:
+    return image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
 def _to_8_bits(image: Image.Image, highest: int) -> Image.Image:
     values = np.asarray(image).astype(np.uint32)
+    if isinstance(image, TiffImageFile) and _is_white_zero(image):  # Pillow: of 8 bits only
+        values = highest - values
     scaled = Image.fromarray((values * 255 // highest).astype(np.uint8))
     scaled.info["exif"] = image.getexif().tobytes()
     return scaled

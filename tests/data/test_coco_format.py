@@ -1,6 +1,8 @@
 import json
 import re
 
+import numpy as np
+import pycocotools.mask as coco_masks
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -8,6 +10,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from d2_deformable.data.checks import AnnotationReport
+from d2_deformable.data.coco import _pixels_of
 from d2_deformable.data.custom import load_reported
 
 COCO = "{FORMAT: coco, ROOT: set, IMAGES: images, ANNOTATIONS: instances.json}"
@@ -165,6 +168,8 @@ def _drop(part, key):
             "annotation 1 needs a bbox of four finite",
         ),
         (_set("annotations", "bbox", [1, 2, 3, float("nan")]), "got [1, 2, 3, nan]"),
+        (_set("annotations", "bbox", [1, 2, 3, 10**400]), "needs a bbox of four finite numbers"),
+        (_set("annotations", "image_id", "²"), "has image_id '²', which is not an id"),
         (_set("annotations", "segmentation", [1, 2, 3, 4, 5, 6]), "neither polygons nor"),
         (_set("annotations", "segmentation", {"size": [1, 2]}), "neither polygons nor"),
         (_set("annotations", "segmentation", {"size": [40, 60], "counts": None}), "neither poly"),
@@ -231,6 +236,13 @@ GOOD = [16, 12, 48, 12, 48, 36]
         ({"size": [60, 40], "counts": [0, 2400]}, None),  # width and height changed places
         ({"size": [40, 60], "counts": [0, 100]}, None),  # ends too early
         ({"size": [40, 60], "counts": ["2390", "10.0"]}, {"size": [40, 60], "counts": b"fZ2:"}),
+        ({"size": [40, 60], "counts": "fZ2:"}, {"size": [40, 60], "counts": "fZ2:"}),
+        ({"size": [40, 60], "counts": "fZ2"}, None),  # ends too early, as the next ones
+        ({"size": [40, 60], "counts": "fZ"}, None),
+        ({"size": [40, 60], "counts": ""}, None),
+        ({"size": [40, 60], "counts": "fZ2::"}, None),  # goes on too long
+        ({"size": [40, 60], "counts": "\xe9"}, None),
+        ({"size": [40, 60], "counts": "o" * 30 + "0"}, None),
     ],
 )
 def test_a_box_stays_whatever_its_mask(write, content, register, shape, kept):
@@ -242,6 +254,14 @@ def test_a_box_stays_whatever_its_mask(write, content, register, shape, kept):
     assert annotation["bbox"] == [10, 5, 20, 15] and annotation.get("segmentation") == kept
     is_degenerate = shape not in (None, []) and kept is None
     assert report.files["maskless"] == (["b.png"] if is_degenerate else [])
+
+
+def test_every_run_length_code_of_pycocotools_is_whole():
+    random = np.random.default_rng(0)
+    for height, width in [(1, 1), (3, 5), (40, 60), (700, 900)]:
+        for share in (0, 0.001, 0.3, 1):
+            mask = np.asfortranarray(random.random((height, width)) < share, np.uint8)
+            assert _pixels_of(coco_masks.encode(mask)["counts"].decode()) == mask.size
 
 
 def test_ids_and_numbers_as_tools_write_them(write, content, register, warnings):
@@ -299,3 +319,31 @@ def test_keypoints(write, content, register):
     meta = MetadataCatalog.get("coco_points")
     assert meta.keypoint_names == ["nose", "left_ear", "right_ear"]
     assert meta.keypoint_flip_map == [("left_ear", "right_ear")]
+
+
+def test_negative_ids_and_ids_with_a_fraction(write, content, register):
+    content["images"][0]["id"] = -1
+    content["annotations"] = [
+        {"id": 3.0, "image_id": "-1", "category_id": 9, "bbox": [1, 2, 3, 4]},
+    ]
+    write(content)
+    register(coco_negative=COCO)
+    record, _ = DatasetCatalog.get("coco_negative")
+    assert [annotation["id"] for annotation in record["annotations"]] == [3]
+
+
+@pytest.mark.parametrize("names", [5, "nose", [1, 2], {"nose": 1}])
+def test_names_of_keypoints_in_another_form_are_none(write, content, register, names):
+    content["categories"][0]["keypoints"] = names
+    write(content)
+    register(coco_names=COCO)
+    DatasetCatalog.get("coco_names")
+    assert not hasattr(MetadataCatalog.get("coco_names"), "keypoint_names")
+
+
+def test_a_json_that_is_nested_too_deeply_is_named(write, content, register):
+    file = write(content)
+    file.write_text("[" * 200_000)
+    register(coco_deep=COCO)
+    with pytest.raises(ValueError, match=f"^{file}: not a json file"):
+        DatasetCatalog.get("coco_deep")

@@ -68,6 +68,7 @@ def test_rows_become_records(write_csv, register, root):
         "class;path;x1;y1;x2;y2\n\ncat;./a.jpg;1;2;3;4\n",
         '"image"\t"x_min"\t"y_min"\t"x_max"\t"y_max"\t"label"\n"a.jpg"\t1\t2\t3\t4\t"cat"\n',
         " a.jpg , 1, 2, 3, 4, cat \n",
+        "\n\npath;x1;y1;x2;y2;class\na.jpg;1;2;3;4;cat\n",
     ],
 )
 def test_headers_and_separators(write_csv, register, text):

@@ -155,6 +155,9 @@ def test_xml_in_the_encoding_that_it_declares(register, write_voc, voc_object, e
     xml.write_bytes(text.encode(encoding))
     register(declared=f"{{FORMAT: voc, ROOT: set, CLASSES: [{label}]}}")
     assert len(DatasetCatalog.get("declared")[0]["annotations"]) == 1
+    if encoding == "utf-8":  # .NET declares UTF-16 whatever the encoding of the file
+        xml.write_bytes(text.replace(encoding, "utf-16").encode())
+        assert len(DatasetCatalog.get("declared")[0]["annotations"]) == 1
     xml.write_bytes(text.replace(encoding, "no-such-code").encode(encoding))
     with pytest.raises(ValueError, match=f"{xml}: not well-formed XML .*no-such-code"):
         DatasetCatalog.get("declared")

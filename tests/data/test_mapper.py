@@ -119,6 +119,16 @@ def test_masks_beside_boxes_keep_their_indices(cfg, tmp_path):
     assert mapped["sem_seg"].unique().tolist() == [3] and len(mapped["instances"]) == 0
 
 
+@pytest.mark.parametrize("is_crowd", [None, 1])
+def test_a_crop_for_masks_of_an_image_without_objects(cfg, tmp_path, is_crowd):
+    cfg.INPUT.MIN_SIZE_TRAIN = (32,)
+    cfg.INPUT.CROP.ENABLED = cfg.MODEL.MASK_ON = True
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    crowd = {"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": 0, "iscrowd": 1}
+    record = {"file_name": str(tmp_path / "a.png"), "annotations": [crowd] if is_crowd else []}
+    assert len(DatasetMapper(cfg, True)(record)["instances"]) == 0
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_a_record_is_that_of_detectron2(cfg, record, masks):
     """Same random numbers, same fields."""

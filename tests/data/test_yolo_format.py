@@ -194,6 +194,8 @@ def test_bad_line_is_named(write_yolo, write_yaml, register, line, message):
         ("train: images\nnames: [cat, cat]", "a name occurs twice in cat, cat"),
         ("train: images\nnames: {0: cat, 2: dog}", "the keys of names must be the indices 0 to 1"),
         ("train: images\nnc: 3\nnames: [cat, dog]", "nc is 3, but names has 2 classes"),
+        ("train: images\nnames: {\u00b2: cat}", "the keys of names must be the indices 0 to 0"),
+        ("names: " + "[" * 5000, "not YAML"),
         (b"names: [\xff]", "not a text file in UTF-8"),
     ],
 )
@@ -207,7 +209,7 @@ def test_bad_yaml_is_named(write_yolo, write_yaml, register, content, message):
 
 
 def test_names_by_index_and_classes_instead(write_yolo, write_yaml, register):
-    write_yaml("train: images\nnc: 2\nnames:\n  1: dog\n  0: 10\n")
+    write_yaml("train: images\nnc: '2'\nnames:\n  1: dog\n  0: 10\n")
     write_yolo("images/a.jpg", "1 0.5 0.5 0.5 0.5")
     register(yolo_index=YOLO, yolo_classes="{FORMAT: yolo, ROOT: set, CLASSES: [a, b, c]}")
     for name, classes in (("yolo_index", ["10", "dog"]), ("yolo_classes", ["a", "b", "c"])):

@@ -61,7 +61,8 @@ def test_a_damaged_checkpoint_is_passed_over(folder, caplog, damage, digest):
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"\xff\xfe\0", b"model_0000399.pth", b"../../nowhere", b"\0" * 20]
+    "content",
+    [None, b"", b"\xff\xfe\0", b"model_0000399.pth", b"../../nowhere", b"\0" * 20, b"x" * 5000],
 )
 def test_a_damaged_last_checkpoint_does_not_start_anew(folder, caplog, content):
     if content is None:
@@ -72,9 +73,15 @@ def test_a_damaged_last_checkpoint_does_not_start_anew(folder, caplog, content):
     assert f"{folder}/last_checkpoint" in caplog.text
 
 
-def test_last_checkpoint_chooses(folder):
-    (folder / "last_checkpoint").write_text("model_0000199.pth\n")
+@pytest.mark.parametrize("name", ["model_0000199.pth\n", "/moved/since/model_0000199.pth"])
+def test_last_checkpoint_chooses(folder, name):
+    (folder / "last_checkpoint").write_text(name)
     assert find_checkpoint(folder) == folder / "model_0000199.pth"
+
+
+def test_a_link_to_nowhere_is_passed_over(folder):
+    (folder / "model_0000399.pth").symlink_to("nowhere.pth")
+    assert find_checkpoint(folder) == folder / "model_0000299.pth"
 
 
 def test_without_an_undamaged_checkpoint_nothing_is_overwritten(folder):

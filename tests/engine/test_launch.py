@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2_deformable.cli import train
 from d2_deformable.engine.launch import started_by_torchrun, torchrun_processes
 from yamls import CONFIGS
 
@@ -145,6 +146,24 @@ def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path):
 def test_without_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert not started_by_torchrun()
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "resumes"),
+    [("0", [], False), ("1", [], True), ("1", ["--eval-only"], False)],
+)
+def test_torchrun_restarts_a_single_process(monkeypatch, count, flags, resumes):
+    """Which has no other to join, so Detectron2 launches it."""
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "TORCHELASTIC_RESTART_COUNT": count,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "launch", lambda main, *_, args, **__: started.extend(args))
+    started = []
+    train.main(train.parser("train").parse_args(["--config-file", "a.yaml", *flags]))
+    assert started[0].resume is resumes
 
 
 def test_fewer_gpus_than_processes(monkeypatch):

@@ -101,6 +101,24 @@ def test_a_training_that_starts_anew_says_what_it_overwrites(config, interrupted
     assert trainer.start_iter == 0
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_damaged_last_checkpoint_alone_starts_anew(config, tmp_path, resume, content):
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    trainer = Trainer(config(tmp_path, "SEED", "-1"))
+    trainer.resume_or_load(resume)
+    assert trainer.start_iter == 0
+
+
+def test_weights_alone_are_not_resumed(config, interrupted):
+    torch.save(
+        {"model": torch.load(interrupted / SAVED, weights_only=True)["model"]}, interrupted / SAVED
+    )
+    trainer = Trainer(config(interrupted, "SEED", "-1"))
+    with pytest.raises(ValueError, match=f"{SAVED}: holds weights but not"):
+        trainer.resume_or_load()
+
+
 def test_what_is_random_follows_from_the_seed(config):
     """A test of the test above: another order or augmentation gives other weights."""
     weights = []

@@ -18,7 +18,8 @@ HOSTILE = {
     "twice": ("_BASE_: [0.yaml, 0.yaml]", "more than 100 files"),
     "aliases": ("\n".join(ALIASES), "t.yaml has 1234567909 values through its aliases"),
     "alias_of_itself": ("A: &a [*a]", "through its aliases"),
-    "deep": ("A: " + "[" * 5000, "t.yaml is nested too deeply"),
+    "deep": ("A: " + "[" * 5000, "t.yaml, or what it builds on, is nested too deeply"),
+    "deep_keys": ("A: " + "{a: " * 480 + "1" + "}" * 480, "is nested too deeply"),
     "long": ("A: " + "x" * 2_000_000, "t.yaml has more than 1000000 characters"),
     "key": ("? [1]\n: 2", "t.yaml, line 1: found unhashable key$"),
     "encoding": (b"\xff\xfe\0", "not utf-8 text"),
@@ -38,6 +39,15 @@ def test_a_hostile_config_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=message.format(folder=tmp_path)):
         merge_from_file(get_cfg(), file)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["_BASE_: ''", "_BASE_: {folder}", "_BASE_: no.yaml"])
+def test_a_file_that_is_missing_is_named(tmp_path, content):
+    (tmp_path / "t.yaml").write_text(content.format(folder=tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/t.yaml builds on .* no such file"):
+        merge_from_file(get_cfg(), tmp_path / "t.yaml")
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}: there is no such file"):
+        merge_from_file(get_cfg(), tmp_path)
 
 
 def test_small_aliases_and_chains_are_merged(tmp_path):

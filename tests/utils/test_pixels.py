@@ -63,9 +63,9 @@ def test_files_that_are_no_image(tmp_path):
             read_image(tmp_path / name)
 
 
-def write_tiff(file, values: bytes, width: int, bits: int, sample_format: int = 1):
+def write_tiff(file, values: bytes, width: int, bits: int, sample_format: int = 1, black: int = 1):
     """Write an uncompressed grey TIFF of one row, of a depth that Pillow does not write."""
-    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, 1), (273, None), (277, 1)]
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, black), (273, None), (277, 1)]
     tags += [(278, 1), (279, len(values)), (339, sample_format)]
     start = 8 + 2 + 12 * len(tags) + 4
     entries = [struct.pack("<HHII", tag, 4, 1, start if v is None else v) for tag, v in tags]
@@ -76,6 +76,14 @@ def write_tiff(file, values: bytes, width: int, bits: int, sample_format: int = 
 def test_12_bits_are_scaled(tmp_path):
     write_tiff(tmp_path / "a.tiff", bytes([0xFF, 0xF8, 0x00]), 2, bits=12)  # 4095, 2048
     assert read_image(tmp_path / "a.tiff", "L")[..., 0].tolist() == [[255, 127]]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_zero(tmp_path, bits):
+    """PhotometricInterpretation 0. Pillow inverts 8 bits, but not 16."""
+    values = struct.pack("<2H" if bits == 16 else "2B", 0, 2**bits - 1)
+    write_tiff(tmp_path / "a.tiff", values, 2, bits, black=0)
+    assert read_image(tmp_path / "a.tiff", "L")[..., 0].tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize(
