@@ -27,6 +27,8 @@ try:
     with warnings.catch_warnings():
         # fvcore and Detectron2 use torch.jit.script when they are imported; users cannot change it.
         warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch 2.14
+        import detectron2.modeling  # before ours, which fails without the operators
+
         from . import model_zoo, modeling
         from .config import add_deformable_config
 except Exception as error:

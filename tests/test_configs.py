@@ -311,7 +311,7 @@ RELEASED = [
 @pytest.mark.parametrize("name, groups, dilation, rate, of_rois", RELEASED)
 def test_released_deformable_layers_by_override(name, groups, dilation, rate, of_rois):
     """The commands of docs/recipes.md; the one for detectors is also checked with Faster R-CNN."""
-    detector, deeplab = (train_net.parse_args(shlex.split(command)) for command in COMMANDS)
+    detector, deeplab, *_ = (train_net.parse_args(shlex.split(c)) for c in COMMANDS)
     args = deeplab if name.startswith("deeplab") else detector
     path = (CONFIGS.parent / args.config_file).with_stem(name)
     assert path in MODELS

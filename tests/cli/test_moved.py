@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
-FOR_DEVELOPERS = {"build_cuda", "install_detectron2", "record_app", "run_notebook"}
+FOR_DEVELOPERS = {"build_cuda", "chaos", "install_detectron2", "record_app", "run_notebook"}
 MOVED = {
     "complexity": "analyze complexity",
     "convert_checkpoint": "convert",

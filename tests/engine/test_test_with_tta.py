@@ -19,7 +19,7 @@ def cfg(monkeypatch):
     """A config; Trainer.test is replaced by a function that returns the config and model it got."""
     monkeypatch.setattr(Trainer, "test", lambda cfg, model, evaluators: {"got": (cfg, model)})
     monkeypatch.setattr(Trainer, "build_evaluator", lambda *_: None)
-    monkeypatch.setattr(trainer, "GeneralizedRCNNWithTTA", lambda cfg, model: "Detectron2's")
+    monkeypatch.setattr(trainer, "GeneralizedRCNNWithTTA", lambda *_, **__: "Detectron2's")
     cfg = get_cfg()
     add_deformable_config(cfg)
     return cfg

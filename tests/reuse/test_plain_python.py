@@ -281,7 +281,7 @@ def test_bad_arguments_of_the_backbone(change, message):
 
 
 def test_bad_arguments_of_the_heads():
-    with pytest.raises(ValueError, match="needs channels and stride of its feature map; got"):
+    with pytest.raises(ValueError, match="RFCNOutputLayers got ShapeSpec.*; expected channels and stride"):
         outputs(ShapeSpec(channels=4), RFCNOutputLayers)
     predictor = outputs(ShapeSpec(channels=4, stride=16), RFCNOutputLayers)
     for features in (["p4", "p5"], []):
