@@ -44,7 +44,7 @@ def build_fcos(cfg):
         norm=c.NORM,
         prior_prob=c.PRIOR_PROB,
     )
-    model = FCOS(
+    return FCOS(
         backbone=backbone,
         head=head,
         head_in_features=c.IN_FEATURES,
@@ -58,4 +58,3 @@ def build_fcos(cfg):
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     )
-    return model
