@@ -187,10 +187,12 @@ def changes(path):
         part = of_detector or (CONVOLUTIONS | OTHER)[part]
         rates = values.get(RATES, []) + part.get(RATES, [])
         values |= part | ({RATES: rates} if rates else {})
+    rates = values.get(RATES, [])
     if path in QUICK and "dconv" in path.stem:
-        # Trained from scratch, convolution offsets learn more slowly; other factors stay.
-        of_plain = flat(load(plain_twin(path)))[RATES]
-        values[RATES] = of_plain + [["conv_offset", 0.1]] + values.get(RATES, [])
+        # Trained from scratch, convolution offsets learn more slowly.
+        rates = [["conv_offset", 0.1], *rates]
+    if rates:  # those of the plain twin stay
+        values[RATES] = flat(load(plain_twin(path)))[RATES] + rates
     return values
 
 
