@@ -137,7 +137,7 @@ class PSRoIPredictor(nn.Module):
             offset, mask = self.predict_offsets(x, rois, scale)
             pooled = self._deform_pool(maps, rois, offset, scale)
             if mask is not None:
-                # (R, offset_classes, outputs of each, k, k); where R is 0, ONNX needs these numbers.
+                # (R, offset_classes, outputs of each, k, k); ONNX cannot infer sizes where R is 0.
                 sets, k = self.offset_classes, self.output_size
                 outputs = self.score_maps.out_channels // (sets * k * k)
                 pooled = pooled.reshape(-1, sets, outputs, k, k)
