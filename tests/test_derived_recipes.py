@@ -183,8 +183,8 @@ def changes(path):
     """Settings that a YAML of configs/ must have by its name, and its plain twin lacks."""
     values = {}
     for part in parts(path):
-        of_detector = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part, {}).get(detector(path))
-        part = of_detector or (CONVOLUTIONS | OTHER)[part]
+        of_detectors = {"dpool": DPOOL, "mdpool": MDPOOL}.get(part)
+        part = of_detectors[detector(path)] if of_detectors else (CONVOLUTIONS | OTHER)[part]
         rates = values.get(RATES, []) + part.get(RATES, [])
         values |= part | ({RATES: rates} if rates else {})
     rates = values.get(RATES, [])
