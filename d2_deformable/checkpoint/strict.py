@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..modeling import build_model
 from ..modeling.meta_arch.predicates import check_soft_nms
+from ..utils.text import count
 from .safe import SafeCheckpointer
 
 # Tensors that inference does not need: the anchors in old checkpoints, which are not weights, and
@@ -18,8 +19,8 @@ class StrictCheckpointer(SafeCheckpointer):
     """Rejects a file that does not fit the whole model, where `DetectionCheckpointer` only warns.
 
     The one exception is a file of Detectron2's model zoo, recognised by its "__author__". It may
-    hold the plain twin. Then all offsets of deformable convolutions are zero, and the model
-    computes the same as the twin.
+    hold the plain twin, or a network with fewer deformable convolutions. Then the offsets that it
+    lacks are zero, and the model computes the same as the file's network.
 
     `load` raises FileNotFoundError if there is no such file, and ValueError if the file is not a
     checkpoint or is from another network.
@@ -39,12 +40,13 @@ class StrictCheckpointer(SafeCheckpointer):
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
         missing = incompatible.missing_keys
-        offsets = {name for name in self.model.state_dict() if ".conv_offset." in name}
-        if self._from_model_zoo and offsets and offsets <= set(missing):
+        offsets = [name for name in missing if ".conv_offset." in name]
+        if self._from_model_zoo and offsets:
             missing = [name for name in missing if name not in offsets]
             logger.warning(
-                "%s is from the plain network: all offsets of deformable convolutions are zero",
+                "%s is from a network where these convolutions are plain: offsets are zero in %s",
                 self._file,
+                count(sum(name.endswith(".weight") for name in offsets), "layer"),
             )
         problems = {
             "not in the file": list(filter(_is_needed, missing)),

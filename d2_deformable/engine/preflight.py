@@ -146,10 +146,11 @@ def check_settings(cfg) -> None:
             f"{model.ROI_HEADS.SAMPLING}; choose RFCNHeads, DeformROIHeads or DeformCascadeROIHeads"
         )
     pooler = model.ROI_BOX_HEAD.POOLER_TYPE
-    if model.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL and pooler != "DeformROIPool":
+    readers = ("DeformROIPool", "ModulatedDeformROIPool")
+    if model.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL and pooler not in readers:
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL is True, but POOLER_TYPE is "
-            f"{pooler}; only DeformROIPool reads it"
+            f"{pooler}; only {' and '.join(readers)} read it"
         )
     reader = POOLER_READERS.get(pooler)
     if reader and isinstance(heads, type) and not issubclass(heads, reader):

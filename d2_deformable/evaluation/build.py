@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 from detectron2.data import MetadataCatalog
@@ -28,10 +29,12 @@ def build_evaluators(cfg, dataset_name: str, output_dir: str | None = None) -> D
         dataset_name,
         output_dir=output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
         masks=cfg.MODEL.MASK_ON,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
         proposals=cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork",
         voc_metric=cfg.TEST.VOC_METRIC,
         sem_seg_resolution=cfg.TEST.SEM_SEG_RESOLUTION,
         max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )
 
 
@@ -40,14 +43,17 @@ def dataset_evaluators(
     *,
     output_dir: str,
     masks: bool = False,
+    keypoints: bool = False,
     proposals: bool = False,
     voc_metric: str = "area",
     sem_seg_resolution: str = "full",
     max_dets_per_image: int = 100,
+    kpt_oks_sigmas: Sequence[float] = (),
 ) -> DatasetEvaluators:
     """Build the evaluators of a data set.
 
-    * Detection: COCO metrics under "bbox" (and "segm" with `masks`), VOC metrics under "voc".
+    * Detection: COCO metrics under "bbox" (and "segm" with `masks`, "keypoints" with `keypoints`),
+      VOC metrics under "voc".
       COCO metrics ignore the `difficult` flag: such objects count. Beside each stand the numbers
       of images, detections, objects and ignored objects.
     * Semantic segmentation: mIoU under "sem_seg".
@@ -56,22 +62,27 @@ def dataset_evaluators(
     Args:
         dataset_name: name of a registered data set.
         output_dir: where predictions are written.
-        masks: whether the model predicts masks (MODEL.MASK_ON).
+        masks, keypoints: whether the model predicts them (MODEL.MASK_ON, MODEL.KEYPOINT_ON).
         proposals: whether it predicts only proposals (a ProposalNetwork).
         voc_metric, sem_seg_resolution: TEST.VOC_METRIC, TEST.SEM_SEG_RESOLUTION.
         max_dets_per_image: TEST.DETECTIONS_PER_IMAGE. Above 100, COCO's limit, COCO metrics count
             that many detections of an image and class; see `CountingCOCOEvaluator`.
+        kpt_oks_sigmas: TEST.KEYPOINT_OKS_SIGMAS; empty takes COCO's, for its 17 keypoints.
     """
     if MetadataCatalog.get(dataset_name).get("evaluator_type") in SEM_SEG:
         return DatasetEvaluators([SemSegEvaluator(dataset_name, output_dir, sem_seg_resolution)])
-    tasks = ("bbox", "segm") if masks else ("bbox",)
+    tasks = ("bbox", *["segm"] * masks, *["keypoints"] * keypoints)
     options = {"output_dir": output_dir, "use_fast_impl": has_compiled_d2()}
     with _as_coco_json(dataset_name):
         if proposals:
             coco = BoxRecallEvaluator(dataset_name, tasks, **options)
         else:
             coco = CountingCOCOEvaluator(
-                dataset_name, tasks, max_dets_per_image=max_dets_per_image, **options
+                dataset_name,
+                tasks,
+                max_dets_per_image=max_dets_per_image,
+                kpt_oks_sigmas=kpt_oks_sigmas,
+                **options,
             )
     if proposals:
         file = os.path.join(output_dir, f"{dataset_name}_proposals.pkl")

@@ -137,8 +137,12 @@ class PSRoIPredictor(nn.Module):
             offset, mask = self.predict_offsets(x, rois, scale)
             pooled = self._deform_pool(maps, rois, offset, scale)
             if mask is not None:
-                outputs = pooled.shape[1] // mask.shape[1]  # of a set of shifts
-                pooled = pooled * mask.repeat_interleave(outputs, dim=1).to(pooled.dtype)
+                # (R, offset_classes, outputs of each, k, k); ONNX cannot infer sizes where R is 0.
+                sets, k = self.offset_classes, self.output_size
+                outputs = self.score_maps.out_channels // (sets * k * k)
+                pooled = pooled.reshape(-1, sets, outputs, k, k)
+                pooled = pooled * mask[:, :, None].to(pooled.dtype)
+                pooled = pooled.reshape(-1, sets * outputs, k, k)
         return pooled.mean(dim=(2, 3))
 
     def _deform_pool(self, maps, rois, offset, spatial_scale):

@@ -9,7 +9,7 @@ from ..layers import deform_modules
 def build_model(cfg) -> nn.Module:
     """Build the network as Detectron2's `build_model`, and apply MODEL.DEFORM_MODULES.
 
-    Use it in the place of Detectron2's, which does not know that key; the network can be any that
+    Use it instead of Detectron2's, which does not know that key; the network can be any that
     is registered. It has no weights of MODEL.WEIGHTS yet.
 
     Raises:

@@ -80,7 +80,7 @@ def test_a_file_that_differs_is_removed(run, photo, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--image", "nowhere.png"], "nowhere.png"),
-        (["--image", __file__], "cannot identify image"),
+        (["--image", __file__], "this image cannot be read: not an image"),
         (["--output", "nowhere/file"], "there is no folder nowhere"),
         (["MODEL.NO_SUCH", "1"], "there is no key MODEL.NO_SUCH"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "from another network"),

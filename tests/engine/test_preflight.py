@@ -171,7 +171,7 @@ def test_a_users_heads_read_sampling_where_rfcn_heads_do(cfg, register):
     "key, value, message",
     [
         ("FPN.TOP_BLOCK", "LastLevelP6", "build_resnet_backbone does not read MODEL.FPN.TOP_BLOCK"),
-        ("ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL", True, "is ROIAlignV2; only DeformROIPool reads"),
+        ("ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL", True, "is ROIAlignV2; only Deform.* read it"),
     ],
 )
 def test_keys_of_pyramids_that_nothing_reads_are_refused(cfg, key, value, message):

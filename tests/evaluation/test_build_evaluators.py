@@ -84,6 +84,43 @@ def test_images_without_objects(data_set, process, cfg):
 
 
 @pytest.fixture
+def people(tmp_path):
+    """A person whose 17 keypoints lie on a line."""
+    points = [[x, 20, 2] for x in range(10, 44, 2)]
+    person = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400}
+    person |= {"bbox": [10, 10, 34, 20], "keypoints": sum(points, []), "num_keypoints": 17}
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [person],
+    }
+    file = tmp_path / "person_keypoints.json"
+    file.write_text(json.dumps(content))
+    register_coco_instances("evaluated_people", {}, str(file), str(tmp_path))
+    yield "evaluated_people", torch.tensor(points).float()
+    DatasetCatalog.remove("evaluated_people")
+    MetadataCatalog.remove("evaluated_people")
+
+
+def test_keypoints(people, cfg):
+    """Detectron2's metric; TEST.KEYPOINT_OKS_SIGMAS is the tolerance of each point."""
+    name, points = people
+    cfg.MODEL.KEYPOINT_ON = True
+    found = Instances((100, 100), pred_boxes=Boxes(torch.tensor([[10.0, 10, 44, 30]])))
+    found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
+    # COCO's coordinates are of pixels' indices, half a pixel less than Detectron2's.
+    found.pred_keypoints = (points + torch.tensor([0.5, 2.5, 0.0]))[None]  # 2 pixels too low
+    for sigmas, expected in (([1.0] * 17, 100.0), ([0.01] * 17, 0.0)):
+        cfg.TEST.KEYPOINT_OKS_SIGMAS = sigmas
+        evaluator = build_evaluators(cfg, name)
+        evaluator.reset()
+        evaluator.process([{"image_id": 1}], [{"instances": found}])
+        results = evaluator.evaluate()
+        assert results["bbox"]["AP"] == pytest.approx(100)
+        assert results["keypoints"]["AP"] == pytest.approx(expected)
+
+
+@pytest.fixture
 def test_dev(tmp_path):
     """Two images in the layout of coco_2017_test-dev: COCO's classes, but no "annotations"."""
     categories = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]

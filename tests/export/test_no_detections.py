@@ -18,7 +18,9 @@ POOLER = "MODEL.ROI_BOX_HEAD.POOLER_TYPE"
 VARIANTS = [
     ("rfcn", POOLER, "PSROIPool"),
     ("rfcn", POOLER, "PSROIAveragePool"),
+    ("rfcn_fpn", POOLER, "ModulatedDeformPSROIPool"),
     ("faster_rcnn", POOLER, "ROIAveragePool"),
+    ("faster_rcnn", POOLER, "ModulatedDeformROIPool"),
     ("faster_rcnn", POOLER, "ROIAlignV2"),
     ("faster_rcnn", POOLER, "DeformROIAlign"),
     (

@@ -9,7 +9,6 @@ import pytest
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -19,6 +18,7 @@ from d2_deformable.checkpoint import StrictCheckpointer
 from d2_deformable.data import shapes
 from d2_deformable.data.warped_shapes import WarpedShapesFormat
 from d2_deformable.export.verify import are_rounding, differences, load_exported
+from d2_deformable.modeling import build_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -44,7 +44,9 @@ NETWORKS = {
     "quick/warped_shapes_faster_rcnn_R_18_dconv3_dpool": SMALL_RCNN,
     "quick/warped_shapes_class_aware_rpn_R_18_dconv3": [],
     "quick/warped_shapes_deeplab_R_18_dconv3": [],
-    "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool": SMALL_FPN,
+    "COCO-Detection/mask_rcnn_R_50_FPN_1x_mdconv_c3-c5_dpool": [
+        *(*SMALL_FPN, "MODEL.DEFORM_MODULES", "[['mask_head', {'groups': 2}]]"),
+    ],
     "COCO-Detection/cascade_rcnn_R_50_FPN_1x_dconv_c3-c5": SMALL_FPN,
 }
 # Standard deviations given to the outputs of random layers (logits, deltas and offsets), so that

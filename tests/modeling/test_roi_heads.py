@@ -6,6 +6,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2_deformable.engine.preflight import check_settings
 from d2_deformable.layers import DeformRoIAlign, DeformRoIPool, PSRoIPredictor
 from d2_deformable.modeling import OHEMMixin
 from d2_deformable.modeling.poolers import DeformROIPooler, LegacyROIPooler
@@ -219,7 +220,7 @@ def maps_of_levels():
 
 
 @pytest.mark.parametrize("sampling", ["random", "ohem"])
-@pytest.mark.parametrize("pooler", ["PSROIPool", "PSROIAveragePool", "DeformPSROIPool"])
+@RFCN_POOLERS
 def test_rfcn_pools_each_roi_from_its_level(heads_cfg, pooler, sampling):
     heads_cfg.MODEL.ROI_HEADS.SAMPLING = sampling
     heads = rfcn_on_levels(heads_cfg, pooler)
@@ -241,6 +242,7 @@ def test_rfcn_pools_each_roi_from_its_level(heads_cfg, pooler, sampling):
                 offset_classes=layer.offset_maps is not None
                 and (1, found.shape[1])[found is scores],
                 interpolate=layer.interpolate,
+                modulated=layer.modulated,
             )
             alone.load_state_dict(layer.state_dict())
             torch.testing.assert_close(found[i], alone(features[level], roi)[0])
@@ -297,14 +299,20 @@ def test_a_config_without_our_keys_says_what_to_do(heads_cfg, name, pooler):
         build_roi_heads(heads_cfg, SHAPES)
 
 
-def test_offset_layers_per_level(heads_cfg):
+@pytest.mark.parametrize("pooler", ["DeformROIPool", "ModulatedDeformROIPool"])
+def test_offset_layers_per_level(heads_cfg, pooler):
     heads_cfg.MODEL.ROI_HEADS.NAME = "DeformROIHeads"
     heads_cfg.MODEL.ROI_HEADS.IN_FEATURES = [*LEVELS]
-    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "DeformROIPool"
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler
     heads_cfg.MODEL.ROI_BOX_HEAD.DEFORM_OFFSETS_PER_LEVEL = True
     heads_cfg.MODEL.ROI_BOX_HEAD.DEFORM_GAMMA = 0.2
+    heads_cfg.MODEL.WEIGHTS = "R-50.pkl"
+    check_settings(heads_cfg)
     layers = build_roi_heads(heads_cfg, LEVELS).box_pooler.roi_pool
-    assert [(x.gamma, x.offset_fc.in_features) for x in layers] == [(0.2, 6 * 9)] * 3
+    firsts = [next(m for m in x.modules() if isinstance(m, nn.Linear)) for x in layers]
+    assert [(x.gamma, fc.in_features) for x, fc in zip(layers, firsts, strict=True)] == (
+        [(0.2, 6 * 9)] * 3
+    )
 
 
 @pytest.mark.parametrize("pooler", ["DeformROIPool", "ModulatedDeformROIPool"])

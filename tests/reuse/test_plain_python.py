@@ -280,13 +280,13 @@ def test_bad_arguments_of_the_backbone(change, message):
         backbone(**change)
 
 
+SHAPE = ShapeSpec(channels=6, stride=16)
+
+
 def test_bad_arguments_of_the_heads():
-    with pytest.raises(ValueError, match="RFCNOutputLayers got ShapeSpec.*; expected channels and stride"):
-        outputs(ShapeSpec(channels=4), RFCNOutputLayers)
-    predictor = outputs(ShapeSpec(channels=4, stride=16), RFCNOutputLayers)
-    for features in (["p4", "p5"], []):
-        with pytest.raises(ValueError, match="RFCNHeads pools from one feature map"):
-            RFCNHeads(box_in_features=features, box_predictor=predictor, **sampling())
+    for shapes in (ShapeSpec(channels=4), [], [ShapeSpec(channels=4, stride=8)] * 2 + [SHAPE]):
+        with pytest.raises(ValueError, match="RFCNOutputLayers got .*; expected channels and str"):
+            outputs(shapes, RFCNOutputLayers)
 
 
 def test_data_sets_without_cfg(tmp_path):

@@ -6,7 +6,8 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode
 
-from ...layers.conversion import parse_modules
+from ...layers import DeformConv2d
+from ...modeling import build_model
 from .conversion import Conversion, ConversionError
 
 # Epsilon of Detectron2's FrozenBatchNorm2d, which takes (running_var + eps) ** -0.5.
@@ -36,13 +37,13 @@ def convert(conversion: Conversion, cfg: CfgNode) -> None:
     if not any("." in name for name in values):
         values, originals = _from_caffe2(conversion)
     whole = any(_find(name, values) for name in conversion.model if "backbone." not in name)
+    modulated = _modulated_layers(cfg)
     for name, value in conversion.model.items():
         plain, offset = re.subn(r"\.conv_offset\.", "_offset.", name)
         found = _find(plain, values) or _find(name, values)
         layer = name.removesuffix("weight")
         if found:
-            modulated = _is_modulated(name, cfg)
-            halved = modulated and _find(f"{layer[:-1]}_offset.weight", values)
+            halved = layer[:-1] in modulated and _find(f"{layer[:-1]}_offset.weight", values)
             conversion.put(
                 name,
                 originals[found],
@@ -92,12 +93,13 @@ def _from_caffe2(conversion):
         ) from error
 
 
-def _is_modulated(name: str, cfg: CfgNode) -> bool:
-    """Whether the layer of this weight is modulated, if it is deformable."""
-    for regex, options in parse_modules(cfg.MODEL.DEFORM_MODULES):
-        if regex.search(name.removesuffix(".weight")):
-            return options.get("modulated", False)
-    return cfg.MODEL.RESNETS.DEFORM_MODULATED
+def _modulated_layers(cfg: CfgNode) -> set[str]:
+    """Names of the modulated convolutions in the model of `cfg`, whichever key chose them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    layers = build_model(cfg).named_modules()
+    return {name for name, m in layers if isinstance(m, DeformConv2d) and m.modulated}
 
 
 def _find(name: str, values) -> str | None:

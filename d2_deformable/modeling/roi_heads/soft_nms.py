@@ -33,9 +33,7 @@ class SoftNMSMixin:
             return super()._forward_box(features, proposals, *targets)
         boxes, scores = self.predict_boxes(features, proposals)
         predictor = self.box_predictor
-        if isinstance(
-            predictor, nn.ModuleList
-        ):  # of a cascade; its stages have the same thresholds
+        if isinstance(predictor, nn.ModuleList):  # a cascade, whose stages share their thresholds
             predictor = predictor[-1]
         return self.soft_nms.detect(
             boxes,
