@@ -54,7 +54,7 @@ class Interruption(HookBase):
         if self.stopped and comm.is_main_process():
             logger.warning(
                 "Interrupted after iteration %d, saved in %s. To go on, run the same command with "
-                "--resume",
+                "--resume before its KEY VALUE pairs",
                 self.trainer.iter + 1,
                 self._save(),
             )

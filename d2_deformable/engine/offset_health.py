@@ -184,7 +184,7 @@ RUNAWAY_ADVICE = (
     "Offsets run away at iteration {iteration}: {layers}. Lower their learning rate, "
     "SOLVER.LR_MULTIPLIERS [['{pattern}', 0.1]], or SOLVER.BASE_LR, warm up longer, clip gradients "
     "(SOLVER.CLIP_GRADIENTS), or bound the offsets of convolutions "
-    "(MODEL.RESNETS.DEFORM_OFFSET_CLAMP, in cells)"
+    "(MODEL.RESNETS.DEFORM_OFFSET_CLAMP, or clamp in MODEL.DEFORM_MODULES, in cells)"
 )
 
 

@@ -141,7 +141,7 @@ def parse_modules(modules) -> list[tuple[re.Pattern, dict]]:
         try:
             # [regex] alone needs no options.
             if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) > 2:
-                raise ValueError("not a list of two")
+                raise ValueError("not a list of one or two")
             pattern, options = (*entry, {})[:2]
             if not isinstance(options, Mapping):
                 raise ValueError("the options are no mapping")
@@ -149,8 +149,8 @@ def parse_modules(modules) -> list[tuple[re.Pattern, dict]]:
             parsed.append((re.compile(pattern), kwargs))
         except (TypeError, ValueError, re.error) as error:
             raise ValueError(
-                f"MODEL.DEFORM_MODULES holds {entry!r} ({error}); expected [regex, options], e.g. "
-                "['roi_heads.mask_head', {'groups': 4}]"
+                f"MODEL.DEFORM_MODULES holds {entry!r} ({error}); expected [regex] or [regex, "
+                "options], e.g. ['roi_heads.mask_head', {'groups': 4}]"
             ) from error
     return parsed
 

@@ -86,13 +86,13 @@ class DeformConv2d(nn.Conv2d):
         if not max_offset >= 0:
             raise ValueError(
                 f"max_offset is {max_offset}; expected 0 for free offsets, or positive pixels (in "
-                "a YAML: MODEL.RESNETS.DEFORM_OFFSET_CLAMP)"
+                "a YAML: MODEL.RESNETS.DEFORM_OFFSET_CLAMP, or clamp in MODEL.DEFORM_MODULES)"
             )
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(
                 f"offset_groups={offset_groups} does not divide the {in_channels} input channels; "
-                "expected a divisor of them (in a YAML: MODEL.RESNETS.DEFORM_NUM_GROUPS, which "
-                "must divide the channels of every deformable layer)"
+                "expected a divisor of them (in a YAML: MODEL.RESNETS.DEFORM_NUM_GROUPS, or groups "
+                "in MODEL.DEFORM_MODULES, for the channels of every deformable layer)"
             )
         if not isinstance(self.padding, tuple) or self.padding_mode != "zeros":
             raise ValueError(

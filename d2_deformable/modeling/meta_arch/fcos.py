@@ -20,7 +20,8 @@ def check_has_fcos() -> None:
     if FCOS is None:
         raise ValueError(
             "MODEL.META_ARCHITECTURE build_fcos needs the FCOS of Detectron2's main branch, which "
-            "version 0.5 lacks: run d2-deformable install-detectron2 with D2_SOURCE=git"
+            "version 0.5 lacks: run `pip uninstall detectron2`, then "
+            "`D2_SOURCE=git d2-deformable install-detectron2`"
         )
 
 
