@@ -143,7 +143,8 @@ class AnnotationReport:
         "unlabelled": "image without a label file, taken as one without objects",
         "crowd": "object marked iscrowd, not trained on",
         "maskless": "object of which only the box stays, since its mask is degenerate (fewer than "
-        "3 points, half a point, or a code that does not cover exactly the image)",
+        "3 points, half a point, or a code that does not cover exactly the image) or neither "
+        "polygons nor a code",
         "repeated": "id used by several annotations, which has no effect",
     }
 

@@ -92,10 +92,9 @@ def _check_annotation(annotation: dict, ids: dict[str, set]) -> None:
     if annotation["bbox"] is None or len(box) != 4:
         raise ValueError(f"needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
     if shape := annotation.get("segmentation"):
-        annotation["segmentation"] = _shape(shape)
-        if annotation["segmentation"] is None:
-            raise ValueError("has a segmentation that is neither polygons nor a run-length code")
-    if "keypoints" in annotation:  # those in a wrong form stop only a network that needs them
+        annotation["segmentation"] = _shape(shape) or [[]]  # degenerate
+    # Masks and keypoints in a wrong form stop only a network that needs them.
+    if "keypoints" in annotation:
         annotation["keypoints"] = _numbers(annotation["keypoints"])
     for flag in ("iscrowd", "ignore", "difficult"):
         if flag in annotation:

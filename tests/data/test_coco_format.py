@@ -170,11 +170,6 @@ def _drop(part, key):
         (_set("annotations", "bbox", [1, 2, 3, float("nan")]), "got [1, 2, 3, nan]"),
         (_set("annotations", "bbox", [1, 2, 3, 10**400]), "needs a bbox of four finite numbers"),
         (_set("annotations", "image_id", "²"), "has image_id '²', which is not an id"),
-        (_set("annotations", "segmentation", [1, 2, 3, 4, 5, 6]), "neither polygons nor"),
-        (_set("annotations", "segmentation", {"size": [1, 2]}), "neither polygons nor"),
-        (_set("annotations", "segmentation", {"size": [40, 60], "counts": None}), "neither poly"),
-        (_set("annotations", "segmentation", {"size": [40, 60], "counts": [-1, 2]}), "neither"),
-        (_set("annotations", "segmentation", [[1, 2, None, 3, 4, 5]]), "neither polygons nor"),
         (_set("annotations", "ignore", 1), "annotation 1 is marked 'ignore'"),
     ],
 )
@@ -243,6 +238,13 @@ GOOD = [16, 12, 48, 12, 48, 36]
         ({"size": [40, 60], "counts": "fZ2::"}, None),  # goes on too long
         ({"size": [40, 60], "counts": "\xe9"}, None),
         ({"size": [40, 60], "counts": "o" * 30 + "0"}, None),
+        ([1, 2, 3, 4, 5, 6], None),  # neither polygons nor a code, as the next ones
+        ([[1, 2, None, 3, 4, 5]], None),
+        ([[[1, 2], [3, 4], [5, 6]]], None),
+        ("1,2,3,4,5,6", None),
+        ({"size": [1, 2]}, None),
+        ({"size": [40, 60], "counts": None}, None),
+        ({"size": [40, 60], "counts": [-1, 2]}, None),
     ],
 )
 def test_a_box_stays_whatever_its_mask(write, content, register, shape, kept):
