@@ -1,5 +1,7 @@
 """Soft-NMS in Detectron2's dense detectors, RetinaNet and FCOS."""
 
+import sys
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Instances
@@ -15,7 +17,7 @@ class DenseSoftNMSMixin:
     """
 
     test_nms_thresh: float
-    max_detections_per_image: int | None
+    max_detections_per_image: int
 
     def __init__(self, *, soft_nms: SoftNMS | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -23,7 +25,7 @@ class DenseSoftNMSMixin:
         if soft_nms:
             self._selection = self.test_nms_thresh, self.max_detections_per_image
             # No box overlaps another by more, so ordinary NMS keeps all.
-            self.test_nms_thresh, self.max_detections_per_image = 1.0, None
+            self.test_nms_thresh, self.max_detections_per_image = 1.0, sys.maxsize
 
     def inference_single_image(self, *args) -> Instances:
         """As Detectron2's, with soft-NMS."""

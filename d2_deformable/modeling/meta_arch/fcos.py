@@ -65,5 +65,5 @@ def build_fcos(cfg):
     )
 
 
-class _SoftNMSFCOS(DenseSoftNMSMixin, FCOS or object):
+class _SoftNMSFCOS(DenseSoftNMSMixin, FCOS or object):  # type: ignore[misc]  # 0.5 lacks it
     """FCOS with TEST.SOFT_NMS."""
