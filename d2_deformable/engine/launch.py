@@ -43,7 +43,12 @@ def torchrun_processes(device: str) -> Iterator[None]:
                 "start one process per GPU (torchrun --nproc-per-node)"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("gloo" if on_cpu else "nccl")
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    # torchrun's store outlives its processes: those that are started again must not find the
+    # addresses of those before.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "gloo" if on_cpu else "nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         with _machine(int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
             comm.synchronize()

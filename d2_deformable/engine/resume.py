@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "VIS_PERIOD",
 )
 WINDOW = 20  # Detectron2's writers
+TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")
 NAMED = 5  # differences that the message shows
 
 
@@ -85,7 +86,7 @@ def cut_metrics(file: Path, start: int) -> int:
     a writer may have opened it.
 
     Returns:
-        the iteration of the last line that stays, -1 if there is none.
+        the highest iteration of the lines that stay, -1 if there is none.
     """
     if not file.is_file():
         return -1
@@ -98,7 +99,7 @@ def cut_metrics(file: Path, start: int) -> int:
         if iteration >= start or not line.endswith(b"\n"):
             break
         kept += len(line)
-        last = iteration
+        last = max(last, iteration)  # that of an earlier evaluation may come later
     if kept < len(content):
         lines = content[kept:].count(b"\n") or 1
         logger.info("%s: cut off %d lines from iteration %d on", file, lines, start)
@@ -108,7 +109,7 @@ def cut_metrics(file: Path, start: int) -> int:
 
 
 def scalars_of(storage: EventStorage) -> dict:
-    """The last values of every scalar, as many as Detectron2's writers take the median of.
+    """The last values of every scalar but times, as many as Detectron2's writers look at.
 
     Returns:
         {name: {"values": [[value, iteration], ...], "smooth": whether a median is written}}.
@@ -120,6 +121,7 @@ def scalars_of(storage: EventStorage) -> dict:
             "smooth": hints[name],
         }
         for name, history in storage.histories().items()
+        if name not in TIMES
     }
 
 

@@ -298,6 +298,17 @@ class Trainer(DefaultTrainer):
         return build_evaluators(cfg, dataset_name, folder)
 
     @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As Detectron2's, with the buffers of the first process, which checkpoints hold.
+
+        Statistics of a BatchNorm that is not synchronised differ between processes.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def test_with_EMA(cls, cfg, model):
         """Evaluate the averaged weights; names of results get the suffix "_EMA".
 

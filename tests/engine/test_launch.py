@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 def command(config, folder, processes, *options, flags=()):
     """The command line, and the environment of one thread per process."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    launcher = [*torchrun, "--max-restarts", "2"] if processes > 1 else []
+    launcher = [*torchrun, "--max-restarts", "5"] if processes > 1 else []
     words = [sys.executable, *launcher, str(ROOT / "train_net.py"), *flags, "--config-file"]
     return [*words, str(CONFIGS / config), *SMALL, "OUTPUT_DIR", str(folder), *options]
 
