@@ -27,7 +27,7 @@ MAY_CHANGE = (
     "VERSION",
     "VIS_PERIOD",
 )
-WINDOW = 20  # Detectron2's writers
+WINDOW = 20  # steps that Detectron2's writers take the median of, and wait for
 TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")
 NAMED = 5  # differences that the message shows
 
@@ -109,7 +109,7 @@ def cut_metrics(file: Path, start: int) -> int:
 
 
 def scalars_of(storage: EventStorage) -> dict:
-    """The last values of every scalar but times, as many as Detectron2's writers look at.
+    """The last values of every scalar, as many as Detectron2's writers take the median of.
 
     Returns:
         {name: {"values": [[value, iteration], ...], "smooth": whether a median is written}}.
@@ -121,18 +121,19 @@ def scalars_of(storage: EventStorage) -> dict:
             "smooth": hints[name],
         }
         for name, history in storage.histories().items()
-        if name not in TIMES
     }
 
 
-def put_scalars(storage: EventStorage, scalars: dict, written: int) -> None:
+def put_scalars(storage: EventStorage, scalars: dict, written: int, times: bool) -> None:
     """Put the values of `scalars_of` into a new storage, without those of which a line was written.
 
     Args:
         written: the iteration of the last line.
+        times: also put those of a step. Detectron2 takes none in the first steps after a start, so
+            they would get a line of their own, unless the step's line is written now.
     """
     for name, scalar in scalars.items():
-        if scalar["values"][-1][1] > written:
+        if scalar["values"][-1][1] > written and (times or name not in TIMES):
             for value, storage.iter in scalar["values"]:
                 storage.put_scalar(name, value, smoothing_hint=scalar["smooth"])
 

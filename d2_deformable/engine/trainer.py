@@ -32,7 +32,7 @@ from .non_finite import ADVICE, LastStep
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
-from .resume import check_same_config, cut_metrics, put_scalars, scalars_of
+from .resume import WINDOW, check_same_config, cut_metrics, put_scalars, scalars_of
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
 
@@ -186,7 +186,8 @@ class Trainer(DefaultTrainer):
     def _end_step(self):
         """Run the hooks that a checkpoint's step had still before it, such as its evaluation."""
         now, self.iter = self.iter, self.start_iter - 1
-        put_scalars(self.storage, self._scalars, self._written)
+        has_line = self.start_iter % WINDOW == 0 or self.start_iter == self.max_iter
+        put_scalars(self.storage, self._scalars, self._written, times=has_line)
         self.storage.iter = self.iter
         last = Path(self.checkpointer.get_checkpoint_file()).name
         if self.start_iter == self.max_iter and comm.is_main_process() and last != FINAL:
