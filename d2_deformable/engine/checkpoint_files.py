@@ -1,6 +1,5 @@
 """The checkpoint files of a training: written so that a crash loses none, found again undamaged."""
 
-import hashlib
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ import torch
 
 from ..checkpoint import FileFormatError
 from ..checkpoint.files import read_content
-from ..utils.files import replacing
+from ..utils.files import replacing, sha256
 
 # Checkpoints that hold the state of the training; model_ema.pth has weights only.
 RESUMABLE = re.compile(r"model_(\d+|final|best)\.pth")
@@ -141,8 +140,3 @@ def damage(file: Path) -> str:
 
 def digest_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -105,8 +105,7 @@ def read_run(folder, overrides=()) -> FinishedRun:
 
 def _checkpoint(folder):
     """Return the newest checkpoint: a model_final.pth may be left from an earlier run."""
-    names = [name for name in (named_checkpoint(folder),) if name]
-    names = list(dict.fromkeys([*names, "model_final.pth"]))
+    names = [name for name in dict.fromkeys([named_checkpoint(folder), "model_final.pth"]) if name]
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -5,7 +5,6 @@ and those of the index files named in the environment variable D2_DEFORMABLE_IND
 find them too. The variable holds paths or URLs, separated by commas, which are read on first use.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from ..compat import require_private
+from ..utils.files import sha256
 from .index import FOLDER, REMOTE, Checkpoint, parse_index
 
 require_private(PathHandler, "_check_kwargs", "_get_local_path", "_get_supported_prefixes", "_open")
@@ -183,12 +183,6 @@ def _fetch(location: str) -> Path:
         return Path(location)
     except OSError as error:  # urllib's errors do not name the URL
         raise OSError(f"{location} cannot be fetched: {error}") from error
-
-
-def sha256(file) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class ModelZooHandler(PathHandler):

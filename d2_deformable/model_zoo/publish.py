@@ -7,10 +7,9 @@ from pathlib import Path
 from ..checkpoint import export_checkpoint
 from ..engine.evaluate import evaluate_checkpoint
 from ..engine.finished_run import read_run
-from ..utils.files import replacing
+from ..utils.files import replacing, sha256
 from ..utils.provenance import commit, versions
 from ..utils.text import count
-from .catalog import sha256
 from .index import FOLDER, parse_index
 
 METRICS = {"AP": ("bbox", "AP"), "AP50": ("bbox", "AP50"), "AP70": ("voc", "AP70")}

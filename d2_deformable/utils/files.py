@@ -1,5 +1,6 @@
-"""Atomic replacement of files, and the error for files of another format."""
+"""Atomic replacement of files, their SHA-256, and the error for files of another format."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -53,6 +54,12 @@ def replace_json(path, content, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
+
+
+def sha256(file) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_folder(path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from detectron2.utils.file_io import PathManager
 
 from d2_deformable.model_zoo import catalog, get_checkpoint_url
+from d2_deformable.utils.files import sha256
 
 ZOO = "d2_deformable.model_zoo"
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def copy(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", INDEX)
 def test_files_are_those_of_the_index(name):
     entry, file = INDEX[name], catalog.FOLDER / name
-    assert catalog.sha256(file) == entry["sha256"]
+    assert sha256(file) == entry["sha256"]
     assert file.stat().st_size == entry["bytes"] < 8_000_000
     assert PathManager.get_local_path(f"d2_deformable://{name}") == str(file)
     assert (ROOT / "configs" / entry["config"]).is_file()

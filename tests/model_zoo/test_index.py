@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from d2_deformable import model_zoo
 from d2_deformable.model_zoo import catalog
+from d2_deformable.utils.files import sha256
 
 PACKAGED = "quick/warped_shapes_rfcn_R_18.yaml"
 TRAINED = "model_zoo/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
@@ -40,7 +41,7 @@ def lab(tmp_path):
 
 def write(folder, name="acme/shapes.pth", config="shapes.yaml", **fields):
     file = folder / "acme/shapes.pth"
-    entry = {"config": config, "sha256": catalog.sha256(file), **fields}
+    entry = {"config": config, "sha256": sha256(file), **fields}
     entry = {key: value for key, value in entry.items() if value is not None}
     (folder / "index.json").write_text(json.dumps({name: entry}))
     return folder / "index.json"
@@ -192,7 +193,7 @@ def test_an_index_on_a_server(lab, served):
     assert model_zoo.get_config("acme/shapes.yaml").SEED == 8, "not an old copy"
     url = model_zoo.get_checkpoint_url("acme/shapes.yaml")
     file = PathManager.get_local_path(url)
-    assert catalog.sha256(file) == catalog.sha256(lab / "acme/shapes.pth")
+    assert sha256(file) == sha256(lab / "acme/shapes.pth")
 
     # A new version: the cache still holds the old file.
     (lab / "acme/shapes.pth").write_bytes(b"the next one")
