@@ -69,9 +69,18 @@ def checkpoint_to_resume(cfg) -> Path | None:
 
     Raises:
         FileNotFoundError, FileFormatError: see `find_checkpoint`.
+        ValueError: another process does not see the file.
     """
     file = find_checkpoint(Path(cfg.OUTPUT_DIR)) if comm.is_main_process() else None
     file = comm.all_gather(file)[0]
+    blind = [
+        rank for rank, sees in enumerate(comm.all_gather(not file or file.is_file())) if not sees
+    ]
+    if blind:
+        raise ValueError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: process 0 resumes from {file}, which process {blind[0]} "
+            "does not see. Name a folder that all machines share"
+        )
     if not file:
         weights = cfg.MODEL.WEIGHTS
         start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"

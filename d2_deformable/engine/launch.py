@@ -28,8 +28,8 @@ def torchrun_processes(device: str) -> Iterator[None]:
     Args:
         device: MODEL.DEVICE. The processes talk by gloo on "cpu", by NCCL on GPUs.
 
-    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE for
-    the processes of this machine; without these two it is the only one here.
+    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK, the place among the
+    processes of this machine, whose ranks follow one another; without it there are no others here.
 
     Raises:
         ValueError: this machine has fewer GPUs than processes, or a variable is missing.
@@ -50,7 +50,7 @@ def torchrun_processes(device: str) -> Iterator[None]:
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        with _machine(int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        with _machine(first=rank - local_rank):
             comm.synchronize()
             yield
     finally:
@@ -58,12 +58,14 @@ def torchrun_processes(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _machine(size: int) -> Iterator[None]:
-    """Tell Detectron2 which processes share a machine; each machine has `size`."""
+def _machine(first: int) -> Iterator[None]:
+    """Tell Detectron2 which processes share a machine; `first` is the lowest rank on this one."""
     require_private(comm, "_LOCAL_PROCESS_GROUP")
-    for first in range(0, comm.get_world_size(), size):
-        group = dist.new_group(range(first, first + size))  # every process must create every group
-        if first <= comm.get_rank() < first + size:
+    firsts = [None] * comm.get_world_size()
+    dist.all_gather_object(firsts, first)
+    for one in sorted(set(firsts)):  # every process must create every group
+        group = dist.new_group([rank for rank, other in enumerate(firsts) if other == one])
+        if one == first:
             # Detectron2 main has create_local_process_group for this, 0.5 only its own launch.
             comm._LOCAL_PROCESS_GROUP = group
     try:
