@@ -1,26 +1,35 @@
-"""Fuzz the targets in this folder, guided by coverage.
+"""Fuzz the targets in this folder.
 
-    python tests/fuzz/run.py                                  # all targets, 600 s together
-    python tests/fuzz/run.py operators --seconds 60           # one of them
-    python tests/fuzz/run.py operators --replay build/fuzz/findings/operators/crash-...
+    python tests/fuzz/run.py                           # all, guided by coverage, 600 s together
+    python tests/fuzz/run.py operators --seconds 60    # one of them
+    python tests/fuzz/run.py operators --cases 100000  # random, without coverage (make sanitize)
+    python tests/fuzz/run.py operators --replay build/fuzz/findings/operators/<file>
 
 A target is a file ``<name>.py`` with ``one_input(data: bytes)``, which runs one case and raises only
-if something is wrong, and ``SEEDS``, a list of bytes to start from. Findings are written to
-build/fuzz/findings. What reached new code stays in build/fuzz/corpus, where the next run continues.
+if something is wrong, and ``SEEDS``, a list of bytes to start from. A signal, a hang, and more than
+1 GB for one case are findings as well. The input of a finding is written to build/fuzz/findings.
+What reached new code stays in build/fuzz/corpus, where the next run continues.
 """
 
 import argparse
+import faulthandler
 import hashlib
 import importlib
+import os
+import random
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "fuzz"
-CASE_SECONDS = 20  # a case that takes longer hangs
-MEMORY_MB = 2500  # of the process; torch and Detectron2 alone take about 600
+CASE_SECONDS = 60  # a case that takes longer hangs
+CASE_MB = 1000
+PROCESS_MB = 2500  # torch and Detectron2 alone take about 600
+RANDOM_BYTES = 256  # at most, of a random input
 
 
 def targets() -> list[str]:
@@ -32,33 +41,38 @@ def load(name: str):
     return importlib.import_module(f"fuzz.{name}")
 
 
+def folder(kind: str, name: str) -> Path:
+    path = FOLDER / kind / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def fuzz(name: str, seconds: int) -> None:
     """Fuzz one target in this process, which ends with libFuzzer's exit status."""
     try:
         import atheris
     except ModuleNotFoundError:
         sys.exit(
-            "run.py: atheris is missing; install it with pip install -c constraints.txt atheris"
+            "run.py: atheris is not installed (it has wheels for x86-64 alone); run "
+            "`pip install -c constraints.txt atheris`, or use --cases"
         )
-    corpus, findings = FOLDER / "corpus" / name, FOLDER / "findings" / name
-    for folder in (corpus, findings):
-        folder.mkdir(parents=True, exist_ok=True)
     with atheris.instrument_imports(include=["d2_deformable"]):
         target = load(name)
+    corpus = folder("corpus", name)
     for seed in target.SEEDS:
         (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    limits = [
+    options = [
         f"-max_total_time={seconds}",
         f"-timeout={CASE_SECONDS}",
-        f"-rss_limit_mb={MEMORY_MB}",
+        f"-rss_limit_mb={PROCESS_MB}",
+        f"-artifact_prefix={folder('findings', name)}/",
     ]
-    options = [*limits, f"-artifact_prefix={findings}/", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], target.one_input)
     atheris.Fuzz()
 
 
-def fuzz_all(names: list[str], seconds: int) -> int:
-    """Fuzz each target in a process of its own; return how many have findings."""
+def fuzz_all(names: list[str], seconds: int) -> None:
+    """Fuzz each target in a process of its own, because libFuzzer ends the process."""
     failed = []
     for name in names:
         share = max(seconds // len(names), 1)
@@ -67,33 +81,71 @@ def fuzz_all(names: list[str], seconds: int) -> int:
         if subprocess.run(command, cwd=ROOT).returncode:
             failed.append(name)
     if failed:
-        print(
-            f"run.py: findings in {', '.join(failed)}: see {FOLDER / 'findings'}", file=sys.stderr
-        )
-    return len(failed)
+        sys.exit(f"run.py: failed: {', '.join(failed)}; inputs are in {FOLDER / 'findings'}")
+
+
+def inputs(name: str, cases: int):
+    """Yield the seeds, the corpus, and random bytes, the same in every run."""
+    stored = [path.read_bytes() for path in sorted(folder("corpus", name).iterdir())]
+    yield from (load(name).SEEDS + stored)[:cases]
+    source = random.Random(0)
+    for _ in range(cases - len(stored) - len(load(name).SEEDS)):
+        yield source.randbytes(source.randint(1, RANDOM_BYTES))
+
+
+def megabytes() -> int:
+    """The most memory that the process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def run_cases(name: str, cases: int) -> None:
+    """Run cases one by one. The input of a case that ends the process is in the file `current`."""
+    target, current = load(name), folder("findings", name) / "current"
+    begin, before = time.monotonic(), megabytes()
+    for count, data in enumerate(inputs(name, cases), start=1):
+        current.write_bytes(data)
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+        target.one_input(data)
+        faulthandler.cancel_dump_traceback_later()
+        after = megabytes()
+        if after > before + CASE_MB:
+            sys.exit(f"run.py: {name}: a case took {after - before} MB, see {current}")
+        before = after
+        if count % 10_000 == 0 or count == cases:
+            rate = count / (time.monotonic() - begin)
+            print(f"run.py: {name}: {count} cases without a finding, {rate:.0f}/s", flush=True)
+    current.unlink()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(targets())}")
     parser.add_argument("--seconds", type=int, default=600, help="for all targets together")
+    parser.add_argument("--cases", type=int, help="run so many random cases of each target instead")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one finding again")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     names = args.names or targets()
     if unknown := set(names) - set(targets()):
         parser.error(f"unknown {', '.join(sorted(unknown))}; targets are {', '.join(targets())}")
-    if (args.replay or args.here) and len(names) != 1:
+    if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # it reserves terabytes of addresses
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     if args.replay:
         load(names[0]).one_input(args.replay.read_bytes())
+    elif args.cases:
+        for name in names:
+            run_cases(name, args.cases)
     elif args.here:
         fuzz(names[0], args.seconds)
     else:
-        sys.exit(min(fuzz_all(names, args.seconds), 1))
+        fuzz_all(names, args.seconds)
 
 
 if __name__ == "__main__":
-    # As in pytest. Not this folder: its files would hide modules of the same name.
-    sys.path[0:1] = [str(ROOT), str(ROOT / "tests")]
+    # Not this folder: its files would hide modules of the same name. The checkout comes last, so
+    # that PYTHONPATH can name another build of the package.
+    sys.path[0:1] = [str(ROOT / "tests")]
+    sys.path.append(str(ROOT))
     main()
