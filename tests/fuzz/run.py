@@ -5,9 +5,9 @@
     python tests/fuzz/run.py operators --cases 100000  # random, without coverage (make sanitize)
     python tests/fuzz/run.py operators --replay build/fuzz/findings/operators/<file>
 
-A target is a file ``<name>.py`` with ``one_input(data: bytes)``, which runs one case and raises only
-if something is wrong, and ``SEEDS``, a list of bytes to start from. A signal, a hang, and more than
-1 GB for one case are findings as well. The input of a finding is written to build/fuzz/findings.
+A target is a file ``<name>.py`` with ``one_input(data: bytes)``, which runs one case and raises
+only if something is wrong, and ``SEEDS``, a list of bytes to start from. A signal, a hang, and more
+than 1 GB for one case are findings as well. The input of a finding is written to build/fuzz/findings.
 What reached new code stays in build/fuzz/corpus, where the next run continues.
 """
 
@@ -62,6 +62,7 @@ def fuzz(name: str, seconds: int) -> None:
     for seed in target.SEEDS:
         (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
     options = [
+        f"-max_len={max(4096, *map(len, target.SEEDS))}",
         f"-max_total_time={seconds}",
         f"-timeout={CASE_SECONDS}",
         f"-rss_limit_mb={PROCESS_MB}",
