@@ -7,8 +7,8 @@
 
 A target is a file ``<name>.py`` with ``one_input(data: bytes)``, which runs one case and raises
 only if something is wrong, and ``SEEDS``, a list of bytes to start from. A signal, a hang, and more
-than 1 GB for one case are findings as well. The input of a finding is written to build/fuzz/findings.
-What reached new code stays in build/fuzz/corpus, where the next run continues.
+than 1 GB for one case are findings as well; their inputs are written to build/fuzz/findings. What
+reached new code stays in build/fuzz/corpus, where the next run continues.
 """
 
 import argparse
