@@ -35,7 +35,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := $(VENV)/setup.log
 CSRC := $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator docs/cpp -type f))
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator tests/thread_sanitizer docs/cpp -type f))
 
 # All tests of a file run in one process, since they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile
@@ -46,7 +46,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: always help setup demo zoo results bench docs test test-all fuzz build-cuda cuda-all lint format clean
+.PHONY: always help setup demo zoo results bench docs test test-all fuzz sanitize build-cuda cuda-all lint format clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,10 @@ test-all: test ## the slow tests (big networks) as well
 
 fuzz: setup ## run hostile inputs, guided by coverage (10 min); findings are in build/fuzz (see tests/fuzz/run.py)
 	OMP_NUM_THREADS=1 $(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+sanitize: setup ## 100,000 cases of the operators under AddressSanitizer and UBSan, 10,000 under ThreadSanitizer (two hours)
+	$(PY) tools/sanitize.py address --cases 100000
+	$(PY) tools/sanitize.py thread --cases 10000
 
 build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or without a GPU, into build/cuda
 	@$(call quietly,$(PY) tools/build_cuda.py 9.0)

@@ -24,12 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "thread_sanitizer"
 SANITIZERS = {"address": "address,undefined,float-cast-overflow", "thread": "thread"}
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
-OPTIONS = {
-    # Python leaks at exit. A size that no memory holds must end in torch's error.
-    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+OPTIONS = {  # a size that no memory holds must end in torch's error
+    "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=0",  # Python leaks at exit
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # Torch's own libraries are not instrumented.
-    "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "allocator_may_return_null=1:halt_on_error=1:ignore_noninstrumented_modules=1",
 }
 
 
