@@ -6,6 +6,7 @@
 #   MAX_JOBS=2            number of parallel compilers
 #   LOCKED=1              install what .ci/requirements.lock names, and nothing with another SHA-256 (not with TORCH=)
 #   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
+#   FUZZ_SECONDS=60       duration of make fuzz, shared by its targets
 #   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
 #   TORCH_CUDA_ARCH_LIST  GPU architectures of the CUDA kernels, e.g. "8.0;9.0" (default: those of the visible GPUs, or all)
 
@@ -13,6 +14,7 @@ PYTHON ?= python3
 D2_SOURCE ?= auto
 MAX_JOBS ?= $(shell nproc)
 TEST_JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 600
 export D2_SOURCE MAX_JOBS
 
 VENV := .venv
@@ -35,7 +37,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := $(VENV)/setup.log
 CSRC := $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator docs/cpp -type f))
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(shell find tests/cuda_emulator tests/thread_sanitizer docs/cpp -type f))
 
 # All tests of a file run in one process, since they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile
@@ -46,7 +48,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: always help setup demo zoo results bench docs test test-all build-cuda cuda-all lint format lock sbom clean
+.PHONY: always help setup demo zoo results bench docs test test-all fuzz sanitize build-cuda cuda-all lint format lock sbom clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -75,6 +77,13 @@ test: setup lint ## lint and all tests but the slow ones
 
 test-all: test ## the slow tests (big networks) as well
 	$(PYTEST) -m slow --durations 10
+
+fuzz: setup ## run hostile inputs, guided by coverage (10 min); findings are in build/fuzz (see tests/fuzz/run.py)
+	OMP_NUM_THREADS=1 $(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+sanitize: setup ## 100,000 cases of the operators under AddressSanitizer and UBSan, 10,000 under ThreadSanitizer (two hours)
+	$(PY) tools/sanitize.py address --cases 100000
+	$(PY) tools/sanitize.py thread --cases 10000
 
 build-cuda: $(VENV)/.deps ## compile the operators for CUDA (sm_90), with or without a GPU, into build/cuda
 	@$(call quietly,$(PY) tools/build_cuda.py 9.0)

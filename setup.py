@@ -4,7 +4,8 @@ The library is independent of Python (no Python.h, no libtorch_python): torch.op
 it, and one binary works with every Python version. It does depend on the torch it was built with.
 
 Environment: FORCE_CUDA=0 or 1 overrides the choice of CUDA, MAX_JOBS limits the number of parallel
-compilers, TORCH_CUDA_ARCH_LIST names the GPU architectures.
+compilers, TORCH_CUDA_ARCH_LIST names the GPU architectures. SANITIZE=address,undefined compiles
+the CPU code with these sanitizers, for `make sanitize`.
 """
 
 import os
@@ -41,6 +42,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Without the first two, GCC compiles conditional expressions in loops (sampling.h) as branches and
 # cannot vectorise the loops. Exceptions would refer to functions shared by all targets.
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
+SANITIZE = os.environ.get("SANITIZE", "")
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+OPTIMISATION = ["-O1", "-g1", "-fno-omit-frame-pointer"] if SANITIZE else ["-O3", "-g0"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the libraries that torch loads.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"
@@ -122,8 +126,8 @@ def operator_library():
         "name": "d2_deformable._C",
         "sources": sources(with_cuda),
         "py_limited_api": True,  # does not link libtorch_python
-        "extra_compile_args": {"cxx": ["-O3", "-g0", *openmp]},
-        "extra_link_args": list(openmp),
+        "extra_compile_args": {"cxx": [*OPTIMISATION, *SANITIZERS, *openmp]},
+        "extra_link_args": [*SANITIZERS, *openmp],
     }
     if not with_cuda:
         return cpp_extension.CppExtension(**arguments)
@@ -192,7 +196,8 @@ class BuildOperators(cpp_extension.BuildExtension.with_options(no_python_abi_suf
                 ["csrc/cpu/kernels/cpu_kernel_table.cpp"],
                 output_dir=os.path.join(self.build_temp, target),
                 extra_postargs={
-                    "cxx": ["-O3", "-g0", *CPU_FLAGS, f"-DD2_CPU_TARGET={target}", *flags]
+                    "cxx": [*OPTIMISATION, *SANITIZERS, *CPU_FLAGS, f"-DD2_CPU_TARGET={target}"]
+                    + flags
                 },
                 depends=[str(path) for path in ROOT.glob("csrc/**/*.h")],
             )

@@ -42,20 +42,30 @@ inline void check_coordinates(const char* op, const char* name, const at::Tensor
               op, ": ", name, " is ", tensor.scalar_type(), " but input ", input.scalar_type());
 }
 
+// The most elements of a tensor, or of a tensor without elements if its empty dimensions had
+// size 1. No memory holds as many. It keeps what is computed from sizes within 64 bits, since sizes
+// given as numbers, of a tensor without elements, or of one whose elements share memory may be any.
+constexpr int64_t kMostElements = int64_t(1) << 48;
+
+inline void check_elements(const char* op, const char* name, at::IntArrayRef sizes) {
+  int64_t elements = 1;
+  for (const int64_t size : sizes) {
+    const bool fits = size >= 0 && size <= kMostElements / elements;
+    TORCH_CHECK(fits, op, ": ", name, " ", sizes, " has a negative or too large size");
+    elements *= size > 0 ? size : 1;
+  }
+}
+
 // geometry/sampling.h requires maps that are not empty and whose sides float32 represents exactly.
-// Sizes given as numbers, or of a tensor without elements, may be any: the bounds keep what is
-// computed from them within 64 bits.
 inline void check_map_sizes(const char* op, at::IntArrayRef sizes) {
   TORCH_CHECK(sizes.size() == 4, op, ": input must be (N, C, H, W), got shape ", sizes);
   TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0, op, ": input ", sizes,
               " has an empty C, H or W");
   TORCH_CHECK(sizes[2] < (1 << 24) && sizes[3] < (1 << 24), op, ": input ", sizes,
               " has a side of 2^24 or more");
-  constexpr int64_t most = int64_t(1) << 56;
-  const int64_t pixels = sizes[2] * sizes[3];
-  TORCH_CHECK(sizes[0] >= 0 && sizes[0] < (int64_t(1) << 31) && sizes[1] <= most / pixels &&
-                  sizes[0] <= most / (sizes[1] * pixels),
-              op, ": input ", sizes, " has a negative or too large size");
+  TORCH_CHECK(sizes[0] < (int64_t(1) << 31), op, ": input ", sizes,
+              " has a negative or too large size");
+  check_elements(op, "input", sizes);
 }
 
 // Two numbers, each at least `least`. The upper bound keeps their products within 64 bits.

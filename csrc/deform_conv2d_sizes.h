@@ -20,6 +20,7 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
   constexpr const char* op = "deform_conv2d";
   check_map_sizes(op, input.sizes());
   check_dims(op, "weight", weight, 4);
+  check_elements(op, "weight", weight.sizes());
   check_coordinates(op, "offset", offset, input);
   check_like(op, "weight", weight, input);
   check_numbers(op, "stride", stride, 1);
@@ -37,6 +38,7 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   s.border = border == "legacy" ? Border::kLegacy : Border::kZero;
   TORCH_CHECK(weight.numel() > 0, op, ": weight ", weight.sizes(), " is empty");
+  check_numbers(op, "the kernel of weight", {s.kernel_h, s.kernel_w}, 1);
 
   TORCH_CHECK(s.channels % weight.size(1) == 0, op, ": input ", input.sizes(), " has ", s.channels,
               " channels, which weight ", weight.sizes(), " cannot split into groups of ",
@@ -55,6 +57,7 @@ inline DeformConv2dSizes deform_conv2d_sizes(const at::Tensor& input, const at::
   TORCH_CHECK(s.out_height > 0 && s.out_width > 0, op, ": the kernel of weight ", weight.sizes(),
               " with dilation ", dilation, " does not fit into input ", input.sizes(),
               " padded by ", padding);
+  check_elements(op, "output", {s.images, s.out_channels, s.out_height, s.out_width});
 
   check_dims(op, "offset", offset, 4);
   s.offset_groups = offset.size(1) / (2 * s.taps());

@@ -30,6 +30,7 @@ inline DeformRoiPoolSizes deform_roi_align_sizes(const at::Tensor& input, const 
   s.samples = sampling_ratio;
   s.spatial_scale = spatial_scale, s.gamma = gamma, s.round_rois = false;
   s.rule = RoiSampling::kAlign;
+  check_elements(op, "output", {s.rois, s.top_channels, s.bins_h, s.bins_w});
   if (offset) {
     check_coordinates(op, "offset", *offset, input);
     check_shape(op, "offset", *offset, {s.rois, 2, s.bins_h, s.bins_w});

@@ -33,15 +33,16 @@ inline DeformRoiPoolSizes deform_roi_pool_sizes(const at::Tensor& input, const a
   s.samples = samples_per_part;
   s.spatial_scale = spatial_scale, s.gamma = gamma, s.round_rois = round_rois;
   s.rule = RoiSampling::kPool;
+  check_elements(op, "output", {s.rois, s.top_channels, s.bins_h, s.bins_w});
   if (offset) {
     check_coordinates(op, "offset", *offset, input);
     check_dims(op, "offset", *offset, 4);
     s.classes = offset->size(1) / 2, s.parts_h = offset->size(2), s.parts_w = offset->size(3);
     TORCH_CHECK(
-        s.classes > 0 && s.parts_h > 0 && s.parts_w > 0 && s.top_channels % s.classes == 0, op,
-        ": offset ", offset->sizes(),
+        s.classes > 0 && s.top_channels % s.classes == 0, op, ": offset ", offset->sizes(),
         " must be (R, 2 * classes, part_h, part_w), in a number of classes that divides the ",
         s.top_channels, " output channels");
+    check_numbers(op, "part_h, part_w of offset", {s.parts_h, s.parts_w}, 1);
     check_shape(op, "offset", *offset, {s.rois, 2 * s.classes, s.parts_h, s.parts_w});
   }
   return s;

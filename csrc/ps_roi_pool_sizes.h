@@ -17,6 +17,8 @@ inline PsRoiPoolSizes ps_roi_pool_sizes(at::IntArrayRef input_size, const at::Te
   const int64_t bins = output_size[0] * output_size[1];
   TORCH_CHECK(input_size[1] % bins == 0, op, ": input ", input_size, " has ", input_size[1],
               " channels, not a multiple of the ", bins, " bins");
+  check_elements(op, "output",
+                 {rois.size(0), input_size[1] / bins, output_size[0], output_size[1]});
   return {input_size[0],  input_size[1] / bins, input_size[2], input_size[3], rois.size(0),
           output_size[0], output_size[1],       spatial_scale, round_rois};
 }

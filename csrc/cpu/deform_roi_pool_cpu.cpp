@@ -16,6 +16,9 @@
 namespace d2_deformable {
 namespace {
 
+// The most pixels of a row of bins that are kept for the next rows.
+constexpr int64_t kMostKept = 1 << 16;
+
 // The kernels' arguments that forward and backward share. T is the type of sums.
 template <typename T>
 struct Call : DeformRoiPoolCall<T> {
@@ -36,6 +39,7 @@ struct Call : DeformRoiPoolCall<T> {
     this->sizes = s;
     this->roi_bins = all_roi_bins.data();
     this->offset = data_or_null<T>(offsets);
+    this->keep_x_lists = !offset && s.bins_w * this->most_pixels <= kMostKept;
   }
   at::Tensor map(const at::Tensor& input) const {
     return input.to(c10::CppTypeToScalarType<T>::value).contiguous(memory_format(this->in_place));
@@ -44,8 +48,8 @@ struct Call : DeformRoiPoolCall<T> {
            bool grad_map) const {
     const auto& s = this->sizes;
     const int64_t bins = s.rois * s.bins() * s.classes;
-    run_items<T>(static_cast<const DeformRoiPoolCall<T>&>(*this), kernel, map, grad_map, s.bins_w,
-                 bins * 4 * (16 + 4 * s.class_channels()));
+    run_items<T>(static_cast<const DeformRoiPoolCall<T>&>(*this), kernel, map, grad_map,
+                 this->keep_x_lists ? s.bins_w : 1, bins * 4 * (16 + 4 * s.class_channels()));
   }
 };
 

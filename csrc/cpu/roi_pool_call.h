@@ -75,7 +75,7 @@ struct RoiScratch {
   T* grad_map;             // [H*W][slice]
   T* rows;                 // [bins][slice]
   AxisPixel<T>* y;         // of one bin
-  AxisPixel<T>* x;         // of bins next to each other
+  AxisPixel<T>* x;         // of one bin, or of bins next to each other
   AxisPixels<T>* x_lists;  // in x, one per bin
   bool* copied;            // whether a page of map has been copied
 };
@@ -109,6 +109,7 @@ struct DeformRoiPoolCall : RoiPoolCall<T> {
   DeformRoiPoolSizes sizes;
   const DeformRoiBins<T>* roi_bins;  // [R]
   const T* offset;                   // [R][classes][y, x][parts_h][parts_w], or null
+  bool keep_x_lists;                 // of all bins of a row, which the next rows use as well
   // [R][classes][slices per class][y, x][bins], or null: the gradient with respect to each bin's
   // offset, summed over the channels of one slice.
   T* grad_bin_offset;

@@ -88,11 +88,11 @@ class RoiScratchMemory {
  public:
   // Vectors may reach beyond the last channel of a slice, hence one more vector after each array.
   RoiScratchMemory(const RoiPoolCall<T>& call, bool map, bool grad_map, int64_t x_lists)
-      : numbers_(new T[(map + grad_map) * map_size(call) + rows_size(call)]),
+      : numbers_((map + grad_map) * map_size(call) + rows_size(call)),
         pixels_(new AxisPixel<T>[call.most_pixels * (1 + x_lists)]),
         x_lists_(new AxisPixels<T>[x_lists]),
         copied_(new bool[call.pixels() / kRoiPage + 1]) {
-    scratch.map = numbers_.get();
+    scratch.map = numbers_.data();
     scratch.grad_map = scratch.map + map * map_size(call);
     scratch.rows = scratch.grad_map + grad_map * map_size(call);
     scratch.y = pixels_.get();
@@ -107,9 +107,10 @@ class RoiScratchMemory {
     return call.in_place ? 0 : call.pixels() * call.slice_stride + kRoiLanes<T>;
   }
   static int64_t rows_size(const RoiPoolCall<T>& call) {
-    return call.as_rows ? 0 : call.bins * call.slice_stride + kRoiLanes<T>;
+    const int64_t rois = call.image_begin[call.images];
+    return call.as_rows || rois == 0 ? 0 : call.bins * call.slice_stride + kRoiLanes<T>;
   }
-  std::unique_ptr<T[]> numbers_;
+  Scratch<T> numbers_;
   std::unique_ptr<AxisPixel<T>[]> pixels_;
   std::unique_ptr<AxisPixels<T>[]> x_lists_;
   std::unique_ptr<bool[]> copied_;

@@ -94,6 +94,14 @@ struct BinAxis {
     return point < T(0) ? T(0) : (point > last ? last : point);
   }
 
+  // Keeps the samples of `all` that can give weight or slope to pixels begin .. end - 1. To be
+  // called for pixels further and further to the right, first without samples.
+  D2_HOST_DEVICE void keep_samples_near(const BinAxis& all, T begin, T end) {
+    while (sample_begin < all.sample_end && at(sample_begin) < begin - T(1)) ++sample_begin;
+    sample_end = sample_end > sample_begin ? sample_end : sample_begin;
+    while (sample_end < all.sample_end && at(sample_end) < end) ++sample_end;
+  }
+
   // P is T, or a vector of T for several pixels at a time.
   template <typename P>
   D2_HOST_DEVICE P weight(P pixel) const {

@@ -50,12 +50,13 @@ def check_scale(op: str, spatial_scale: float) -> None:
 
 
 def check_pair(op: str, name: str, value, least: int) -> list[int]:
-    """Convert an int or a (height, width) pair to [height, width], each at least `least`."""
+    """Convert an int or a (height, width) pair to [height, width], each at least `least` and below
+    2^24, the bound of csrc/check.h."""
     pair = list(value) if isinstance(value, (tuple, list)) else [value, value]
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    if len(pair) != 2 or not all(isinstance(v, int) and least <= v < 2**24 for v in pair):
         raise ArgumentError(
-            f"{op}: {name} is an int or a (height, width) pair of ints, each at least {least}; "
-            f"got {value!r}"
+            f"{op}: {name} is an int or a (height, width) pair of ints below 2^24, each at least "
+            f"{least}; got {value!r}"
         )
     return pair
 

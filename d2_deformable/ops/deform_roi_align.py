@@ -53,7 +53,7 @@ def deform_roi_align(
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together, or a
             spatial_scale that is not a finite number above 0.
         RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
-            device-side assertion, at the next synchronisation.)
+            device-side assertion, at the next synchronisation. Forward mode raises an IndexError.)
 
     All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois and
     offset may be float32; under torch.autocast they are. Coordinates and sums are at least float32.
@@ -84,6 +84,11 @@ def deform_roi_align(
     check_rois(op, input, rois)
     check_coordinates(op, input, offset=offset)
     check_scale(op, spatial_scale)
+    if sampling_ratio > 2**20:
+        raise ArgumentError(
+            f"{op}: sampling_ratio is {sampling_ratio}; expected at most 2^20 samples per bin and "
+            "axis, or 0 for as many as a bin has pixels"
+        )
     if offset is not None and offset.shape != (rois.shape[0], 2, *output_size):
         raise ArgumentError(
             f"{op}: the shape of the offset is {shape(offset)}, expected ({rois.shape[0]}, 2, "

@@ -61,7 +61,7 @@ def deform_roi_pool(
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together, or a
             spatial_scale that is not a finite number above 0.
         RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
-            device-side assertion, at the next synchronisation.)
+            device-side assertion, at the next synchronisation. Forward mode raises an IndexError.)
 
     All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois and
     offset may be float32; under torch.autocast they are. Coordinates and sums are at least float32.
@@ -98,9 +98,9 @@ def deform_roi_pool(
     check_rois(op, input, rois)
     check_coordinates(op, input, offset=offset)
     check_scale(op, spatial_scale)
-    if group_size < 1 or samples_per_part < 1:
+    if not (1 <= group_size < 2**24 and 1 <= samples_per_part < 2**24):
         raise ArgumentError(
-            f"{op}: group_size and samples_per_part must be at least 1, "
+            f"{op}: group_size and samples_per_part must be at least 1 and below 2^24, "
             f"got {group_size} and {samples_per_part}"
         )
     channels = input.shape[1]

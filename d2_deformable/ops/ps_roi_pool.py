@@ -52,7 +52,7 @@ def ps_roi_pool(
         ArgumentError (a ValueError): shapes, dtypes or devices that do not fit together, or a
             spatial_scale that is not a finite number above 0.
         RuntimeError: an image index outside 0 .. N-1. (CUDA reports it like any wrong index: as a
-            device-side assertion, at the next synchronisation.)
+            device-side assertion, at the next synchronisation. Forward mode raises an IndexError.)
 
     All tensors are float32, float64, float16 or bfloat16. With a half-precision input, rois may be
     float32; under torch.autocast they are. Coordinates and sums are at least float32.

@@ -250,8 +250,9 @@ def wrong(**changes) -> dict:
         (wrong(offset=lambda t: t.repeat(1, 2, 1, 1)), r"4 classes.* 6 output channels"),
         (wrong(offset=lambda t: t.float()), r"offset is torch.float32 but input"),
         (wrong(output_size=0), r"output_size is an int or .* at least 1; got 0"),
-        (wrong(group_size=0), "group_size and samples_per_part must be at least 1, got 0 and 4"),
-        (wrong(samples_per_part=0), "must be at least 1, got 3 and 0"),
+        (wrong(group_size=0), "group_size and samples_per_part must be .* below 2.24, got 0 and 4"),
+        (wrong(samples_per_part=0), "must be at least 1 and below 2.24, got 3 and 0"),
+        (wrong(samples_per_part=2**32), "must be at least 1 and below 2.24, got 3 and 4294967296"),
     ],
 )
 def test_wrong_arguments_are_explained(call, message):

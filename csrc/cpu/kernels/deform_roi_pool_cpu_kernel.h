@@ -31,8 +31,9 @@ D2_INLINE void for_each_deform_bin(const DeformRoiPoolCall<T>& call, int64_t bin
     for (int64_t bin_y = bins_y.begin; bin_y < bins_y.end; ++bin_y) {
       const AxisPixels<T> y = y_axis(bins.bin_start_y(bin_y));
       for (int64_t bin_x = bins_x.begin; bin_x < bins_x.end; ++bin_x) {
-        AxisPixels<T>& x = scratch.x_lists[bin_x - bins_x.begin];
-        if (bin_y == bins_y.begin) x = x_axis(bins.bin_start_x(bin_x), bin_x - bins_x.begin);
+        const int64_t list = call.keep_x_lists ? bin_x - bins_x.begin : 0;
+        AxisPixels<T>& x = scratch.x_lists[list];
+        if (bin_y == bins_y.begin || !call.keep_x_lists) x = x_axis(bins.bin_start_x(bin_x), list);
         visit(bin_y * s.bins_w + bin_x, 0, y, x);
       }
     }

@@ -18,10 +18,15 @@ D2_INLINE AxisPixels<T> list_axis_pixels(const BinAxis<T>& axis, int64_t stride,
   Vector<T> pixel;
   for (int lane = 0; lane < lanes; ++lane) pixel[lane] = T(axis.pixel_begin + lane);
   int64_t size = 0;
+  // A large bin may have as many samples as pixels; the time must not grow with their product.
+  const bool large = axis.pixel_end - axis.pixel_begin > lanes;
+  BinAxis<T> near = axis;
+  if (large) near.sample_end = near.sample_begin;
   for (int32_t first = axis.pixel_begin; first < axis.pixel_end; first += lanes) {
     T weight[lanes], slope[lanes];
-    store(weight, axis.weight(pixel));
-    if (slopes) store(slope, axis.slope(pixel));
+    if (large) near.keep_samples_near(axis, T(first), T(first + lanes));
+    store(weight, near.weight(pixel));
+    if (slopes) store(slope, near.slope(pixel));
     const int count = axis.pixel_end - first < lanes ? axis.pixel_end - first : lanes;
     for (int lane = 0; lane < count; ++lane) {
       pixels[size] = {(first + lane) * stride, weight[lane], slopes ? slope[lane] : T(0)};

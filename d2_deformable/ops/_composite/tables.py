@@ -7,7 +7,6 @@ infinite pixel is not zero.
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,10 +31,10 @@ def fixed(size) -> int:
 
 def read(table: Tensor, rows: Tensor) -> Tensor:
     """(number of rows, channels), (...) -> (..., channels)."""
-    return F.embedding(rows, table)
+    # Not F.embedding, whose second derivative fails where there are no rows.
+    return table.index_select(0, rows.flatten()).reshape(*rows.shape, table.shape[1])
 
 
 def read_backward(grad: Tensor, rows: Tensor, table: Tensor) -> Tensor:
     """(..., channels), (...) -> gradient of the table."""
-    # Not embedding_dense_backward, whose own derivative fails where there are no rows.
     return grad.new_zeros(table.shape).index_add(0, rows.flatten(), grad.flatten(0, -2))
