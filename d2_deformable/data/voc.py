@@ -181,5 +181,7 @@ def _number(parent, tag: str, xml: Path) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{xml}: <{tag}> in <{parent.tag}> must be a finite number, got {one_line(repr(text))}")
+        raise ValueError(
+            f"{xml}: <{tag}> in <{parent.tag}> must be a finite number, got {one_line(repr(text))}"
+        )
     return value

@@ -6,6 +6,7 @@ The other files of results are made from it at the end.
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ class OutputFolder:
         return [r for r in records if "frame" not in r or r["file"] in finished]
 
     def _relative(self, file) -> Path:
-        return Path(file).absolute().relative_to(self.root)
+        return Path(os.path.abspath(file)).relative_to(self.root)
 
     def _path(self, kind: str, file, suffix: str) -> Path:
         """Path below a subfolder; it keeps the suffix of `file`, so that names stay distinct."""
@@ -244,7 +245,7 @@ def as_record(prediction: Prediction, class_names) -> dict:
 
 
 def _common_folder(files) -> Path:
-    folders = [Path(file).absolute().parent for file in files]
+    folders = [Path(os.path.abspath(file)).parent for file in files]  # without ".."
     common = folders[0]
     while not all(folder.is_relative_to(common) for folder in folders):
         common = common.parent

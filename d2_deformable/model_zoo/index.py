@@ -127,8 +127,8 @@ def _entry(path: str, name: str, fields, namespaced: bool) -> Checkpoint:
         config_file = beside(path, config, f"{here}, field config:")
         if not config_file.startswith(REMOTE) and not PathManager.isfile(config_file):
             raise ValueError(
-                f"{here}, field config: {one_line(config)!r} is neither a config of this package nor a file "
-                "beside the index"
+                f"{here}, field config: {one_line(config)!r} is neither a config of this package "
+                "nor a file beside the index"
             )
         config = f"{name.rpartition('.')[0] or name}.yaml"
     location = beside(path, url or name, f"{here}, field url:")
