@@ -195,8 +195,9 @@ def _is_polygon(polygon: list) -> bool:
     if (max(polygon) - min(polygon)) * len(polygon) <= LONGEST_OUTLINE:  # nearly always
         return True
     points = np.array(polygon, float).reshape(-1, 2)
-    edges = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    return float(edges.sum()) <= LONGEST_OUTLINE
+    with np.errstate(over="ignore"):
+        edges = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+        return float(edges.sum()) <= LONGEST_OUTLINE
 
 
 def _keypoints_metadata(categories: list[dict]) -> dict:

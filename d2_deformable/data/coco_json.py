@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..utils.files import one_line
 from ..utils.pixels import check_pixels
+from ..utils.text import is_text
 from .checks import read_json
 
 
@@ -170,7 +171,7 @@ def _distinct(categories: list[dict], annotations: list[dict]) -> list[dict]:
         if type(category.get("name")) is int:
             category["name"] = str(category["name"])
     names = [category.get("name") for category in categories]
-    if not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) and is_text(name) for name in names):
         raise ValueError(f"every category needs a unique name, got {one_line(names)}")
     used = {annotation["category_id"] for annotation in annotations}
     alike = defaultdict(list)

@@ -12,7 +12,7 @@ from ..utils.config_files import count_values
 from ..utils.files import one_line
 from ..utils.paths import leads_out
 from ..utils.pixels import image_size
-from ..utils.text import count
+from ..utils.text import count, is_text
 from .checks import (
     AnnotationReport,
     existing,
@@ -252,6 +252,8 @@ def _class_names(content: dict, file: str) -> tuple[str, ...]:
     if any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
         raise ValueError(f"{file}: names must hold text, got {one_line(names)}; quote each name")
     names = tuple(map(str, names))
+    if not all(map(is_text, names)):
+        raise ValueError(f"{file}: names must hold text, got {one_line(names)}")
     if len(set(names)) < len(names):
         raise ValueError(f"{file}: a name occurs twice in {one_line(', '.join(names))}")
     if str(content.get("nc", len(names))) != str(len(names)):

@@ -168,7 +168,9 @@ def _command(log: Path) -> tuple[str, str]:
                 words = ["d2-deformable", "train", "--config-file", args["config_file"]]
                 words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
                 words += ["--resume"] if args["resume"] else []
-                return args["config_file"], shlex.join(words + list(args["opts"]))
+                words += args["opts"]
+                if all(isinstance(word, str) for word in words):
+                    return args["config_file"], shlex.join(words)
     return "", ""
 
 
