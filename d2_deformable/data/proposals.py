@@ -78,8 +78,8 @@ def _check_file(file: Path, name: str, key: str) -> None:
         boxes = {str(i): one for i, one in zip(ids, boxes, strict=True)}
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file}, from {key}, is no proposal file ({type(error).__name__}: {one_line(error)}): expected "
-            "what `d2-deformable proposals` writes"
+            f"{file}, from {key}, is no proposal file ({type(error).__name__}: {one_line(error)}): "
+            "expected what `d2-deformable proposals` writes"
         ) from error
     records = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
     missing = [i for i in records if i not in boxes]

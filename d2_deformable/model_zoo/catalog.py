@@ -46,8 +46,8 @@ def register_index(path) -> list[str]:
     - name: a namespace, "/", and a name.
     - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"), a URL, or a path
       relative to the index and inside its folder. `get_config` finds the latter two under the
-      checkpoint's name, here "acme/bolts.yaml". A config fetched from a URL must not have a relative
-      `_BASE_`.
+      checkpoint's name, here "acme/bolts.yaml". A config fetched from a URL must not have a
+      relative `_BASE_`.
     - url: a URL that Detectron2's PathManager opens, or a path relative to the index and inside its
       folder. Default: the name, beside the index.
     - sha256: of the file; checked whenever the file is requested.

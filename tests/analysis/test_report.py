@@ -111,7 +111,9 @@ class Page(HTMLParser):
 def test_report_of_a_deformable_network(make_run, two_objects, head):
     folder = make_run(f"warped_shapes_{head}_R_18_dconv3_dpool.yaml")
     (folder / "pictures").mkdir()
-    report_pictures.save_picture(Figure(), folder / "pictures" / "9_old.png", "of an earlier report")
+    report_pictures.save_picture(
+        Figure(), folder / "pictures" / "9_old.png", "of an earlier report"
+    )
     statistics = {"outside": 0.25, "p99": 3.5, "std": 0.5, "mean": 1.125}
     line = {f"offsets/backbone.res5.1.conv2/{k}": v for k, v in statistics.items()}
     with (folder / "metrics.json").open("a") as lines:

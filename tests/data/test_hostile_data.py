@@ -92,7 +92,9 @@ def test_names_inside_the_data_set(root, reader, name):
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("name", ["../../images/b.png", "x/../../../images/b.png", "{}/images/b.png"])
+@pytest.mark.parametrize(
+    "name", ["../../images/b.png", "x/../../../images/b.png", "{}/images/b.png"]
+)
 def test_names_that_lead_out(root, reader, name):
     name = name.format(root.parent)
     (root / "images/x").mkdir()

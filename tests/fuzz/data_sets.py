@@ -41,7 +41,6 @@ FORMATS = (
     (CSV, "labels/all.csv"),
     (MASKS, "list.txt"),
 )
-LOADED = [0]
 
 
 def one_input(data: bytes) -> None:
@@ -59,7 +58,6 @@ def one_input(data: bytes) -> None:
 
 
 def _check(record: dict) -> None:
-    LOADED[0] += 1
     for key in ("file_name", "sem_seg_file_name"):
         if key in record:
             path = os.path.realpath(record[key])
@@ -96,9 +94,7 @@ _XML = (
     "<object><name>nut</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>"
     "<xmax>9</xmax><ymax>7</ymax></bndbox></object></annotation>"
 )
-_BOMB = "".join(
-    f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "lol" * 10}">' for i in range(10)
-)
+_BOMB = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "lol" * 10}">' for i in range(10))
 
 SEEDS = [
     _coco(),

@@ -7,7 +7,9 @@ import pytest
 from d2_deformable.utils.paths import inside, leads_out
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub/../a.jpg", "..a/b", "a..jpg"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub/../a.jpg", "..a/b", "a..jpg"]
+)
 def test_paths_inside(tmp_path, name, monkeypatch):
     path = inside(tmp_path, name, "x.json", "")
     assert str(path) == os.path.normpath(f"{tmp_path}/{name}")
