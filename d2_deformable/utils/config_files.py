@@ -112,7 +112,7 @@ def _screen(config_file: str) -> None:
                 text = file.read(MAX_CHARACTERS + 1)
             if len(text) > MAX_CHARACTERS:
                 raise ValueError(f"{filename} has more than {MAX_CHARACTERS} characters")
-            values = _count(yaml.compose(text, yaml.SafeLoader), {})
+            values = count_values(yaml.compose(text, yaml.SafeLoader), MAX_VALUES)
             if values > MAX_VALUES:
                 raise ValueError(
                     f"{filename} has {values} values through its aliases (*); expected at most "
@@ -131,15 +131,21 @@ class _Named(io.StringIO):
         self.name = name
 
 
-def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Number of values below a node, with aliases expanded; `known` are those of other nodes."""
+def count_values(node: yaml.Node | None, limit: int, known: dict[int, int] | None = None) -> int:
+    """Number of values below a node, with aliases expanded.
+
+    Args:
+        limit: a node that contains itself counts as one more than this.
+        known: counts of other nodes, by their id.
+    """
+    known = {} if known is None else known
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # if it contains itself
+        known[id(node)] = limit + 1  # if it contains itself
         pairs = isinstance(node, yaml.MappingNode)
         children = [child for pair in node.value for child in pair] if pairs else node.value
-        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+        known[id(node)] = 1 + sum(count_values(child, limit, known) for child in children)
     return known[id(node)]
 
 

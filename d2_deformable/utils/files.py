@@ -72,7 +72,8 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
-def one_line(value) -> str:
+def one_line(value, longest: int = 200) -> str:
     """Format text from a file, or an error, as one printable line of bounded length."""
     text = " ".join(str(value).split()) or type(value).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)

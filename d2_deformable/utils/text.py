@@ -1,4 +1,13 @@
-"""Counts in messages."""
+"""Text in messages and names."""
+
+
+def is_text(name: str) -> bool:
+    """Whether a string can be written to a file: JSON and YAML can hold half a character."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def count(n: int, things: str) -> str:
