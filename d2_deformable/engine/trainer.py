@@ -9,7 +9,7 @@ import detectron2.utils.comm as comm
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 from detectron2.utils.logger import setup_logger
@@ -21,14 +21,14 @@ from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
 from ..utils.seeding import seed_all
-from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
 from .checkpoint_files import checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
+from .guarded import GuardedAMPTrainer, GuardedCPUAMPTrainer, GuardedTrainer
 from .interruption import Interruption
-from .non_finite import ADVICE, LastStep
+from .non_finite import ADVICE
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
@@ -70,7 +70,6 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):  # no default_setup
             setup_logger()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self._amp = cfg.SOLVER.AMP.ENABLED
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -78,8 +77,9 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             devices = None if on_cpu else [comm.get_local_rank()]
             model = DistributedDataParallel(model, devices, broadcast_buffers=False)
-        amp_loop = CPUAMPTrainer if on_cpu else AMPTrainer
-        self._trainer = (amp_loop if self._amp else SimpleTrainer)(model, data_loader, optimizer)
+        amp_loop = GuardedCPUAMPTrainer if on_cpu else GuardedAMPTrainer
+        loop = amp_loop if cfg.SOLVER.AMP.ENABLED else GuardedTrainer
+        self._trainer = loop(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(
             model,
@@ -91,7 +91,7 @@ class Trainer(DefaultTrainer):
         self._scalars, self._written = {}, -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-        self.last_step = LastStep(self.model)
+        self.last_step = self._trainer.last_step
         seed = getattr(self._trainer.data_loader, "seed", None)
         self.seed = comm.shared_random_seed() if seed is None else seed
 
@@ -210,16 +210,16 @@ class Trainer(DefaultTrainer):
         """As Detectron2's.
 
         Raises:
-            FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
+            FloatingPointError: the training has diverged, see `Guarded`; names the iteration, and
+                the last checkpoint.
         """
         seed_all(self.seed, self.iter, comm.get_rank())
         try:
             super().run_step()
         except FloatingPointError as error:
-            model = getattr(self.model, "module", self.model)
             last = self.checkpointer.get_checkpoint_file()
             raise FloatingPointError(
-                f"Iteration {self.iter}: {self.last_step.diagnose(model, self._amp)}. {ADVICE}"
+                f"Iteration {self.iter}: {error}. {ADVICE}"
                 + (f"; the last checkpoint is {last}" if last else "; no checkpoint is saved yet")
             ) from error
 
