@@ -82,7 +82,7 @@ class Guarded:
     def _write_metrics(self, loss_dict, *args, **kwargs):
         self._check_losses(loss_dict)
         super()._write_metrics(loss_dict, *args, **kwargs)
-        self._check_gradients()
+        self.check_gradients()
 
     def _check_losses(self, losses) -> None:
         bad = not is_finite(losses)
@@ -94,16 +94,16 @@ class Guarded:
         found = self.last_step.diagnose(self._network, self.amp, repeat) if bad else ""
         raise Diverged(next(filter(None, comm.all_gather(found))))
 
-    def _check_gradients(self) -> None:
+    def check_gradients(self) -> None:
         size = norm(_gradients(self._parameters.values()))
         if size < float("inf"):
             self._report("grad_norm", size)
             if self._offsets:
                 self._report("grad_norm_offsets", norm(_gradients(self._offsets)))
         else:
-            self._refuse_gradients()
+            self.refuse_gradients()
 
-    def _refuse_gradients(self) -> None:
+    def refuse_gradients(self) -> None:
         gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         files = [file for files in comm.all_gather(self.last_step.files) for file in files]
         raise Diverged(
@@ -146,15 +146,15 @@ class GuardedAMPTrainer(Guarded, AMPTrainer):
 
     amp = True
 
-    def _check_gradients(self):
+    def check_gradients(self):
         # The optimizer clips gradients, so it needs them without the scale, too.
         self.grad_scaler.unscale_(self.optimizer)
         self._report("amp_scale", self.grad_scaler.get_scale(), smoothing_hint=False)
-        super()._check_gradients()
+        super().check_gradients()
 
-    def _refuse_gradients(self):
+    def refuse_gradients(self):
         if self.grad_scaler.get_scale() < MIN_SCALE:
-            super()._refuse_gradients()
+            super().refuse_gradients()
 
 
 def norm(tensors) -> float:

@@ -20,6 +20,7 @@ from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_propos
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
+from ..utils.files import FileFormatError, one_line
 from ..utils.seeding import seed_all
 from .best import BestCheckpoint, EarlyStop
 from .checkpoint_files import checkpoint_to_resume, named_checkpoint
@@ -32,7 +33,16 @@ from .non_finite import ADVICE
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
-from .resume import WINDOW, check_same_config, cut_metrics, put_scalars, scalars_of
+from .resume import (
+    WINDOW,
+    check_alike,
+    check_same_config,
+    check_scalars,
+    cut_metrics,
+    own_tensors,
+    put_scalars,
+    scalars_of,
+)
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
 
@@ -109,7 +119,7 @@ class Trainer(DefaultTrainer):
             ValueError: the checkpoint holds weights only, or was trained with another config; see
                 `check_same_config`.
         """
-        file = checkpoint_to_resume(self.cfg) if resume else None
+        file = self._resumed = checkpoint_to_resume(self.cfg) if resume else None
         if not file:
             check_weights(self.cfg)
         if not resume and (name := named_checkpoint(Path(self.cfg.OUTPUT_DIR))):
@@ -136,7 +146,7 @@ class Trainer(DefaultTrainer):
             self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
-        if not state:
+        if not state or not isinstance(state, dict):
             raise ValueError(
                 f"{file}: holds weights but not the state of a training; to start from it, name "
                 "it as MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR"
@@ -154,11 +164,26 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state):
+        """As Detectron2's.
+
+        Raises:
+            FileFormatError: the state is not that of a training.
+        """
         if "_trainer" not in state:
             logger.warning("The checkpoint has no state of the optimizer: momentum starts at zero")
             state = {**state, "_trainer": self._trainer.state_dict()}
-        super().load_state_dict(state)
-        self._trainer.load_state_dict(state["_trainer"])
+        try:
+            check_alike(state, self.state_dict())
+            check_scalars(state.get("scalars", {}))
+            super().load_state_dict(state)
+            self._trainer.load_state_dict(state["_trainer"])
+            own_tensors(self.optimizer)
+        except Exception as error:  # of torch and Detectron2, of any type
+            raise FileFormatError(
+                f"{self._resumed}: the state of its training is damaged: {one_line(error)}. Resume "
+                "from another checkpoint, or start from its weights (MODEL.WEIGHTS) in another "
+                "OUTPUT_DIR"
+            ) from error
         self.seed = state.get("seed", self.seed)
         self._scalars = state.get("scalars", {})
 

@@ -110,17 +110,26 @@ def _screen(config_file: str) -> None:
                 )
             with super()._open_cfg(filename) as file:
                 text = file.read(MAX_CHARACTERS + 1)
-            if len(text) > MAX_CHARACTERS:
-                raise ValueError(f"{filename} has more than {MAX_CHARACTERS} characters")
-            values = _count(yaml.compose(text, yaml.SafeLoader), {})
-            if values > MAX_VALUES:
-                raise ValueError(
-                    f"{filename} has {values} values through its aliases (*); expected at most "
-                    f"{MAX_VALUES}"
-                )
+            check_size(text, filename)
             return _Named(text, filename)
 
     Screened.load_yaml_with_base(config_file, allow_unsafe=False)
+
+
+def check_size(text: str, name: str) -> None:
+    """Check that a YAML is of ordinary size, aliases expanded.
+
+    Raises:
+        ValueError: it is not.
+        yaml.YAMLError, RecursionError: it is no YAML, or nested too deeply.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{name} has more than {MAX_CHARACTERS} characters")
+    values = _count(yaml.compose(text, yaml.SafeLoader), {})
+    if values > MAX_VALUES:
+        raise ValueError(
+            f"{name} has {values} values through its aliases (*); expected at most {MAX_VALUES}"
+        )
 
 
 class _Named(io.StringIO):

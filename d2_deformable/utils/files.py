@@ -74,5 +74,8 @@ def check_folder(path: Path) -> None:
 
 def one_line(value) -> str:
     """Format text from a file, or an error, as one printable line of bounded length."""
-    text = " ".join(str(value).split()) or type(value).__name__
+    try:
+        text = " ".join(str(value).split()) or type(value).__name__
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a huge {type(value).__name__}"
     return "".join(c if c.isprintable() else "?" for c in text[:200])
