@@ -35,6 +35,7 @@ from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
 from .schedule import check_schedule, learning_rate
+from .values import check_values
 
 # The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
@@ -79,6 +80,7 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: one of the following.
 
+            * A value is out of its range, or none of a set of names, see `check_values`.
             * MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes layers, and
               MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
             * The chosen backbone or heads do not read a key of this package that is set.
@@ -93,6 +95,7 @@ def check_settings(cfg) -> None:
               shows only when the optimizer or the model is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
+    check_values(cfg)
     _check_names(cfg.MODEL)
     if is_fcos(cfg):
         check_has_fcos()

@@ -72,10 +72,10 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
-def one_line(value) -> str:
-    """Format text from a file, or an error, as one printable line of bounded length."""
+def one_line(value, most: int = 200) -> str:
+    """Format text from a file, or an error, as one printable line of at most `most` characters."""
     try:
         text = " ".join(str(value).split()) or type(value).__name__
     except ValueError:  # Python refuses to write integers of thousands of digits
         text = f"a huge {type(value).__name__}"
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+    return "".join(c if c.isprintable() else "?" for c in text[:most])

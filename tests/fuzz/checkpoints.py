@@ -1,7 +1,8 @@
-"""Any bytes as a file of weights: each reader gives weights, or one sentence that names the file."""
+"""Any bytes as a file of weights: each reader gives weights, or one sentence."""
 
 import resource
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ SEEDS.append(
         }
     )
 )
+SECONDS = 20
 MEMORY = 2**20  # KiB that the process may take in addition to its start
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzz")
@@ -65,10 +67,12 @@ _START = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def one_input(data: bytes) -> None:
     _FILE.write_bytes(data)
     for reader in READERS:
+        started = time.monotonic()
         try:
             reader(_FILE)
         except ValueError as error:
             assert len(str(error)) < 2000, f"a message of {len(str(error))} characters"
+        assert time.monotonic() - started < SECONDS, "a hang"
     assert [path.name for path in Path(_FOLDER.name).iterdir()] == [_FILE.name]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - _START
     assert grown < MEMORY, f"{grown} KiB of memory"
