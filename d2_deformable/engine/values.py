@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from numbers import Real
 
+import torch
 from detectron2.layers import get_norm
 
 
@@ -38,6 +39,14 @@ def _is_norm(value) -> bool:
     try:
         get_norm(value, 32)
     except Exception:  # of any type, for names that it does not know
+        return False
+    return True
+
+
+def _is_device(value) -> bool:
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
         return False
     return True
 
@@ -145,6 +154,7 @@ RULES = {
     Rule(lambda n: n in (-1, 0, 1), "-1, 0 or 1"): """
         MODEL.RETINANET.IOU_LABELS MODEL.ROI_HEADS.IOU_LABELS MODEL.RPN.IOU_LABELS
     """,
+    Rule(_is_device, "'cpu', 'cuda' or 'cuda:1'"): "MODEL.DEVICE",
     _one_of("value", "norm"): "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
     _one_of("BGR", "RGB", "L", "YUV-BT.601", "HSV", "LAB", "YCbCr", "CMYK"): "INPUT.FORMAT",
     _one_of(*SAMPLERS): "DATALOADER.SAMPLER_TRAIN",

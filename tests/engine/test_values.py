@@ -95,6 +95,7 @@ def test_what_no_rule_allows_is_refused(cfg, rule, key):
         ("MODEL.RESNETS.NORM", "BNN", "'BNN'; expected a norm"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [0]], "expected a finite number above 0 for each"),
         ("DATALOADER.SAMPLER_TRAIN", "foo", "'foo'; expected one of 'TrainingSampler'"),
+        ("MODEL.DEVICE", "gpu", "'gpu'; expected 'cpu', 'cuda' or 'cuda:1'"),
         ("SEED", 2**63, "expected a whole number below 2"),
         ("MODEL.ROI_HEADS.NUM_CLASSES", True, "True; expected 1 or more"),
     ],
