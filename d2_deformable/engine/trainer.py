@@ -10,6 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 from detectron2.utils.logger import setup_logger
@@ -201,7 +202,14 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.BEST_METRIC,
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
-            return getattr(self, "_last_eval_results", None)
+            return self._verified_results()
+
+    def _verified_results(self):
+        """Results of the last evaluation, checked as Detectron2's `train` does."""
+        results = getattr(self, "_last_eval_results", None)
+        if results is not None and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def before_train(self):
         super().before_train()
@@ -229,7 +237,7 @@ class Trainer(DefaultTrainer):
         with EventStorage(self.max_iter) as self.storage:
             self.before_train()
             self.after_train()
-        return getattr(self, "_last_eval_results", None)
+        return self._verified_results()
 
     def run_step(self):
         """As Detectron2's.

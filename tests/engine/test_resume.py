@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,16 @@ def test_a_checkpoint_without_optimizer_says_so(config, interrupted, caplog):
         trainer.resume_or_load()
     assert trainer.start_iter == 2
     assert "no state of the optimizer: momentum starts at zero" in caplog.text
+
+
+@pytest.mark.parametrize("expected, stops", [(100.0, True), (0.0, False)])
+def test_expected_results_of_a_finished_training(run, config, expected, stops):
+    cfg = config(run.OUTPUT_DIR, "SEED", "-1", "INPUT.MIN_SIZE_TEST", "64")
+    cfg.DATASETS.TEST = ("resume",)
+    cfg.TEST.EXPECTED_RESULTS = [["voc", "AP", expected, 50.0]]
+    (trainer := Trainer(cfg)).resume_or_load()
+    with pytest.raises(SystemExit) if stops else nullcontext():
+        assert "voc" in trainer.train()
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
