@@ -12,7 +12,12 @@ from d2_deformable.engine.values import RULES, check_values
 from yamls import CONFIGS
 
 KEYS = {key for keys in RULES.values() for key in keys.split()}
-OF_MAIN = {"SOLVER.BASE_LR_END"}
+OF_MAIN = {
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES",
+    "SOLVER.BASE_LR_END",
+    "SOLVER.NUM_DECAYS",
+}
 # Numbers with a check of their own, or for which each value has a meaning.
 OTHERS = {
     "VERSION",
@@ -68,8 +73,8 @@ def test_every_number_has_a_rule(cfg):
 
 @pytest.mark.parametrize("rule, key", [(r, k) for r, ks in RULES.items() for k in ks.split()])
 def test_what_no_rule_allows_is_refused(cfg, rule, key):
-    if key in OF_MAIN:
-        return
+    if key not in dict(leaves(cfg)):
+        pytest.skip("a key of Detectron2 main")
     before = dict(leaves(cfg))[key]
     for bad in (float("nan"), "foo"):
         put(cfg, key, [bad] if isinstance(before, (list, tuple)) else bad)
