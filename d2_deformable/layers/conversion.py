@@ -16,10 +16,10 @@ from .deform_conv2d import DeformConv2d
 
 # Options of MODEL.DEFORM_MODULES, named as in MODEL.RESNETS.DEFORM_*: argument of DeformConv2d,
 # type of the value and, of a number, the lowest.
-OPTIONS = {
+OPTIONS: dict[str, tuple[str, type, float]] = {
     "groups": ("offset_groups", int, 1),
-    "modulated": ("modulated", bool, False),
-    "border": ("border", str, None),
+    "modulated": ("modulated", bool, 0),
+    "border": ("border", str, 0),
     "clamp": ("max_offset", float, 0),
     "offset_dilation": ("offset_dilation", int, 0),
 }
