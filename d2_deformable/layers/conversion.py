@@ -163,7 +163,7 @@ def _argument(option: str, value) -> tuple:
     kinds = (float, int) if kind is float else kind
     if not isinstance(value, kinds) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{option} is {value!r}, a {type(value).__name__}, not {kind.__name__}")
-    if kind in (int, float) and not lowest <= value < math.inf:
+    if isinstance(value, int | float) and not lowest <= value < math.inf:
         raise ValueError(f"{option} is {value}; expected a finite number, {lowest} or more")
     return argument, value
 
