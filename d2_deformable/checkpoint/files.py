@@ -67,8 +67,22 @@ def named_tensors(path, content) -> dict[str, Tensor]:
     converted = {id(value): _tensor(path, name, value) for name, value in content.items()}
     tensors = OrderedDict((name, converted[id(value)]) for name, value in content.items())
     if hasattr(content, "_metadata"):
+        if not _are_versions(content._metadata):
+            raise FileFormatError(
+                f"{path} holds layer versions (_metadata) that are no whole numbers; expected what "
+                "state_dict() gives"
+            )
         tensors._metadata = content._metadata
     return tensors
+
+
+def _are_versions(metadata) -> bool:
+    """Check that it is {module: {"version": number, ...}, ...}, which torch relies on."""
+    entries = metadata.values() if isinstance(metadata, Mapping) else [None]
+    return all(
+        isinstance(entry, Mapping) and isinstance(entry.get("version"), int | None)
+        for entry in entries
+    )
 
 
 def read_content(path, *, trust_pickle: bool = False):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..modeling import build_model
 from ..modeling.meta_arch.predicates import check_soft_nms
+from ..utils.files import one_line
 from ..utils.text import count
 from .safe import SafeCheckpointer
 
@@ -56,12 +57,20 @@ class StrictCheckpointer(SafeCheckpointer):
                 for name, theirs, ours in incompatible.incorrect_shapes
             ],
         }
-        found = [f"{len(keys)} {what} ({keys[0]})" for what, keys in problems.items() if keys]
+        found = [
+            f"{len(keys)} {what} ({one_line(keys[0])})" for what, keys in problems.items() if keys
+        ]
         if found:
             raise ValueError(
                 f"{self._file} is from another network, or has another number of classes: "
                 f"{', '.join(found)}. Use the config that it was trained with"
             )
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(
+                    f"{self._file}: {name} is NaN or infinite, so its training has diverged. Give "
+                    "an earlier checkpoint"
+                )
         return incompatible
 
 

@@ -77,6 +77,8 @@ def run(main, parser, argv=None) -> None:
         pass
     else:
         setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    # On a full disk, a log file would print a traceback for every line.
+    logging.raiseExceptions = args.debug
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is deprecated
     try:

@@ -18,6 +18,7 @@ from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
 from ..engine.launch import restarted, started_by_torchrun, torchrun_processes
+from ..utils.files import make_folder, naming_full_disk
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,15 @@ def setup(args):
     Checks come before Detectron2's long report of the environment and the config.
     """
     cfg = checked_config(args)
-    default_setup(cfg, args)
+    with naming_full_disk(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     return cfg
 
 
 def checked_config(args):
     cfg = read_config(args.config_file, args.opts)
     if not args.dry_run:
+        make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), args.debug)
     fall_back_to_cpu(cfg)
     cfg.freeze()
@@ -58,6 +61,11 @@ def train_or_evaluate(args):
         the results of the last evaluation.
     """
     cfg = setup(args)
+    with naming_full_disk(cfg.OUTPUT_DIR):
+        return _train_or_evaluate(args, cfg)
+
+
+def _train_or_evaluate(args, cfg):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

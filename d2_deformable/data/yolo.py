@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from detectron2.structures import BoxMode
 
-from ..utils.config_files import count_values
+from ..utils.config_files import check_size
 from ..utils.files import one_line
 from ..utils.paths import leads_out
 from ..utils.pixels import image_size
@@ -225,9 +225,7 @@ def _pixels(corners, width: int, height: int) -> tuple[float, ...]:
 def _read_yaml(file: Path) -> dict:
     text = read_text(file)
     try:
-        values = count_values(yaml.compose(text, yaml.SafeLoader), len(text))
-        if values > max(len(text), 1):  # a value takes a letter, unless an alias repeats it
-            raise ValueError("it repeats values through aliases (*); write them out")
+        check_size(text, "it")
         content = yaml.safe_load(text)
     except Exception as error:  # PyYAML raises many types, such as IndexError on "!!int ''"
         raise ValueError(f"{file}: not YAML ({one_line(error)})") from error

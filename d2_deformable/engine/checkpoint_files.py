@@ -56,7 +56,8 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
 def named_checkpoint(folder: Path) -> str:
     """The file name in "last_checkpoint", "" if there is no such file or it is damaged."""
     try:
-        text = (folder / "last_checkpoint").read_text(encoding="utf-8")
+        with open(folder / "last_checkpoint", "rb") as file:
+            text = file.read(4096).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         return ""
     return Path(text.strip("\0 \n\r\t")).name

@@ -15,6 +15,7 @@ WINDOW = 20  # iterations, as Detectron2 smooths
 class ConsolePrinter(CommonMetricPrinter):
     """Adds to Detectron2's line, whatever its version prints.
 
+    grad_norm: median of the last 20 iterations, see `Guarded`.
     images/s: from the median time of the last 20 iterations, of all processes together. Missing in
         the first iterations, as Detectron2's time is.
     max_mem: also on the CPU, where it is the peak of this process. Detectron2 prints that of a GPU.
@@ -32,8 +33,10 @@ class ConsolePrinter(CommonMetricPrinter):
         self._batch, self._health = batch, health
 
     def _more(self) -> str:
-        parts = []
-        if times := get_event_storage().histories().get("time"):
+        parts, histories = [], get_event_storage().histories()
+        if norms := histories.get("grad_norm"):
+            parts.append(f"grad_norm: {norms.median(WINDOW):.4g}")
+        if times := histories.get("time"):
             parts.append(f"{self._batch / times.median(WINDOW):.3g} images/s")
         if not torch.cuda.is_available():
             parts.append(f"max_mem: {peak_memory('cpu') / 2**20:.0f}M")

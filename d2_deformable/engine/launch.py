@@ -21,6 +21,19 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def highest_of_processes(number: int, model) -> int:
+    """Return the highest number of all processes, which each must ask for at the same point.
+
+    Args:
+        model: on the device that they talk through.
+    """
+    if comm.get_world_size() == 1:
+        return int(number)
+    highest = torch.tensor(int(number), device=next(model.parameters()).device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
+
+
 @contextmanager
 def torchrun_processes(device: str) -> Iterator[None]:
     """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.

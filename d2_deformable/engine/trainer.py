@@ -9,7 +9,8 @@ import detectron2.utils.comm as comm
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 from detectron2.utils.logger import setup_logger
@@ -20,19 +21,29 @@ from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_propos
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
+from ..utils.files import FileFormatError, one_line
 from ..utils.seeding import seed_all
-from .amp import CPUAMPTrainer
 from .best import BestCheckpoint, EarlyStop
 from .checkpoint_files import checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
+from .guarded import GuardedAMPTrainer, GuardedCPUAMPTrainer, GuardedTrainer
 from .interruption import Interruption
-from .non_finite import ADVICE, LastStep
+from .non_finite import ADVICE
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
-from .resume import WINDOW, check_same_config, cut_metrics, put_scalars, scalars_of
+from .resume import (
+    WINDOW,
+    check_alike,
+    check_same_config,
+    check_scalars,
+    cut_metrics,
+    own_tensors,
+    put_scalars,
+    scalars_of,
+)
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
 
@@ -70,7 +81,6 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):  # no default_setup
             setup_logger()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self._amp = cfg.SOLVER.AMP.ENABLED
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -78,8 +88,9 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             devices = None if on_cpu else [comm.get_local_rank()]
             model = DistributedDataParallel(model, devices, broadcast_buffers=False)
-        amp_loop = CPUAMPTrainer if on_cpu else AMPTrainer
-        self._trainer = (amp_loop if self._amp else SimpleTrainer)(model, data_loader, optimizer)
+        amp_loop = GuardedCPUAMPTrainer if on_cpu else GuardedAMPTrainer
+        loop = amp_loop if cfg.SOLVER.AMP.ENABLED else GuardedTrainer
+        self._trainer = loop(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(
             model,
@@ -91,7 +102,7 @@ class Trainer(DefaultTrainer):
         self._scalars, self._written = {}, -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-        self.last_step = LastStep(self.model)
+        self.last_step = self._trainer.last_step
         seed = getattr(self._trainer.data_loader, "seed", None)
         self.seed = comm.shared_random_seed() if seed is None else seed
 
@@ -109,7 +120,7 @@ class Trainer(DefaultTrainer):
             ValueError: the checkpoint holds weights only, or was trained with another config; see
                 `check_same_config`.
         """
-        file = checkpoint_to_resume(self.cfg) if resume else None
+        file = self._resumed = checkpoint_to_resume(self.cfg) if resume else None
         if not file:
             check_weights(self.cfg)
         if not resume and (name := named_checkpoint(Path(self.cfg.OUTPUT_DIR))):
@@ -136,7 +147,7 @@ class Trainer(DefaultTrainer):
             self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
-        if not state:
+        if not state or not isinstance(state, dict):
             raise ValueError(
                 f"{file}: holds weights but not the state of a training; to start from it, name "
                 "it as MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR"
@@ -154,11 +165,26 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state):
+        """As Detectron2's.
+
+        Raises:
+            FileFormatError: the state is not that of a training.
+        """
         if "_trainer" not in state:
             logger.warning("The checkpoint has no state of the optimizer: momentum starts at zero")
             state = {**state, "_trainer": self._trainer.state_dict()}
-        super().load_state_dict(state)
-        self._trainer.load_state_dict(state["_trainer"])
+        try:
+            check_alike(state, self.state_dict())
+            check_scalars(state.get("scalars", {}))
+            super().load_state_dict(state)
+            self._trainer.load_state_dict(state["_trainer"])
+            own_tensors(self.optimizer)
+        except Exception as error:  # of torch and Detectron2, of any type
+            raise FileFormatError(
+                f"{self._resumed}: the state of its training is damaged: {one_line(error)}. Resume "
+                "from another checkpoint, or start from its weights (MODEL.WEIGHTS) in another "
+                "OUTPUT_DIR"
+            ) from error
         self.seed = state.get("seed", self.seed)
         self._scalars = state.get("scalars", {})
 
@@ -176,7 +202,14 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.BEST_METRIC,
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
-            return getattr(self, "_last_eval_results", None)
+            return self._verified_results()
+
+    def _verified_results(self):
+        """Results of the last evaluation, checked as Detectron2's `train` does."""
+        results = getattr(self, "_last_eval_results", None)
+        if results is not None and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def before_train(self):
         super().before_train()
@@ -204,22 +237,22 @@ class Trainer(DefaultTrainer):
         with EventStorage(self.max_iter) as self.storage:
             self.before_train()
             self.after_train()
-        return getattr(self, "_last_eval_results", None)
+        return self._verified_results()
 
     def run_step(self):
         """As Detectron2's.
 
         Raises:
-            FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
+            FloatingPointError: the training has diverged, see `Guarded`; names the iteration, and
+                the last checkpoint.
         """
         seed_all(self.seed, self.iter, comm.get_rank())
         try:
             super().run_step()
         except FloatingPointError as error:
-            model = getattr(self.model, "module", self.model)
             last = self.checkpointer.get_checkpoint_file()
             raise FloatingPointError(
-                f"Iteration {self.iter}: {self.last_step.diagnose(model, self._amp)}. {ADVICE}"
+                f"Iteration {self.iter}: {error}. {ADVICE}"
                 + (f"; the last checkpoint is {last}" if last else "; no checkpoint is saved yet")
             ) from error
 

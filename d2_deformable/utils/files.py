@@ -1,5 +1,6 @@
 """Atomic replacement of files, their SHA-256, and the error for files of another format."""
 
+import errno
 import hashlib
 import json
 import os
@@ -72,8 +73,49 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
+def make_folder(folder, key: str) -> None:
+    """Create a folder to write into, and its parents, if it does not exist.
+
+    Args:
+        key: what names it, for the message.
+
+    Raises:
+        OSError: it cannot be created, or not be written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it is read-only"
+    except (FileExistsError, NotADirectoryError):
+        reason = "it, or a part of it, is a file"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise OSError(f"{key} {one_line(folder)} cannot be written to: {reason}. Give another one")
+
+
+@contextmanager
+def naming_full_disk(folder) -> Iterator[None]:
+    """Say that the disk of `folder` is full: errors of a file that is open do not name it.
+
+    Raises:
+        OSError: the disk is full, or the quota used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{error.filename or folder}: {error.strerror}. What was saved before is intact: make "
+            "room, then go on with --resume"
+        ) from error
+
+
 def one_line(value, longest: int = 200) -> str:
-    """Format text from a file, or an error, as one printable line of bounded length."""
-    text = " ".join(str(value).split()) or type(value).__name__
+    """Format text from a file, or an error, as one printable line, cut after `longest` letters."""
+    try:
+        text = " ".join(str(value).split()) or type(value).__name__
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a huge {type(value).__name__}"
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return "".join(c if c.isprintable() else "?" for c in text)
