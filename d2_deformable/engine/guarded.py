@@ -120,11 +120,18 @@ class Guarded:
         return f"{bad[-1]} and {len(bad) - 1} other parameters" if bad[1:] else "".join(bad)
 
     def state_dict(self):
-        return {**super().state_dict(), "norm_at_start": self._norm_at_start}
+        return {
+            **super().state_dict(),
+            "norm_at_start": self._norm_at_start,
+            # The running average of RetinaNet and FCOS, which is no buffer; that of one process.
+            "loss_normalizer": getattr(self._network, "loss_normalizer", None),
+        }
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         self._norm_at_start = state_dict.get("norm_at_start")
+        if isinstance(normalizer := state_dict.get("loss_normalizer"), float):
+            self._network.loss_normalizer = normalizer
 
 
 class GuardedTrainer(Guarded, SimpleTrainer):

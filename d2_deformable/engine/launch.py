@@ -66,6 +66,7 @@ def torchrun_processes(device: str) -> Iterator[None]:
         with _machine(first=rank - local_rank):
             comm.synchronize()
             yield
+            comm.synchronize()  # gloo aborts in a process whose partner has left
     finally:
         dist.destroy_process_group()
 

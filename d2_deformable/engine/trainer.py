@@ -135,16 +135,16 @@ class Trainer(DefaultTrainer):
         comm.synchronize()
         self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(bool(file))
+        # The first line that is written again; a start that saved nothing may have left lines.
+        first = self.start_iter - bool(self._scalars) if file else 0
+        if resume and comm.is_main_process():
+            self._written = cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", first)
         if not file:
             return
         logger.info("Resuming from %s at iteration %d", file, self.start_iter)
         if isinstance(self._trainer.data_loader, TrainLoader):
             self._trainer.data_loader.seed = self.seed
             self._trainer.data_loader.start = self.start_iter
-        first = self.start_iter - bool(self._scalars)  # the first line that is written again
-        if comm.is_main_process():
-            metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
-            self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
         if not state or not isinstance(state, dict):

@@ -30,8 +30,8 @@ def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     fields = {"FORMAT": "warped_shapes", "SPLIT": "train", "NUM_IMAGES": 6, "IMAGE_SIZE": 64}
 
-    def make(folder, *options):
-        cfg = read_config(NETWORK, [*QUICK, *options])
+    def make(folder, *options, network=NETWORK):
+        cfg = read_config(network, [*QUICK, *options])
         cfg.OUTPUT_DIR = str(root / folder)
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
         cfg.DATASETS.CUSTOM["resume"] = type(cfg)(fields | {"ROOT": str(root / "data")})
@@ -93,6 +93,30 @@ def test_a_resumed_training_equals_an_uninterrupted_one(run, config, interrupted
     for name, value in one.items():
         same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
         assert same, name
+
+
+def test_a_running_average_outside_of_the_weights_is_resumed(tmp_path, config):
+    """RetinaNet's loss normaliser."""
+    options = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"]
+    options += ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CLASSES", "8", "SEED", "1"]
+    options += ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.WEIGHTS", ""]
+    retinanet = CONFIGS / "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+    whole = config(tmp_path / "whole", *options, network=retinanet)
+    train(whole)
+    (folder := tmp_path / "resumed").mkdir()
+    shutil.copy(f"{whole.OUTPUT_DIR}/{SAVED}", folder)
+    trainer = train(config(folder, *options, network=retinanet), resume=True)
+    assert trainer.model.loss_normalizer != 100
+    one, other = content(whole.OUTPUT_DIR)["model"], content(folder)["model"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_lines_of_a_start_that_saved_nothing_are_written_again(config, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 3.0}\n')
+    trainer = train(config(tmp_path, "SEED", "-1"), resume=True)
+    assert trainer.start_iter == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [STEPS - 1]
 
 
 def test_a_training_that_starts_anew_says_what_it_overwrites(config, interrupted, caplog):
