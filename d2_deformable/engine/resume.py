@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from detectron2.utils.events import EventStorage
 
+from . import throughput
+
 logger = logging.getLogger(__name__)
 
 # Keys, and beginnings of keys, that a resumed training may change: they say where and how it runs,
@@ -14,6 +16,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_FACTOR",
     "DATASETS.CUSTOM.",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
     "DATASETS.PROPOSAL_FILES_TEST",
@@ -28,7 +31,7 @@ MAY_CHANGE = (
     "VIS_PERIOD",
 )
 WINDOW = 20  # steps that Detectron2's writers take the median of, and wait for
-TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")
+TIMES = ("data_time", "eta_seconds", "rank_data_time", "time", *throughput.SCALARS)
 NAMED = 5  # differences that the message shows
 
 
