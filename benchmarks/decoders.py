@@ -1,12 +1,12 @@
-"""Milliseconds of decoding JPEG photographs by Pillow, torchvision and OpenCV, and how pixels differ.
+"""Milliseconds of decoding JPEG photographs by Pillow, torchvision and OpenCV; differing pixels.
 
     python -m benchmarks.decoders FOLDER --json benchmarks/results/decoders.json
 
-Each decoder turns the bytes of a file into BGR (H, W, 3) uint8, as Detectron2's networks read it, on
-one thread, in rotated order. "Detectron2" is Pillow and its `convert_PIL_to_numpy`. "ours" is
+Each decoder turns the bytes of a file into BGR (H, W, 3) uint8, as Detectron2's networks read them,
+on one thread, in rotated order. "Detectron2" is Pillow and its `convert_PIL_to_numpy`. "ours" is
 `read_image`, which also uses Pillow, turns images by their EXIF orientation, scales 16 bits and
-converts CMYK. Files are grouped by their size in pixels; some are also enlarged
-to the size of a camera's.
+converts CMYK. Files are grouped by their size in pixels; some are also enlarged to the size of a
+camera's.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Memory and time that the records of a large data set take, in a training and its loader's workers.
+"""Memory and time that the records of a large data set take, in a training and its workers.
 
     python -m benchmarks.records --json benchmarks/results/records.json
 

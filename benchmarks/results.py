@@ -67,6 +67,9 @@ class Results:
             rows.append(row)
         else:
             rows[rows.index(before)] = row
+        self.write()
+
+    def write(self) -> None:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(dumps(self.data))

@@ -67,13 +67,13 @@ def _discarded(row) -> str:
 
 
 def grouped(data: dict, only: str = "") -> list[list[dict]]:
-    """Group the rows whose names contain `only` by the baseline they are compared with."""
+    """Group the rows whose names contain `only` by baseline, or by the heads of their cells."""
     rows = [row for row in data["rows"] if only in name_of(row)]
-    bases = [row.get("base") for row in rows]
-    return [
-        [row for row, base in zip(rows, bases, strict=True) if base == each]
-        for each in dict.fromkeys(bases)
-    ]
+    groups = {}
+    for row in rows:
+        key = row.get("base"), tuple(row.get("cells", ()))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
 
 
 def terminal(data: dict) -> str:
