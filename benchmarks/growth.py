@@ -127,12 +127,11 @@ SWEEPS = {
 
 def measure(fields: dict, seconds: float) -> dict:
     """Measure one row in this process, whose memory must not hold other things."""
-    step = Step(**fields)
     with tempfile.TemporaryDirectory() as folder:
-        if step.processes == 1:
-            _one_process(0, step, seconds, folder)
+        if fields["processes"] == 1:
+            _one_process(0, fields, seconds, folder)
         else:
-            mp.spawn(_one_process, (step, seconds, folder), step.processes)
+            mp.spawn(_one_process, (fields, seconds, folder), fields["processes"])
         rows = [torch.load(file) for file in sorted(Path(folder).glob("*.pt"))]
     return {
         "ms": digits(1e3 * max(row["seconds"] for row in rows)),
@@ -141,8 +140,9 @@ def measure(fields: dict, seconds: float) -> dict:
     }
 
 
-def _one_process(rank: int, step: Step, seconds: float, folder: str) -> None:
+def _one_process(rank: int, fields: dict, seconds: float, folder: str) -> None:
     torch.set_num_threads(1)
+    step = Step(**fields)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=step.processes)
     before = resident_mib()
