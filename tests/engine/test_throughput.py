@@ -48,4 +48,3 @@ def test_metrics_hold_both(tmp_path, workers):
         MetadataCatalog.remove("throughput")
     last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
     assert last["images_per_second"] > 0 and 0 < last["data_share"] < 1
-    assert last["data_share"] == pytest.approx(last["data_time"] / last["time"], rel=0.5)
