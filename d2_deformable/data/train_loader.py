@@ -1,5 +1,6 @@
 """Training batches determined by a seed and the iteration, for exact resuming."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -32,6 +33,7 @@ class TrainLoader:
         seed: of order and augmentation.
         group_by_aspect: give batches of images that are all wide, or all tall.
         num_workers: processes that map; 0 maps in this one.
+        prefetch: batches that each of them has ready or at work, at least 1.
 
     Attributes:
         seed, start: seed, and the iteration whose batch comes first. Iterators read both when their
@@ -48,10 +50,12 @@ class TrainLoader:
         seed: int,
         group_by_aspect: bool = True,
         num_workers: int = 0,
+        prefetch: int = 2,
     ):
         self.seed, self.start = seed, 0
         self._records, self._mapper, self._make_sampler = records, mapper, make_sampler
         self._batch_size, self._num_workers = batch_size, num_workers
+        self._prefetch = prefetch if num_workers else None  # as DataLoader wants it
         self._is_wide = bytes(len(records))  # all in one group
         if group_by_aspect:
             record_of = map(records.__getitem__, range(len(records)))
@@ -62,6 +66,8 @@ class TrainLoader:
             _Mapped(self._records, self._mapper, self.seed),
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
+            prefetch_factor=self._prefetch,
+            worker_init_fn=keep_memory_shared,
             collate_fn=build.trivial_batch_collator,
             generator=torch.Generator(),  # the default takes a number from the training's own
         )
@@ -80,6 +86,15 @@ class TrainLoader:
                 batches += 1
 
 
+def keep_memory_shared(worker: int) -> None:
+    """Exempt what a forked worker of a DataLoader shares with its parent from garbage collection.
+
+    Python's collector writes into every object that it looks at, whereby the worker would get a
+    private copy of all Python objects of the training.
+    """
+    gc.freeze()
+
+
 class _Mapped(Dataset):
     """Maps the record of a (place, index); random numbers follow from the seed and the place."""
 
@@ -96,8 +111,14 @@ def build_train_loader(cfg) -> TrainLoader:
     """Build the loader of DATASETS.TRAIN from the keys that Detectron2's train loader reads.
 
     Raises:
-        ValueError: SOLVER.IMS_PER_BATCH is not a multiple of the number of processes.
+        ValueError: SOLVER.IMS_PER_BATCH is not a multiple of the number of processes, or
+            DATALOADER.PREFETCH_FACTOR is below 1.
     """
+    if cfg.DATALOADER.PREFETCH_FACTOR < 1:
+        raise ValueError(
+            f"DATALOADER.PREFETCH_FACTOR is {cfg.DATALOADER.PREFETCH_FACTOR}; expected the number "
+            "of batches that each worker prepares, 1 or more"
+        )
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ValueError(
@@ -116,6 +137,7 @@ def build_train_loader(cfg) -> TrainLoader:
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        prefetch=cfg.DATALOADER.PREFETCH_FACTOR,
     )
 
 

@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from ..utils.config_files import check_size
 from ..utils.files import FileFormatError, one_line
+from . import throughput
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_FACTOR",
     "DATASETS.CUSTOM.",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
     "DATASETS.PROPOSAL_FILES_TEST",
@@ -33,7 +35,7 @@ MAY_CHANGE = (
     "VIS_PERIOD",
 )
 WINDOW = 20  # steps that Detectron2's writers take the median of, and wait for
-TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")
+TIMES = ("data_time", "eta_seconds", "rank_data_time", "time", *throughput.SCALARS)
 NAMED = 5  # differences that the message shows
 
 

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
+from ..data.train_loader import keep_memory_shared
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
@@ -46,6 +47,7 @@ from .resume import (
 )
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
+from .throughput import Throughput
 
 # Detectron2's default, which a short run would never reach.
 DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
@@ -265,6 +267,8 @@ class Trainer(DefaultTrainer):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
+        if comm.is_main_process():  # data_time of the others is gathered there
+            built.insert(1, Throughput(self.cfg.SOLVER.IMS_PER_BATCH))  # after IterationTimer
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.period = checkpoint_period(self.cfg)
@@ -297,8 +301,8 @@ class Trainer(DefaultTrainer):
         return built
 
     def build_writers(self):
-        """As Detectron2's; its console line also has images per second and offset health."""
-        printer = ConsolePrinter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.offset_health)
+        """As Detectron2's; its console line also has throughput and offset health."""
+        printer = ConsolePrinter(self.max_iter, self.offset_health)
         writers = super().build_writers()
         return [printer if isinstance(w, CommonMetricPrinter) else w for w in writers]
 
@@ -324,7 +328,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         screen_proposals(cfg, "TEST", dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
+        # Evaluators hold the whole ground truth in Python objects.
+        loader.worker_init_fn = keep_memory_shared
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

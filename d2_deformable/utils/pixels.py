@@ -119,7 +119,13 @@ def _decode(file, channels: str) -> np.ndarray:
                 "16 bits"
             )
         ImageOps.exif_transpose(image, in_place=True)
-        return np.ascontiguousarray(convert_PIL_to_numpy(image, channels))
+        if channels not in ("RGB", "BGR"):
+            return np.ascontiguousarray(convert_PIL_to_numpy(image, channels))
+        # Half the time of Detectron2's function, which copies an image that is RGB already, and
+        # turns the channels round in another copy.
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = np.frombuffer(bytearray(image.tobytes("raw", channels)), np.uint8)
+        return pixels.reshape(image.height, image.width, 3)
 
 
 def _highest_value(image: Image.Image) -> int | None:

@@ -31,7 +31,7 @@ FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM"
 ALL_ROIS = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.NMS_THRESH", "1.0"]
 ALL_ROIS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "10000"]
 ALL_ROIS += ["MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"]
-TIMES = ("time", "data_time", "eta_seconds")
+TIMES = ("time", "data_time", "eta_seconds", "images_per_second", "data_share")
 
 
 @pytest.fixture(scope="module")
