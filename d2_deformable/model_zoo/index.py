@@ -133,7 +133,8 @@ def _entry(path: str, name: str, fields, namespaced: bool) -> Checkpoint:
         config = f"{name.rpartition('.')[0] or name}.yaml"
     location = beside(path, url or name, f"{here}, field url:")
     ap = fields.get("AP")
-    ap = ap if type(ap) in (int, float) and abs(ap) <= 100 else None
+    if isinstance(ap, bool) or not isinstance(ap, int | float) or not abs(ap) <= 100:
+        ap = None
     return Checkpoint(config, config_file, location, sha256.lower(), path, ap)
 
 

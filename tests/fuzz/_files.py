@@ -1,6 +1,5 @@
 """Shared by the targets that read files: a folder to write to, and what a refusal looks like."""
 
-import logging
 import tempfile
 import traceback
 from contextlib import contextmanager
@@ -8,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))  # one for each process
+_temporary = tempfile.TemporaryDirectory(prefix="fuzz-")
+FOLDER = Path(_temporary.name)  # one for each process
 SIZE = (16, 8)
-logging.disable(logging.WARNING)
 
 
 @contextmanager

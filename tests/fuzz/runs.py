@@ -8,7 +8,7 @@ from ._files import FOLDER, refused_in_a_sentence
 RUN = FOLDER / "run"
 RUN.mkdir()
 (RUN / "model_final.pth").touch()
-(RUN / "config.yaml").write_text("SEED: 1\n")
+(RUN / "config.yaml").write_text("VERSION: 2\n")
 FILES = ("metrics.json", "log.txt", "results.json")
 RECORDS = [{"image_id": 1}, {"image_id": "a"}]
 
