@@ -44,7 +44,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 CPU_FLAGS = ["-fno-trapping-math", "-fno-thread-jumps", "-fno-exceptions"]
 SANITIZE = os.environ.get("SANITIZE", "")
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
-OPTIMISATION = ["-O1", "-g1", "-fno-omit-frame-pointer"] if SANITIZE else ["-O3", "-g0"]
+OPTIMISATION = ["-O3", "-g0"]
+if SANITIZE:  # Python's -fwrapv would define, and so hide, the overflow of integers
+    OPTIMISATION = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
 # torch's own CUDA packages: headers of the CUDA libraries, and the libraries that torch loads.
 TORCH_CUDA = (
     Path(torch.__file__).parents[1] / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"

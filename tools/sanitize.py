@@ -24,11 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "thread_sanitizer"
 SANITIZERS = {"address": "address,undefined,float-cast-overflow", "thread": "thread"}
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
-OPTIONS = {  # a size that no memory holds must end in torch's error
-    "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=0",  # Python leaks at exit
+# As without a sanitizer, more memory than there is ends in torch's error.
+MEMORY = "allocator_may_return_null=1:max_allocation_size_mb=16000"
+OPTIONS = {
+    "ASAN_OPTIONS": f"{MEMORY}:detect_leaks=0",  # Python leaks at exit
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # Torch's own libraries are not instrumented.
-    "TSAN_OPTIONS": "allocator_may_return_null=1:halt_on_error=1:ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": f"{MEMORY}:halt_on_error=1:ignore_noninstrumented_modules=1",
 }
 
 
