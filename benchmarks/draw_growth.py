@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from d2_deformable.analysis.draw import DPI, INK, WIDTH, class_color
 
@@ -26,6 +27,7 @@ def draw(data: dict) -> Figure:
             axes.plot(scale * sizes, values, "o-", color=class_color(index), markersize=4)
             axes.set_xlim(0)
             axes.set_ylim(0, 1.15 * values.max())
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
