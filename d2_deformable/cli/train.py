@@ -80,7 +80,7 @@ def _train_or_evaluate(args, cfg):
 
     trainer = Trainer(cfg, checked=True)
     trainer.resume_or_load(args.resume, allow_changes=args.allow_changes)
-    if cfg.VIS_PERIOD and comm.is_main_process():
+    if cfg.VIS_PERIOD > 0 and comm.is_main_process():
         model = getattr(trainer.model, "module", trainer.model)
         trainer.register_hooks([TrainingPictures(cfg, model)])
     results = trainer.train()

@@ -183,7 +183,7 @@ def check_weights(cfg) -> None:
 
 
 def _check_pictures(cfg) -> None:
-    if cfg.VIS_PERIOD and find_spec("tensorboard") is None:
+    if cfg.VIS_PERIOD > 0 and find_spec("tensorboard") is None:
         raise ValueError(
             f"VIS_PERIOD is {cfg.VIS_PERIOD}, and TensorBoard, which shows its pictures, is not "
             "installed: pip install tensorboard, or set VIS_PERIOD 0"

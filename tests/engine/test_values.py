@@ -93,7 +93,7 @@ def test_what_no_rule_allows_is_refused(cfg, rule, key):
         ("SOLVER.BASE_LR", -1.0, "-1.0; expected a finite number"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full", "'full'; expected one of 'value', 'norm'"),
         ("TEST.DETECTIONS_PER_IMAGE", 0, "0; expected 1 or more, or -1 for all"),
-        ("VIS_PERIOD", -1, "-1; expected 0 or more"),
+        ("SOLVER.WARMUP_ITERS", -1, "-1; expected 0 or more"),
         ("INPUT.MIN_SIZE_TRAIN", (800, -1), r"\(800, -1\); expected 0 or more for each"),
         ("INPUT.MIN_SIZE_TRAIN", ("a",), r"\('a',\); expected 0 or more for each"),
         ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "expected a finite number above 0 for each"),
@@ -111,11 +111,24 @@ def test_messages(cfg, key, value, expected):
         check_settings(cfg)
 
 
-def test_values_with_a_meaning_of_their_own(cfg):
-    cfg.TEST.DETECTIONS_PER_IMAGE = -1
-    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = float("inf")
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
-    cfg.INPUT.MIN_SIZE_TEST = 0
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("INPUT.FORMAT", "RGBA"),
+        ("INPUT.MIN_SIZE_TEST", 0),
+        ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0.5),
+        ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", -1),
+        ("SOLVER.BIAS_LR_FACTOR", None),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")),
+        ("SOLVER.WEIGHT_DECAY_BIAS", None),
+        ("SOLVER.WEIGHT_DECAY_NORM", None),
+        ("TEST.DETECTIONS_PER_IMAGE", -1),
+        ("TEST.EVAL_PERIOD", -1),
+        ("VIS_PERIOD", -1),
+    ],
+)
+def test_values_that_detectron2_gives_a_meaning(cfg, key, value):
+    put(cfg, key, value)
     check_values(cfg)
 
 
