@@ -68,7 +68,7 @@ class Guarded:
         except Diverged:
             raise
         except FloatingPointError as error:  # Detectron2's RPN, of predictions
-            raise Diverged(self.last_step.diagnose(self._network, self.amp)) from error
+            raise Diverged(self._diagnose()) from error
         now, limit = norm(weights), MAX_GROWTH * self._norm_at_start
         if not now < float("inf"):
             raise Diverged(f"the update made {self._describe(self._parameters)} NaN or infinite")
@@ -88,11 +88,14 @@ class Guarded:
         bad = not is_finite(losses)
         if not highest_of_processes(bad, self._network):
             return
+        found = self._diagnose() if bad else ""
+        raise Diverged(next(filter(None, comm.all_gather(found))))
+
+    def _diagnose(self) -> str:
         # With synchronised batch norms, a forward pass in one process would wait for the others.
         synced = any("SyncBatchNorm" in type(m).__name__ for m in self._network.modules())
         repeat = not synced or comm.get_world_size() == 1
-        found = self.last_step.diagnose(self._network, self.amp, repeat) if bad else ""
-        raise Diverged(next(filter(None, comm.all_gather(found))))
+        return self.last_step.diagnose(self._network, self.amp, repeat)
 
     def check_gradients(self) -> None:
         size = norm(_gradients(self._parameters.values()))
@@ -129,7 +132,8 @@ class Guarded:
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
-        self._norm_at_start = state_dict.get("norm_at_start")
+        if isinstance(norm_at_start := state_dict.get("norm_at_start"), float):
+            self._norm_at_start = norm_at_start
         if isinstance(normalizer := state_dict.get("loss_normalizer"), float):
             self._network.loss_normalizer = normalizer
 

@@ -122,6 +122,32 @@ def test_growth_counts_from_the_start_of_the_training():
         step(resumed)
 
 
+def test_a_damaged_norm_in_a_checkpoint_is_passed_over():
+    trainer = loop(Model())
+    state = {**trainer.state_dict(), "norm_at_start": "1"}
+    trainer.load_state_dict(state)
+    step(trainer)
+
+
+def test_no_forward_pass_that_waits_for_other_processes(monkeypatch):
+    class Synchronised(Model):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.SyncBatchNorm(3)
+
+        def forward(self, batch):
+            self.calls += 1
+            raise FloatingPointError("as Detectron2's RPN")
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    trainer = loop(Synchronised())
+    with pytest.raises(Diverged, match="predictions are NaN or infinite; images a.jpg, b.jpg"):
+        step(trainer)
+    assert trainer.model.calls == 1
+
+
 def test_weights_that_start_at_zero_may_grow():
     model = Model()
     with torch.no_grad():
