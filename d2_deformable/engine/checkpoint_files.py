@@ -7,6 +7,7 @@ from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
+from detectron2.config import get_cfg
 
 from ..checkpoint import FileFormatError
 from ..checkpoint.files import read_content
@@ -15,6 +16,8 @@ from ..utils.files import replacing, sha256
 # Checkpoints that hold the state of the training; model_ema.pth has weights only.
 RESUMABLE = re.compile(r"model_(\d+|final|best)\.pth")
 PERIODIC = re.compile(r"model_(\d+)\.pth")
+# Detectron2's default, which a short run would never reach.
+DEFAULT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
 
 logger = logging.getLogger(__name__)
 
@@ -150,3 +153,12 @@ def damage(file: Path) -> str:
 
 def digest_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
+
+
+def checkpoint_period(cfg) -> int:
+    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
+    shorter than that, a fifth of the run but at least 100 iterations."""
+    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
+    if period == DEFAULT_PERIOD > iterations:
+        return max(100, iterations // 5)
+    return period

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import verify_results
@@ -25,7 +24,7 @@ from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
 from ..utils.files import FileFormatError, one_line
 from ..utils.seeding import seed_all
 from .best import BestCheckpoint, EarlyStop
-from .checkpoint_files import checkpoint_to_resume, named_checkpoint
+from .checkpoint_files import checkpoint_period, checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
@@ -48,9 +47,6 @@ from .resume import (
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
 from .throughput import Throughput
-
-# Detectron2's default, which a short run would never reach.
-DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
 
 FINAL = "model_final.pth"
 
@@ -398,12 +394,3 @@ def model_with_TTA(cfg, model):
     if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
         return DetectorWithTTA(cfg, model)
     return GeneralizedRCNNWithTTA(cfg, model, AnyAspectMapperTTA(cfg))
-
-
-def checkpoint_period(cfg) -> int:
-    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
-    shorter than that, a fifth of the run but at least 100 iterations."""
-    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
-    if period == DEFAULT_CHECKPOINT_PERIOD > iterations:
-        return max(100, iterations // 5)
-    return period
