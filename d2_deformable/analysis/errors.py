@@ -12,7 +12,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
-from ..utils.files import one_line
+from ..utils.text import one_line
 
 PREDICTIONS = Path("inference/coco_instances_results.json")
 IOU = 0.5

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..utils import restricted_pickle
-from ..utils.files import FileFormatError, check_folder, one_line, replacing
+from ..utils.files import FileFormatError, check_folder, replacing
+from ..utils.text import one_line
 from .mxnet_params import read_mxnet_params
 from .torch_files import LEGACY_MAGIC, load_torch
 

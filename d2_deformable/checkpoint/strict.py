@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..modeling import build_model
 from ..modeling.meta_arch.predicates import check_soft_nms
-from ..utils.files import one_line
-from ..utils.text import count
+from ..utils.text import count, one_line
 from .safe import SafeCheckpointer
 
 # Tensors that inference does not need: the anchors in old checkpoints, which are not weights, and

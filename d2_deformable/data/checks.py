@@ -9,9 +9,8 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from ..utils.files import one_line
 from ..utils.paths import inside
-from ..utils.text import count
+from ..utils.text import count, one_line
 
 ROUNDING = 0.02  # pixels: boxes written with two decimals overhang their image by this much
 

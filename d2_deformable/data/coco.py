@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_masks
 from detectron2.structures import BoxMode
 
-from ..utils.files import one_line
+from ..utils.text import one_line
 from .annotation_file import AnnotationFile
 from .checks import (
     AnnotationReport,

@@ -5,9 +5,8 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-from ..utils.files import one_line
 from ..utils.pixels import check_pixels
-from ..utils.text import is_text
+from ..utils.text import is_text, one_line
 from .checks import read_json
 
 

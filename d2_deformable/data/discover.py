@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.files import one_line
 from ..utils.paths import leads_out
+from ..utils.text import one_line
 from .checks import existing, read_names
 from .coco_json import read_instances
 from .custom import is_foreign

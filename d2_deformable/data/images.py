@@ -7,8 +7,8 @@ from pathlib import Path, PureWindowsPath
 
 from PIL import Image
 
-from ..utils.files import one_line
 from ..utils.pixels import readable_formats
+from ..utils.text import one_line
 from .checks import named_path
 
 

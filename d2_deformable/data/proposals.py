@@ -11,8 +11,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..utils.files import one_line
 from ..utils.restricted_pickle import read_pickle
+from ..utils.text import one_line
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:

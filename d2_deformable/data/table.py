@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from detectron2.structures import BoxMode
 
-from ..utils.files import one_line
 from ..utils.pixels import image_size
+from ..utils.text import one_line
 from .annotation_file import AnnotationFile
 from .checks import (
     AnnotationReport,

@@ -111,14 +111,8 @@ def build_train_loader(cfg) -> TrainLoader:
     """Build the loader of DATASETS.TRAIN from the keys that Detectron2's train loader reads.
 
     Raises:
-        ValueError: SOLVER.IMS_PER_BATCH is not a multiple of the number of processes, or
-            DATALOADER.PREFETCH_FACTOR is below 1.
+        ValueError: SOLVER.IMS_PER_BATCH is not a multiple of the number of processes.
     """
-    if cfg.DATALOADER.PREFETCH_FACTOR < 1:
-        raise ValueError(
-            f"DATALOADER.PREFETCH_FACTOR is {cfg.DATALOADER.PREFETCH_FACTOR}; expected the number "
-            "of batches that each worker prepares, 1 or more"
-        )
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ValueError(

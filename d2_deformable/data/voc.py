@@ -8,8 +8,8 @@ from pathlib import Path
 
 from detectron2.structures import BoxMode
 
-from ..utils.files import one_line
 from ..utils.pixels import image_size
+from ..utils.text import one_line
 from .checks import (
     AnnotationReport,
     class_indices,

@@ -9,10 +9,9 @@ import yaml
 from detectron2.structures import BoxMode
 
 from ..utils.config_files import check_size
-from ..utils.files import one_line
 from ..utils.paths import leads_out
 from ..utils.pixels import image_size
-from ..utils.text import count, is_text
+from ..utils.text import count, is_text, one_line
 from .checks import (
     AnnotationReport,
     existing,
@@ -140,11 +139,16 @@ class YOLOFormat:
             ValueError: all that exist lie out of `root`.
         """
         entry = entry.strip().replace("\\", "/")
-        paths = [f / name for name in (entry, entry.removeprefix("../")) for f in folders]
-        # Relative to ROOT, which may itself be relative, and without "..".
-        found = [os.path.relpath(path, self.root) for path in paths if os.path.exists(path)]
-        found.sort(key=lambda path: leads_out(self.root, path))
-        return named_path(self.root, found[0], "ROOT", where) if found else None
+        outside = None
+        for name in (entry, entry.removeprefix("../")):
+            for path in (folder / name for folder in folders):
+                if os.path.exists(path):
+                    # Relative to ROOT, which may itself be relative, and without "..".
+                    found = os.path.relpath(path, self.root)
+                    if not leads_out(self.root, found):
+                        return self.root / found
+                    outside = outside or found
+        return named_path(self.root, outside, "ROOT", where) if outside else None
 
     def _record(self, image: Path, size, classes, has_keypoints: bool, report) -> dict:
         width, height = size

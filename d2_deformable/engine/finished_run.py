@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_deformable_config, merge_overrides
 from ..evaluation import COUNTS
 from ..utils.config_files import merge_from_file
-from ..utils.files import one_line
+from ..utils.text import one_line
 from .checkpoint_files import named_checkpoint
 
 LONGEST_RUN = 10**15  # iterations

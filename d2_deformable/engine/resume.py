@@ -10,7 +10,8 @@ import yaml
 from detectron2.utils.events import EventStorage
 
 from ..utils.config_files import check_size
-from ..utils.files import FileFormatError, one_line
+from ..utils.files import FileFormatError
+from ..utils.text import one_line
 from . import throughput
 
 logger = logging.getLogger(__name__)

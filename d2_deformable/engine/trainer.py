@@ -21,8 +21,9 @@ from ..data.train_loader import keep_memory_shared
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
-from ..utils.files import FileFormatError, one_line
+from ..utils.files import FileFormatError
 from ..utils.seeding import seed_all
+from ..utils.text import one_line
 from .best import BestCheckpoint, EarlyStop
 from .checkpoint_files import checkpoint_period, checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer

@@ -149,8 +149,8 @@ RULES = {
     Rule(lambda n: _is_number(n, int) and n < 2**63, "a whole number below 2^63"): """
         SEED TEST.EVAL_PERIOD VIS_PERIOD
     """,
-    # torchvision and many configs write -1 for it.
-    Rule(lambda n: _is_number(n, int) and n >= -1, "a whole number, 0 or -1 for as many as needed"): """
+    # To torchvision, -1 means the same as 0.
+    Rule(lambda n: _is_number(n, int) and n >= -1, "1 or more, or 0 for as many as fill a bin"): """
         MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO
         MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO
     """,

@@ -15,7 +15,8 @@ from pathlib import Path
 import pycocotools.mask as coco_masks
 from PIL import Image
 
-from ..utils.files import one_line, replacing
+from ..utils.files import replacing
+from ..utils.text import one_line
 from .draw import draw_prediction, index_image
 from .predictor import Prediction
 from .video import writing_video

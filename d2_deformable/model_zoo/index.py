@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 
-from ..utils.files import one_line
+from ..utils.text import one_line
 
 FOLDER = Path(__file__).parent
 # configs/ is beside this file in a wheel (see setup.py), and at the top level of a checkout.

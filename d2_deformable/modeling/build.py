@@ -5,7 +5,7 @@ from detectron2 import modeling
 from torch import nn
 
 from ..layers import deform_modules
-from ..utils.files import one_line
+from ..utils.text import one_line
 
 
 def build_model(cfg) -> nn.Module:

@@ -8,7 +8,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..compat import require_private
-from .files import one_line
+from .text import one_line
 
 require_private(CfgNode, "_open_cfg")
 

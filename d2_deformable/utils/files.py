@@ -1,4 +1,4 @@
-"""Atomic replacement of files, their SHA-256, and the error for files of another format."""
+"""Atomic replacement of files, their SHA-256, folders to write to, and errors about files."""
 
 import errno
 import hashlib
@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .text import one_line
 
 
 class FileFormatError(ValueError):
@@ -109,13 +111,3 @@ def naming_full_disk(folder) -> Iterator[None]:
             f"{error.filename or folder}: {error.strerror}. What was saved before is intact: make "
             "room, then go on with --resume"
         ) from error
-
-
-def one_line(value, longest: int = 200) -> str:
-    """Format text from a file, or an error, as one printable line, cut after `longest` letters."""
-    try:
-        text = " ".join(str(value).split()) or type(value).__name__
-    except ValueError:  # Python refuses to write integers of thousands of digits
-        text = f"a huge {type(value).__name__}"
-    text = text if len(text) <= longest else f"{text[:longest]}..."
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from .files import one_line
+from .text import one_line
 
 
 def leads_out(folder, name: str) -> bool:

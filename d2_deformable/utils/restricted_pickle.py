@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .files import FileFormatError, one_line
+from .files import FileFormatError
+from .text import one_line
 
 # Bytes of an element of torch's storages.
 _STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}

@@ -114,9 +114,3 @@ def test_an_image_folder_keeps_no_list(tmp_path):
     for folder in image_folders(tmp_path, 32):
         assert not isinstance(folder.samples, list) and folder.imgs is folder.samples
         assert [folder[i][1] for i in range(len(folder))] == [0, 1]
-
-
-@pytest.mark.parametrize("factor", ["0", "-1"])
-def test_nothing_prefetched_is_an_error(config, factor):
-    with pytest.raises(ValueError, match=f"DATALOADER.PREFETCH_FACTOR is {factor}; expected"):
-        build_train_loader(config(5, "DATALOADER.PREFETCH_FACTOR", factor))

@@ -133,9 +133,8 @@ def main() -> None:
         parser.error(f"unknown {', '.join(sorted(unknown))}; targets are {', '.join(targets())}")
     if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
-    if "san.so" not in os.environ.get(
-        "LD_PRELOAD", ""
-    ):  # sanitizers reserve terabytes of addresses
+    # Sanitizers reserve terabytes of addresses.
+    if "san.so" not in os.environ.get("LD_PRELOAD", ""):
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     if args.replay:
         load(names[0]).one_input(args.replay.read_bytes())
