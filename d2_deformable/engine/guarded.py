@@ -58,6 +58,7 @@ class Guarded:
             p for n, p in self._parameters.items() if any(re.search(kind, n) for kind in kinds)
         ]
         self._norm_at_start = None
+        self._normalizers = ()  # of all processes
 
     def run_step(self):
         weights = list(self._network.parameters())
@@ -77,6 +78,9 @@ class Guarded:
                 f"the update made the weights {now / self._norm_at_start:.3g} times as large as "
                 f"at the start of the training (2-norm); expected less than {MAX_GROWTH} times"
             )
+        # The running average of RetinaNet and FCOS, which is no buffer. The main process saves it.
+        if hasattr(self._network, "loss_normalizer"):
+            self._normalizers = tuple(comm.all_gather(float(self._network.loss_normalizer)))
 
     # Detectron2 calls it between the backward pass and the update.
     def _write_metrics(self, loss_dict, *args, **kwargs):
@@ -126,16 +130,16 @@ class Guarded:
         return {
             **super().state_dict(),
             "norm_at_start": self._norm_at_start,
-            # The running average of RetinaNet and FCOS, which is no buffer; that of one process.
-            "loss_normalizer": getattr(self._network, "loss_normalizer", None),
+            "loss_normalizers": self._normalizers,
         }
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         if isinstance(norm_at_start := state_dict.get("norm_at_start"), float):
             self._norm_at_start = norm_at_start
-        if isinstance(normalizer := state_dict.get("loss_normalizer"), float):
-            self._network.loss_normalizer = normalizer
+        normalizers = state_dict.get("loss_normalizers")
+        if isinstance(normalizers, tuple) and normalizers:
+            self._network.loss_normalizer = float(normalizers[comm.get_rank() % len(normalizers)])
 
 
 class GuardedTrainer(Guarded, SimpleTrainer):

@@ -129,6 +129,19 @@ def test_a_damaged_norm_in_a_checkpoint_is_passed_over():
     step(trainer)
 
 
+def test_every_process_resumes_its_own_loss_normalizer(monkeypatch):
+    model = Model()
+    model.loss_normalizer = 5  # RetinaNet's is a whole number at first
+    monkeypatch.setattr(comm, "all_gather", lambda value: [value, 7.5])
+    trainer = loop(model)
+    step(trainer)
+    state = trainer.state_dict()
+    for rank, expected in ((0, 5.0), (1, 7.5), (2, 5.0)):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        trainer.load_state_dict(state)
+        assert model.loss_normalizer == expected
+
+
 def test_no_forward_pass_that_waits_for_other_processes(monkeypatch):
     class Synchronised(Model):
         calls = 0
