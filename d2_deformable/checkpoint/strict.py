@@ -64,13 +64,25 @@ class StrictCheckpointer(SafeCheckpointer):
                 f"{self._file} is from another network, or has another number of classes: "
                 f"{', '.join(found)}. Use the config that it was trained with"
             )
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise ValueError(
-                    f"{self._file}: {name} is NaN or infinite, so its training has diverged. Give "
-                    "an earlier checkpoint"
-                )
+        if name := non_finite_weight(self.model):
+            raise ValueError(
+                f"{self._file}: {name} is NaN or infinite, so its training has diverged. Give an "
+                "earlier checkpoint"
+            )
         return incompatible
+
+
+def non_finite_weight(model) -> str | None:
+    """Name the first parameter that is NaN or infinite, or buffer that is NaN.
+
+    Buffers may hold infinity, as masks of attention do.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict().items():
+        bad = ~value.isfinite() if name in parameters else value.isnan()
+        if bad.any():
+            return name
+    return None
 
 
 def _is_needed(key: str) -> bool:
