@@ -136,7 +136,9 @@ def main() -> None:
     if "san.so" not in os.environ.get(
         "LD_PRELOAD", ""
     ):  # sanitizers reserve terabytes of addresses
-        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+        limit, most = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_AS, (16 << 30, most))
     if args.replay:
         load(names[0]).one_input(args.replay.read_bytes())
     elif args.cases:
