@@ -8,8 +8,8 @@ LAYOUTS = (*SAME_VALUES, "channels_last", "expanded", "overlapping")
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32,
          torch.int64, torch.uint8, torch.bool, torch.complex64, torch.complex128,
          torch.float8_e4m3fn)  # fmt: skip
-DAMAGES = ("type", "type", "rank", "rank", "size", "size", "empty", "huge", "huge", "no elements")
-DAMAGES = (*DAMAGES, "meta", "sparse", "values")
+DAMAGES = ("type", "type", "rank", "rank", "size", "size", "empty", "huge", "huge", "huge")
+DAMAGES = (*DAMAGES, "no elements", "no elements", "no elements", "meta", "sparse", "values")
 BIG = (2**20, 2**24, 2**31, 2**32, 2**44, 2**48, 2**56, 2**60, 2**61, 2**62, 2**63 - 1)
 
 
@@ -69,9 +69,11 @@ def damaged(tensor: torch.Tensor, kind: str, draw):
         values = (float("nan"), float("inf"), -1e30, 1e30, 2.0**24, 1e9)
         return torch.full_like(tensor.double(), draw.among(values)).to(tensor.dtype)
     else:  # "huge": one number, seen as many. "no elements": but sides of any size
+        empty = {k for k, side in enumerate(shape) if side == 0}
         for _ in range(draw.number(1, 2)):
-            shape[draw.number(0, len(shape) - 1)] = draw.among(BIG)
-        if kind == "no elements":
+            larger = draw.among((*range(len(shape)), len(shape) - 2, len(shape) - 1))
+            shape[larger] = 0 if larger in empty else draw.among(BIG)
+        if kind == "no elements" and not empty:
             shape[draw.among((0, 0, axis))] = 0
     try:
         return torch.ones(1, dtype=tensor.dtype).expand(shape)

@@ -134,8 +134,9 @@ def main() -> None:
     if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
     # Sanitizers reserve terabytes of addresses.
-    if "san.so" not in os.environ.get("LD_PRELOAD", ""):
-        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    if "san.so" not in os.environ.get("LD_PRELOAD", "") and limit == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, most))
     if args.replay:
         load(names[0]).one_input(args.replay.read_bytes())
     elif args.cases:
