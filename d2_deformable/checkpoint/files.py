@@ -207,7 +207,7 @@ def _safetensors():
 
 def _error(path: Path, error: Exception) -> FileFormatError:
     hint = (
-        "; trust_pickle (--trust-pickle) reads it anyway and runs any code in it"
+        "; `d2-deformable convert --trust-pickle` reads it anyway and runs any code in it"
         if "it names" in str(error)
         else ""
     )

@@ -1,6 +1,9 @@
 """Training batches determined by a seed and the iteration, for exact resuming."""
 
 import gc
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -67,7 +70,7 @@ class TrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             prefetch_factor=self._prefetch,
-            worker_init_fn=keep_memory_shared,
+            worker_init_fn=prepare_worker,
             collate_fn=build.trivial_batch_collator,
             generator=torch.Generator(),  # the default takes a number from the training's own
         )
@@ -86,13 +89,24 @@ class TrainLoader:
                 batches += 1
 
 
-def keep_memory_shared(worker: int) -> None:
-    """Exempt what a forked worker of a DataLoader shares with its parent from garbage collection.
+def prepare_worker(worker: int) -> None:
+    """Share memory with the training, and leave SIGTERM to it; a DataLoader's `worker_init_fn`.
 
-    Python's collector writes into every object that it looks at, whereby the worker would get a
-    private copy of all Python objects of the training.
+    Python's garbage collector writes into every object that it looks at, whereby a forked worker
+    would get a private copy of all Python objects of the training.
+
+    Schedulers and `timeout` signal all processes of a job. The training then needs its workers to
+    finish the step and to save, so that only its own SIGTERM ends them.
     """
     gc.freeze()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_training, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_training(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Mapped(Dataset):

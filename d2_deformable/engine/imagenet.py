@@ -23,7 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from ..checkpoint.files import read_content
-from ..data.train_loader import keep_memory_shared
+from ..data.train_loader import prepare_worker
 from ..utils.files import replacing
 from ..utils.pixels import read_image
 
@@ -147,7 +147,7 @@ def train(
         "batch_size": batch_size // world,
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": keep_memory_shared,
+        "worker_init_fn": prepare_worker,
     }
     loader = DataLoader(folders[0], sampler=sampler, drop_last=True, **loading)
     of_rank = Subset(folders[1], range(rank, len(folders[1]), world))

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import detectron2.utils.comm as comm
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
-from ..data.train_loader import keep_memory_shared
+from ..data.train_loader import prepare_worker
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
@@ -86,7 +87,10 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
             devices = None if on_cpu else [comm.get_local_rank()]
-            model = DistributedDataParallel(model, devices, broadcast_buffers=False)
+            buffers = "forward_sync_buffers"  # since torch 2.14
+            if buffers not in signature(DistributedDataParallel).parameters:
+                buffers = "broadcast_buffers"
+            model = DistributedDataParallel(model, devices, **{buffers: False})
         amp_loop = GuardedCPUAMPTrainer if on_cpu else GuardedAMPTrainer
         loop = amp_loop if cfg.SOLVER.AMP.ENABLED else GuardedTrainer
         self._trainer = loop(model, data_loader, optimizer)
@@ -327,7 +331,7 @@ class Trainer(DefaultTrainer):
         screen_proposals(cfg, "TEST", dataset_name)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
         # Evaluators hold the whole ground truth in Python objects.
-        loader.worker_init_fn = keep_memory_shared
+        loader.worker_init_fn = prepare_worker
         return loader
 
     @classmethod

@@ -7,7 +7,6 @@ from functools import reduce
 from numbers import Real
 
 import torch
-from detectron2.layers import get_norm
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,6 @@ def _one_of(*names: str) -> Rule:
     return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
 
 
-def _is_norm(value) -> bool:
-    try:
-        get_norm(value, 32)
-    except Exception:  # of any type, for names that it does not know
-        return False
-    return True
-
-
 def _is_device(value) -> bool:
     try:
         torch.device(value)
@@ -56,7 +47,6 @@ POSITIVE, FINITE = (
     Rule(_is_number, "a finite number"),
 )
 SHARE = Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a share, 0 to 1")
-NORM = Rule(_is_norm, "a norm that Detectron2 knows, such as 'BN', 'FrozenBN' or 'GN', or ''")
 LOSSES = _one_of("smooth_l1", "giou", "diou", "ciou")
 
 # The last three are Detectron2 main's.
@@ -131,10 +121,6 @@ RULES = {
         MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH MODEL.RETINANET.IOU_THRESHOLDS
         MODEL.RETINANET.PRIOR_PROB MODEL.ROI_BOX_CASCADE_HEAD.IOUS MODEL.ROI_HEADS.IOU_THRESHOLDS
         MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.POSITIVE_FRACTION
-    """,
-    NORM: """
-        MODEL.FPN.NORM MODEL.RESNETS.NORM MODEL.RETINANET.NORM MODEL.ROI_BOX_HEAD.NORM
-        MODEL.ROI_MASK_HEAD.NORM MODEL.SEM_SEG_HEAD.NORM
     """,
     LOSSES: """
         MODEL.RETINANET.BBOX_REG_LOSS_TYPE MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE

@@ -1,10 +1,12 @@
 """Atomic replacement of files, their SHA-256, folders to write to, and errors about files."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +95,35 @@ def make_folder(folder, key: str) -> None:
         reason = getattr(error, "strerror", None) or str(error)
     if reason:
         raise OSError(f"{key} {one_line(folder)} cannot be written to: {reason}. Give another one")
+
+
+@contextmanager
+def reserved(folder, what: str) -> Iterator[None]:
+    """Let no other process reserve a folder inside the block, also on other machines.
+
+    The lock is a process's own: unlike that of flock, its forked children do not inherit it.
+
+    Args:
+        what: what uses the folder, for the message.
+
+    Raises:
+        BlockingIOError: another process has reserved it.
+    """
+    with open(Path(folder) / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise BlockingIOError(
+                f"{folder}: another {what} writes here ({one_line(file.read()) or 'unknown'}). "
+                "Wait, stop it, or name another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from benchmarks.fresh import private_mib
 from benchmarks.records import memory_of_workers, reading_loader
 from d2_deformable.config import read_config
 from d2_deformable.data import build_train_loader
-from d2_deformable.data.train_loader import keep_memory_shared
+from d2_deformable.data.train_loader import prepare_worker
 from d2_deformable.engine import Trainer
 from d2_deformable.engine.imagenet import image_folders
 from yamls import CONFIGS
@@ -81,7 +81,7 @@ def test_a_loader_keeps_no_list_of_records(config, sampler):
     assert not kept
 
 
-@pytest.mark.parametrize("init, most", [(keep_memory_shared, MORE), (None, None)])
+@pytest.mark.parametrize("init, most", [(prepare_worker, MORE), (None, None)])
 def test_collecting_garbage_copies_nothing_of_the_parent(init, most):
     """Such as the ground truth that an evaluator holds."""
     held = [{"box": [float(i)]} for i in range(3 * MANY)]
@@ -102,7 +102,7 @@ def _collect(batch):
 def test_loaders_of_evaluation_do_so_too(config):
     cfg = config(5)
     (name,) = cfg.DATASETS.TEST
-    assert Trainer.build_test_loader(cfg, name).worker_init_fn is keep_memory_shared
+    assert Trainer.build_test_loader(cfg, name).worker_init_fn is prepare_worker
     assert build_detection_test_loader(cfg, name).worker_init_fn is None
 
 

@@ -97,7 +97,6 @@ def test_what_no_rule_allows_is_refused(cfg, rule, key):
         ("INPUT.MIN_SIZE_TRAIN", (800, -1), r"\(800, -1\); expected 0 or more for each"),
         ("INPUT.MIN_SIZE_TRAIN", ("a",), r"\('a',\); expected 0 or more for each"),
         ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "expected a finite number above 0 for each"),
-        ("MODEL.RESNETS.NORM", "BNN", "'BNN'; expected a norm"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [0]], "expected a finite number above 0 for each"),
         ("DATALOADER.SAMPLER_TRAIN", "foo", "'foo'; expected one of 'TrainingSampler'"),
         ("MODEL.DEVICE", "gpu", "'gpu'; expected 'cpu', 'cuda' or 'cuda:1'"),
