@@ -4,6 +4,7 @@
 #   D2_SOURCE=git|pypi    where Detectron2 comes from (see d2_deformable/cli/install_detectron2.py)
 #   TORCH=2.11.0          another PyTorch than constraints.txt pins, of TORCHVISION_* below; .venv keeps it until the next TORCH=
 #   MAX_JOBS=2            number of parallel compilers
+#   LOCKED=1              install what .ci/requirements.lock names, and nothing with another SHA-256 (not with TORCH=)
 #   TEST_JOBS=2           number of parallel test processes, of one thread and about 2 GB each
 #   FUZZ_SECONDS=60       duration of make fuzz, shared by its targets
 #   FORCE_CUDA=0|1        build without CUDA, or require it (see setup.py); after a change run make clean first
@@ -27,6 +28,7 @@ TORCH ?= $(shell sed -n 's/^torch==//p' $(VENV)/constraints.txt 2>/dev/null)
 
 # Every pip below uses the same constraints file, including those that Detectron2's installer starts.
 CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
+REQUIREMENTS := $(if $(and $(LOCKED),$(if $(TORCH),,1)),--require-hashes -r .ci/requirements.lock,-r $(CONSTRAINTS))
 export PIP_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -46,7 +48,7 @@ quietly = { $(1); } >$(LOG) 2>&1 || { cat $(LOG); echo "make: this failed: $(1)"
 # The name of the checkpoint in d2_deformable/model_zoo, and of its YAML in configs/model_zoo.
 ZOO := warped_shapes_rfcn_R_18_dconv3_dpool
 
-.PHONY: always help setup demo zoo results bench docs test test-all fuzz sanitize build-cuda cuda-all lint format clean
+.PHONY: always help setup demo zoo results bench docs test test-all fuzz sanitize build-cuda cuda-all lint format lock sbom clean
 
 help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -102,6 +104,16 @@ format: $(VENV)/.deps ## rewrite the sources in that style
 	$(VENV)/bin/ruff format .
 	$(if $(CXX_FILES),$(VENV)/bin/clang-format -i $(CXX_FILES))
 
+lock: ## write .ci/requirements.lock anew, after a change of constraints.txt
+	@$(call quietly,$(PIP) install --target build/uv uv==0.13.9)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" build/uv/bin/uv pip compile constraints.txt -o .ci/requirements.lock \
+	  --universal --python-version 3.11.5 --generate-hashes --no-annotate --quiet
+
+sbom: setup ## the installed packages with their licences, as CycloneDX, in build/sbom.json
+	@$(PYTHON) -m venv build/sbom
+	@$(call quietly,build/sbom/bin/python -m pip install cyclonedx-bom==7.5.0)
+	build/sbom/bin/cyclonedx-py environment $(PY) -o build/sbom.json
+
 clean: ## remove what was built and cached; .venv (rm -rf .venv starts over) and output/ stay
 	rm -rf build *.egg-info d2_deformable/*.so .mypy_cache .pytest_cache .ruff_cache $(VENV)/.ops
 	find d2_deformable tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
@@ -125,8 +137,9 @@ $(VENV)/.deps: $(CONSTRAINTS)
 	  echo "make: no C++ compiler '$(firstword $(CXX))': apt install g++"; exit 1; }
 	@echo "make: installing the pinned dependencies into $(VENV) (PyTorch is large: this takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(call quietly,$(PIP) install pip setuptools wheel)
-	@$(call quietly,$(PIP) install --no-build-isolation -r $(CONSTRAINTS))
+	@sed -n '/^\(packaging\|pip\|setuptools\|wheel\)==/,/[^\\]$$/p' .ci/requirements.lock >$(VENV)/builders.txt
+	@$(call quietly,$(PIP) install $(if $(LOCKED),--require-hashes -r $(VENV)/builders.txt,pip setuptools wheel))
+	@$(call quietly,$(PIP) install --no-build-isolation $(REQUIREMENTS))
 	@touch $@
 
 $(VENV)/.detectron2: $(VENV)/.deps tools/install_detectron2.py d2_deformable/cli/install_detectron2.py

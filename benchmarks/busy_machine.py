@@ -14,20 +14,14 @@ import argparse
 import itertools
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from d2_deformable.utils.provenance import commit, machine, versions
-
-from .results import Results
+from .results import Results, settings
 
 CONFIG = "configs/quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
 THREADS = (1, 2)
@@ -42,7 +36,7 @@ ALONE, BESIDE = "alone", "beside one busy process"
 
 def training(folder: Path, steps: int) -> list[str]:
     """The command line of a training whose OUTPUT_DIR is `folder`."""
-    settings = {
+    keys = {
         "OUTPUT_DIR": folder,
         "MODEL.DEVICE": "cpu",
         "SOLVER.MAX_ITER": steps,
@@ -51,7 +45,7 @@ def training(folder: Path, steps: int) -> list[str]:
         "DATASETS.CUSTOM.warped_shapes_train.NUM_IMAGES": 64,
         "DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES": 2,
     }
-    overrides = [str(part) for pair in settings.items() for part in pair]
+    overrides = [str(part) for pair in keys.items() for part in pair]
     return [sys.executable, "-m", "d2_deformable", "train", "--config-file", CONFIG, *overrides]
 
 
@@ -109,20 +103,10 @@ def main(argv=None) -> None:
     if args.steps < 5 or args.rounds < 1 or args.cores < 1:
         parser.error("--steps is at least 5, --rounds and --cores are at least 1")
     cores = sorted(os.sched_getaffinity(0))[: args.cores]
-    settings = {
-        "machine": machine(),
-        "device": f"{len(cores)} core{'s' * (len(cores) > 1)}",
-        "threads": list(THREADS),
-        "dtype": "float32",
-        "versions": versions(),
-        "commit": commit(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "date": time.strftime("%Y-%m-%d"),
-        "command": f"{parser.prog} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip(),
-        "steps": args.steps,
-    }
+    about = settings(parser.prog, argv, f"{len(cores)} core{'s' * (len(cores) > 1)}")
+    about |= {"threads": list(THREADS), "steps": args.steps}
     try:
-        results = Results(args.json, settings)
+        results = Results(args.json, about)
     except ValueError as error:
         parser.error(str(error))
     allowed = os.sched_getaffinity(0)

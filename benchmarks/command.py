@@ -3,7 +3,6 @@
 import argparse
 import gc
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -80,7 +79,6 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
     """
     start = time.monotonic()
     args = parser.parse_args(argv)
-    args.argv = sys.argv[1:] if argv is None else [str(part) for part in argv]
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.smoke:
@@ -88,7 +86,7 @@ def run(parser, rows: Callable[..., Iterable[Row]], argv=None) -> int:
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
-        results = Results(args.json, settings(parser.prog, args))
+        results = Results(args.json, settings(parser.prog, argv, args.device, args.dtype))
     except ValueError as error:
         parser.error(str(error))
     selected = [row for row in rows(args) if args.only in ", ".join(row.key())]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -14,17 +15,23 @@ KEY = ("case", "pass", "mode")
 SETTINGS = ("machine", "device", "threads", "dtype", "versions", "commit", "cpu_capability")
 
 
-def settings(prog: str, args) -> dict:
+def settings(prog: str, argv, device="cpu", dtype: str = "float32") -> dict:
+    """What a file says about its measurements.
+
+    Args:
+        prog, argv: the command and its arguments; None: those of this process.
+    """
+    argv = sys.argv[1:] if argv is None else map(str, argv)
     return {
         "machine": machine(),
-        "device": str(args.device),
+        "device": str(device),
         "threads": torch.get_num_threads(),
-        "dtype": args.dtype,
+        "dtype": dtype,
         "versions": versions(),
         "commit": commit(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"{prog} {shlex.join(args.argv)}".strip(),
+        "command": f"{prog} {shlex.join(argv)}".strip(),
     }
 
 
@@ -60,6 +67,9 @@ class Results:
             rows.append(row)
         else:
             rows[rows.index(before)] = row
+        self.write()
+
+    def write(self) -> None:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(dumps(self.data))

@@ -18,7 +18,13 @@ def name_of(row: dict) -> str:
 
 
 def cells(rows: list[dict]) -> list[list[str]]:
-    """Make the header row, followed by the cells of every row."""
+    """Make the header row, followed by the cells of every row.
+
+    Rows that compare nothing have "cells", {head: number or text}.
+    """
+    if "cells" in rows[0]:
+        lines = [[name_of(row), *map(str, row["cells"].values())] for row in rows]
+        return [["case", *rows[0]["cells"]], *lines]
     others = list(dict.fromkeys(name for row in rows for name in row["times_faster"]))
     bases = [name for name in others if name.startswith(("plain", "ours"))]
     peers = [name for name in others if name not in bases]
@@ -61,9 +67,13 @@ def _discarded(row) -> str:
 
 
 def grouped(data: dict, only: str = "") -> list[list[dict]]:
-    """Group the rows whose names contain `only` by the baseline they are compared with."""
+    """Group the rows whose names contain `only` by baseline, or by the heads of their cells."""
     rows = [row for row in data["rows"] if only in name_of(row)]
-    return [[r for r in rows if r["base"] == b] for b in dict.fromkeys(r["base"] for r in rows)]
+    groups = {}
+    for row in rows:
+        key = row.get("base"), tuple(row.get("cells", ()))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
 
 
 def terminal(data: dict) -> str:
@@ -77,7 +87,9 @@ def terminal(data: dict) -> str:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
             for row in table
         ]
-        missing |= {f"not compared: {n}: {r}": 0 for row in rows for n, r in row["missing"].items()}
+        missing |= {
+            f"not compared: {n}: {r}": 0 for row in rows for n, r in row.get("missing", {}).items()
+        }
     lines += ["", *missing]
     return "\n".join(lines)
 
@@ -88,11 +100,12 @@ def markdown(data: dict, only: str = "") -> str:
         head, *lines = cells(rows)
         table = [head, ["---"] * len(head), *lines]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in table))
-    busy = sum(row["discarded"] for row in data["rows"])
+    busy = [row["discarded"] for row in data["rows"] if "discarded" in row]
     blocks.append(
         f"{data['machine']}; threads: {data['threads']}; {data['dtype']}; "
         f"{data['cpu_capability']}; {data['versions']}; commit {data['commit']}; {data['date']}; "
-        f"{busy} rounds drawn again. `{data['command']}`"
+        + (f"{sum(busy)} rounds drawn again. " if busy else "")
+        + f"`{data['command']}`"
     )
     return "\n\n".join(blocks) + "\n"
 

@@ -167,6 +167,10 @@ def add_deformable_config(cfg: CN) -> None:
     # scalar "skipped_images" and in the log. False stops and names the file.
     cfg.INPUT.SKIP_BROKEN_IMAGES = False
 
+    # Batches that each of DATALOADER.NUM_WORKERS has ready or at work; more of them help if some
+    # images take much longer than others, and take memory. The default is torch's.
+    cfg.DATALOADER.PREFETCH_FACTOR = 2
+
     # User data sets: {name: {FORMAT, ROOT, IMAGES, SPLIT, CLASSES, PART, and ANNOTATIONS or
     # MASKS, IGNORE}}, see d2_deformable/data/custom.py.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)

@@ -23,6 +23,7 @@ from d2_deformable.config import read_config
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "SECURITY.md",
     *(ROOT / name for name in ("csrc/README.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -13,11 +13,24 @@ ROOT = Path(__file__).parents[1]
 TABLE = dict(
     re.findall(r"^TORCHVISION_(\S+) := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
 )
-PINNED = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+PINNED = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
 
 
 def test_pinned_pair():
     assert TABLE[PINNED["torch"]] == PINNED["torchvision"]
+
+
+def test_locked_versions_are_the_pinned_ones():
+    """After a change of constraints.txt: make lock."""
+    lines = (ROOT / ".ci/requirements.lock").read_text().replace("\\\n", "").splitlines()
+    requirements = [line for line in lines if not line.startswith("#")]
+    assert all("--hash=sha256:" in line for line in requirements)
+    locked = dict(re.match(r"([\w.-]+)==(\S+)", line).groups() for line in requirements)
+
+    def names(versions):  # the lock has other spellings
+        return {re.sub(r"[-_.]", "-", name).lower(): v for name, v in versions.items()}
+
+    assert names(PINNED).items() <= names(locked).items()
 
 
 def test_ci_runs_every_version():
@@ -46,6 +59,14 @@ def test_workflows_cannot_write_to_the_repository(file):
     workflow = yaml.safe_load(file.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     assert all("permissions" not in job for job in workflow["jobs"].values())
+
+
+@pytest.mark.parametrize("file", (ROOT / ".github/workflows").glob("*.yml"), ids=lambda f: f.name)
+def test_workflows_name_actions_by_commit(file):
+    """A tag can be moved to other code."""
+    used = re.findall(r"uses: *(\S+)", file.read_text())
+    assert used
+    assert [action for action in used if not re.search(r"@[0-9a-f]{40}$", action)] == []
 
 
 DOCS = dict(

@@ -39,7 +39,7 @@ TARGETS = ("launcher", "training", "data loader")
 MAX_STARTS = 30
 # The config names the folder; scalars that are written are not kept.
 OTHERS = (".trainer.config", ".trainer.scalars")
-TIMES = ("time", "data_time", "eta_seconds")
+TIMES = ("time", "data_time", "eta_seconds", "images_per_second", "data_share")
 
 
 def command(folder: Path, processes: int) -> list[str]:

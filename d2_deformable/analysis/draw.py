@@ -299,7 +299,8 @@ def draw_curves(history) -> Figure:
         losses.plot(x, y, color=color, label=name, linewidth=2.4 if i == 0 else 1.6, marker=".")
     losses.set(ylabel="loss", ylim=(0, None))
     losses.legend(frameon=False, fontsize=13, ncols=2)
-    rate.plot(*zip(*((line["iteration"], line["lr"]) for line in lines)), color=INK)
+    rates = [(line["iteration"], line["lr"]) for line in lines if "lr" in line]
+    rate.plot(*zip(*rates), color=INK)
     rate.set(ylabel="learning rate", xlabel="iteration", ylim=(0, None))
     for axes in (losses, rate):
         axes.spines[["top", "right"]].set_visible(False)

@@ -12,6 +12,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
+from ..utils.text import one_line
+
 PREDICTIONS = Path("inference/coco_instances_results.json")
 IOU = 0.5
 
@@ -52,28 +54,40 @@ class Matches:
     detection_of: np.ndarray
 
 
-def read_predictions(file, records, dataset_name: str) -> Found:
+def read_predictions(file, records, dataset_name: str, num_classes: int = 100_000) -> Found:
     """Read COCO's results file of a data set.
 
     Args:
         records: of the data set.
+        num_classes: of the network.
 
     Raises:
-        ValueError: the file is of other images or classes.
+        ValueError: the file is damaged, or of other images or classes.
     """
     ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    ids = ids or {index: index for index in range(num_classes)}
     index_of = {record["image_id"]: index for index, record in enumerate(records)}
-    rows = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
-        images = [index_of[row["image_id"]] for row in rows]
-        classes = [ids[row["category_id"]] if ids else row["category_id"] for row in rows]
-    except KeyError as error:
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))
+        columns = [[row[key] for row in rows] for key in ("image_id", "category_id")]
+        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(len(rows), 4)
+        scores = np.array([row["score"] for row in rows], np.float32).reshape(len(rows))
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError("a number is not finite")
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} holds predictions of another data set than {dataset_name}: it has no {error}"
+            f"{file} is not COCO's list of results ({type(error).__name__}: {one_line(error)}). "
+            "Evaluate again"
         ) from error
-    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+    try:
+        images = [index_of[i] for i in columns[0]]
+        classes = [ids[i] for i in columns[1]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} holds predictions of another data set than {dataset_name}: it has no "
+            f"{one_line(error)}"
+        ) from error
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([row["score"] for row in rows], np.float32)
     return Found(
         np.array(images, int), boxes, np.array(classes, int), scores, np.zeros(len(rows), bool)
     )
@@ -111,12 +125,11 @@ def match(detections: Found, objects: Found, same_class: bool = True) -> Matches
     ignored = np.zeros(len(detections), bool)
     order = np.argsort(-detections.scores, kind="stable")
     key_of = (lambda f: f.images * 100_000 + f.classes) if same_class else (lambda f: f.images)
-    keys, object_keys = key_of(detections), key_of(objects)
-    groups = {key: np.flatnonzero(object_keys == key) for key in np.unique(object_keys)}
-    for key in np.unique(keys):
-        rows, columns = order[keys[order] == key], groups.get(key, ())
-        if not len(columns):
+    groups = _groups(np.arange(len(objects)), key_of(objects))
+    for key, rows in _groups(order, key_of(detections)[order]).items():
+        if key not in groups:
             continue
+        columns = groups[key]
         boxes = (torch.from_numpy(f.boxes[i]) for f, i in ((detections, rows), (objects, columns)))
         best = pairwise_iou(*map(Boxes, boxes)).max(dim=1)
         for row, iou, column in zip(rows, best.values.tolist(), columns[best.indices.numpy()]):
@@ -130,6 +143,13 @@ def match(detections: Found, objects: Found, same_class: bool = True) -> Matches
         detections.images, detections.boxes, detections.classes, detections.scores, ignored
     )
     return Matches(counted, objects, object_of, detection_of)
+
+
+def _groups(indices: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
+    """{key: the `indices` (n,) that have it in `keys` (n,), in the same order}."""
+    by_key = np.argsort(keys, kind="stable")
+    found, starts = np.unique(keys[by_key], return_index=True)
+    return dict(zip(found.tolist(), np.split(indices[by_key], starts[1:])))
 
 
 def precision_and_recall(matches: Matches, label: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,13 @@ def drawn_aspect(image) -> float:
 
 
 class Figure(figure.Figure):
-    """matplotlib's Figure, but text between two "$", as in the name of a class, is no formula."""
+    """matplotlib's Figure for text of any kind, such as names of classes.
+
+    Text between two "$" is no formula, and bytes that are not UTF-8 are shown as "?".
+    """
 
     def draw(self, renderer):
         for text in self.findobj(Text):
             text.set_parse_math(False)
+            text.set_text(text.get_text().encode(errors="replace").decode())
         super().draw(renderer)

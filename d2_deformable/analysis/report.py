@@ -1,12 +1,8 @@
 """A self-contained HTML report of a finished run: settings, results, curves and pictures."""
 
-import base64
-import io
 import math
 from html import escape
 from pathlib import Path
-
-from PIL import Image
 
 from ..checkpoint import load_model
 from ..data import DatasetMapper, load_flagged, read_mask, register_custom_datasets
@@ -17,6 +13,8 @@ from ..engine.finished_run import read_run
 from ..engine.offset_health import STATISTICS, deformable_layers
 from ..evaluation import COUNTS
 from ..layers import DeformConv2d
+from ..utils.files import replacing
+from ..utils.html import content_policy
 from ..utils.pixels import read_image
 from ..utils.provenance import commit, machine, versions
 from ..utils.text import count
@@ -24,6 +22,7 @@ from . import draw, draw_errors, errors
 from .draw_dilation import draw_bars
 from .effective_dilation import EffectiveDilation, annotated_boxes
 from .record import inspect_image
+from .report_pictures import remove_pictures, save_picture
 from .segmentation import draw_segmentation
 from .visualize import found_above, units_of_labels
 
@@ -75,6 +74,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: the folder or its data set is incomplete, or `beside` does not exist.
+        FileExistsError: `folder`/pictures has a file of the user's with the name of a picture.
         ValueError: an override is unknown, or a checkpoint is from another network.
     """
     run = read_run(folder, overrides)
@@ -88,22 +88,25 @@ def write_report(
 
     pictures = run.folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    for old in pictures.glob("*.png"):
-        old.unlink()
+    remove_pictures(pictures)
     sections = [_facts(run, model), _results(results, cfg.DATASETS.TEST)]
     if run.iterations:
         figure = draw.draw_curves(run.history)
         text = "Losses (median of the last 20 steps) and learning rate."
-        sections += ["<h2>Training</h2>", _picture(figure, pictures / "curves.png", text)]
+        sections += ["<h2>Training</h2>", save_picture(figure, pictures / "curves.png", text)]
     sections += [
         _errors(run, score_thresh, pictures),
         _offsets(run, model, pictures),
         _images(cfg, models, num_images, score_thresh, pictures),
     ]
     config = f"<details><summary>Full config</summary><pre>{escape(cfg.dump())}</pre></details>"
-    page = PAGE.format(title=escape(run.name), body="\n".join([*sections, config]))
+    policy = content_policy(PAGE.format(title="", body="", policy=""))
+    body = "\n".join([*sections, config])
+    page = PAGE.format(title=escape(run.name), body=body, policy=policy)
     report = run.folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    with replacing(report) as part:
+        # The name of a file may hold bytes that are not UTF-8.
+        part.write_text(page, encoding="utf-8", errors="replace")
     return report
 
 
@@ -182,22 +185,22 @@ def _errors(run, score_thresh, pictures):
         return ""
     records = load_flagged(name)
     objects = errors.annotated_objects(records)
+    classes = class_names(run.cfg, name)
     try:
-        detections = errors.read_predictions(file, records, name)
+        detections = errors.read_predictions(file, records, name, len(classes))
     except ValueError as error:
         return f"<h2>Errors</h2><p>{escape(str(error))}.</p>"
     if not (len(objects) and len(detections)):
         return ""
-    classes = class_names(run.cfg, name)
     matches = errors.match(detections, objects)
     figure = draw_errors.draw_precision_recall(matches, classes)
     html = f"<h2>Errors on {escape(name)}</h2>"
-    html += _picture(figure, pictures / "precision_recall.png", CAPTIONS["precision_recall"])
+    html += save_picture(figure, pictures / "precision_recall.png", CAPTIONS["precision_recall"])
     if len(classes) <= draw_errors.MOST_CLASSES:
         counts = errors.confusion(detections, objects, len(classes), score_thresh)
         figure = draw_errors.draw_confusion(counts, classes)
         text = CAPTIONS["confusion"].format(score=score_thresh)
-        html += _picture(figure, pictures / "confusion.png", text)
+        html += save_picture(figure, pictures / "confusion.png", text)
     misses = errors.worst_misses(matches, score_thresh, 8)
     wrong = errors.worst_false_positives(matches, 8)
     for kind, found, indices, color in (
@@ -207,7 +210,7 @@ def _errors(run, score_thresh, pictures):
         if indices:
             figure = draw_errors.draw_crops(records, found, indices, classes, color)
             text = CAPTIONS[kind].format(score=score_thresh)
-            html += _picture(figure, pictures / f"{kind}.png", text)
+            html += save_picture(figure, pictures / f"{kind}.png", text)
     return html
 
 
@@ -236,7 +239,7 @@ def _offsets(run, model, pictures):
             dilation.add(read_inputs(run.cfg, record)[1], annotated_boxes(record))
         text = CAPTIONS["effective_dilation"].format(images=count(len(records), "image"))
         file = pictures / "effective_dilation.png"
-        html += _picture(draw_bars(dilation.as_dict()), file, text)
+        html += save_picture(draw_bars(dilation.as_dict()), file, text)
     return html
 
 
@@ -266,12 +269,12 @@ def _images(cfg, models, num_images, score_thresh, pictures):
                 truth = read_mask(record["sem_seg_file_name"])
                 figure = draw_segmentation(image, inspection.labels, truth, classes)
                 stem = f"{i}_beside_segmentation" if checkpoint else f"{i}_segmentation"
-                html += _picture(figure, pictures / f"{stem}.png", CAPTIONS["segmentation"])
+                html += save_picture(figure, pictures / f"{stem}.png", CAPTIONS["segmentation"])
             elif not len(found):
                 html += f"<p>Nothing was detected with a score of {score_thresh:.0%} or more.</p>"
             for kind, figure, text in _draw(image, inspection, found, classes):
                 stem = f"{i}_beside_{kind}" if checkpoint else f"{i}_{kind}"
-                html += _picture(figure, pictures / f"{stem}.png", text)
+                html += save_picture(figure, pictures / f"{stem}.png", text)
     return html
 
 
@@ -293,22 +296,11 @@ def _draw(image, inspection, found, classes):
         yield "parts", draw.draw_parts(image, inspection, found[:3], classes), CAPTIONS["parts"]
 
 
-def _picture(figure, file, caption):
-    """Save the figure as PNG, and embed it in the page as JPEG, which is much smaller."""
-    figure.savefig(file)
-    jpeg = io.BytesIO()
-    Image.open(file).convert("RGB").save(jpeg, "JPEG", quality=88, subsampling=0)
-    data = base64.b64encode(jpeg.getvalue()).decode()
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{file.stem}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>

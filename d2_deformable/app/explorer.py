@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import secrets
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from ..utils.pixels import read_image
 
 LOWEST_SCORE = 0.05  # of the detections that the page's threshold can show
 KEPT = 8  # images
+MAX_LAYERS = 4  # each multiplies the number of sampling points by 9
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Explorer:
             "width": width,
             "height": height,
             "image": _data_url(Image.fromarray(pixels), "JPEG"),
-            "layers": len(inspection.record.stack(len(inspection.record.convs))),
+            "layers": len(inspection.record.stack(MAX_LAYERS)),
             "parts": bool(inspection.record.pools),
         }
 
@@ -94,8 +96,13 @@ class Explorer:
             network; points outside their map are left out.
 
         Raises:
-            ValueError: the network has no deformable convolution.
+            ValueError: the network has no deformable convolution, there are no or too many layers,
+                or the point is not finite.
         """
+        if not 1 <= layers <= MAX_LAYERS:
+            raise ValueError(f"layers are {layers}; expected 1 to {MAX_LAYERS}")
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise ValueError(f"the point is {x}, {y}; expected finite numbers")
         inspection = self._inspection(name, offsets)
         moved, grid = (
             conv_sampling_points(inspection, (y, x), layers, deformed) for deformed in (True, False)

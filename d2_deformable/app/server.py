@@ -12,15 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 
 from ..data.warped_shapes import WarpedShapesFormat
+from ..utils.html import content_policy
 from .explorer import Explorer
 
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 64 * 2**20  # bytes of an uploaded image
 LOOPBACK = ("127.0.0.1", "localhost")
-# The page is one file and requests nothing from other hosts.
-POLICY = (
-    "default-src 'self'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +37,9 @@ def serve(explorer: Explorer, host: str = "127.0.0.1", port: int = 7861) -> Thre
         pass
 
     Handler.explorer = explorer
+    Handler.policy = content_policy(
+        PAGE.read_text(), "connect-src 'self'", "frame-ancestors 'none'"
+    )
     Handler.any_host = host not in LOOPBACK
     return ThreadingHTTPServer((host, port), Handler)
 
@@ -47,6 +47,8 @@ def serve(explorer: Explorer, host: str = "127.0.0.1", port: int = 7861) -> Thre
 class _Handler(BaseHTTPRequestHandler):
     explorer: Explorer
     any_host: bool
+    policy: str
+    timeout = 60  # seconds without a byte, after which a connection is closed
 
     def do_GET(self):
         path, query = self._request()
@@ -108,9 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Security-Policy", POLICY)
         self.end_headers()
         self.wfile.write(content)
+
+    def end_headers(self):
+        self.send_header("Content-Security-Policy", self.policy)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        super().end_headers()
 
     def log_message(self, message, *args):
         logger.debug(message, *args)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..utils import restricted_pickle
-from ..utils.files import FileFormatError, check_folder, one_line, replacing
+from ..utils.files import FileFormatError, check_folder, replacing
+from ..utils.text import one_line
 from .mxnet_params import read_mxnet_params
 from .torch_files import LEGACY_MAGIC, load_torch
 
@@ -67,8 +68,22 @@ def named_tensors(path, content) -> dict[str, Tensor]:
     converted = {id(value): _tensor(path, name, value) for name, value in content.items()}
     tensors = OrderedDict((name, converted[id(value)]) for name, value in content.items())
     if hasattr(content, "_metadata"):
+        if not _are_versions(content._metadata):
+            raise FileFormatError(
+                f"{path} holds layer versions (_metadata) that are no whole numbers; expected what "
+                "state_dict() gives"
+            )
         tensors._metadata = content._metadata
     return tensors
+
+
+def _are_versions(metadata) -> bool:
+    """Check that it is {module: {"version": number, ...}, ...}, which torch relies on."""
+    entries = metadata.values() if isinstance(metadata, Mapping) else [None]
+    return all(
+        isinstance(entry, Mapping) and isinstance(entry.get("version"), int | None)
+        for entry in entries
+    )
 
 
 def read_content(path, *, trust_pickle: bool = False):
@@ -192,7 +207,7 @@ def _safetensors():
 
 def _error(path: Path, error: Exception) -> FileFormatError:
     hint = (
-        "; trust_pickle (--trust-pickle) reads it anyway and runs any code in it"
+        "; `d2-deformable convert --trust-pickle` reads it anyway and runs any code in it"
         if "it names" in str(error)
         else ""
     )

@@ -7,6 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..compat import require_private
 from ..utils.files import FileFormatError
+from ..utils.text import one_line
 from .files import file_format, named_tensors, read_content
 
 require_private(DetectionCheckpointer, "_load_file", "_load_model")
@@ -65,5 +66,5 @@ class SafeCheckpointer(DetectionCheckpointer):
         ) as error:  # from name matching
             raise FileFormatError(
                 f"{self._file} is from another network than the config's, or its names have an "
-                f"unknown layout: {' '.join(str(error).split()) or type(error).__name__}"
+                f"unknown layout: {one_line(error)}"
             ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..modeling import build_model
 from ..modeling.meta_arch.predicates import check_soft_nms
-from ..utils.text import count
+from ..utils.text import count, one_line
 from .safe import SafeCheckpointer
 
 # Tensors that inference does not need: the anchors in old checkpoints, which are not weights, and
@@ -56,13 +56,33 @@ class StrictCheckpointer(SafeCheckpointer):
                 for name, theirs, ours in incompatible.incorrect_shapes
             ],
         }
-        found = [f"{len(keys)} {what} ({keys[0]})" for what, keys in problems.items() if keys]
+        found = [
+            f"{len(keys)} {what} ({one_line(keys[0])})" for what, keys in problems.items() if keys
+        ]
         if found:
             raise ValueError(
                 f"{self._file} is from another network, or has another number of classes: "
                 f"{', '.join(found)}. Use the config that it was trained with"
             )
+        if name := non_finite_weight(self.model):
+            raise ValueError(
+                f"{self._file}: {name} is NaN or infinite, so its training has diverged. Give an "
+                "earlier checkpoint"
+            )
         return incompatible
+
+
+def non_finite_weight(model) -> str | None:
+    """Name the first parameter that is NaN or infinite, or buffer that is NaN.
+
+    Buffers may hold infinity, as masks of attention do.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict().items():
+        bad = ~value.isfinite() if name in parameters else value.isnan()
+        if bad.any():
+            return name
+    return None
 
 
 def _is_needed(key: str) -> bool:

@@ -15,6 +15,7 @@ from ..utils.provenance import commit, machine, versions
 # Errors that end a command with one line instead of a traceback: the user's input is wrong, a
 # package that the command needs is missing, or a training diverged.
 USER_ERRORS = (FloatingPointError, ImportError, OSError, ValueError)
+LOST_WORKER = "DataLoader worker (pid"  # torch's RuntimeError
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,14 @@ def run(main, parser, argv=None) -> None:
         pass
     else:
         setup_logger(name="d2_deformable", color=sys.stdout.isatty())
+    # On a full disk, a log file would print a traceback for every line.
+    logging.raiseExceptions = args.debug
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is deprecated
     try:
         main(args)
-    except USER_ERRORS as error:
-        if args.debug:
+    except Exception as error:
+        if args.debug or not is_expected(error):
             raise
         sys.exit(f"{parser.prog}: {message_of(error)}")
     except KeyboardInterrupt:
@@ -90,9 +93,19 @@ def run(main, parser, argv=None) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def is_expected(error: BaseException | None) -> bool:
+    """Return True if one line says enough of an error."""
+    return isinstance(error, USER_ERRORS) or str(error).startswith(LOST_WORKER)
+
+
 def message_of(error: Exception) -> str:
     """Return the message; of an error in a data loader's process, without its traceback."""
     text = str(error)
+    if text.startswith(LOST_WORKER):
+        return (
+            f"{text.rstrip('. ')}. It loaded images. If memory ran out, use fewer of them "
+            "(DATALOADER.NUM_WORKERS); go on with --resume"
+        )
     if "\nOriginal Traceback" not in text:
         return text
     return text.splitlines()[-1].partition(": ")[2]

@@ -6,7 +6,7 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from .command import USER_ERRORS
+from .command import is_expected
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -54,4 +54,4 @@ def set_up_logs(output_dir: str, rank: int, debug: bool = False) -> None:
 
 def _is_unexpected(record) -> bool:
     """Filter out tracebacks of errors that `command.run` reports in one line."""
-    return not (record.exc_info and isinstance(record.exc_info[1], USER_ERRORS))
+    return not (record.exc_info and is_expected(record.exc_info[1]))

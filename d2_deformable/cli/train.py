@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import ExitStack
 
 import detectron2.utils.comm as comm
 import torch
@@ -18,6 +19,7 @@ from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
 from ..engine.launch import restarted, started_by_torchrun, torchrun_processes
+from ..utils.files import make_folder, naming_full_disk, reserved
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -30,19 +32,14 @@ examples:
 """
 
 
-def setup(args):
+def checked_config(args):
     """Build and check the frozen config of a run: defaults, then the YAML, then KEY VALUE.
 
-    Checks come before Detectron2's long report of the environment and the config.
+    It comes before Detectron2's long report of the environment and the config.
     """
-    cfg = checked_config(args)
-    default_setup(cfg, args)
-    return cfg
-
-
-def checked_config(args):
     cfg = read_config(args.config_file, args.opts)
     if not args.dry_run:
+        make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), args.debug)
     fall_back_to_cpu(cfg)
     cfg.freeze()
@@ -57,7 +54,15 @@ def train_or_evaluate(args):
     Returns:
         the results of the last evaluation.
     """
-    cfg = setup(args)
+    cfg = checked_config(args)
+    with naming_full_disk(cfg.OUTPUT_DIR), ExitStack() as stack:
+        if comm.is_main_process() and not args.eval_only:
+            stack.enter_context(reserved(cfg.OUTPUT_DIR, "training"))
+        default_setup(cfg, args)
+        return _train_or_evaluate(args, cfg)
+
+
+def _train_or_evaluate(args, cfg):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -72,7 +77,7 @@ def train_or_evaluate(args):
 
     trainer = Trainer(cfg, checked=True)
     trainer.resume_or_load(args.resume, allow_changes=args.allow_changes)
-    if cfg.VIS_PERIOD and comm.is_main_process():
+    if cfg.VIS_PERIOD > 0 and comm.is_main_process():
         model = getattr(trainer.model, "module", trainer.model)
         trainer.register_hooks([TrainingPictures(cfg, model)])
     results = trainer.train()

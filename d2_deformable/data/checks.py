@@ -9,7 +9,8 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from ..utils.text import count
+from ..utils.paths import inside
+from ..utils.text import count, one_line
 
 ROUNDING = 0.02  # pixels: boxes written with two decimals overhang their image by this much
 
@@ -30,12 +31,32 @@ def existing(path: Path, field: str, kind: str = "file") -> Path:
     Raises:
         FileNotFoundError: there is no such file or folder.
     """
-    if not (path.is_dir() if kind == "folder" else path.is_file()):
+    # `Path.is_file` raises on names of more than 255 bytes.
+    if not (os.path.isdir(path) if kind == "folder" else os.path.isfile(path)):
         raise FileNotFoundError(
-            f"{path}: no such {kind}, from {field}. Relative paths start at ROOT, and a relative "
-            f"ROOT at $DETECTRON2_DATASETS, now {datasets_root()}"
+            f"{one_line(path, 1000)}: no such {kind}, from {field}. Relative paths start at ROOT, "
+            f"and a relative ROOT at $DETECTRON2_DATASETS, now {datasets_root()}"
         )
     return path
+
+
+def named_path(folder: Path, name: str, field: str, where: str) -> Path:
+    """Join a folder and the path of a file that data of the user name.
+
+    Args:
+        folder: that a field of DATASETS.CUSTOM names.
+        field: the name of that field, for the message.
+        where: the place that names the file, for the message.
+
+    Raises:
+        ValueError: the path leads out of the folder.
+    """
+    return inside(folder, name, where, f"Correct it, or set {field} to a folder of all such files")
+
+
+def class_indices(classes) -> dict[str, int]:
+    """{name: index of the class}."""
+    return {name: index for index, name in enumerate(classes)}
 
 
 def read_text(file: Path) -> str:
@@ -95,7 +116,7 @@ def read_split(file: Path, suffix: str = "without") -> list[tuple[str, str]]:
     stems = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if line in stems:
-            raise ValueError(f"{file}: line {number} lists {line} a second time")
+            raise ValueError(f"{file}: line {number} lists {one_line(line)} a second time")
         if line:
             stems[line] = f"line {number} of {file} (one image per line, {suffix} suffix)"
     if not stems:
@@ -119,7 +140,8 @@ def replace_metadata(name: str, **values) -> None:
 def unknown_class(where: str, label: str, classes) -> ValueError:
     """An error about an object whose class is not among CLASSES."""
     return ValueError(
-        f"{where} has the class {label!r}, unknown to CLASSES {', '.join(classes)}. Add it to "
+        f"{where} has the class {one_line(label)!r}, unknown to CLASSES "
+        f"{one_line(', '.join(classes), 1000)}. Add it to "
         "CLASSES, or remove its objects from the annotations to train on fewer classes"
     )
 
@@ -143,8 +165,8 @@ class AnnotationReport:
         "unlabelled": "image without a label file, taken as one without objects",
         "crowd": "object marked iscrowd, not trained on",
         "maskless": "object of which only the box stays, since its mask is degenerate (fewer than "
-        "3 points, half a point, or a code that does not cover exactly the image) or neither "
-        "polygons nor a code",
+        "3 points, half a point, an outline of more than a million pixels, or a code that does not "
+        "cover exactly the image) or neither polygons nor a code",
         "repeated": "id used by several annotations, which has no effect",
     }
 

@@ -8,9 +8,19 @@ import numpy as np
 import pycocotools.mask as coco_masks
 from detectron2.structures import BoxMode
 
+from ..utils.text import one_line
 from .annotation_file import AnnotationFile
-from .checks import AnnotationReport, existing, replace_metadata, unknown_class
+from .checks import (
+    AnnotationReport,
+    class_indices,
+    existing,
+    named_path,
+    replace_metadata,
+    unknown_class,
+)
 from .coco_json import read_instances
+
+LONGEST_OUTLINE = 1e6  # pixels: pycocotools takes 100 bytes for each to draw a polygon
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,9 @@ class COCOFormat(AnnotationFile):
         dicts = []
         for image in sorted(content["images"], key=lambda image: image["id"]):
             with report.image():
-                path = existing(images / image["file_name"], f"IMAGES and a file_name of {file}")
+                where = f"{file}: image {image['id']}, field file_name,"
+                path = named_path(images, image["file_name"], "IMAGES", where)
+                path = existing(path, f"IMAGES and a file_name of {file}")
                 dicts.append(_record(image, path, annotations[image["id"]], id_map, report))
         report.log(name)
         names = {c["id"]: c["name"] for c in content["categories"]}
@@ -76,16 +88,19 @@ class COCOFormat(AnnotationFile):
     def _contiguous_ids(self, content: dict, file: Path) -> dict[int, int]:
         """{category id of the json: class index}."""
         names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-        classes = self.classes or tuple(names.values())
-        known = ", ".join(map(str, names.values()))
-        for label in classes:
-            if label not in names.values():
-                raise ValueError(f"{file}: has no class {label!r} of CLASSES; it has {known}")
+        known = set(names.values())
+        indices = class_indices(self.classes or names.values())
+        for label in indices:
+            if label not in known:
+                raise ValueError(
+                    f"{file}: has no class {label!r} of CLASSES; it has "
+                    f"{one_line(', '.join(names.values()), 1000)}"
+                )
         for annotation in content["annotations"]:
             label = names[annotation["category_id"]]
-            if label not in classes:
-                raise unknown_class(f"{file}: annotation {annotation['id']}", label, classes)
-        return {i: classes.index(label) for i, label in names.items() if label in classes}
+            if label not in indices:
+                raise unknown_class(f"{file}: annotation {annotation['id']}", label, indices)
+        return {i: indices[label] for i, label in names.items() if label in indices}
 
 
 def _record(image: dict, path: Path, annotations, id_map: dict, report: AnnotationReport) -> dict:
@@ -174,7 +189,15 @@ def _pixels_of(code: str) -> int:
 
 
 def _is_polygon(polygon: list) -> bool:
-    return len(polygon) % 2 == 0 and len(set(zip(polygon[::2], polygon[1::2]))) >= 3
+    """Whether a polygon has 3 or more points and an outline of at most LONGEST_OUTLINE."""
+    if len(polygon) % 2 or len(set(zip(polygon[::2], polygon[1::2]))) < 3:
+        return False
+    if (max(polygon) - min(polygon)) * len(polygon) <= LONGEST_OUTLINE:  # nearly always
+        return True
+    points = np.array(polygon, float).reshape(-1, 2)
+    with np.errstate(over="ignore"):
+        edges = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+        return float(edges.sum()) <= LONGEST_OUTLINE
 
 
 def _keypoints_metadata(categories: list[dict]) -> dict:

@@ -1,10 +1,12 @@
 """Read the JSON of FORMAT coco as labelling tools write it, and check it."""
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+from ..utils.pixels import check_pixels
+from ..utils.text import is_text, one_line
 from .checks import read_json
 
 
@@ -61,7 +63,7 @@ def _unique_ids(items: list[dict], part: str) -> set:
     if not one_type or twice:
         raise ValueError(
             f"every entry of {part!r} needs a unique id, all numbers or all text"
-            + (f"; {', '.join(map(str, twice[:5]))} occurs twice" if twice else "")
+            + (f"; {one_line(', '.join(map(str, twice[:5])))} occurs twice" if twice else "")
         )
     return set(ids)
 
@@ -79,6 +81,10 @@ def _check_image(image: dict) -> None:
         if value is None or value <= 0:
             raise ValueError(f"image {image['id']} needs a positive width and height")
         image[side] = _whole(value)
+    try:
+        check_pixels(image["width"], image["height"])
+    except ValueError as error:
+        raise ValueError(f"image {image['id']}: {error}") from None
 
 
 def _check_annotation(annotation: dict, ids: dict[str, set]) -> None:
@@ -86,11 +92,13 @@ def _check_annotation(annotation: dict, ids: dict[str, set]) -> None:
         value = annotation.get(key)
         annotation[key] = _reference(value, ids[part])
         if annotation[key] is None:
-            raise ValueError(f"has {key} {value!r}, which is not an id in {part!r}")
+            raise ValueError(f"has {key} {one_line(repr(value))}, which is not an id in {part!r}")
     box = annotation.get("bbox")
     annotation["bbox"] = _numbers(box)
     if annotation["bbox"] is None or len(box) != 4:
-        raise ValueError(f"needs a bbox of four finite numbers (x0, y0, width, height), got {box}")
+        raise ValueError(
+            f"needs a bbox of four finite numbers (x0, y0, width, height), got {one_line(box)}"
+        )
     if shape := annotation.get("segmentation"):
         annotation["segmentation"] = _shape(shape) or [[]]  # degenerate
     # Masks and keypoints in a wrong form stop only a network that needs them.
@@ -101,7 +109,7 @@ def _check_annotation(annotation: dict, ids: dict[str, set]) -> None:
             value = annotation[flag]
             annotation[flag] = _number(value or 0)
             if annotation[flag] not in (0, 1):
-                raise ValueError(f"has {flag} {value!r}, expected 0 or 1")
+                raise ValueError(f"has {flag} {one_line(repr(value))}, expected 0 or 1")
     if annotation.get("ignore"):
         raise ValueError(
             "is marked 'ignore', which Detectron2 does not read: mark it 'difficult' or 'iscrowd' "
@@ -162,16 +170,20 @@ def _distinct(categories: list[dict], annotations: list[dict]) -> list[dict]:
         if type(category.get("name")) is int:
             category["name"] = str(category["name"])
     names = [category.get("name") for category in categories]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"every category needs a unique name, got {names}")
+    if not all(isinstance(name, str) and is_text(name) for name in names):
+        raise ValueError(f"every category needs a unique name, got {one_line(names)}")
     used = {annotation["category_id"] for annotation in annotations}
-    for name in _repeated(names):
-        alike = sorted(category["id"] for category in categories if category["name"] == name)
-        kept = [i for i in alike if i in used] or alike[-1:]  # a group comes first
-        if len(kept) > 1:
+    alike = defaultdict(list)
+    for category in categories:
+        alike[category["name"]].append(category["id"])
+    kept = set()
+    for name, ids in alike.items():
+        of_name = [i for i in sorted(ids) if i in used] or [max(ids)]  # a group comes first
+        if len(of_name) > 1:
             raise ValueError(
-                f"every category needs a unique name, got {names}; {name!r} is that of the ids "
-                f"{', '.join(map(str, kept))}, which all have annotations"
+                f"every category needs a unique name, got {one_line(names)}; {one_line(name)!r} is "
+                f"that of the ids {one_line(', '.join(map(str, of_name)))}, which all have "
+                "annotations"
             )
-        categories = [c for c in categories if c["name"] != name or c["id"] in kept]
-    return categories
+        kept.update(of_name)
+    return [category for category in categories if category["id"] in kept]

@@ -17,10 +17,15 @@ def load_flagged(name: str) -> list[dict]:
     Detectron2's own voc_* are read again from their XML, since its loader drops the flag.
     """
     meta = MetadataCatalog.get(name)
-    if meta.get("evaluator_type") == "pascal_voc":
+    if _drops_the_flag(name):
         form = VOCFormat(Path(meta.dirname), split=meta.split, classes=tuple(meta.thing_classes))
         return form.load(name)
     return DatasetCatalog.get(name)
+
+
+def _drops_the_flag(name: str) -> bool:
+    """Whether a data set is a voc_* of Detectron2, whose loader drops "difficult"."""
+    return MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc"
 
 
 def without_difficult(cfg) -> list[dict]:
@@ -54,7 +59,8 @@ def load_easy(
             min_keypoints=min_keypoints,
             proposal_files=proposal_files[i : i + 1] if proposal_files else None,
         )
-        flagged = {r["image_id"]: r.get("annotations", []) for r in load_flagged(name)}
+        flagged = load_flagged(name) if _drops_the_flag(name) else dicts
+        flagged = {r["image_id"]: r.get("annotations", []) for r in flagged}
         for record in dicts:
             if "annotations" in record:
                 objects = flagged[record["image_id"]]

@@ -1,10 +1,13 @@
 """Find the splits of a folder of labelled images: from ROOT and FORMAT to DATASETS.CUSTOM."""
 
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
+from ..utils.paths import leads_out
+from ..utils.text import one_line
 from .checks import existing, read_names
 from .coco_json import read_instances
 from .custom import is_foreign
@@ -125,15 +128,19 @@ def _find_images(root: Path, names: list[str], near: Path, given: dict) -> str:
     split = _split_of(near.relative_to(root)) if near.is_relative_to(root) else "all"
     folders = {near.parent, root, *root.glob("*"), *root.glob("*/*")}
     first = sample[0]
-    folders = [folder for folder in folders if (folder / first).is_file()]
-    complete = [f for f in folders if all((f / name).is_file() for name in sample)]
+    folders = [folder for folder in folders if _holds(folder, first)]
+    complete = [f for f in folders if all(_holds(f, name) for name in sample)]
     if not complete:
         raise FileNotFoundError(
-            f"{near}: no folder under {root} holds its images, such as {first}; name the folder, "
+            f"{near}: no folder under {root} holds its images, such as {one_line(first)}; name it, "
             "as IMAGES"
         )
     complete.sort(key=lambda f: (f != near.parent, _split_of(f.relative_to(root)) != split, str(f)))
     return _relative(complete[0], root)
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name) and not leads_out(folder, name)
 
 
 def _first_folder(root: Path, names, holds) -> str | None:

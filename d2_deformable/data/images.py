@@ -1,10 +1,15 @@
 """Find files by stem or suffix, whatever the case of the suffix."""
 
+import os
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path, PureWindowsPath
 
 from PIL import Image
+
+from ..utils.pixels import readable_formats
+from ..utils.text import one_line
+from .checks import named_path
 
 
 class ImageFolder:
@@ -22,9 +27,11 @@ class ImageFolder:
 
         Raises:
             FileNotFoundError: neither exists.
-            ValueError: several images share the stem and <filename> is none of them.
+            ValueError: several images share the stem and <filename> is none of them, or the stem
+                leads out of the folder.
         """
-        folder, base = (self.root / stem).parent, Path(stem).name
+        path = named_path(self.root, stem, "IMAGES", f"{xml}, or its SPLIT,")
+        folder, base = path.parent, path.name
         # Some tools write the image's path on the machine where it was annotated.
         filename = PureWindowsPath((filename or "").strip()).name
         candidates = self._listing(folder).get(base, ())
@@ -37,11 +44,11 @@ class ImageFolder:
             )
         if candidates:
             return folder / candidates[0]
-        if filename and (folder / filename).is_file():
+        if filename and os.path.isfile(folder / filename):
             return folder / filename
         raise FileNotFoundError(
             f"{xml}: no image {base}.* in {folder}"
-            + (f", nor its <filename> {filename}" if filename else "")
+            + (f", nor its <filename> {one_line(filename)}" if filename else "")
         )
 
 
@@ -82,10 +89,10 @@ def stems(folder: Path, suffix: str) -> list[str]:
 
 def in_any_case(path: Path) -> Path:
     """The file that differs from `path` only in the case of its suffix; `path` if none exists."""
-    if not path.is_file():
+    if path.suffix and not os.path.isfile(path):
         for letters in product(*((c.lower(), c.upper()) for c in path.suffix[1:])):
             other = path.with_suffix("." + "".join(letters))
-            if other.is_file():
+            if os.path.isfile(other):
                 return other
     return path
 
@@ -96,8 +103,9 @@ def _is_hidden(name: str) -> bool:
 
 @cache
 def _readable_suffixes() -> frozenset[str]:
+    formats = readable_formats()
     suffixes = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in suffixes if kind in Image.OPEN)
+    return frozenset(suffix for suffix, kind in suffixes if kind in formats)
 
 
 def _images_by_stem(folder: Path) -> dict[str, list[str]]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.utils.logger import log_first_n
-from PIL import Image
 
-from ..utils.pixels import image_size
-from .checks import AnnotationReport, existing, read_split
+from ..utils.pixels import image_size, open_image
+from .checks import AnnotationReport, existing, named_path, read_split
 from .images import ImageFolder, in_any_case, stems
 
 ONE_CHANNEL = ("L", "P", "1")  # Pillow's modes: grey, palette, black and white
@@ -82,7 +81,8 @@ class MaskFormat:
         dicts = []
         for stem, listed_in in self._stems(masks):
             with report.image():
-                mask = existing(in_any_case(masks / f"{stem}.png"), listed_in)
+                mask = named_path(masks, f"{stem}.png", "MASKS", listed_in)
+                mask = existing(in_any_case(mask), listed_in)
                 dicts.append(self._load_image(stem, mask, images, found))
         absent = [label for k, label in enumerate(self.classes) if k not in found]
         if dicts and len(absent) == len(self.classes):
@@ -148,7 +148,7 @@ def read_mask(file) -> np.ndarray:
         ValueError: it is a colour image.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             factor = FACTORS.get(image.tile[0][3] if image.tile else None, 1)
             mode, labels = image.mode, np.array(image) // factor
     except Exception as error:  # Pillow's readers raise many types on broken files

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..utils.restricted_pickle import read_pickle
+from ..utils.text import one_line
 
 
 def check_proposals(cfg, splits=("TRAIN", "TEST")) -> None:
@@ -73,11 +74,12 @@ def _check_file(file: Path, name: str, key: str) -> None:
     try:
         content = read_pickle(file)
         ids = content["ids"] if "ids" in content else content["indexes"]  # Detectron 1's key
-        boxes = {str(i): b for i, b in zip(ids, content["boxes"], strict=True)}
-    except (KeyError, TypeError, ValueError) as error:
+        boxes = [np.asarray(one, float).reshape(-1, 4) for one in content["boxes"]]
+        boxes = {str(i): one for i, one in zip(ids, boxes, strict=True)}
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file}, from {key}, is no proposal file ({type(error).__name__}: {error}): expected "
-            "what `d2-deformable proposals` writes"
+            f"{file}, from {key}, is no proposal file ({type(error).__name__}: {one_line(error)}): "
+            "expected what `d2-deformable proposals` writes"
         ) from error
     records = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
     missing = [i for i in records if i not in boxes]
@@ -93,9 +95,9 @@ def _check_file(file: Path, name: str, key: str) -> None:
         )
 
 
-def _reach_beyond(boxes, record: dict) -> bool:
+def _reach_beyond(boxes: np.ndarray, record: dict) -> bool:
     """Check whether any box (R, 4), (x0, y0, x1, y1), ends more than a pixel beyond its image."""
     if "width" not in record or not len(boxes):
         return False
     limits = (record["width"] + 1, record["height"] + 1)
-    return bool((np.asarray(boxes)[:, 2:4] > limits).any())
+    return bool((boxes[:, 2:4] > limits).any())

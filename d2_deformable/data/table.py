@@ -10,10 +10,13 @@ from typing import NamedTuple
 from detectron2.structures import BoxMode
 
 from ..utils.pixels import image_size
+from ..utils.text import one_line
 from .annotation_file import AnnotationFile
 from .checks import (
     AnnotationReport,
+    class_indices,
     existing,
+    named_path,
     read_split,
     read_text,
     replace_metadata,
@@ -75,15 +78,15 @@ class CSVFormat(AnnotationFile):
         for row in read_table(file):
             rows.setdefault(row.file, []).append(row)
         names = {row.label for of_image in rows.values() for row in of_image if row.box}
-        classes = self.classes or tuple(sorted(names))
+        indices = class_indices(self.classes or sorted(names))
         report = report or AnnotationReport()
         dicts = []
         for image, listed_in in self._images(rows, folder):
             with report.image():
-                path = existing(folder / image, listed_in)
-                dicts.append(self._record(path, image, rows.get(image, ()), classes, report))
+                path = existing(named_path(folder, image, "IMAGES", listed_in), listed_in)
+                dicts.append(_record(path, image, rows.get(image, ()), indices, report))
         report.log(name)
-        replace_metadata(name, thing_classes=list(classes))
+        replace_metadata(name, thing_classes=list(indices))
         return dicts
 
     def _images(self, rows: dict, folder: Path) -> list[tuple[str, str]]:
@@ -100,30 +103,31 @@ class CSVFormat(AnnotationFile):
             raise ValueError(f"{split}: holds no image, from SPLIT")
         return [(path.relative_to(folder).as_posix(), "SPLIT") for path in found]
 
-    def _record(self, path: Path, image: str, rows, classes, report: AnnotationReport) -> dict:
-        width, height = image_size(path)
-        annotations = []
-        for row in rows:
-            if not row.box:
-                continue
-            if row.label not in classes:
-                raise unknown_class(row.here, row.label, classes)
-            if box := report.clip(row.box, width, height, path):
-                annotations.append(
-                    {
-                        "bbox": box,
-                        "bbox_mode": BoxMode.XYXY_ABS,
-                        "category_id": classes.index(row.label),
-                        "iscrowd": 0,
-                    }
-                )
-        return {
-            "file_name": str(path),
-            "image_id": image,
-            "width": width,
-            "height": height,
-            "annotations": annotations,
-        }
+
+def _record(path: Path, image: str, rows, indices, report: AnnotationReport) -> dict:
+    width, height = image_size(path)
+    annotations = []
+    for row in rows:
+        if not row.box:
+            continue
+        if row.label not in indices:
+            raise unknown_class(row.here, row.label, indices)
+        if box := report.clip(row.box, width, height, path):
+            annotations.append(
+                {
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": indices[row.label],
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "file_name": str(path),
+        "image_id": image,
+        "width": width,
+        "height": height,
+        "annotations": annotations,
+    }
 
 
 def read_table(file: Path) -> list[Row]:
@@ -172,7 +176,7 @@ def _columns(cells, file: Path) -> list[int] | None:
         raise ValueError(
             f"{file}: line 1 is neither a box nor a header that names the columns; expected file, "
             f"x0, y0, x1, y1, class (or filename, xmin, ymin, xmax, ymax, label), got "
-            f"{', '.join(cells)}"
+            f"{one_line(', '.join(cells))}"
         )
     return [header.index(column) for column in (name, *corners, label)]
 
@@ -187,7 +191,8 @@ def _row(cells, columns, here: str) -> Row:
         return Row(here, image, None, "")
     if not all(map(_is_number, corners)):
         raise ValueError(
-            f"{here} needs finite numbers as x0, y0, x1, y1, got {', '.join(map(repr, corners))}"
+            f"{here} needs finite numbers as x0, y0, x1, y1, got "
+            f"{one_line(', '.join(map(repr, corners)))}"
         )
     if not label:
         raise ValueError(f"{here} names no class")

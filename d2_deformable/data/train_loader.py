@@ -1,5 +1,9 @@
 """Training batches determined by a seed and the iteration, for exact resuming."""
 
+import gc
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -32,6 +36,7 @@ class TrainLoader:
         seed: of order and augmentation.
         group_by_aspect: give batches of images that are all wide, or all tall.
         num_workers: processes that map; 0 maps in this one.
+        prefetch: batches that each of them has ready or at work, at least 1.
 
     Attributes:
         seed, start: seed, and the iteration whose batch comes first. Iterators read both when their
@@ -48,10 +53,12 @@ class TrainLoader:
         seed: int,
         group_by_aspect: bool = True,
         num_workers: int = 0,
+        prefetch: int = 2,
     ):
         self.seed, self.start = seed, 0
         self._records, self._mapper, self._make_sampler = records, mapper, make_sampler
         self._batch_size, self._num_workers = batch_size, num_workers
+        self._prefetch = prefetch if num_workers else None  # as DataLoader wants it
         self._is_wide = bytes(len(records))  # all in one group
         if group_by_aspect:
             record_of = map(records.__getitem__, range(len(records)))
@@ -62,6 +69,8 @@ class TrainLoader:
             _Mapped(self._records, self._mapper, self.seed),
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
+            prefetch_factor=self._prefetch,
+            worker_init_fn=prepare_worker,
             collate_fn=build.trivial_batch_collator,
             generator=torch.Generator(),  # the default takes a number from the training's own
         )
@@ -78,6 +87,26 @@ class TrainLoader:
                     yield group.copy()
                 group.clear()
                 batches += 1
+
+
+def prepare_worker(worker: int) -> None:
+    """Share memory with the training, and leave SIGTERM to it; a DataLoader's `worker_init_fn`.
+
+    Python's garbage collector writes into every object that it looks at, whereby a forked worker
+    would get a private copy of all Python objects of the training.
+
+    Schedulers and `timeout` signal all processes of a job. The training then needs its workers to
+    finish the step and to save, so that only its own SIGTERM ends them.
+    """
+    gc.freeze()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_training, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_training(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Mapped(Dataset):
@@ -116,6 +145,7 @@ def build_train_loader(cfg) -> TrainLoader:
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        prefetch=cfg.DATALOADER.PREFETCH_FACTOR,
     )
 
 

@@ -9,8 +9,19 @@ from pathlib import Path
 from detectron2.structures import BoxMode
 
 from ..utils.pixels import image_size
-from .checks import AnnotationReport, decode, existing, read_split, unknown_class
+from ..utils.text import one_line
+from .checks import (
+    AnnotationReport,
+    class_indices,
+    decode,
+    existing,
+    named_path,
+    read_split,
+    unknown_class,
+)
 from .images import ImageFolder, in_any_case, stems
+
+DECLARATION = re.compile("<!(ENTITY|ATTLIST)")
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,13 @@ class VOCFormat:
         """
         annotations = existing(self.root / self.annotations, "ANNOTATIONS", "folder")
         images = ImageFolder(existing(self.root / self.images, "IMAGES", "folder"))
-        report = report or AnnotationReport()
+        report, indices = report or AnnotationReport(), class_indices(self.classes)
         dicts = []
         for stem, listed_in in self._stems(annotations):
             with report.image():
-                xml = existing(in_any_case(annotations / f"{stem}.xml"), listed_in)
-                dicts.append(self._load_image(stem, xml, images, report))
+                xml = named_path(annotations, f"{stem}.xml", "ANNOTATIONS", listed_in)
+                xml = existing(in_any_case(xml), listed_in)
+                dicts.append(self._load_image(stem, xml, images, indices, report))
         report.log(name)
         return dicts
 
@@ -85,10 +97,10 @@ class VOCFormat:
         file = by_path if by_path.is_file() else existing(in_any_case(by_name), "SPLIT")
         return read_split(file)
 
-    def _load_image(self, stem: str, xml: Path, images, report: AnnotationReport) -> dict:
+    def _load_image(self, stem: str, xml: Path, images, indices, report) -> dict:
         root = read_xml(xml)
         if root.tag != "annotation":
-            raise ValueError(f"{xml}: expected <annotation> at the top, got <{root.tag}>")
+            raise ValueError(f"{xml}: expected <annotation> at the top, got <{one_line(root.tag)}>")
         image = images.find(stem, root.findtext("filename"), xml)
         width, height = _size(root, xml) or image_size(image)
         return {
@@ -99,34 +111,35 @@ class VOCFormat:
             "annotations": [
                 annotation
                 for obj in root.iterfind("object")
-                if (annotation := self._load_object(obj, xml, width, height, report))
+                if (annotation := _load_object(obj, xml, width, height, indices, report))
             ],
         }
 
-    def _load_object(self, obj, xml: Path, width: int, height: int, report) -> dict | None:
-        label = (obj.findtext("name") or "").strip()
-        if not label:
-            raise ValueError(f"{xml}: an object has no <name>")
-        if label not in self.classes:
-            raise unknown_class(f"{xml}: an object", label, self.classes)
-        corners = obj.find("bndbox")
-        if corners is None:
-            raise ValueError(f"{xml}: an object of class {label} has no <bndbox>")
-        x0, y0, x1, y1 = (_number(corners, tag, xml) for tag in ("xmin", "ymin", "xmax", "ymax"))
-        box = report.clip((x0 - 1, y0 - 1, x1, y1), width, height, xml)
-        if box is None:
-            return None
-        flag = (obj.findtext("difficult") or "").strip()  # some tools leave it empty
-        difficult = flag != "" and _number(obj, "difficult", xml) != 0
-        if difficult:
-            report.add("difficult", xml)
-        return {
-            "bbox": box,
-            "bbox_mode": BoxMode.XYXY_ABS,
-            "category_id": self.classes.index(label),
-            "iscrowd": 0,
-            "difficult": int(difficult),
-        }
+
+def _load_object(obj, xml: Path, width: int, height: int, indices, report) -> dict | None:
+    label = (obj.findtext("name") or "").strip()
+    if not label:
+        raise ValueError(f"{xml}: an object has no <name>")
+    if label not in indices:
+        raise unknown_class(f"{xml}: an object", label, indices)
+    corners = obj.find("bndbox")
+    if corners is None:
+        raise ValueError(f"{xml}: an object of class {label} has no <bndbox>")
+    x0, y0, x1, y1 = (_number(corners, tag, xml) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    box = report.clip((x0 - 1, y0 - 1, x1, y1), width, height, xml)
+    if box is None:
+        return None
+    flag = (obj.findtext("difficult") or "").strip()  # some tools leave it empty
+    difficult = flag != "" and _number(obj, "difficult", xml) != 0
+    if difficult:
+        report.add("difficult", xml)
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": indices[label],
+        "iscrowd": 0,
+        "difficult": int(difficult),
+    }
 
 
 def read_xml(file: Path) -> ET.Element:
@@ -135,7 +148,8 @@ def read_xml(file: Path) -> ET.Element:
     Editors that change the encoding leave the declaration as it was.
 
     Raises:
-        ValueError: the file is not well-formed.
+        ValueError: the file is not well-formed, or declares entities or default attributes, by
+            which a short file becomes a huge text.
     """
     content = file.read_bytes()
     declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)""", content)
@@ -144,9 +158,11 @@ def read_xml(file: Path) -> ET.Element:
     try:
         # The parser by itself knows few encodings, not those of Chinese or Japanese tools.
         text = content.decode(declared[1].decode()) if declared else decode(content)
+        if declaration := DECLARATION.search(text):
+            raise ValueError(f"{declaration[0]} makes text of any size; write the text itself")
         return ET.fromstring(text.lstrip())
     except (ET.ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{file}: not well-formed XML ({error})") from error
+        raise ValueError(f"{file}: not well-formed XML ({one_line(error)})") from error
 
 
 def _size(root, xml: Path) -> tuple[int, int] | None:
@@ -165,5 +181,7 @@ def _number(parent, tag: str, xml: Path) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{xml}: <{tag}> in <{parent.tag}> must be a finite number, got {text!r}")
+        raise ValueError(
+            f"{xml}: <{tag}> in <{parent.tag}> must be a finite number, got {one_line(repr(text))}"
+        )
     return value

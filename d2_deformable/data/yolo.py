@@ -1,15 +1,25 @@
 """FORMAT yolo: a data.yaml, and one text file of boxes in fractions of the image for each image."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from detectron2.structures import BoxMode
 
+from ..utils.config_files import check_size
+from ..utils.paths import leads_out
 from ..utils.pixels import image_size
-from ..utils.text import count
-from .checks import AnnotationReport, existing, read_split, read_text, replace_metadata
+from ..utils.text import count, is_text, one_line
+from .checks import (
+    AnnotationReport,
+    existing,
+    named_path,
+    read_split,
+    read_text,
+    replace_metadata,
+)
 from .images import in_any_case, is_image, visible_files
 
 
@@ -101,13 +111,13 @@ class YOLOFormat:
                 where, entries = f"{self.split} of {source}", content[self.split]
         images = {}
         for entry in entries if isinstance(entries, list) else [entries]:
-            path = _find(str(entry), folders)
+            path = self._find(str(entry), folders, where)
             if path is None:
                 splits = [key for key in content if key in ("train", "val", "valid", "test")]
                 known = f"; {source} has the splits {', '.join(splits)}" if splits else ""
                 raise FileNotFoundError(
-                    f"{folders[0] / str(entry)}: no such folder or list of images, from "
-                    f"{where}{known}"
+                    f"{one_line(folders[0] / str(entry), 1000)}: no such folder or list of images, "
+                    f"from {where}{known}"
                 )
             if path.is_dir():
                 found = [p for p in visible_files(path) if is_image(p)]
@@ -116,13 +126,34 @@ class YOLOFormat:
                 images |= dict.fromkeys(found, where)
             else:
                 for line, listed_in in read_split(path, "with"):
-                    images[_find(line, [path.parent, *folders]) or folders[0] / line] = listed_in
+                    found = self._find(line, [path.parent, *folders], listed_in)
+                    images[found or folders[0] / line] = listed_in
         return images
+
+    def _find(self, entry: str, folders, where: str) -> Path | None:
+        """The first existing path under `root` that `entry` means in one of `folders`.
+
+        Roboflow writes ../train/images for train/images beside the data.yaml.
+
+        Raises:
+            ValueError: all that exist lie out of `root`.
+        """
+        entry = entry.strip().replace("\\", "/")
+        outside = None
+        for name in (entry, entry.removeprefix("../")):
+            for path in (folder / name for folder in folders):
+                if os.path.exists(path):
+                    # Relative to ROOT, which may itself be relative, and without "..".
+                    found = os.path.relpath(path, self.root)
+                    if not leads_out(self.root, found):
+                        return self.root / found
+                    outside = outside or found
+        return named_path(self.root, outside, "ROOT", where) if outside else None
 
     def _record(self, image: Path, size, classes, has_keypoints: bool, report) -> dict:
         width, height = size
         label = _label_file(image)
-        if not label.is_file():
+        if not os.path.isfile(label):
             report.add("unlabelled", image)
         inside = image.is_relative_to(self.root)
         return {
@@ -143,19 +174,6 @@ class YOLOFormat:
         }
 
 
-def _find(entry: str, folders) -> Path | None:
-    """The first existing path that `entry` means in one of `folders`.
-
-    Roboflow writes ../train/images for train/images beside the data.yaml.
-    """
-    entry = entry.strip().replace("\\", "/")
-    for name in (entry, entry.removeprefix("../")):
-        for folder in folders:
-            if (folder / name).exists():
-                return folder / name
-    return None
-
-
 def _label_file(image: Path) -> Path:
     """Path of the labels of an image; the one in a folder labels, if there are none."""
     beside = in_any_case(image.with_suffix(".txt"))
@@ -164,26 +182,26 @@ def _label_file(image: Path) -> Path:
         return beside
     last = len(folders) - 1 - folders[::-1].index("images")
     usual = in_any_case(Path(*folders[:last], "labels", *folders[last + 1 :], file))
-    return beside if beside.is_file() and not usual.is_file() else usual
+    return beside if os.path.isfile(beside) and not os.path.isfile(usual) else usual
 
 
 def _read_labels(file: Path, classes, has_keypoints: bool):
     """Yield (class index, (x0, y0, x1, y1) in fractions of the image) of each line."""
-    lines = read_text(file).splitlines() if file.is_file() else ()
+    lines = read_text(file).splitlines() if os.path.isfile(file) else ()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        here = f"{file}: line {number}"
+        here, shown = f"{file}: line {number}", one_line(repr(line.strip()))
         try:
             index, *shape = map(float, line.split())
         except ValueError:
-            raise ValueError(f"{here} must hold numbers, got {line.strip()!r}") from None
+            raise ValueError(f"{here} must hold numbers, got {shown}") from None
         if not all(map(math.isfinite, (index, *shape))):
-            raise ValueError(f"{here} must hold finite numbers, got {line.strip()!r}")
+            raise ValueError(f"{here} must hold finite numbers, got {shown}")
         if index != int(index) or not 0 <= index < len(classes):
             raise ValueError(
                 f"{here} has the class {index:g}; expected an index from 0 to {len(classes) - 1}, "
-                f"for {', '.join(classes)}"
+                f"for {one_line(', '.join(classes), 1000)}"
             )
         shape = shape[:4] if has_keypoints else shape
         if len(shape) < 4 or len(shape) % 2:
@@ -209,10 +227,12 @@ def _pixels(corners, width: int, height: int) -> tuple[float, ...]:
 
 
 def _read_yaml(file: Path) -> dict:
+    text = read_text(file)
     try:
-        content = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+        check_size(text, "it")
+        content = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises many types, such as IndexError on "!!int ''"
+        raise ValueError(f"{file}: not YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping with train, val and names")
     return content
@@ -222,22 +242,24 @@ def _class_names(content: dict, file: str) -> tuple[str, ...]:
     """Names in the order of their indices, of a list or a mapping from indices."""
     names = content.get("names")
     if isinstance(names, dict):
-        indices = [int(i) if str(i).isdecimal() else i for i in names]
+        indices = [int(i) if str(i).isdecimal() and len(str(i)) < 10 else i for i in names]
         if set(indices) != set(range(len(names))):
             raise ValueError(
                 f"{file}: the keys of names must be the indices 0 to {len(names) - 1}, got "
-                f"{', '.join(map(str, names))}"
+                f"{one_line(', '.join(map(str, names)))}"
             )
         names = [name for _, name in sorted(zip(indices, names.values()))]
     if not names or not isinstance(names, list):
         raise ValueError(f"{file}: names must be a list of class names, or {{index: name}}")
     if any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
-        raise ValueError(f"{file}: names must hold text, got {names}; quote each name")
+        raise ValueError(f"{file}: names must hold text, got {one_line(names)}; quote each name")
     names = tuple(map(str, names))
+    if not all(map(is_text, names)):
+        raise ValueError(f"{file}: names must hold text, got {one_line(names)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"{file}: a name occurs twice in {', '.join(names)}")
+        raise ValueError(f"{file}: a name occurs twice in {one_line(', '.join(names))}")
     if str(content.get("nc", len(names))) != str(len(names)):
         raise ValueError(
-            f"{file}: nc is {content['nc']}, but names has {count(len(names), 'class')}"
+            f"{file}: nc is {one_line(content['nc'])}, but names has {count(len(names), 'class')}"
         )
     return names

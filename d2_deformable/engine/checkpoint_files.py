@@ -7,6 +7,7 @@ from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
+from detectron2.config import get_cfg
 
 from ..checkpoint import FileFormatError
 from ..checkpoint.files import read_content
@@ -15,6 +16,8 @@ from ..utils.files import replacing, sha256
 # Checkpoints that hold the state of the training; model_ema.pth has weights only.
 RESUMABLE = re.compile(r"model_(\d+|final|best)\.pth")
 PERIODIC = re.compile(r"model_(\d+)\.pth")
+# Detectron2's default, which a short run would never reach.
+DEFAULT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,8 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
 def named_checkpoint(folder: Path) -> str:
     """The file name in "last_checkpoint", "" if there is no such file or it is damaged."""
     try:
-        text = (folder / "last_checkpoint").read_text(encoding="utf-8")
+        with open(folder / "last_checkpoint", "rb") as file:
+            text = file.read(4096).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         return ""
     return Path(text.strip("\0 \n\r\t")).name
@@ -69,9 +73,18 @@ def checkpoint_to_resume(cfg) -> Path | None:
 
     Raises:
         FileNotFoundError, FileFormatError: see `find_checkpoint`.
+        ValueError: another process does not see the file.
     """
     file = find_checkpoint(Path(cfg.OUTPUT_DIR)) if comm.is_main_process() else None
     file = comm.all_gather(file)[0]
+    blind = [
+        rank for rank, sees in enumerate(comm.all_gather(not file or file.is_file())) if not sees
+    ]
+    if blind:
+        raise ValueError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: process 0 resumes from {file}, which process {blind[0]} "
+            "does not see. Name a folder that all machines share"
+        )
     if not file:
         weights = cfg.MODEL.WEIGHTS
         start = f"MODEL.WEIGHTS {weights}" if weights else "random weights"
@@ -140,3 +153,12 @@ def damage(file: Path) -> str:
 
 def digest_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
+
+
+def checkpoint_period(cfg) -> int:
+    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
+    shorter than that, a fifth of the run but at least 100 iterations."""
+    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
+    if period == DEFAULT_PERIOD > iterations:
+        return max(100, iterations // 5)
+    return period

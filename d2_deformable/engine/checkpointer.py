@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoint import SafeCheckpointer
+from ..checkpoint.strict import non_finite_weight
 from ..utils.files import replacing
 from .checkpoint_files import remove_old, write_checkpoint
-from .non_finite import ADVICE, is_finite
+from .non_finite import ADVICE
 
 
 class TrainingCheckpointer(SafeCheckpointer):
@@ -36,11 +37,10 @@ class TrainingCheckpointer(SafeCheckpointer):
             FloatingPointError: a weight is NaN or infinite.
             OSError: the disk is full, or the folder cannot be written to.
         """
-        for weight, value in self.model.state_dict().items():
-            if not is_finite(value):
-                raise FloatingPointError(
-                    f"{weight} is NaN or infinite, so {name}.pth is not saved. {ADVICE}"
-                )
+        if weight := non_finite_weight(self.model):
+            raise FloatingPointError(
+                f"{weight} is NaN or infinite, so {name}.pth is not saved. {ADVICE}"
+            )
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}

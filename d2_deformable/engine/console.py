@@ -10,31 +10,37 @@ from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 from .offset_health import OffsetHealth
 
 WINDOW = 20  # iterations, as Detectron2 smooths
+WAITING = 0.1  # share of the time; a lower one is not printed
 
 
 class ConsolePrinter(CommonMetricPrinter):
     """Adds to Detectron2's line, whatever its version prints.
 
-    images/s: from the median time of the last 20 iterations, of all processes together. Missing in
-        the first iterations, as Detectron2's time is.
+    grad_norm: median of the last 20 iterations, see `Guarded`.
+    images/s: the median of the last 20 iterations, of all processes together. Missing in the first
+        iterations, as Detectron2's time is.
+    waiting for images: share of the time, if it is above WAITING; both are from `Throughput`.
     max_mem: also on the CPU, where it is the peak of this process. Detectron2 prints that of a GPU.
     offsets: `OffsetHealth.in_words`, of its last measurement.
 
     Args:
         max_iter: as Detectron2's.
-        batch: SOLVER.IMS_PER_BATCH.
         health: the hook of the same training.
     """
 
-    def __init__(self, max_iter: int, batch: int, health: OffsetHealth):
+    def __init__(self, max_iter: int, health: OffsetHealth):
         super().__init__(max_iter)
         self.logger = _Appending(self.logger, self._more)
-        self._batch, self._health = batch, health
+        self._health = health
 
     def _more(self) -> str:
-        parts = []
-        if times := get_event_storage().histories().get("time"):
-            parts.append(f"{self._batch / times.median(WINDOW):.3g} images/s")
+        parts, histories = [], get_event_storage().histories()
+        if norms := histories.get("grad_norm"):
+            parts.append(f"grad_norm: {norms.median(WINDOW):.4g}")
+        if rates := histories.get("images_per_second"):
+            parts.append(f"{rates.median(WINDOW):.3g} images/s")
+            if (share := histories["data_share"].median(WINDOW)) > WAITING:
+                parts.append(f"waiting for images {share:.0%} of the time")
         if not torch.cuda.is_available():
             parts.append(f"max_mem: {peak_memory('cpu') / 2**20:.0f}M")
         if self._health.in_words:

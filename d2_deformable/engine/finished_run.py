@@ -4,6 +4,8 @@ import ast
 import json
 import re
 import shlex
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_deformable_config, merge_overrides
 from ..evaluation import COUNTS
 from ..utils.config_files import merge_from_file
+from ..utils.text import one_line
 from .checkpoint_files import named_checkpoint
+
+LONGEST_RUN = 10**15  # iterations
+LONGEST_COMMAND = 100_000  # characters; Python's parser needs much memory for more
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class FinishedRun:
     cfg: its config, not frozen.
     checkpoint: its last weights.
     history: one dict of scalars per logged iteration, in ascending order of "iteration".
-    config_file, command: taken from its log; "" if there is no log.
+    config_file, command: taken from its log; "" if there is no log, or it is damaged.
     """
 
     folder: Path
@@ -83,8 +89,8 @@ def read_run(folder, overrides=()) -> FinishedRun:
 
     Raises:
         FileNotFoundError: the folder holds no config.yaml or no checkpoint.
-        ValueError: config.yaml is damaged, or an override has an unknown key or a value of the
-            wrong type.
+        ValueError: config.yaml or metrics.json is damaged, or an override has an unknown key or a
+            value of the wrong type.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -115,29 +121,69 @@ def _checkpoint(folder):
     )
 
 
-def _history(file):
-    """Read the lines of metrics.json.
+def _history(file: Path) -> list[dict]:
+    """Read the numbers in the lines of metrics.json; of its last line only if it is complete.
 
     Runs append to it; iterations that were trained again replace the earlier ones.
+
+    Raises:
+        ValueError: a line is not an object with a whole number as its "iteration".
     """
-    history = []
-    for text in file.read_text().splitlines() if file.is_file() else ():
-        line = json.loads(text)
-        while history and history[-1]["iteration"] >= line["iteration"]:
+    history: list[dict] = []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            iteration = line["iteration"]
+            if type(iteration) is not int or not 0 <= iteration < LONGEST_RUN:
+                raise ValueError(f"its iteration is {iteration!r}")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            if number == len(lines):  # the line that was being written when the run was killed
+                break
+            raise ValueError(
+                f"{file}: line {number} is damaged ({type(error).__name__}: {one_line(error)}); "
+                "expected a JSON object with the number of an iteration. Remove the line"
+            ) from None
+        while history and history[-1]["iteration"] >= iteration:
             history.pop()
-        history.append(line)
+        history.append({key: value for key, value in line.items() if _is_number(value)})
     return history
 
 
-def _command(log):
+def _is_number(value) -> bool:
+    # JSON has whole numbers of any size, which no float can hold.
+    return type(value) is float or type(value) is int and abs(value) <= sys.float_info.max
+
+
+def _command(log: Path) -> tuple[str, str]:
     """Find the config file and the command line of the last training in log.txt."""
+    text = log.read_bytes().decode(errors="replace") if log.is_file() else ""
     pattern = re.compile(r"Command line arguments: Namespace\((.*)\)$", re.MULTILINE)
-    for arguments in reversed(pattern.findall(log.read_text() if log.is_file() else "")):
-        call = ast.parse(f"f({arguments})", mode="eval").body
-        args = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        if not args["eval_only"]:
-            words = ["d2-deformable", "train", "--config-file", args["config_file"]]
-            words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
-            words += ["--resume"] if args["resume"] else []
-            return args["config_file"], shlex.join(words + list(args["opts"]))
+    for arguments in reversed(pattern.findall(text)):
+        with suppress(KeyError, TypeError, ValueError):
+            args = _keywords(arguments)
+            if not args["eval_only"]:
+                words = ["d2-deformable", "train", "--config-file", args["config_file"]]
+                words += ["--num-gpus", str(args["num_gpus"])] if args["num_gpus"] != 1 else []
+                words += ["--resume"] if args["resume"] else []
+                words += args["opts"]
+                if all(isinstance(word, str) for word in words):
+                    return args["config_file"], shlex.join(words)
     return "", ""
+
+
+def _keywords(arguments: str) -> dict:
+    """The values of "name=value, ...".
+
+    Raises:
+        ValueError: this is something else.
+    """
+    if len(arguments) > LONGEST_COMMAND:
+        raise ValueError("too long")
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (AttributeError, MemoryError, RecursionError, SyntaxError) as error:
+        raise ValueError("not a list of keyword arguments") from error

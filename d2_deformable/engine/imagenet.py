@@ -12,6 +12,7 @@ import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from detectron2.data import DatasetFromList
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from PIL import Image
@@ -22,6 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from ..checkpoint.files import read_content
+from ..data.train_loader import prepare_worker
 from ..utils.files import replacing
 from ..utils.pixels import read_image
 
@@ -74,9 +76,12 @@ def image_folders(root, size: int) -> tuple[ImageFolder, ImageFolder]:
     for split, crop in crops.items():
         try:
             transform = transforms.Compose([*crop, transforms.PILToTensor()])
-            folders.append(ImageFolder(Path(root) / split, transform, loader=_open))
+            folder = ImageFolder(Path(root) / split, transform, loader=_open)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{Path(root) / split}: {error}; {LAYOUT}") from error
+        # A list of Python objects would be copied into every worker, as it reads them.
+        folder.samples = folder.imgs = DatasetFromList(folder.samples, copy=False)
+        folders.append(folder)
     train, val = folders
     if train.classes != val.classes:
         different = sorted(set(train.classes) ^ set(val.classes))
@@ -142,6 +147,7 @@ def train(
         "batch_size": batch_size // world,
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": prepare_worker,
     }
     loader = DataLoader(folders[0], sampler=sampler, drop_last=True, **loading)
     of_rank = Subset(folders[1], range(rank, len(folders[1]), world))

@@ -6,8 +6,9 @@ import signal
 import threading
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.engine import HookBase
+
+from .launch import highest_of_processes
 
 # Schedulers send SIGTERM or, a while before the end, SIGUSR1.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -45,7 +46,8 @@ class Interruption(HookBase):
             self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
 
     def after_step(self):
-        self._signal = _of_any_process(self._signal, self.trainer.model)
+        # All processes stop together.
+        self._signal = highest_of_processes(self._signal or 0, self.trainer.model)
         if self._signal:
             self._stop()
 
@@ -90,12 +92,3 @@ class Interruption(HookBase):
         if os.path.basename(file) not in [f"{name}.pth" for name in names]:
             self._checkpointer.save(names[0], iteration=self.trainer.iter)
         return self._checkpointer.get_checkpoint_file()
-
-
-def _of_any_process(number: int | None, model) -> int | None:
-    """Return the signal that any process has received, so that all of them stop together."""
-    if comm.get_world_size() == 1:
-        return number
-    highest = torch.tensor(number or 0, device=next(model.parameters()).device)
-    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-    return highest.item() or None

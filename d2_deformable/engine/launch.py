@@ -21,6 +21,19 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def highest_of_processes(number: int, model) -> int:
+    """Return the highest number of all processes, which each must ask for at the same point.
+
+    Args:
+        model: on the device that they talk through.
+    """
+    if comm.get_world_size() == 1:
+        return int(number)
+    highest = torch.tensor(int(number), device=next(model.parameters()).device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
+
+
 @contextmanager
 def torchrun_processes(device: str) -> Iterator[None]:
     """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.
@@ -28,8 +41,8 @@ def torchrun_processes(device: str) -> Iterator[None]:
     Args:
         device: MODEL.DEVICE. The processes talk by gloo on "cpu", by NCCL on GPUs.
 
-    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE for
-    the processes of this machine; without these two it is the only one here.
+    Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK, the place among the
+    processes of this machine, whose ranks follow one another; without it there are no others here.
 
     Raises:
         ValueError: this machine has fewer GPUs than processes, or a variable is missing.
@@ -50,20 +63,23 @@ def torchrun_processes(device: str) -> Iterator[None]:
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        with _machine(int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        with _machine(first=rank - local_rank):
             comm.synchronize()
             yield
+            comm.synchronize()  # gloo aborts in a process whose partner has left
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _machine(size: int) -> Iterator[None]:
-    """Tell Detectron2 which processes share a machine; each machine has `size`."""
+def _machine(first: int) -> Iterator[None]:
+    """Tell Detectron2 which processes share a machine; `first` is the lowest rank on this one."""
     require_private(comm, "_LOCAL_PROCESS_GROUP")
-    for first in range(0, comm.get_world_size(), size):
-        group = dist.new_group(range(first, first + size))  # every process must create every group
-        if first <= comm.get_rank() < first + size:
+    firsts = [None] * comm.get_world_size()
+    dist.all_gather_object(firsts, first)
+    for one in sorted(set(firsts)):  # every process must create every group
+        group = dist.new_group([rank for rank, other in enumerate(firsts) if other == one])
+        if one == first:
             # Detectron2 main has create_local_process_group for this, 0.5 only its own launch.
             comm._LOCAL_PROCESS_GROUP = group
     try:

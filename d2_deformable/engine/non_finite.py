@@ -12,7 +12,7 @@ ADVICE = (
 
 
 class LastStep:
-    """Batch and losses of the latest training step of `model`."""
+    """Batch, losses and image files of the latest training step of `model`."""
 
     def __init__(self, model):
         self.batch, self.losses = [], {}
@@ -28,19 +28,30 @@ class LastStep:
             losses = {"total_loss": losses} if isinstance(losses, Tensor) else losses
             self.losses = {name: loss.detach() for name, loss in losses.items()}
 
-    def diagnose(self, model, amp: bool = False) -> str:
-        """Say which loss is not finite, and which module's output is the first that is not.
+    @property
+    def files(self) -> list[str]:
+        """Names of the image files; empty for batches that are not Detectron2's."""
+        records = [record for record in self.batch if isinstance(record, Mapping)]
+        return [str(record["file_name"]) for record in records if "file_name" in record]
+
+    def diagnose(self, model, amp: bool = False, repeat: bool = True) -> str:
+        """Say which loss is not finite, which module's output is the first, and on which images.
 
         Args:
             model: repeats its forward pass on the batch, so this changes running statistics.
             amp: with autocast.
+            repeat: False: no forward pass, and so no module.
         """
         bad = [f"{name} is {loss}" for name, loss in self.losses.items() if not is_finite(loss)]
-        terms = f"{bad[0]}" if bad else "predictions are NaN or infinite"
-        device = next(model.parameters()).device.type
-        with torch.autocast(device, enabled=amp):
-            module = first_non_finite(model, self.batch)
-        return f"{terms}; {module or 'no module gives NaN or infinity when the step is repeated'}"
+        parts = [bad[0] if bad else "predictions are NaN or infinite"]
+        if repeat:
+            device = next(model.parameters()).device.type
+            with torch.autocast(device, enabled=amp):
+                module = first_non_finite(model, self.batch)
+            parts.append(module or "no module gives NaN or infinity when the step is repeated")
+        if self.files:
+            parts.append(f"images {name_some(self.files)}")
+        return "; ".join(parts)
 
 
 class _Found(Exception):
@@ -77,6 +88,12 @@ def first_non_finite(model, *args) -> str:
         for hook in hooks:
             hook.remove()
     return ""
+
+
+def name_some(names: list[str], most: int = 4) -> str:
+    """Join names with commas, and count those after the first few."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_finite(value) -> bool:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 
 from ..config import add_deformable_config
 from ..data import check_datasets, check_proposals
@@ -35,6 +38,7 @@ from .ema import check_decay
 from .offset_health import check_period
 from .optimizer import parse_multipliers
 from .schedule import check_schedule, learning_rate
+from .values import check_values
 
 # The pooler types that this package adds, and the heads that support them.
 POOLER_READERS = dict.fromkeys(faster_rcnn.POOLER_TYPES, DeformPoolerMixin)
@@ -79,6 +83,7 @@ def check_settings(cfg) -> None:
     Raises:
         ValueError: one of the following.
 
+            * A value is out of its range, or none of a set of names, see `check_values`.
             * MODEL.WEIGHTS is empty while MODEL.BACKBONE.FREEZE_AT or FrozenBN freezes layers, and
               MODEL.BACKBONE.ALLOW_FROZEN_RANDOM is False.
             * The chosen backbone or heads do not read a key of this package that is set.
@@ -93,6 +98,7 @@ def check_settings(cfg) -> None:
               shows only when the optimizer or the model is built.
             * A setting of evaluation is invalid, which would otherwise show only after training.
     """
+    check_values(cfg)
     _check_names(cfg.MODEL)
     if is_fcos(cfg):
         check_has_fcos()
@@ -177,7 +183,7 @@ def check_weights(cfg) -> None:
 
 
 def _check_pictures(cfg) -> None:
-    if cfg.VIS_PERIOD and find_spec("tensorboard") is None:
+    if cfg.VIS_PERIOD > 0 and find_spec("tensorboard") is None:
         raise ValueError(
             f"VIS_PERIOD is {cfg.VIS_PERIOD}, and TensorBoard, which shows its pictures, is not "
             "installed: pip install tensorboard, or set VIS_PERIOD 0"
@@ -298,6 +304,12 @@ def _check_proposal_keys(cfg) -> None:
         )
 
 
+_WITHOUT_CLASS = {
+    ("ROI_BOX_HEAD.NAME", ""),
+    ("PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+}
+
+
 def _check_names(model) -> None:
     """Check names of classes and builders, for which Detectron2's error is a bare KeyError."""
     names = {
@@ -306,10 +318,14 @@ def _check_names(model) -> None:
         "ROI_HEADS.NAME": (ROI_HEADS_REGISTRY, model.ROI_HEADS.NAME),
         "ROI_BOX_HEAD.NAME": (ROI_BOX_HEAD_REGISTRY, model.ROI_BOX_HEAD.NAME),
         "SEM_SEG_HEAD.NAME": (SEM_SEG_HEADS_REGISTRY, model.SEM_SEG_HEAD.NAME),
+        "PROPOSAL_GENERATOR.NAME": (PROPOSAL_GENERATOR_REGISTRY, model.PROPOSAL_GENERATOR.NAME),
+        "ANCHOR_GENERATOR.NAME": (ANCHOR_GENERATOR_REGISTRY, model.ANCHOR_GENERATOR.NAME),
+        "RPN.HEAD_NAME": (RPN_HEAD_REGISTRY, model.RPN.HEAD_NAME),
     }
     for key, (registry, name) in names.items():
-        if not name or name in registry:
+        # Heads without a network of their own, and proposals from a file, have no class.
+        if name in registry or (key, name) in _WITHOUT_CLASS:
             continue
         near = get_close_matches(name, [known for known, _ in registry], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "import the module that registers it"
-        raise ValueError(f"MODEL.{key} {name} is not registered: {hint}")
+        raise ValueError(f"MODEL.{key} {name or 'is empty, which'} is not registered: {hint}")

@@ -2,10 +2,17 @@
 
 import json
 import logging
+import numbers
 from pathlib import Path
 
+import torch
 import yaml
 from detectron2.utils.events import EventStorage
+
+from ..utils.config_files import check_size
+from ..utils.files import FileFormatError
+from ..utils.text import one_line
+from . import throughput
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +21,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_FACTOR",
     "DATASETS.CUSTOM.",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
     "DATASETS.PROPOSAL_FILES_TEST",
@@ -28,7 +36,7 @@ MAY_CHANGE = (
     "VIS_PERIOD",
 )
 WINDOW = 20  # steps that Detectron2's writers take the median of, and wait for
-TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")
+TIMES = ("data_time", "eta_seconds", "rank_data_time", "time", *throughput.SCALARS)
 NAMED = 5  # differences that the message shows
 
 
@@ -47,7 +55,15 @@ def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
     Raises:
         ValueError: names the keys that differ, with both values.
     """
-    old, new = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(cfg.dump()))
+    try:
+        check_size(old, "the config")
+        old = _flat(yaml.safe_load(old))
+    except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise FileFormatError(
+            f"{file}: the config that it was trained with is damaged: {one_line(error)}. Resume "
+            "from another checkpoint"
+        ) from error
+    new = _flat(yaml.safe_load(cfg.dump()))
     train = tuple(f"DATASETS.CUSTOM.{name}." for name in cfg.DATASETS.TRAIN)
     may_change = MAY_CHANGE
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
@@ -77,6 +93,46 @@ def check_same_config(file, old: str, cfg, allow_changes: bool = False) -> None:
         "%s The optimizer's settings (BASE_LR, MOMENTUM, WEIGHT_DECAY) stay the checkpoint's",
         difference,
     )
+
+
+def check_alike(given, expected, name: str = "trainer") -> None:
+    """Check that the state of a training in a checkpoint is built like that of this training.
+
+    Dicts that are empty at the start, such as that of momentum, and keys of other versions may
+    hold anything.
+
+    Raises:
+        ValueError: names the entry that is not.
+    """
+    kinds = (dict, list, str, numbers.Real)
+    for kind in kinds:
+        if isinstance(expected, kind) and not isinstance(given, kind):
+            raise ValueError(f"{name} is a {type(given).__name__}; expected a {kind.__name__}")
+    if isinstance(expected, dict):
+        for key in given.keys() & expected.keys():
+            check_alike(given[key], expected[key], f"{name}.{key}")
+    elif isinstance(expected, list):
+        for value, like in zip(given, expected, strict=True):
+            check_alike(value, like, f"{name}[]")
+    elif isinstance(expected, int) and not -(2**62) < given < 2**62:
+        raise ValueError(f"{name} is no number of a training")
+
+
+def own_tensors(optimizer) -> None:
+    """Give an optimizer's state memory of its own; in a file, tensors may share or overlap.
+
+    Raises:
+        ValueError: a tensor of the state does not fit its parameter.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                if value.dim() and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} of shape {tuple(value.shape)} for a parameter of shape "
+                        f"{tuple(parameter.shape)}"
+                    )
+                state[name] = value.clone()
 
 
 def cut_metrics(file: Path, start: int) -> int:
@@ -122,6 +178,22 @@ def scalars_of(storage: EventStorage) -> dict:
         }
         for name, history in storage.histories().items()
     }
+
+
+def check_scalars(scalars: dict) -> None:
+    """Check that these are `scalars_of` a training.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for name, scalar in scalars.items():
+        try:
+            values, _ = scalar["values"], scalar["smooth"]
+            pairs = values and all(isinstance(v, float) and isinstance(i, int) for v, i in values)
+        except (KeyError, TypeError, ValueError):
+            pairs = False
+        if not pairs or not isinstance(name, str):
+            raise ValueError(f"scalars {one_line(name)} are no values of iterations")
 
 
 def put_scalars(storage: EventStorage, scalars: dict, written: int, times: bool) -> None:

@@ -3,13 +3,14 @@
 import logging
 import weakref
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 from detectron2.utils.logger import setup_logger
@@ -17,27 +18,37 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import require_private
 from ..data import DatasetMapper, TrainLoader, build_train_loader, screen_proposals
+from ..data.train_loader import prepare_worker
 from ..evaluation import build_evaluators
 from ..modeling import DetectorWithTTA, build_model
 from ..modeling.tta import AnyAspectMapperTTA, supports_predict_raw
+from ..utils.files import FileFormatError
 from ..utils.seeding import seed_all
-from .amp import CPUAMPTrainer
+from ..utils.text import one_line
 from .best import BestCheckpoint, EarlyStop
-from .checkpoint_files import checkpoint_to_resume, named_checkpoint
+from .checkpoint_files import checkpoint_period, checkpoint_to_resume, named_checkpoint
 from .checkpointer import TrainingCheckpointer
 from .console import ConsolePrinter
 from .ema import WeightAverage
+from .guarded import GuardedAMPTrainer, GuardedCPUAMPTrainer, GuardedTrainer
 from .interruption import Interruption
-from .non_finite import ADVICE, LastStep
+from .non_finite import ADVICE
 from .offset_health import OffsetHealth
 from .optimizer import build_optimizer
 from .preflight import check_weights, preflight
-from .resume import WINDOW, check_same_config, cut_metrics, put_scalars, scalars_of
+from .resume import (
+    WINDOW,
+    check_alike,
+    check_same_config,
+    check_scalars,
+    cut_metrics,
+    own_tensors,
+    put_scalars,
+    scalars_of,
+)
 from .schedule import build_schedule
 from .skipped_images import SkippedImages
-
-# Detectron2's default, which a short run would never reach.
-DEFAULT_CHECKPOINT_PERIOD = get_cfg().SOLVER.CHECKPOINT_PERIOD
+from .throughput import Throughput
 
 FINAL = "model_final.pth"
 
@@ -70,16 +81,19 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):  # no default_setup
             setup_logger()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self._amp = cfg.SOLVER.AMP.ENABLED
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
             devices = None if on_cpu else [comm.get_local_rank()]
-            model = DistributedDataParallel(model, devices, broadcast_buffers=False)
-        amp_loop = CPUAMPTrainer if on_cpu else AMPTrainer
-        self._trainer = (amp_loop if self._amp else SimpleTrainer)(model, data_loader, optimizer)
+            buffers = "forward_sync_buffers"  # since torch 2.14
+            if buffers not in signature(DistributedDataParallel).parameters:
+                buffers = "broadcast_buffers"
+            model = DistributedDataParallel(model, devices, **{buffers: False})
+        amp_loop = GuardedCPUAMPTrainer if on_cpu else GuardedAMPTrainer
+        loop = amp_loop if cfg.SOLVER.AMP.ENABLED else GuardedTrainer
+        self._trainer = loop(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TrainingCheckpointer(
             model,
@@ -91,7 +105,7 @@ class Trainer(DefaultTrainer):
         self._scalars, self._written = {}, -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-        self.last_step = LastStep(self.model)
+        self.last_step = self._trainer.last_step
         seed = getattr(self._trainer.data_loader, "seed", None)
         self.seed = comm.shared_random_seed() if seed is None else seed
 
@@ -109,7 +123,7 @@ class Trainer(DefaultTrainer):
             ValueError: the checkpoint holds weights only, or was trained with another config; see
                 `check_same_config`.
         """
-        file = checkpoint_to_resume(self.cfg) if resume else None
+        file = self._resumed = checkpoint_to_resume(self.cfg) if resume else None
         if not file:
             check_weights(self.cfg)
         if not resume and (name := named_checkpoint(Path(self.cfg.OUTPUT_DIR))):
@@ -124,19 +138,19 @@ class Trainer(DefaultTrainer):
         comm.synchronize()
         self.checkpointer.before_resuming = partial(self._check_config, file, allow_changes)
         super().resume_or_load(bool(file))
+        # The first line that is written again; a start that saved nothing may have left lines.
+        first = self.start_iter - bool(self._scalars) if file else 0
+        if resume and comm.is_main_process():
+            self._written = cut_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", first)
         if not file:
             return
         logger.info("Resuming from %s at iteration %d", file, self.start_iter)
         if isinstance(self._trainer.data_loader, TrainLoader):
             self._trainer.data_loader.seed = self.seed
             self._trainer.data_loader.start = self.start_iter
-        first = self.start_iter - bool(self._scalars)  # the first line that is written again
-        if comm.is_main_process():
-            metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
-            self._written = cut_metrics(metrics, first)
 
     def _check_config(self, file, allow_changes: bool, state: dict):
-        if not state:
+        if not state or not isinstance(state, dict):
             raise ValueError(
                 f"{file}: holds weights but not the state of a training; to start from it, name "
                 "it as MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR"
@@ -154,11 +168,26 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state):
+        """As Detectron2's.
+
+        Raises:
+            FileFormatError: the state is not that of a training.
+        """
         if "_trainer" not in state:
             logger.warning("The checkpoint has no state of the optimizer: momentum starts at zero")
             state = {**state, "_trainer": self._trainer.state_dict()}
-        super().load_state_dict(state)
-        self._trainer.load_state_dict(state["_trainer"])
+        try:
+            check_alike(state, self.state_dict())
+            check_scalars(state.get("scalars", {}))
+            super().load_state_dict(state)
+            self._trainer.load_state_dict(state["_trainer"])
+            own_tensors(self.optimizer)
+        except Exception as error:  # of torch and Detectron2, of any type
+            raise FileFormatError(
+                f"{self._resumed}: the state of its training is damaged: {one_line(error)}. Resume "
+                "from another checkpoint, or start from its weights (MODEL.WEIGHTS) in another "
+                "OUTPUT_DIR"
+            ) from error
         self.seed = state.get("seed", self.seed)
         self._scalars = state.get("scalars", {})
 
@@ -176,7 +205,14 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.BEST_METRIC,
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
-            return getattr(self, "_last_eval_results", None)
+            return self._verified_results()
+
+    def _verified_results(self):
+        """Results of the last evaluation, checked as Detectron2's `train` does."""
+        results = getattr(self, "_last_eval_results", None)
+        if results is not None and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def before_train(self):
         super().before_train()
@@ -204,22 +240,22 @@ class Trainer(DefaultTrainer):
         with EventStorage(self.max_iter) as self.storage:
             self.before_train()
             self.after_train()
-        return getattr(self, "_last_eval_results", None)
+        return self._verified_results()
 
     def run_step(self):
         """As Detectron2's.
 
         Raises:
-            FloatingPointError: a loss is NaN or infinite; names it and the first module at fault.
+            FloatingPointError: the training has diverged, see `Guarded`; names the iteration, and
+                the last checkpoint.
         """
         seed_all(self.seed, self.iter, comm.get_rank())
         try:
             super().run_step()
         except FloatingPointError as error:
-            model = getattr(self.model, "module", self.model)
             last = self.checkpointer.get_checkpoint_file()
             raise FloatingPointError(
-                f"Iteration {self.iter}: {self.last_step.diagnose(model, self._amp)}. {ADVICE}"
+                f"Iteration {self.iter}: {error}. {ADVICE}"
                 + (f"; the last checkpoint is {last}" if last else "; no checkpoint is saved yet")
             ) from error
 
@@ -232,6 +268,8 @@ class Trainer(DefaultTrainer):
         """Add ours to Detectron2's hooks: offset health, interruption, a final multi-scale test."""
         self.offset_health = OffsetHealth(self.cfg, self.model)
         built = super().build_hooks()
+        if comm.is_main_process():  # data_time of the others is gathered there
+            built.insert(1, Throughput(self.cfg.SOLVER.IMS_PER_BATCH))  # after IterationTimer
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.period = checkpoint_period(self.cfg)
@@ -264,8 +302,8 @@ class Trainer(DefaultTrainer):
         return built
 
     def build_writers(self):
-        """As Detectron2's; its console line also has images per second and offset health."""
-        printer = ConsolePrinter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.offset_health)
+        """As Detectron2's; its console line also has throughput and offset health."""
+        printer = ConsolePrinter(self.max_iter, self.offset_health)
         writers = super().build_writers()
         return [printer if isinstance(w, CommonMetricPrinter) else w for w in writers]
 
@@ -291,7 +329,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         screen_proposals(cfg, "TEST", dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, False))
+        # Evaluators hold the whole ground truth in Python objects.
+        loader.worker_init_fn = prepare_worker
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -358,12 +399,3 @@ def model_with_TTA(cfg, model):
     if ours or cfg.TEST.BOX_AVERAGE.ENABLED:
         return DetectorWithTTA(cfg, model)
     return GeneralizedRCNNWithTTA(cfg, model, AnyAspectMapperTTA(cfg))
-
-
-def checkpoint_period(cfg) -> int:
-    """Return SOLVER.CHECKPOINT_PERIOD; if it was left at Detectron2's default and the run is
-    shorter than that, a fifth of the run but at least 100 iterations."""
-    period, iterations = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
-    if period == DEFAULT_CHECKPOINT_PERIOD > iterations:
-        return max(100, iterations // 5)
-    return period

@@ -6,6 +6,7 @@ The other files of results are made from it at the end.
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pycocotools.mask as coco_masks
 from PIL import Image
 
 from ..utils.files import replacing
+from ..utils.text import one_line
 from .draw import draw_prediction, index_image
 from .predictor import Prediction
 from .video import writing_video
@@ -48,7 +50,8 @@ class OutputFolder:
         stems = Counter(self._relative(file).with_suffix("") for file in files)
         self._shared_stems = {stem for stem, count in stems.items() if count > 1}
         self.journal = self.folder / JOURNAL
-        kept = self._kept(settings) if resume and self.journal.is_file() else []
+        holds_some = resume and self.journal.is_file() and self.journal.stat().st_size > 0
+        kept = self._kept(settings) if holds_some else []
         self.done = {line["file"] for line in kept}
         self._first_lines = [json.dumps({"settings": settings}), *map(json.dumps, kept)]
         self._started = False
@@ -125,25 +128,34 @@ class OutputFolder:
 
     def _kept(self, settings) -> list[dict]:
         """Records of an earlier run: of images, and of videos that were finished."""
-        with self.journal.open(encoding="utf-8") as lines:
-            before = json.loads(next(lines))["settings"]
+        first, *lines = self.journal.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            before = dict(json.loads(first)["settings"])
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.journal}: its first line is damaged ({one_line(error)}); expected the "
+                "settings of a run. Remove the file, or leave out --skip-existing"
+            ) from None
         if before != settings:
             differing = sorted(k for k in before | settings if before.get(k) != settings.get(k))
             raise ValueError(
                 f"{self.folder} holds predictions with other settings ({', '.join(differing)}): "
                 "choose another --output, or replace them by leaving out --skip-existing"
             )
-        lines, records = self.journal.read_text(encoding="utf-8").splitlines()[1:], []
+        records = []
         for line in lines:
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (RecursionError, ValueError):
                 break  # the line that was being written when the run was killed
+            if not isinstance(record, dict) or not isinstance(record.get("file"), str):
+                break
+            records.append(record)
         finished = {record["file"] for record in records if "frames" in record}
         return [r for r in records if "frame" not in r or r["file"] in finished]
 
     def _relative(self, file) -> Path:
-        return Path(file).absolute().relative_to(self.root)
+        return Path(os.path.abspath(file)).relative_to(self.root)
 
     def _path(self, kind: str, file, suffix: str) -> Path:
         """Path below a subfolder; it keeps the suffix of `file`, so that names stay distinct."""
@@ -244,7 +256,7 @@ def as_record(prediction: Prediction, class_names) -> dict:
 
 
 def _common_folder(files) -> Path:
-    folders = [Path(file).absolute().parent for file in files]
+    folders = [Path(os.path.abspath(file)).parent for file in files]  # without ".."
     common = folders[0]
     while not all(folder.is_relative_to(common) for folder in folders):
         common = common.parent

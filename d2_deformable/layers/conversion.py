@@ -4,6 +4,7 @@ The functions walk the convolutions larger than 1x1 of any module tree and chang
 before weights are loaded. They need torch only.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,14 +14,14 @@ from torch import nn
 
 from .deform_conv2d import DeformConv2d
 
-# Options of MODEL.DEFORM_MODULES, named as in MODEL.RESNETS.DEFORM_*: argument of DeformConv2d and
-# type of the value.
-OPTIONS = {
-    "groups": ("offset_groups", int),
-    "modulated": ("modulated", bool),
-    "border": ("border", str),
-    "clamp": ("max_offset", float),
-    "offset_dilation": ("offset_dilation", int),
+# Options of MODEL.DEFORM_MODULES, named as in MODEL.RESNETS.DEFORM_*: argument of DeformConv2d,
+# type of the value and, of a number, the lowest.
+OPTIONS: dict[str, tuple[str, type, float]] = {
+    "groups": ("offset_groups", int, 1),
+    "modulated": ("modulated", bool, 0),
+    "border": ("border", str, 0),
+    "clamp": ("max_offset", float, 0),
+    "offset_dilation": ("offset_dilation", int, 0),
 }
 
 
@@ -158,10 +159,12 @@ def parse_modules(modules) -> list[tuple[re.Pattern, dict]]:
 def _argument(option: str, value) -> tuple:
     if option not in OPTIONS:
         raise ValueError(f"{option!r} is no option; choose from {', '.join(OPTIONS)}")
-    argument, kind = OPTIONS[option]
+    argument, kind, lowest = OPTIONS[option]
     kinds = (float, int) if kind is float else kind
     if not isinstance(value, kinds) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{option} is {value!r}, a {type(value).__name__}, not {kind.__name__}")
+    if isinstance(value, int | float) and not lowest <= value < math.inf:
+        raise ValueError(f"{option} is {value}; expected a finite number, {lowest} or more")
     return argument, value
 
 

@@ -44,15 +44,16 @@ def register_index(path) -> list[str]:
         }
 
     - name: a namespace, "/", and a name.
-    - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"), or a path
-      relative to the index. `get_config` finds the latter under the checkpoint's name, here
-      "acme/bolts.yaml". A config fetched from a URL must not have a relative `_BASE_`.
-    - url: anything that Detectron2's PathManager opens, or a path relative to the index. Default:
-      the name, beside the index.
+    - config: a YAML of this package's configs/ ("VOC-Detection/rfcn_R_101.yaml"), a URL, or a path
+      relative to the index and inside its folder. `get_config` finds the latter two under the
+      checkpoint's name, here "acme/bolts.yaml". A config fetched from a URL must not have a
+      relative `_BASE_`.
+    - url: a URL that Detectron2's PathManager opens, or a path relative to the index and inside its
+      folder. Default: the name, beside the index.
     - sha256: of the file; checked whenever the file is requested.
 
-    Detectron2 reads YAML without protection against malicious content: register only what you
-    trust.
+    A YAML of an index runs no code, but it may name other files (`_BASE_`) and data sets: register
+    only what you trust.
 
     Args:
         path: a file or URL that Detectron2's PathManager opens. It is read again if it is

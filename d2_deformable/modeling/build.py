@@ -1,9 +1,11 @@
 """Builds the network of a config."""
 
+import torch
 from detectron2 import modeling
 from torch import nn
 
 from ..layers import deform_modules
+from ..utils.text import one_line
 
 
 def build_model(cfg) -> nn.Module:
@@ -13,7 +15,17 @@ def build_model(cfg) -> nn.Module:
     is registered. It has no weights of MODEL.WEIGHTS yet.
 
     Raises:
-        ValueError: an entry of MODEL.DEFORM_MODULES is invalid, see `deform_modules`.
+        ValueError: settings contradict each other, or name a feature map or a class that does not
+            exist; or an entry of MODEL.DEFORM_MODULES is invalid, see `deform_modules`.
     """
+    try:
+        model = modeling.build_model(cfg)
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"the config builds no model ({type(error).__name__}: {one_line(error)}). Check the "
+            "keys of MODEL; --debug shows where it failed"
+        ) from error
     # A config without this package's keys asks for nothing more.
-    return deform_modules(modeling.build_model(cfg), cfg.MODEL.get("DEFORM_MODULES", ()))
+    return deform_modules(model, cfg.MODEL.get("DEFORM_MODULES", ()))

@@ -20,6 +20,8 @@ def _lines(tree: dict, comments: dict[str, str], prefix: str):
     indent = "  " * prefix.count(".")
     for key, value in tree.items():
         if comment := comments.get(prefix + key):
+            # To YAML, more characters end a line, and with it the comment, than to `textwrap`.
+            comment = " ".join(comment.split())
             yield from (f"{indent}# {line}" for line in textwrap.wrap(comment, WIDTH - 8))
         if isinstance(value, dict):
             yield f"{indent}{key}:"

@@ -1,12 +1,17 @@
-"""Atomic replacement of files, their SHA-256, and the error for files of another format."""
+"""Atomic replacement of files, their SHA-256, folders to write to, and errors about files."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .text import one_line
 
 
 class FileFormatError(ValueError):
@@ -72,7 +77,68 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
-def one_line(value) -> str:
-    """Format text from a file, or an error, as one printable line of bounded length."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+def make_folder(folder, key: str) -> None:
+    """Create a folder to write into, and its parents, if it does not exist.
+
+    Args:
+        key: what names it, for the message.
+
+    Raises:
+        OSError: it cannot be created, or not be written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it is read-only"
+    except (FileExistsError, NotADirectoryError):
+        reason = "it, or a part of it, is a file"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise OSError(f"{key} {one_line(folder)} cannot be written to: {reason}. Give another one")
+
+
+@contextmanager
+def reserved(folder, what: str) -> Iterator[None]:
+    """Let no other process reserve a folder inside the block, also on other machines.
+
+    The lock is a process's own: unlike that of flock, its forked children do not inherit it.
+
+    Args:
+        what: what uses the folder, for the message.
+
+    Raises:
+        BlockingIOError: another process has reserved it.
+    """
+    with open(Path(folder) / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise BlockingIOError(
+                f"{folder}: another {what} writes here ({one_line(file.read()) or 'unknown'}). "
+                "Wait, stop it, or name another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextmanager
+def naming_full_disk(folder) -> Iterator[None]:
+    """Say that the disk of `folder` is full: errors of a file that is open do not name it.
+
+    Raises:
+        OSError: the disk is full, or the quota used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{error.filename or folder}: {error.strerror}. What was saved before is intact: make "
+            "room, then go on with --resume"
+        ) from error

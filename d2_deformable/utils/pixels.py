@@ -1,5 +1,8 @@
 """Pixels of image files of any common kind, with 8 bits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+# Pillow reads these by running other programs, such as Ghostscript, on the file.
+RUN_PROGRAMS = ("EPS", "WMF")
 WITHOUT_RANGE = {"I": "32-bit or signed integer", "F": "floating-point"}
 UP_TO_16_BITS = ("PNG", "PPM")  # formats whose grey of 16 bits some Pillow versions open as "I"
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -29,8 +34,8 @@ def read_image(file, channels: str = "RGB") -> np.ndarray:
         uint8 (H, W, 3), or float for "YUV-BT.601".
 
     Raises:
-        OSError: the file is missing or damaged, is no image, or has pixels without a defined range
-            (32-bit or signed integers, floating point).
+        OSError: the file is missing or damaged, is no image, has more pixels than `check_pixels`
+            allows, or pixels without a defined range (32-bit or signed integers, floating point).
     """
     is_path = isinstance(file, (str, Path))
     try:
@@ -56,7 +61,7 @@ def image_size(path: Path) -> tuple[int, int]:
         ValueError: the file is not an image.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, open_image(file) as image:
             if image.getexif().get(ExifTags.Base.Orientation) not in SIDEWAYS:
                 return image.size
             if image.format == "TIFF":  # whose size Pillow has turned already, or turns later
@@ -66,8 +71,46 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
+def check_pixels(width: int, height: int) -> None:
+    """Check that an image has at most PIL.Image.MAX_IMAGE_PIXELS pixels, 89 million by default.
+
+    Decoded, a file of some kilobytes can fill the memory. Pillow itself only warns, up to twice as
+    many.
+
+    Raises:
+        ValueError: it has more.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(
+            f"it has {width} x {height} pixels; expected at most {limit:,} in all. Reduce it, or "
+            "raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+
+
+@contextmanager
+def open_image(file) -> Iterator[Image.Image]:
+    """Open an image with Pillow, whose header is read and checked by `check_pixels`.
+
+    Raises:
+        OSError, ValueError: it has too many pixels, or Pillow cannot read it; Pillow raises many
+            types.
+    """
+    with Image.open(file, formats=readable_formats()) as image:
+        check_pixels(*image.size)
+        yield image
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Names of the formats that Pillow reads by itself, the most common first."""
+    Image.preinit()
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in RUN_PROGRAMS)
+
+
 def _decode(file, channels: str) -> np.ndarray:
-    with Image.open(file) as image:
+    with open_image(file) as image:
         if highest := _highest_value(image):
             image = _to_8_bits(image, highest)
         elif image.mode in WITHOUT_RANGE:
@@ -75,7 +118,14 @@ def _decode(file, channels: str) -> np.ndarray:
                 f"its {WITHOUT_RANGE[image.mode]} pixels have no defined range; convert it to 8 or "
                 "16 bits"
             )
-        return np.ascontiguousarray(convert_PIL_to_numpy(ImageOps.exif_transpose(image), channels))
+        ImageOps.exif_transpose(image, in_place=True)
+        if channels not in ("RGB", "BGR"):
+            return np.ascontiguousarray(convert_PIL_to_numpy(image, channels))
+        # Half the time of Detectron2's function, which copies an image that is RGB already, and
+        # turns the channels round in another copy.
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = np.frombuffer(bytearray(image.tobytes("raw", channels)), np.uint8)
+        return pixels.reshape(image.height, image.width, 3)
 
 
 def _highest_value(image: Image.Image) -> int | None:

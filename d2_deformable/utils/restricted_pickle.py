@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .files import FileFormatError, one_line
+from .files import FileFormatError
+from .text import one_line
 
 # Bytes of an element of torch's storages.
 _STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
@@ -157,8 +158,9 @@ class Unpickler(pickle._Unpickler):
             _check(structure == [None] * 3, "it holds an array of structures")
             target.__setstate__(target.newbyteorder(order).__reduce__()[2])
         elif type(target) is OrderedDict and type(state) is dict:
-            if "_metadata" in state:  # versions of the layers, of a state_dict
-                target._metadata = state["_metadata"]
+            # Versions of the layers, of a state_dict; anything else could replace its methods.
+            _check(state.keys() <= {"_metadata"}, "it changes an OrderedDict")
+            vars(target).update(state)
         else:
             _check(isinstance(target, _Ignored), f"it changes a {type(target).__name__}")
 

@@ -1,4 +1,13 @@
-"""Counts in messages."""
+"""Text in messages and names."""
+
+
+def is_text(name: str) -> bool:
+    """Whether a string can be written to a file: JSON and YAML can hold half a character."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def count(n: int, things: str) -> str:
@@ -14,3 +23,13 @@ def count(n: int, things: str) -> str:
     noun, space, rest = things.partition(" ")
     ending = "" if n == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{n:,} {noun}{ending}{space}{rest}"
+
+
+def one_line(value, longest: int = 200) -> str:
+    """Format text from a file, or an error, as one printable line, cut after `longest` letters."""
+    try:
+        text = " ".join(str(value).split()) or type(value).__name__
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a huge {type(value).__name__}"
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,6 +1,7 @@
 """Errors of a detector, counted by hand."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -117,3 +118,43 @@ def test_pictures(records):
     crops = draw_errors.draw_crops(records, DETECTIONS, [0, 2, 1, 4, 3], NAMES, "red")
     shown = [ax.texts[0].get_text() for ax in crops.axes if ax.texts]
     assert shown == ["disc 60%", "disc 80%", "disc 90%", "star 30%", "star 70%"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "{}{",
+        "5",
+        "[5]",
+        "[[]]",
+        '[{"image_id": 1}]',
+        '[{"image_id": 1, "category_id": 0, "bbox": [1, 2, 3], "score": 0.5}]',
+        '[{"image_id": 1, "category_id": 0, "bbox": [1, 2, 3, NaN], "score": 0.5}]',
+        '[{"image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 1' + "0" * 400 + "}]",
+        '[{"image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4], "score": [1, 2]}]',
+        '[{"image_id": {}, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 1}]',
+        '[{"image_id": 1, "category_id": -1, "bbox": [1, 2, 3, 4], "score": 1}]',
+        '[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}]',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_file_of_results(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="results.json (is not COCO's list|holds predict)"):
+        errors.read_predictions(file, [{"image_id": 1}], "errors_test", 2)
+
+
+def test_matching_takes_linear_time():
+    """Many images; each was searched for among all boxes."""
+    number = 20_000
+    images = np.arange(number)
+    boxes = np.tile(np.float32(LEFT), (number, 1))
+    zeros = np.zeros(number, int)
+    found = Found(images, boxes, zeros, np.ones(number, np.float32), zeros.astype(bool))
+    start = time.process_time()
+    matches = errors.match(found, found)
+    assert time.process_time() - start < 25
+    assert matches.object_of.tolist() == images.tolist()

@@ -1,6 +1,8 @@
 import base64
+import hashlib
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.colormap import colormap
-from PIL import Image
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
 
 from browser import faults_of, needs_chromium
 from d2_deformable import add_deformable_config
-from d2_deformable.analysis import report
+from d2_deformable.analysis import report, report_pictures
 from d2_deformable.analysis.record import inspect_image
 from d2_deformable.analysis.segmentation import draw_segmentation
 from d2_deformable.cli import report as report_command
@@ -108,7 +111,9 @@ class Page(HTMLParser):
 def test_report_of_a_deformable_network(make_run, two_objects, head):
     folder = make_run(f"warped_shapes_{head}_R_18_dconv3_dpool.yaml")
     (folder / "pictures").mkdir()
-    (folder / "pictures" / "9_old.png").touch()
+    report_pictures.save_picture(
+        Figure(), folder / "pictures" / "9_old.png", "of an earlier report"
+    )
     statistics = {"outside": 0.25, "p99": 3.5, "std": 0.5, "mean": 1.125}
     line = {f"offsets/backbone.res5.1.conv2/{k}": v for k, v in statistics.items()}
     with (folder / "metrics.json").open("a") as lines:
@@ -144,6 +149,88 @@ def test_report_is_self_contained_and_escaped(make_run, two_objects):
             assert value.startswith("data:image/jpeg;base64,")
     assert "url(" not in page.text and "@import" not in page.text  # the style sheet
     assert EVIL in page.text
+
+
+def test_the_policy_allows_the_page_and_nothing_else(make_run, two_objects):
+    file = report.write_report(make_run("warped_shapes_rfcn_R_18.yaml"), num_images=1)
+    text = file.read_text(encoding="utf-8")
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', text)
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        *("default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"),
+        f"style-src 'sha256-{digest}'",
+    ]
+    assert not re.search(r"<[^>]* (style|on\w+)\s*=", text), "the policy forbids these"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of pictures that no report wrote, one of them by matplotlib; {path: content}."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Source", "d2_deformable")
+    Image.new("RGB", (9, 9)).save(folder / "holiday.png", pnginfo=info)
+    Image.new("RGB", (9, 9)).save(folder / "7_detections.png")
+    Figure().savefig(folder / "plot.png")
+    (folder / "empty.png").touch()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    return folder
+
+
+def contents(folder) -> dict:
+    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_pictures_of_the_user_stay(make_run, two_objects, photographs, kind):
+    folder = make_run("warped_shapes_faster_rcnn_R_18.yaml")
+    before = contents(photographs)
+    if kind == "link":
+        (folder / "pictures").symlink_to(photographs)
+    else:
+        shutil.copytree(photographs, folder / "pictures", symlinks=True)
+    pictures = folder / "pictures"
+    report.write_report(folder, num_images=2)
+    assert before.items() <= contents(pictures).items()
+    assert (pictures / "1_detections.png").is_file()
+    # A link to a picture of a report is not one, nor is the file that it leads to.
+    (pictures / "1_detections.png").rename(folder / "mine.png")
+    (pictures / "linked.png").symlink_to(folder / "mine.png")
+    report.write_report(folder, num_images=1)
+    assert {**before, "linked.png": True}.keys() <= contents(pictures).keys()
+    assert (folder / "mine.png").is_file()
+    assert (pictures / "0_detections.png").is_file()
+    assert not (pictures / "1_detections.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "file"])
+def test_a_picture_of_the_user_is_not_overwritten(tmp_path, kind):
+    mine, file = tmp_path / "mine.png", tmp_path / "pictures/curves.png"
+    file.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(mine)
+    before = mine.read_bytes()
+    if kind == "link":
+        file.symlink_to(mine)
+    elif kind == "file":
+        file.write_bytes(before)
+    else:
+        file.mkdir()
+    with pytest.raises(FileExistsError, match="curves.png: this file, which no report wrote"):
+        report_pictures.save_picture(Figure(), file, "")
+    assert mine.read_bytes() == before
+    assert kind != "file" or file.read_bytes() == before
+
+
+def test_a_name_that_is_not_utf_8(make_run, two_objects, dataset, tmp_path):
+    MetadataCatalog.get(dataset).thing_classes = ["\udcff", "\x00"]
+    for record in DatasetCatalog.get(dataset):
+        renamed = tmp_path / f"\udcff{record['image_id']}.png"
+        Path(record["file_name"]).rename(renamed)
+        record["file_name"] = str(renamed)
+    page = report.write_report(make_run("warped_shapes_rfcn_R_18.yaml"), num_images=1)
+    assert "?1.png" in page.read_text(encoding="utf-8")
 
 
 @needs_chromium

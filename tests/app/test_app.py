@@ -72,8 +72,26 @@ def test_wrong_requests_are_answered(url):
     assert "there is no detection 999" in refused(url, f"parts?id={name}&index=999")[1]
     assert "'x' is missing" in refused(url, f"unit?id={name}")[1]
     assert "expected 'learned' or 'zero'" in refused(url, f"found?id={name}&offsets=no")[1]
+    unit = f"unit?id={name}&x=9&y="
+    assert "expected finite numbers" in refused(url, f"{unit}nan&layers=2")[1]
+    for layers in ("0", "-1", "99", "9" * 5000):
+        assert refused(url, f"{unit}9&layers={layers}")[0] == 400, "9**99 points"
     assert refused(url, "etc/passwd")[0] == 404
     assert refused(url, "example", headers={"Host": "evil.example"})[0] == 404
+
+
+@pytest.mark.parametrize("path", ["", "none<script>"])
+def test_the_policy_allows_the_page_and_nothing_else(url, path):
+    try:
+        answer = urllib.request.urlopen(f"{url}/{path}")
+    except urllib.error.HTTPError as error:
+        answer = error
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+    assert policy.count("'sha256-") == 2
+    text = answer.read().decode()
+    assert "none<script>" not in text
+    assert path or not re.search(r"<[^>]* (style|on\w+)\s*=", text), "the policy forbids these"
 
 
 def test_the_page_asks_no_other_machine():

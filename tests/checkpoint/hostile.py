@@ -6,6 +6,7 @@ import pickle
 import random
 import struct
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -69,11 +70,40 @@ def noise(count: int) -> dict[str, bytes]:
     }
 
 
+def odd_state_dicts() -> dict[str, bytes]:
+    """Weights beside which, or under names where, torch expects something else."""
+
+    def with_attribute(**attributes):
+        # Pickled, since such an object would already fail here.
+        return Call(OrderedDict, state=attributes, items=WEIGHTS.items())
+
+    contents = {
+        "metadata_number": with_attribute(_metadata=5),
+        "metadata_list": with_attribute(_metadata=[1]),
+        "metadata_of_numbers": with_attribute(_metadata={"": 5}),
+        "version_text": with_attribute(_metadata={"": {"version": "x"}}),
+        "version_tensor": with_attribute(_metadata={"": {"version": torch.ones(3)}}),
+        "items": with_attribute(items=5),
+        "copy": with_attribute(copy=5),
+        "private": with_attribute(__class__=5),
+        "huge_number": {10**5000: torch.ones(2)},
+        "numbers": {1.5: torch.ones(2)},
+        "nothing": {None: torch.ones(2)},
+        "sparse": {"a": torch.ones(2).to_sparse()},
+        "no_memory": {"a": torch.ones(2, device="meta")},
+        "control_characters": {"a\n\x1b[31m\u202e": 3},
+        "numbers_of_models": {"model": 3, "model_state": 3},
+        "lists": {"model": [WEIGHTS]},
+        "deep": {"model": {"model": {"model": WEIGHTS}}},
+    }
+    return {name: torch_bytes(content) for name, content in contents.items()}
+
+
 class Call:
     """An object that pickles as a function call."""
 
-    def __init__(self, function, *arguments, state=None):
-        self.value = (function, arguments) if state is None else (function, arguments, state)
+    def __init__(self, function, *arguments, state=None, items=()):
+        self.value = (function, arguments, state, None, iter(items))
 
     def __reduce__(self):
         return self.value

@@ -97,6 +97,26 @@ def test_inconsistent_files(refuse, bounded):
         refuse(name, data)
 
 
+def test_odd_state_dicts(refuse, tmp_path):
+    network = torch.nn.BatchNorm2d(2)  # reads its version
+    for name, data in hostile.odd_state_dicts().items():
+        refuse(name, data)
+        (tmp_path / "model.pth").write_bytes(data)
+        with pytest.raises(FileFormatError, match="model.pth "):
+            StrictCheckpointer(network).load(str(tmp_path / "model.pth"))
+
+
+def test_messages_are_short_and_weights_finite(tmp_path):
+    network, file = torch.nn.BatchNorm2d(2), str(tmp_path / "model.pth")
+    torch.save({"a" * 10**6: torch.ones(2)}, file)
+    with pytest.raises(ValueError, match="from another network") as error:
+        StrictCheckpointer(network).load(file)
+    assert len(str(error.value)) < 1000
+    torch.save(network.state_dict() | {"running_var": torch.tensor([1.0, float("nan")])}, file)
+    with pytest.raises(ValueError, match="model.pth: running_var is NaN or infinite, so"):
+        StrictCheckpointer(network).load(file)
+
+
 def test_one_array_under_many_names(refuse, bounded):
     array = np.zeros(2**14, np.float32)
     data = pickle.dumps({f"a{i}": array for i in range(10_000)})

@@ -45,3 +45,13 @@ def test_loads_what_fits(tmp_path):
     layer = nn.Linear(3, 2)
     StrictCheckpointer(layer).load(str(file))
     assert (layer.weight == 1).all() and (layer.bias == 1).all()
+
+
+def test_infinity_is_allowed_in_buffers_alone(tmp_path):
+    layer, file = nn.Linear(2, 2), str(tmp_path / "model.pth")
+    layer.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    torch.save(layer.state_dict(), file)
+    StrictCheckpointer(layer).load(file)
+    torch.save(layer.state_dict() | {"bias": torch.tensor([0.0, float("inf")])}, file)
+    with pytest.raises(ValueError, match="model.pth: bias is NaN or infinite"):
+        StrictCheckpointer(layer).load(file)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,19 @@ def loads(args):
 def test_an_error_of_a_data_loaders_process_is_one_line():
     expected = "c: a.jpg: this image cannot be read"
     assert status(command.run, loads, argparse.ArgumentParser("c"), []) == expected
+
+
+class Killed(Unreadable):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lost_process_of_a_data_loader_is_one_line():
+    def main(args):
+        list(torch.utils.data.DataLoader(Killed(), num_workers=1))
+
+    message = status(command.run, main, argparse.ArgumentParser("c"), [])
+    assert re.fullmatch(r"c: DataLoader worker .*\. It loaded images\. .* --resume", message)
 
 
 @pytest.mark.parametrize("debug", [False, True])

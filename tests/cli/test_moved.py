@@ -8,6 +8,7 @@ import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
 FOR_DEVELOPERS = {"build_cuda", "chaos", "install_detectron2", "record_app", "run_notebook"}
+FOR_DEVELOPERS |= {"sanitize"}
 MOVED = {
     "complexity": "analyze complexity",
     "convert_checkpoint": "convert",

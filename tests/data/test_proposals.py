@@ -107,3 +107,14 @@ def test_a_proposal_file_does_not_run(cfg, root, split):
 def test_other_networks_are_not_checked(cfg):
     cfg.MODEL.LOAD_PROPOSALS = False
     check_proposals(cfg)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [5, [5], [np.zeros((1, 3))], ["text"], [[None] * 5], [[[10**400] * 4]]],
+)
+def test_boxes_of_another_form(cfg, write, boxes):
+    boxes = boxes * 2 if isinstance(boxes, list) else boxes
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (write(["000001", "000002"], boxes=boxes),)
+    with pytest.raises(ValueError, match="file.pkl.* (is no proposal file|is not a data file)"):
+        check_proposals(cfg, ("TRAIN",))

@@ -1,6 +1,10 @@
 """The train loader gives Detectron2's images in Detectron2's order, from any iteration on."""
 
+import os
 import random
+import signal
+import subprocess
+import time
 from itertools import islice
 
 import numpy as np
@@ -71,3 +75,26 @@ def test_random_numbers_of_the_training_go_on():
     with pytest.raises(KeyError), seeded(1, 2):
         raise KeyError
     assert add_random_numbers({}) == expected
+
+
+def with_process(record):
+    return {**record, "process": os.getpid()}
+
+
+def test_a_scheduler_does_not_end_the_workers():
+    """It signals every process of a job, while the training still needs images to stop well."""
+    loader = TrainLoader(
+        RECORDS,
+        with_process,
+        lambda seed: TrainingSampler(7, seed=seed),
+        2,
+        seed=0,
+        num_workers=1,
+    )
+    batches = iter(loader)
+    process = next(batches)[0]["process"]
+    subprocess.run(["kill", "-TERM", str(process)], check=True)
+    time.sleep(0.2)
+    assert {one["process"] for _ in range(5) for one in next(batches)} == {process}
+    os.kill(process, signal.SIGTERM)  # from the process that has started it
+    assert os.waitpid(process, 0)[1] == 0

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
+from detectron2.config import get_cfg
 
 from d2_deformable.checkpoint import FileFormatError
-from d2_deformable.engine.checkpoint_files import find_checkpoint
+from d2_deformable.engine.checkpoint_files import checkpoint_to_resume, find_checkpoint
 from d2_deformable.engine.checkpointer import TrainingCheckpointer
 
 ITERATIONS = (99, 199, 299)
@@ -95,6 +97,16 @@ def test_a_folder_without_checkpoints(tmp_path, caplog):
     (tmp_path / "model_ema.pth").write_bytes(b"weights only")
     assert find_checkpoint(tmp_path) is None
     assert not caplog.records
+
+
+def test_machines_must_share_the_folder(folder, monkeypatch):
+    """Otherwise one process would resume and another start anew."""
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(folder)
+    answers = iter([[folder / "model_0000001.pth"], [True, False]])
+    monkeypatch.setattr(comm, "all_gather", lambda _: next(answers))
+    with pytest.raises(ValueError, match=r"which process 1 does not see. Name a folder that all"):
+        checkpoint_to_resume(cfg)
 
 
 def test_the_last_ones_are_kept(tmp_path):

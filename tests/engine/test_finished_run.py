@@ -128,3 +128,70 @@ def test_the_command_is_that_of_the_last_training(folder):
         """d2-deformable train --config-file 'configs/it'"'"'s new.yaml' --num-gpus 2 --resume """
         "SOLVER.STEPS '(1, 2)'"
     )
+
+
+def test_a_line_that_was_being_written(folder):
+    write_metrics(folder, [{"iteration": 19, "total_loss": 1.0}])
+    with (folder / "metrics.json").open("a") as file:
+        file.write('{"iteration": 39, "tot')
+    assert read_run(folder).iterations == 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "5",
+        "null",
+        "{}",
+        '{"iteration": 39, "tot{"iteration": 59}',
+        '{"iteration": true}',
+        '{"iteration": 1e5}',
+        '{"iteration": NaN}',
+        '{"iteration": -1}',
+        '{"iteration": 1' + "0" * 400 + "}",
+        '{"iteration": ' + "9" * 5000 + "}",
+        '{"iteration": [' + "[" * 100_000,
+        "\0\xff",
+    ],
+)
+def test_damaged_metrics(folder, line):
+    content = f'{{"iteration": 19}}\n{line}\n{{"iteration": 59}}\n'
+    (folder / "metrics.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="metrics.json: line 2 is damaged .*Remove the line") as at:
+        read_run(folder)
+    assert "\n" not in str(at.value) and len(str(at.value)) < 600
+
+
+def test_values_that_are_no_numbers(folder):
+    odd = {"a": "text", "b": {}, "c": [1], "d": None, "e": True, "f": 10**400, "bbox/AP": 10**400}
+    write_metrics(folder, [{"iteration": 19, "total_loss": float("nan"), "lr": 1, **odd}])
+    (line,) = read_run(folder).history
+    assert line.keys() == {"iteration", "total_loss", "lr"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "config_file='a.yaml'",
+        "config_file='a.yaml', eval_only=False, num_gpus=1, resume=False, opts=[",
+        "config_file=0, eval_only=False, num_gpus=1, resume=False, opts=[]",
+        "config_file='a.yaml', eval_only=False, num_gpus=1, resume=False, opts=[1]",
+        "config_file='a.yaml', eval_only=False, num_gpus=1, resume=False, opts=5",
+        "config_file=open('x'), eval_only=False, num_gpus=1, resume=False, opts=[]",
+        "eval_only=" + "[" * 5000,
+        "eval_only=" + "-" * 50_000 + "1",
+        "eval_only=" + "1+" * 49_000 + "1",
+        "**{}",
+        ") + f(",
+        "x" * 10**6,
+        "\0",
+    ],
+)
+def test_a_damaged_log(folder, arguments):
+    with (folder / "log.txt").open("wb") as log:
+        log.write(b"\xff\xfe Command line arguments: Namespace(" + arguments.encode() + b")\n")
+    run = read_run(folder)
+    assert (run.config_file, run.command, run.name) == ("", "", folder.name)

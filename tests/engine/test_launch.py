@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.ALLOW_FROZEN_RANDOM"
 ALL_ROIS = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.NMS_THRESH", "1.0"]
 ALL_ROIS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "10000"]
 ALL_ROIS += ["MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"]
-TIMES = ("time", "data_time", "eta_seconds")
+TIMES = ("time", "data_time", "eta_seconds", "images_per_second", "data_share")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,11 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
-def command(config, folder, processes, *options, flags=()):
-    """The command line, and the environment of one thread per process."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    launcher = [*torchrun, "--max-restarts", "5"] if processes > 1 else []
+def command(config, folder, processes, *options, flags=(), machines=("--standalone",)):
+    """The command line of `processes` on this machine."""
+    torchrun = ["-m", "torch.distributed.run", *machines, "--nproc-per-node", str(processes)]
+    alone = processes == 1 and machines == ("--standalone",)
+    launcher = [] if alone else [*torchrun, "--max-restarts", "5"]
     words = [sys.executable, *launcher, str(ROOT / "train_net.py"), *flags, "--config-file"]
     return [*words, str(CONFIGS / config), *SMALL, "OUTPUT_DIR", str(folder), *options]
 
@@ -141,6 +144,64 @@ def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path):
     assert [line["iteration"] for line in killed] == [line["iteration"] for line in whole]
     for one, other in zip(killed, whole, strict=True):
         assert one == pytest.approx(other, nan_ok=True)
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Two network namespaces and the name of the interface in each, which a cable joins."""
+    if not shutil.which("ip"):
+        pytest.skip("iproute2 is not installed")
+    names = [f"d2_{os.getpid()}_{i}" for i in range(2)]
+    cable = f"v{os.getpid()}_"
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("link", "add", f"{cable}0", "type", "veth", "peer", "name", f"{cable}1")
+            for i, name in enumerate(names):
+                ip("link", "set", f"{cable}{i}", "netns", name)
+                ip("-n", name, "address", "add", f"10.77.0.{i + 1}/24", "dev", f"{cable}{i}")
+                ip("-n", name, "link", "set", f"{cable}{i}", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no right to make network namespaces: {error.stderr.strip()}")
+        yield [(name, f"{cable}{i}") for i, name in enumerate(names)]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 3)])
+def test_two_machines_train_as_one(data, tmp_path, machines, sizes):
+    """Machines without any network but the cable between them, also of unequal size."""
+    config = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
+    options = [*FROZEN, *ALL_ROIS, "SOLVER.CHECKPOINT_PERIOD", "2"]
+    run(data, config, tmp_path / "one", 1, *options)
+    folder = tmp_path / "two"
+    with ExitStack() as stack:
+        nodes = []
+        for i, (name, interface) in enumerate(machines):
+            where = ["--nnodes", "2", "--node-rank", str(i)]
+            where += ["--master-addr", "10.77.0.1", "--master-port", "29500"]
+            words = command(config, folder, sizes[i], *options, machines=where)
+            variables = environment(data) | {"GLOO_SOCKET_IFNAME": interface}
+            log = stack.enter_context(open(tmp_path / f"{i}.txt", "w"))
+            node = subprocess.Popen(
+                ["ip", "netns", "exec", name, *words], env=variables, stdout=log, stderr=log
+            )
+            stack.callback(node.kill)
+            nodes.append(node)
+        for i, node in enumerate(nodes):
+            assert node.wait(300) == 0, (tmp_path / f"{i}.txt").read_text()[-3000:]
+    one, two = lines(tmp_path / "one"), lines(folder)
+    assert losses(folder) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert [line["iteration"] for line in two] == [line["iteration"] for line in one]
+    assert (folder / "inference/coco_instances_results.json").is_file()
 
 
 def test_without_torchrun(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import TrainerBase
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import IterationTimer, PeriodicWriter
 from detectron2.utils.events import JSONWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -351,7 +351,8 @@ def test_trainer_registers_it_before_the_writers(monkeypatch):
     trainer._trainer, trainer.checkpointer = SimpleNamespace(), None
     trainer.cfg, trainer.model = cfg, Model()
     writer = PeriodicWriter([])
-    monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: [writer])
+    built = [IterationTimer(), writer]
+    monkeypatch.setattr("detectron2.engine.DefaultTrainer.build_hooks", lambda self: built)
     health, *_, last = trainer.build_hooks()
     assert last is writer
     assert health.period == 7

@@ -9,6 +9,7 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     StandardROIHeads,
 )
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY, StandardRPNHead
 
 from d2_deformable import add_deformable_config
 from d2_deformable.checkpoint import load_model
@@ -96,7 +97,11 @@ def test_settings_that_nothing_reads_are_refused(cfg, changes, message):
         (["LOAD_PROPOSALS", True], "LOAD_PROPOSALS True: leave it False"),
     ],
 )
-def test_a_class_aware_rpn_has_no_second_stage(cfg, changes, message):
+def test_a_class_aware_rpn_has_no_second_stage(cfg, changes, message, register):
+    class MyHead(StandardRPNHead):
+        pass
+
+    register(RPN_HEAD_REGISTRY, MyHead)
     cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.META_ARCHITECTURE = "ClassAwareRPN"
     check_settings(cfg)
@@ -189,12 +194,38 @@ def test_keys_of_pyramids_that_nothing_reads_are_refused(cfg, key, value, messag
         ("ROI_HEADS.NAME", "RFCNHead", "did you mean RFCNHeads"),
         ("ROI_BOX_HEAD.NAME", "FastRCNNHead", "did you mean FastRCNN"),
         ("SEM_SEG_HEAD.NAME", "xyz", "import the module that registers it"),
+        ("PROPOSAL_GENERATOR.NAME", "RPNN", "did you mean RPN"),
+        ("ANCHOR_GENERATOR.NAME", "Anchors", "import the module that registers it"),
+        ("RPN.HEAD_NAME", "StandardRPN", "did you mean StandardRPNHead"),
     ],
 )
 def test_names_that_are_not_registered_are_refused(cfg, key, name, message):
     cfg.merge_from_list(["MODEL.WEIGHTS", "R-50.pkl", f"MODEL.{key}", name])
     with pytest.raises(ValueError, match=f"MODEL.{key} {name} is not registered: {message}"):
         check_settings(cfg)
+
+
+@pytest.mark.parametrize("key", ["META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME"])
+def test_empty_names_are_refused(cfg, key):
+    cfg.merge_from_list(["MODEL.WEIGHTS", "R-50.pkl", f"MODEL.{key}", ""])
+    with pytest.raises(ValueError, match=f"MODEL.{key} is empty, which is not registered"):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("RPN.IN_FEATURES", ["foo"], "KeyError: 'foo'"),
+        ("ANCHOR_GENERATOR.SIZES", [], "AssertionError: sizes in anchor generator cannot be empty"),
+        ("RPN.IOU_THRESHOLDS", [], "IndexError: "),
+        ("PIXEL_MEAN", [1.0], "AssertionError: "),
+    ],
+)
+def test_what_builds_no_model_is_one_sentence(cfg, key, value, message):
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=rf"the config builds no model \({message}") as error:
+        Trainer.build_model(cfg)
+    assert str(error.value).isprintable()
 
 
 def test_evaluation_of_semantic_segmentation(cfg):

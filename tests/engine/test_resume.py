@@ -1,9 +1,11 @@
 """A resumed training equals an uninterrupted one, and refuses to go on with another config."""
 
+import itertools
 import json
 import logging
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,8 @@ def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     fields = {"FORMAT": "warped_shapes", "SPLIT": "train", "NUM_IMAGES": 6, "IMAGE_SIZE": 64}
 
-    def make(folder, *options):
-        cfg = read_config(NETWORK, [*QUICK, *options])
+    def make(folder, *options, network=NETWORK):
+        cfg = read_config(network, [*QUICK, *options])
         cfg.OUTPUT_DIR = str(root / folder)
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
         cfg.DATASETS.CUSTOM["resume"] = type(cfg)(fields | {"ROOT": str(root / "data")})
@@ -91,6 +93,30 @@ def test_a_resumed_training_equals_an_uninterrupted_one(run, config, interrupted
     for name, value in one.items():
         same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
         assert same, name
+
+
+def test_a_running_average_outside_of_the_weights_is_resumed(tmp_path, config):
+    """RetinaNet's loss normaliser."""
+    options = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"]
+    options += ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CLASSES", "8", "SEED", "1"]
+    options += ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.WEIGHTS", ""]
+    retinanet = CONFIGS / "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+    whole = config(tmp_path / "whole", *options, network=retinanet)
+    train(whole)
+    (folder := tmp_path / "resumed").mkdir()
+    shutil.copy(f"{whole.OUTPUT_DIR}/{SAVED}", folder)
+    trainer = train(config(folder, *options, network=retinanet), resume=True)
+    assert trainer.model.loss_normalizer != 100
+    one, other = content(whole.OUTPUT_DIR)["model"], content(folder)["model"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_lines_of_a_start_that_saved_nothing_are_written_again(config, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 3.0}\n')
+    trainer = train(config(tmp_path, "SEED", "-1"), resume=True)
+    assert trainer.start_iter == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [STEPS - 1]
 
 
 def test_a_training_that_starts_anew_says_what_it_overwrites(config, interrupted, caplog):
@@ -192,6 +218,81 @@ def test_a_checkpoint_without_optimizer_says_so(config, interrupted, caplog):
         trainer.resume_or_load()
     assert trainer.start_iter == 2
     assert "no state of the optimizer: momentum starts at zero" in caplog.text
+
+
+@pytest.mark.parametrize("expected, stops", [(100.0, True), (0.0, False)])
+def test_expected_results_of_a_finished_training(run, config, expected, stops):
+    cfg = config(run.OUTPUT_DIR, "SEED", "-1", "INPUT.MIN_SIZE_TEST", "64")
+    cfg.DATASETS.TEST = ("resume",)
+    cfg.TEST.EXPECTED_RESULTS = [["voc", "AP", expected, 50.0]]
+    (trainer := Trainer(cfg)).resume_or_load()
+    with pytest.raises(SystemExit) if stops else nullcontext():
+        assert "voc" in trainer.train()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in itertools.pairwise("abcdefgh")
+)
+
+
+def _set(path, value):
+    def damage(content):
+        *parents, last = path
+        for key in parents:
+            content = content[key]
+        content[last] = value(content[last]) if callable(value) else value
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (_set(["trainer"], 5), "holds weights but not"),
+        (_set(["trainer", "iteration"], "2"), "trainer.iteration is a str; expected a Real"),
+        (_set(["trainer", "iteration"], 10**5000), "trainer.iteration is no number"),
+        (_set(["trainer", "iteration"], torch.ones(3)), "trainer.iteration is a Tensor"),
+        (_set(["trainer", "hooks"], []), "trainer.hooks is a list; expected a dict"),
+        (_set(["trainer", "hooks", "LRScheduler"], 3), "LRScheduler is a int; expected a dict"),
+        (_set(["trainer", "hooks", "LRScheduler", "last_epoch"], "x"), "last_epoch is a str"),
+        (_set(["trainer", "seed"], None), "trainer.seed is a NoneType"),
+        (_set(["trainer", "config"], 5), "config that it was trained with is damaged"),
+        (_set(["trainer", "config"], BOMB), "config .* is damaged: the config has .* values"),
+        (_set(["trainer", "config"], "[" * 3000), "config that .* is damaged"),
+        (_set(["trainer", "scalars"], {"lr": {"values": [], "smooth": True}}), "scalars lr are no"),
+        (_set(["trainer", "_trainer"], {}), "is damaged: 'iteration'"),
+        (_set(["trainer", "_trainer", "optimizer", "param_groups"], []), "is damaged"),
+        (_set(["trainer", "_trainer", "optimizer", "param_groups", 0, "lr"], "x"), "lr is a str"),
+        (
+            _set(
+                ["trainer", "_trainer", "optimizer", "state", 0, "momentum_buffer"], torch.ones(2)
+            ),
+            r"momentum_buffer of shape \(2,\) for a parameter",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_state_is_one_sentence(config, interrupted, damage, message):
+    content = torch.load(interrupted / SAVED, weights_only=True)
+    damage(content)
+    torch.save(content, interrupted / SAVED)
+    trainer = Trainer(config(interrupted, "SEED", "-1"))
+    with pytest.raises(ValueError, match=f"{SAVED}.*{message}") as error:
+        trainer.resume_or_load()
+    assert str(error.value).isprintable()
+
+
+def test_momentum_in_shared_memory_is_separated(config, interrupted):
+    content = torch.load(interrupted / SAVED, weights_only=True)
+    state = content["trainer"]["_trainer"]["optimizer"]["state"]
+    for entry in state.values():
+        entry["momentum_buffer"] = torch.zeros(1).expand(entry["momentum_buffer"].shape)
+    torch.save(content, interrupted / SAVED)
+    trainer = Trainer(config(interrupted, "SEED", "-1"))
+    trainer.resume_or_load()
+    trainer.train()
+    assert trainer.iter == STEPS
 
 
 def test_metrics_have_neither_gaps_nor_repeats(tmp_path):

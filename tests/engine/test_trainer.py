@@ -1,7 +1,7 @@
 import pytest
 from detectron2.config import get_cfg
 
-from d2_deformable.engine.trainer import checkpoint_period
+from d2_deformable.engine.checkpoint_files import checkpoint_period
 
 
 @pytest.mark.parametrize(

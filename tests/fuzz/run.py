@@ -133,12 +133,10 @@ def main() -> None:
         parser.error(f"unknown {', '.join(sorted(unknown))}; targets are {', '.join(targets())}")
     if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
-    if "san.so" not in os.environ.get(
-        "LD_PRELOAD", ""
-    ):  # sanitizers reserve terabytes of addresses
-        limit, most = resource.getrlimit(resource.RLIMIT_AS)
-        if limit == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_AS, (16 << 30, most))
+    # Sanitizers reserve terabytes of addresses.
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    if "san.so" not in os.environ.get("LD_PRELOAD", "") and limit == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, most))
     if args.replay:
         load(names[0]).one_input(args.replay.read_bytes())
     elif args.cases:

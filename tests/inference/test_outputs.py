@@ -172,3 +172,32 @@ def test_inputs_that_share_a_stem_keep_their_own_labels(tmp_path):
 def test_more_than_256_classes_need_16_bits():
     labels = np.array([[0, 299]], np.int32)
     assert np.array_equal(np.asarray(index_image(labels, 300)), labels)
+
+
+def test_inputs_with_dots_write_inside_the_folder(tmp_path, files, monkeypatch):
+    """in/sub/../../up.png lies beside in/; its results must not, and none replaces the input."""
+    up = tmp_path / "work/up.png"
+    (tmp_path / "work/here").mkdir(parents=True)
+    Image.fromarray(IMAGE).save(up)
+    Image.fromarray(IMAGE).save(tmp_path / "work/here/b.png")
+    before = up.read_bytes()
+    monkeypatch.chdir(tmp_path / "work/here")
+    for inputs in (["b.png", "../up.png"], ["b.png", "../here/../up.png"]):
+        folder = OutputFolder("out", SETTINGS, NAMES, KINDS, inputs)
+        predict_files(Stub(), inputs, folder, 1)
+        folder.finish()
+        assert up.read_bytes() == before
+        assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["here", "up.png"]
+        images = {p.relative_to("out").as_posix() for p in folder.folder.rglob("*.png")}
+        assert images == {"images/here/b.png", "images/up.png"}
+
+
+@pytest.mark.parametrize("text", ["x", "[]", "{}", '{"settings": 5}', "[" * 100_000, "\0\xff"])
+def test_a_damaged_journal(tmp_path, files, text):
+    run(tmp_path, files, Stub())
+    journal = tmp_path / "out/predictions.jsonl"
+    journal.write_bytes(text.encode("latin-1") + b"\n{}\n")
+    with pytest.raises(ValueError, match="predictions.jsonl: its first line is damaged"):
+        run(tmp_path, files, Stub(), resume=True)
+    journal.write_text(json.dumps({"settings": SETTINGS}) + "\n[5]\n")
+    assert len(run(tmp_path, files, Stub(), resume=True)[1]) > 2

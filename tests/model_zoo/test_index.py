@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from d2_deformable import model_zoo
 from d2_deformable.model_zoo import catalog
+from d2_deformable.model_zoo.index import parse_index
 from d2_deformable.utils.files import sha256
 
 PACKAGED = "quick/warped_shapes_rfcn_R_18.yaml"
@@ -115,6 +117,14 @@ def test_another_file_is_never_returned(lab, url):
         ({"sha256": "585af5"}, "field sha256: .* got '585af5'"),
         ({"url": ["a"]}, r"field url: expected a URL, .* got \['a'\]"),
         ({"url": ""}, "field url: expected a URL, .* got ''"),
+        ({"url": "../x.pth"}, "field url: '../x.pth' leads out of the folder of the index"),
+        ({"url": "a/../../x.pth"}, "field url: 'a/../../x.pth' leads out"),
+        ({"url": "/etc/passwd"}, "field url: '/etc/passwd' leads out"),
+        ({"url": "x://../../x.pth"}, "field url: 'x://../../x.pth' leads out"),
+        ({"config": "../shapes.yaml"}, "field config: '../shapes.yaml' leads out"),
+        ({"config": "/etc/shapes.yaml"}, "field config: '/etc/shapes.yaml' leads out"),
+        ({"config": "x" * 300 + ".yaml"}, "field config: 'xxx.*' is neither a config"),
+        ({"url": ["a" * 10**6]}, r"field url: expected a URL, .{,300}$"),
     ],
 )
 def test_a_malformed_entry(lab, change, message):
@@ -131,12 +141,28 @@ def test_a_malformed_entry(lab, change, message):
         ("[" * 100_000, "is not an index of a model zoo"),
         ('{"a/b": 1}', "'a/b' must be a mapping of fields, not 1"),
         ('{"a/b": {}, "a/b": {}}', "'a/b' appears twice in it"),
+        ('{"a/b": ' + "9" * 5000 + "}", "is not an index of a model zoo"),
     ],
 )
 def test_a_malformed_file(lab, text, message):
     (lab / "index.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         model_zoo.register_index(lab / "index.json")
+
+
+def test_an_ap_that_is_no_percentage(lab):
+    for ap in (10**400, float("inf"), float("nan"), "1", -1e9):
+        model_zoo.register_index(write(lab, AP=ap))
+        assert model_zoo.summary("acme/shapes.yaml")["AP"] is None
+
+
+def test_many_entries_in_linear_time(lab):
+    entry = {"config": PACKAGED, "sha256": "0" * 64}
+    names = [f"acme/n{i}.pth" for i in range(20_000)]
+    (lab / "index.json").write_text(json.dumps(dict.fromkeys(names, entry)))
+    start = time.process_time()
+    assert list(parse_index(lab / "index.json")) == names
+    assert time.process_time() - start < 15
 
 
 def test_damaged_files(lab):

@@ -318,6 +318,17 @@ def test_current_stream(name, assert_close):
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_of_threads_changes_a_bit(name, dtype, threads):
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        results.append(values_and_gradients(*calls(dtype)[name]))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_algorithms(name, assert_close):

@@ -24,3 +24,10 @@ def test_comments_stand_above_their_keys():
     assert lines[:3] == ["# First.", "A:", "  B: 1"]
     assert lines[3].startswith("  # A long") and lines[4].startswith("  # ")
     assert lines[-1] == "  C: 2" and yaml.safe_load(text) == {"A": {"B": 1, "C": 2}}
+
+
+def test_a_comment_ends_where_its_line_does():
+    """The name of a class, in a comment, must not become a key."""
+    for end in ("\n", "\r", "\x85", "\u2028", "\u2029", "\x0b", "\x0c"):
+        text = to_yaml({"A": 1}, {"A": f"left out: cat{end}B: 2"})
+        assert yaml.safe_load(text) == {"A": 1}, repr(end)

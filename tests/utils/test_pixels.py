@@ -170,3 +170,11 @@ def test_a_transparent_palette(tmp_path):
     image.putpalette([200, 10, 10, 10, 200, 10])
     image.save(tmp_path / "a.png", transparency=b"\0\x80")
     assert read_image(tmp_path / "a.png").tolist() == [[[200, 10, 10], [10, 200, 10]]]
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_pixels_can_be_changed_in_place(tmp_path, channels):
+    """As augmentations may do."""
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    flags = read_image(tmp_path / "a.png", channels).flags
+    assert flags.writeable and flags.c_contiguous

@@ -92,7 +92,5 @@ def _model_tensors(cfg: CfgNode) -> dict:
     cfg.MODEL.DEVICE = "cpu"
     try:
         return build_model(cfg).state_dict()
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
-        raise ConversionError(
-            f"the config builds no model ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
+    except ValueError as error:
+        raise ConversionError(" ".join(str(error).split())) from error

@@ -7,6 +7,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ...utils.text import one_line
+
 
 class ConversionError(ValueError):
     """A file cannot be converted into the weights of a model; the message says why."""
@@ -86,7 +88,7 @@ class Conversion:
         ) as error:
             raise ConversionError(
                 "its tensors have other shapes than expected from a file of this kind "
-                f"({type(error).__name__}: {' '.join(str(error).split())})"
+                f"({type(error).__name__}: {one_line(error)})"
             ) from error
         self.check()
 
@@ -123,7 +125,7 @@ class Conversion:
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ConversionError(
                 f"{name!r} cannot be made from {' and '.join(sources)} "
-                f"{[tuple(tensor.shape) for tensor in tensors]}: {' '.join(str(error).split())}"
+                f"{[tuple(tensor.shape) for tensor in tensors]}: {one_line(error)}"
             ) from error
         expected = self.model[name]
         if expected.is_floating_point() and not value.is_floating_point():
