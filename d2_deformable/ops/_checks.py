@@ -141,7 +141,12 @@ def without_wrong_images(rois: torch.Tensor, images: int) -> torch.Tensor:
     """RoIs whose image index is none of 0 .. images - 1 get -1, which tensor operations refuse.
 
     For composites: they would read other images for a fraction or an index beyond 64 bits.
+
+    Raises:
+        IndexError: there are RoIs but no images. Without elements, a map may have sides of any size.
     """
+    if images == 0 and len(rois):
+        raise IndexError(f"rois has {len(rois)} RoIs, but input has no images")
     index = rois[:, :1]
     is_image = (index >= 0) & (index < images) & (index == index.floor())
     return torch.cat([torch.where(is_image, index, -1), rois[:, 1:]], dim=1)

@@ -159,3 +159,14 @@ def test_samples_of_roi_align_are_bounded():
         ops.deform_roi_align(
             torch.ones(1, 1, 2, 2), torch.zeros(1, 5), **ALIGN, sampling_ratio=2**32
         )
+
+
+@pytest.mark.parametrize("function", [ops.deform_roi_pool, ops.deform_roi_align, ops.ps_roi_pool])
+def test_no_images_need_no_memory_for_rois(function):
+    """Without elements, sides may be any; memory of the standard operations grows with them."""
+    image, rois = torch.ones(1).expand(0, 4, 2**23, 8), torch.tensor([[0.0, 0, 0, 4, 4]])
+    run = lambda image: function(image, rois, output_size=2, spatial_scale=1.0)  # noqa: E731
+    with pytest.raises(
+        (IndexError, RuntimeError), match="no images|0 images|out of (range|bounds)"
+    ):
+        torch.func.jvp(run, (image,), (image,))
