@@ -67,6 +67,12 @@ def check_map(op: str, input: torch.Tensor) -> None:
             f"{op}: input must be (N, C, H, W) with C, H and W above 0, got shape {shape(input)}; "
             "for a single image, pass input[None]"
         )
+    # As in csrc/check.h, which forward mode does not run. While compiling, it would be a guard.
+    if not torch.compiler.is_compiling() and max(input.shape[2:]) >= 2**24:
+        raise ArgumentError(
+            f"{op}: input {shape(input)} has a side of 2^24 or more, the most that float32 "
+            "coordinates can address; crop or resize it"
+        )
     if input.dtype not in DTYPES:
         raise ArgumentError(
             f"{op}: input is {input.dtype}, but float32, float64, float16 and bfloat16 are "

@@ -131,6 +131,13 @@ def test_large_bins_are_weighted_as_small_ones_are():
         torch.testing.assert_close(output.flatten()[0], expected)
 
 
+@pytest.mark.parametrize("function", [ops.deform_roi_pool, ops.deform_roi_align, ops.ps_roi_pool])
+def test_sides_of_no_images_are_bounded_in_forward_mode(function):
+    image, rois = torch.empty(0, 1, 2**24, 8), torch.zeros(1, 5)
+    with pytest.raises(ArgumentError, match="side of 2.24 or more"):
+        torch.func.jvp(lambda image: function(image, rois, **ALIGN), (image,), (image,))
+
+
 def test_third_derivatives_without_images():
     tensors = (torch.empty(0, 2, 5, 5), torch.empty(0, 18, 5, 5), torch.ones(2, 2, 3, 3))
     leaves = [tensor.double().requires_grad_() for tensor in tensors]
