@@ -254,7 +254,7 @@ def main(argv=None) -> None:
         clock = "perf_counter" if name == "processes" else "process_time"
         for value, step in zip(sweep.values, sweep.steps(), strict=True):
             label = f"{value} x {value}" if name == "pixels" else str(value)
-            key = (f"{label} {name}", "step", "")
+            key = (f"{name}: {label}", "step", "")
             if results.row(key) is None:
                 row = {"sweep": name, "size": sweep.size(value)}
                 row |= in_fresh_process(measure, asdict(step), args.seconds, clock)

@@ -43,9 +43,9 @@ def test_a_step_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "in_fresh_process", lambda measure, *given: measure(*given))
     growth.main(["--seconds", "0", "--json", str(file), "--plot", str(picture)])
     rows = rows_of(file)
-    assert list(rows) == ["2 classes", "4 classes", "classes", "1 processes", "2 processes"]
-    assert all(rows[name]["ms"] > 0 for name in ("2 classes", "2 processes"))
-    alone, two = (rows[f"{n} processes"] for n in (1, 2))
+    assert list(rows) == ["classes: 2", "classes: 4", "classes", "processes: 1", "processes: 2"]
+    assert all(rows[name]["ms"] > 0 for name in ("classes: 2", "processes: 2"))
+    alone, two = (rows[f"processes: {n}"] for n in (1, 2))
     assert alone["cells"]["share of the ideal"] == "100%"
     assert alone["all_reduce_ms"] == 0 < two["all_reduce_ms"]
     assert picture.stat().st_size > 5000
@@ -56,7 +56,7 @@ def test_a_step_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(growth, "in_fresh_process", fail)
     growth.main(["--json", str(file)])
-    assert "4 classes, step" in capsys.readouterr().out
+    assert "classes: 4, step" in capsys.readouterr().out
 
 
 def test_all_rois_are_trained_on():

@@ -90,7 +90,11 @@ def read_json(file: Path):
     """
     try:
         return json.loads(decode(file.read_bytes()))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(
+            f"{file}: not a json file of objects and lists: nested too deeply"
+        ) from None
+    except ValueError as error:
         raise ValueError(f"{file}: not a json file ({error})") from error
 
 

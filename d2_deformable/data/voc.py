@@ -158,11 +158,14 @@ def read_xml(file: Path) -> ET.Element:
     try:
         # The parser by itself knows few encodings, not those of Chinese or Japanese tools.
         text = content.decode(declared[1].decode()) if declared else decode(content)
-        if declaration := DECLARATION.search(text):
-            raise ValueError(f"{declaration[0]} makes text of any size; write the text itself")
-        return ET.fromstring(text.lstrip())
+        if not (declaration := DECLARATION.search(text)):
+            return ET.fromstring(text.lstrip())
     except (ET.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{file}: not well-formed XML ({one_line(error)})") from error
+    raise ValueError(
+        f"{file}: {declaration[0]} is refused, since it can read other files or grow to any size; "
+        "write the text itself"
+    )
 
 
 def _size(root, xml: Path) -> tuple[int, int] | None:

@@ -143,7 +143,7 @@ def without_wrong_images(rois: torch.Tensor, images: int) -> torch.Tensor:
     For composites: they would read other images for a fraction or an index beyond 64 bits.
 
     Raises:
-        IndexError: there are RoIs but no images. Without elements, a map may have sides of any size.
+        IndexError: there are RoIs but no images. Such a map may have sides of any size.
     """
     if images == 0 and len(rois):
         raise IndexError(f"rois has {len(rois)} RoIs, but input has no images")

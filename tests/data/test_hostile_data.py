@@ -266,7 +266,7 @@ def test_deep_and_long_json(root, text):
 def test_declarations_of_xml(root, declarations, encoding):
     text = f"<!DOCTYPE annotation [{declarations}]>" + XML.format("<x>&e9;</x>" * 1000)
     (root / "labels/a.xml").write_bytes(text.encode(encoding))
-    with pytest.raises(ValueError, match="a.xml: not well-formed XML .<!(ENTITY|ATTLIST) makes"):
+    with pytest.raises(ValueError, match="a.xml: <!(ENTITY|ATTLIST) is refused"):
         read_xml(root / "labels/a.xml")
 
 
