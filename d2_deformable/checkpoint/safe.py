@@ -66,5 +66,5 @@ class SafeCheckpointer(DetectionCheckpointer):
         ) as error:  # from name matching
             raise FileFormatError(
                 f"{self._file} is from another network than the config's, or its names have an "
-                f"unknown layout: {one_line(error)}"
+                f"unknown layout: {one_line(error, 1000)}"
             ) from error
