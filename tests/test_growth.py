@@ -118,7 +118,9 @@ def test_records_of_a_data_set_are_measured(tmp_path):
     file = tmp_path / "records.json"
     records.main(["--counts", "40", "--json", str(file)])
     cells = [row["cells"] for row in json.loads(file.read_text())["rows"]]
-    assert len(cells) == 2 and all(value > 0 for row in cells for value in row.values())
+    assert len(cells) == 2
+    # Times are rounded to 0.1 s.
+    assert all(value > 0 for row in cells for name, value in row.items() if "MiB" in name)
 
 
 @pytest.fixture
