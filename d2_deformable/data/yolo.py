@@ -114,7 +114,10 @@ class YOLOFormat:
             path = self._find(str(entry), folders, where)
             if path is None:
                 splits = [key for key in content if key in ("train", "val", "valid", "test")]
-                known = f"; {source} has the splits {', '.join(splits)}" if splits else ""
+                known = ""
+                if self.annotations:
+                    known = f"; {source} has the splits {', '.join(splits)}"
+                    known = known if splits else f"; {source} has no split"
                 raise FileNotFoundError(
                     f"{one_line(folders[0] / str(entry), 1000)}: no such folder or list of images, "
                     f"from {where}{known}"

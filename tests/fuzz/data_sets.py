@@ -105,6 +105,7 @@ SEEDS = [
     _coco(images=[{**_IMAGE, "file_name": "a" * 300 + ".png"}]),
     _coco(images=[{**_IMAGE, "width": 10**9, "height": 10**9}]),
     _coco(images=[{**_IMAGE, "id": 10**400}]),
+    _seed(3, "path: /elsewhere\nnames: {0: bolt, 1: nut}"),
     _seed(0, "[" * 100_000),
     _seed(0, '{"images": ' + "9" * 5000 + "}"),
     _seed(1, _XML.format("")),

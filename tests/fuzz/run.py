@@ -65,6 +65,7 @@ def fuzz(name: str, seconds: int) -> None:
     options = [
         f"-max_len={max(4096, *map(len, target.SEEDS))}",
         f"-max_total_time={seconds}",
+        "-seed=1",  # a first run, as in CI, finds the same; later ones continue from the corpus
         f"-timeout={CASE_SECONDS}",
         f"-rss_limit_mb={PROCESS_MB}",
         f"-artifact_prefix={folder('findings', name)}/",
