@@ -8,8 +8,8 @@ import torch
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 
 from .offset_health import OffsetHealth
+from .resume import WINDOW
 
-WINDOW = 20  # iterations, as Detectron2 smooths
 WAITING = 0.1  # share of the time; a lower one is not printed
 
 

@@ -122,12 +122,12 @@ def own_tensors(optimizer) -> None:
     """Give an optimizer's state memory of its own; in a file, tensors may share or overlap.
 
     Raises:
-        ValueError: a tensor of the state does not fit its parameter.
+        ValueError: a momentum of SGD does not fit its parameter.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor):
-                if value.dim() and value.shape != parameter.shape:
+                if name == "momentum_buffer" and value.shape != parameter.shape:
                     raise ValueError(
                         f"{name} of shape {tuple(value.shape)} for a parameter of shape "
                         f"{tuple(parameter.shape)}"

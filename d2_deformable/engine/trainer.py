@@ -87,9 +87,8 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
             devices = None if on_cpu else [comm.get_local_rank()]
-            buffers = "forward_sync_buffers"  # since torch 2.14
-            if buffers not in signature(DistributedDataParallel).parameters:
-                buffers = "broadcast_buffers"
+            known = signature(DistributedDataParallel).parameters  # torch 2.14 renamed one
+            buffers = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
             model = DistributedDataParallel(model, devices, **{buffers: False})
         amp_loop = GuardedCPUAMPTrainer if on_cpu else GuardedAMPTrainer
         loop = amp_loop if cfg.SOLVER.AMP.ENABLED else GuardedTrainer

@@ -42,10 +42,8 @@ def _is_device(value) -> bool:
     return True
 
 
-POSITIVE, FINITE = (
-    Rule(lambda value: _is_number(value) and value > 0, "a finite number above 0"),
-    Rule(_is_number, "a finite number"),
-)
+POSITIVE = Rule(lambda value: _is_number(value) and value > 0, "a finite number above 0")
+FINITE = Rule(_is_number, "a finite number")
 SHARE = Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a share, 0 to 1")
 LOSSES = _one_of("smooth_l1", "giou", "diou", "ciou")
 

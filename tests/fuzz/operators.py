@@ -9,6 +9,7 @@ users of torch expect, with a message.
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from ops.arguments import every_argument
@@ -250,8 +251,8 @@ def call(case: Case, way: str, draw: Draw):
         return gradients(case.function(**case.arguments), case.arguments)
     if way == "tangents":
         input = case.arguments["input"]
-        run = lambda input: case.function(**{**case.arguments, "input": input})  # noqa: E731
-        return torch.func.jvp(run, (input,), (input,))
+        others = {k: v for k, v in case.arguments.items() if k != "input"}
+        return torch.func.jvp(partial(case.function, **others), (input,), (input,))
     every = every_argument(case.function, **case.arguments)
     if way == "backward":
         return backward(case, every, draw)
