@@ -116,8 +116,7 @@ class YOLOFormat:
                 splits = [key for key in content if key in ("train", "val", "valid", "test")]
                 known = ""
                 if self.annotations:
-                    known = f"; {source} has the splits {', '.join(splits)}"
-                    known = known if splits else f"; {source} has no split"
+                    known = f"; {source} has the splits {', '.join(splits) or '(none)'}"
                 raise FileNotFoundError(
                     f"{one_line(folders[0] / str(entry), 1000)}: no such folder or list of images, "
                     f"from {where}{known}"
