@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable.config import read_config
 from d2_deformable.engine import build_optimizer
+from d2_deformable.engine.launch import leave_process_group
 from d2_deformable.layers import DeformConv2d
 from d2_deformable.modeling import build_model
 
@@ -150,9 +151,15 @@ def measure(fields: dict, seconds: float, clock: str) -> dict:
 
 def _one_process(rank: int, fields: dict, seconds: float, clock: str, folder: str) -> None:
     torch.set_num_threads(1)
-    step, timed = Step(**fields), partial(_seconds, getattr(time, clock))
+    step = Step(**fields)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=step.processes)
+    row = _time_steps(step, rank, seconds, partial(_seconds, getattr(time, clock)))
+    torch.save(row, f"{folder}/{rank}.pt")
+    leave_process_group()
+
+
+def _time_steps(step: Step, rank: int, seconds: float, timed: Callable) -> dict[str, float]:
     before = resident_mib()
     model, optimizer = step.model()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -172,8 +179,7 @@ def _one_process(rank: int, fields: dict, seconds: float, clock: str, folder: st
     exchange = [timed(lambda: dist.all_reduce(gradients)) for _ in range(LEAST)]
     row = {"seconds": statistics.median(times), "mib": peak - before}
     row["all_reduce"] = statistics.median(exchange) if step.processes > 1 else 0.0
-    torch.save(row, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return row
 
 
 def _train(model, optimizer, images: list[dict]) -> None:

@@ -18,7 +18,12 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
-from ..engine.launch import restarted, started_by_torchrun, torchrun_processes
+from ..engine.launch import (
+    leave_process_group,
+    restarted,
+    started_by_torchrun,
+    torchrun_processes,
+)
 from ..utils.files import make_folder, naming_full_disk, reserved
 from .logs import set_up_logs
 
@@ -160,10 +165,17 @@ def main(args):
             raise ValueError(f"--num-gpus is {args.num_gpus}, but {count} GPUs are visible")
         checked_config(args)
     launch(
-        train_or_evaluate,
+        _one_process,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+def _one_process(args):
+    """Train or evaluate in one of the processes of Detectron2's `launch`."""
+    result = train_or_evaluate(args)
+    leave_process_group()
+    return result

@@ -1,5 +1,6 @@
 """Join the processes that torchrun, or anything that sets its variables, has started."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,9 +67,26 @@ def torchrun_processes(device: str) -> Iterator[None]:
         with _machine(first=rank - local_rank):
             comm.synchronize()
             yield
-            comm.synchronize()  # gloo aborts in a process whose partner has left
-    finally:
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Leave the processes of a training together, if there are several.
+
+    Waits for the others, as gloo aborts in a process whose partner has left, and for gloo's
+    threads: one that frees the tensors of a past call while Python ends aborts its process.
+    """
+    if not dist.is_initialized():
+        return
+    comm.synchronize()
+    # The threads end with the group, which lives as long as anything refers to it.
+    require_private(comm, "_get_global_gloo_group")
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 @contextmanager
