@@ -1,6 +1,5 @@
 """Any bytes as a YAML config: it is read and checked, or one sentence names the file or the key."""
 
-import logging
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +25,6 @@ SEEDS = [
 SEEDS += [file.read_bytes() for file in sorted(CONFIGS.glob("quick/*.yaml"))]
 SECONDS = 20
 
-logging.disable(logging.WARNING)
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzz")
 _FILE = Path(_FOLDER.name) / "config.yaml"
 

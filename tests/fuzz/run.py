@@ -15,6 +15,7 @@ import argparse
 import faulthandler
 import hashlib
 import importlib
+import logging
 import os
 import random
 import re
@@ -134,6 +135,7 @@ def main() -> None:
         parser.error(f"unknown {', '.join(sorted(unknown))}; targets are {', '.join(targets())}")
     if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
+    logging.disable(logging.WARNING)  # a config has a warning for almost every input
     # Sanitizers reserve terabytes of addresses.
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if "san.so" not in os.environ.get("LD_PRELOAD", "") and limit == resource.RLIM_INFINITY:
