@@ -7,7 +7,7 @@ number changes at a time; the others stay those of `Step`. A step is the forward
 and the optimizer's update, on one thread. Each row is measured in a process of its own: the median
 CPU time of the steps, which other processes hardly change, and the peak of the memory beyond that
 of the imported modules. Several processes talk by gloo, each with the whole batch of one; their
-times are those of the clock on the wall. It takes about 5 minutes and needs Linux.
+times are wall-clock times. It takes about 5 minutes and needs Linux.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable.config import read_config
 from d2_deformable.engine import build_optimizer
-from d2_deformable.engine.launch import leave_process_group
+from d2_deformable.engine.launch import leaving_process_group
 from d2_deformable.layers import DeformConv2d
 from d2_deformable.modeling import build_model
 
@@ -154,9 +154,9 @@ def _one_process(rank: int, fields: dict, seconds: float, clock: str, folder: st
     step = Step(**fields)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=step.processes)
-    row = _time_steps(step, rank, seconds, partial(_seconds, getattr(time, clock)))
-    torch.save(row, f"{folder}/{rank}.pt")
-    leave_process_group()
+    with leaving_process_group():
+        row = _time_steps(step, rank, seconds, partial(_seconds, getattr(time, clock)))
+        torch.save(row, f"{folder}/{rank}.pt")
 
 
 def _time_steps(step: Step, rank: int, seconds: float, timed: Callable) -> dict[str, float]:

@@ -19,7 +19,7 @@ from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
 from ..engine.launch import (
-    leave_process_group,
+    leaving_process_group,
     restarted,
     started_by_torchrun,
     torchrun_processes,
@@ -176,6 +176,5 @@ def main(args):
 
 def _one_process(args):
     """Train or evaluate in one of the processes of Detectron2's `launch`."""
-    result = train_or_evaluate(args)
-    leave_process_group()
-    return result
+    with leaving_process_group():
+        train_or_evaluate(args)

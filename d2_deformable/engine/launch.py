@@ -1,7 +1,8 @@
-"""Join the processes that torchrun, or anything that sets its variables, has started."""
+"""Join and leave the processes of a training."""
 
 import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from ..compat import require_private
+
+require_private(comm, "_LOCAL_PROCESS_GROUP", "_get_global_gloo_group")
 
 
 def started_by_torchrun() -> bool:
@@ -39,6 +42,8 @@ def highest_of_processes(number: int, model) -> int:
 def torchrun_processes(device: str) -> Iterator[None]:
     """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.
 
+    How the block may end: see `leaving_process_group`.
+
     Args:
         device: MODEL.DEVICE. The processes talk by gloo on "cpu", by NCCL on GPUs.
 
@@ -63,36 +68,14 @@ def torchrun_processes(device: str) -> Iterator[None]:
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-    try:
-        with _machine(first=rank - local_rank):
-            comm.synchronize()
-            yield
-    except BaseException:
-        dist.destroy_process_group()
-        raise
-    leave_process_group()
+    with leaving_process_group():
+        _find_machine(first=rank - local_rank)
+        comm.synchronize()
+        yield
 
 
-def leave_process_group() -> None:
-    """Leave the processes of a training together, if there are several.
-
-    Waits for the others, as gloo aborts in a process whose partner has left, and for gloo's
-    threads: one that frees the tensors of a past call while Python ends aborts its process.
-    """
-    if not dist.is_initialized():
-        return
-    comm.synchronize()
-    # The threads end with the group, which lives as long as anything refers to it.
-    require_private(comm, "_get_global_gloo_group")
-    comm._get_global_gloo_group.cache_clear()
-    gc.collect()
-    dist.destroy_process_group()
-
-
-@contextmanager
-def _machine(first: int) -> Iterator[None]:
+def _find_machine(first: int) -> None:
     """Tell Detectron2 which processes share a machine; `first` is the lowest rank on this one."""
-    require_private(comm, "_LOCAL_PROCESS_GROUP")
     firsts = [None] * comm.get_world_size()
     dist.all_gather_object(firsts, first)
     for one in sorted(set(firsts)):  # every process must create every group
@@ -100,7 +83,35 @@ def _machine(first: int) -> Iterator[None]:
         if one == first:
             # Detectron2 main has create_local_process_group for this, 0.5 only its own launch.
             comm._LOCAL_PROCESS_GROUP = group
+
+
+@contextmanager
+def leaving_process_group() -> Iterator[None]:
+    """After the block, leave the process group, if there is one, together with the others.
+
+    All processes must end the block alike, by SystemExit or without an exception. After another
+    exception nobody waits.
+
+    The network of the block must not be referred to from outside of it: DistributedDataParallel
+    keeps the group, and so gloo's threads. One that frees the tensors of a past call while Python
+    ends aborts the process.
+    """
+    together = True
     try:
         yield
+    except SystemExit as stopped:  # by a signal, after the same step in all processes
+        traceback.clear_frames(stopped.__traceback__)  # they refer to the network
+        raise
+    except BaseException:
+        together = False
+        raise
     finally:
-        comm._LOCAL_PROCESS_GROUP = None
+        if dist.is_initialized():
+            try:
+                if together:
+                    comm.synchronize()  # gloo aborts in a process whose partner has left
+            finally:
+                comm._LOCAL_PROCESS_GROUP = None
+                comm._get_global_gloo_group.cache_clear()
+                gc.collect()
+                dist.destroy_process_group()

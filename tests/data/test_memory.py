@@ -91,7 +91,10 @@ def test_collecting_garbage_copies_nothing_of_the_parent(init, most):
 
 
 def _collect(batch):
-    """MiB, seen in the worker: the parent, whose writes count too, waits for it."""
+    """Collect garbage; return the private MiB that this adds to the worker.
+
+    The parent waits meanwhile, since its writes would add some too.
+    """
     before = private_mib()
     gc.collect()
     return private_mib() - before

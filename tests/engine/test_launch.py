@@ -9,15 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import detectron2.utils.comm as comm
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable.cli import train
-from d2_deformable.engine.launch import started_by_torchrun, torchrun_processes
+from d2_deformable.engine.launch import (
+    leaving_process_group,
+    started_by_torchrun,
+    torchrun_processes,
+)
 from yamls import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +210,45 @@ def test_two_machines_train_as_one(data, tmp_path, machines, sizes):
     assert losses(folder) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert [line["iteration"] for line in two] == [line["iteration"] for line in one]
     assert (folder / "inference/coco_instances_results.json").is_file()
+
+
+def gloo_threads():
+    return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
+
+
+def one_process(rank, folder, endings):
+    for number, ending in enumerate(endings):
+        store = f"file://{folder}/{number}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+        with suppress(SystemExit), leaving_process_group():
+            comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+            train_and_end(ending)
+        assert not dist.is_initialized() and not gloo_threads()
+
+
+def train_and_end(ending):
+    network = DistributedDataParallel(torch.nn.Linear(2, 1))
+    network(torch.ones(1, 2)).sum().backward()
+    assert comm.all_gather(comm.get_rank()) == [0, 1] and gloo_threads()
+    if ending:
+        raise ending
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_no_thread_of_gloo_outlives_the_group(tmp_path):
+    """One could free a tensor while Python ends, which aborts the process."""
+    torch.multiprocessing.spawn(one_process, (tmp_path, [None, SystemExit(0)]), nprocs=2)
+
+
+def test_an_error_does_not_wait_for_the_others(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(comm, "synchronize", lambda: done.append("waited"))
+    for ending, expected in ((ValueError(), ["left"]), (SystemExit(0), ["waited", "left"])):
+        done = []
+        with pytest.raises(type(ending)), leaving_process_group():
+            raise ending
+        assert done == expected
 
 
 def test_without_torchrun(monkeypatch):

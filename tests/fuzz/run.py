@@ -135,7 +135,8 @@ def main() -> None:
         parser.error(f"unknown {', '.join(sorted(unknown))}; targets are {', '.join(targets())}")
     if args.replay and len(names) != 1:
         parser.error("--replay takes one NAME")
-    logging.disable(logging.WARNING)  # a config has a warning for almost every input
+    if not args.replay:
+        logging.disable(logging.WARNING)  # a config has a warning for almost every input
     # Sanitizers reserve terabytes of addresses.
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if "san.so" not in os.environ.get("LD_PRELOAD", "") and limit == resource.RLIM_INFINITY:
