@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import detectron2.utils.comm as comm
 import torch
@@ -18,6 +19,7 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
+from ..engine.earlier_run import begun_by_this_job, put_aside
 from ..engine.launch import (
     leaving_process_group,
     restarted,
@@ -46,6 +48,8 @@ def checked_config(args):
     if not args.dry_run:
         make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), args.debug)
+        if restarted() and not args.eval_only:
+            args.resume |= comm.all_gather(begun_by_this_job(cfg.OUTPUT_DIR))[0]
     fall_back_to_cpu(cfg)
     cfg.freeze()
     register_custom_datasets(cfg)
@@ -61,10 +65,27 @@ def train_or_evaluate(args):
     """
     cfg = checked_config(args)
     with naming_full_disk(cfg.OUTPUT_DIR), ExitStack() as stack:
-        if comm.is_main_process() and not args.eval_only:
-            stack.enter_context(reserved(cfg.OUTPUT_DIR, "training"))
+        if not args.eval_only:
+            stack.enter_context(_own_folder(cfg, args.resume))
         default_setup(cfg, args)
         return _train_or_evaluate(args, cfg)
+
+
+@contextmanager
+def _own_folder(cfg, resume: bool) -> Iterator[None]:
+    """Reserve OUTPUT_DIR for the block; all processes raise the error of the first."""
+    with ExitStack() as stack:
+        error = None
+        if comm.is_main_process():
+            try:
+                stack.enter_context(reserved(cfg.OUTPUT_DIR, "training"))
+                if not resume:
+                    put_aside(cfg)
+            except (OSError, ValueError) as caught:
+                error = caught
+        if error := comm.all_gather(error)[0]:
+            raise error
+        yield
 
 
 def _train_or_evaluate(args, cfg):
@@ -149,7 +170,6 @@ def parser(prog: str = "d2-deformable train", epilog: str | None = EXAMPLE):
 def main(args):
     if args.dry_run:
         return dry_run(args)
-    args.resume |= restarted() and not args.eval_only
     if started_by_torchrun():
         if args.num_gpus > 1 or args.num_machines > 1:
             raise ValueError(

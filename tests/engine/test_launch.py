@@ -20,12 +20,12 @@ import torch.distributed as dist
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from d2_deformable.cli import train
 from d2_deformable.engine.launch import (
     leaving_process_group,
     started_by_torchrun,
     torchrun_processes,
 )
+from d2_deformable.utils.files import reserved
 from yamls import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +212,25 @@ def test_two_machines_train_as_one(data, tmp_path, machines, sizes):
     assert (folder / "inference/coco_instances_results.json").is_file()
 
 
+@pytest.mark.slow
+def test_a_used_folder(data, tmp_path):
+    """A second training puts the first one aside, and no process of a third gets past the lock."""
+    config, folder = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", tmp_path / "o"
+    run(data, config, folder, 2)
+    first = lines(folder)
+    run(data, config, folder, 2, "SEED", "4")
+    assert lines(folder / "earlier_1") == first != lines(folder)
+    assert [line["iteration"] for line in lines(folder)] == [line["iteration"] for line in first]
+    with reserved(folder, "training"):
+        words = command(config, folder, 2)
+        words[words.index("--max-restarts") + 1] = "0"
+        done = subprocess.run(words, env=environment(data), capture_output=True, text=True)
+    assert done.returncode == 1
+    message = f"{folder}: another training writes here (process {os.getpid()} on "
+    assert done.stderr.count(message) == 2, done.stderr
+    assert not (folder / "earlier_2").exists()
+
+
 def gloo_threads():
     return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
 
@@ -254,24 +273,6 @@ def test_an_error_does_not_wait_for_the_others(monkeypatch):
 def test_without_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert not started_by_torchrun()
-
-
-@pytest.mark.parametrize(
-    ("count", "flags", "resumes"),
-    [("0", [], False), ("1", [], True), ("1", ["--eval-only"], False)],
-)
-def test_torchrun_restarts_a_single_process(monkeypatch, count, flags, resumes):
-    """Which has no other to join, so Detectron2 launches it."""
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "TORCHELASTIC_RESTART_COUNT": count,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train, "launch", lambda main, *_, args, **__: started.extend(args))
-    started = []
-    train.main(train.parser("train").parse_args(["--config-file", "a.yaml", *flags]))
-    assert started[0].resume is resumes
 
 
 def test_fewer_gpus_than_processes(monkeypatch):
