@@ -14,12 +14,11 @@ __all__ = ["Predictor", "add_deformable_config", "predict"]
 
 # While Python looks for the module of `python -m d2_deformable`, argv[0] is "-m".
 _program = os.path.basename("".join(sys.argv[:1]))
-if _program in ("d2-deformable", "-m", "train_net.py") and not (
-    os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
-):
-    # By default, libgomp's threads spin for 300,000 rounds before they sleep: for nothing, if the
-    # thread that they wait for has to share its core (docs/speed.md). Read when torch is imported.
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+if _program in ("d2-deformable", "-m", "train_net.py"):
+    from .utils import process
+
+    process.let_threads_sleep()
+    process.end_with_torchrun()
 
 try:
     import detectron2

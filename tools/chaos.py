@@ -37,6 +37,7 @@ DATASETS.CUSTOM.warped_shapes_val.NUM_IMAGES 2 SEED 1
 """)
 TARGETS = ("launcher", "training", "data loader")
 MAX_STARTS = 30
+LONGEST_END = 15  # seconds; a data loader looks every 5 s whether its training still lives
 # The config names the folder; scalars that are written are not kept.
 OTHERS = (".trainer.config", ".trainer.scalars")
 TIMES = ("time", "data_time", "eta_seconds", "images_per_second", "data_share")
@@ -51,9 +52,7 @@ def command(folder: Path, processes: int) -> list[str]:
 
 def start(folder: Path, processes: int) -> subprocess.Popen:
     with open(folder / "output.txt", "a") as log:
-        return subprocess.Popen(
-            command(folder, processes), stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command(folder, processes), stdout=log, stderr=log)
 
 
 def descendants(pid: int) -> list[tuple[int, int]]:
@@ -101,11 +100,31 @@ def wait_for_moment(run, folder: Path, seconds: float, chooser: random.Random) -
     return "while writing a checkpoint"
 
 
-def stop_all(run: subprocess.Popen) -> None:
-    """End what a killed launcher may have left behind, and wait."""
-    with suppress(ProcessLookupError):
-        os.killpg(run.pid, signal.SIGKILL)
+def processes_of(folder: Path) -> list[int]:
+    """Processes, including forked ones, whose command names the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if os.fsencode(folder) in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
+
+
+def wait_for_all(run: subprocess.Popen, folder: Path) -> None:
+    """Wait until no process of a training is left.
+
+    Raises:
+        RuntimeError: one outlives the process that has started it.
+    """
+    with suppress(subprocess.TimeoutExpired):
+        run.wait(20)  # a training whose data loader was killed ends by itself
+    run.kill()
     run.wait()
+    end = time.monotonic() + LONGEST_END
+    while left := processes_of(folder):
+        if time.monotonic() > end:
+            raise RuntimeError(f"the processes {left} have not ended, see {folder}/output.txt")
+        time.sleep(0.1)
 
 
 def leaves(value, name="") -> dict:
@@ -141,7 +160,7 @@ def trial(folder: Path, processes: int, seconds: float, chooser: random.Random) 
     """Train to the end with up to four kills.
 
     Raises:
-        RuntimeError: the training did not end in MAX_STARTS starts.
+        RuntimeError: the training did not end in MAX_STARTS starts, or a process has outlived it.
     """
     kills, planned = Counter(), chooser.randint(1, 4)
     for _ in range(MAX_STARTS):
@@ -150,13 +169,10 @@ def trial(folder: Path, processes: int, seconds: float, chooser: random.Random) 
             moment = wait_for_moment(run, folder, seconds, chooser)
             if run.poll() is None and (kind := kill_one(run, processes, chooser)):
                 kills[f"{kind}, {moment}"] += 1
-                with suppress(subprocess.TimeoutExpired):
-                    run.wait(20)  # a training whose data loader was killed ends by itself
         else:
             run.wait()
-        status = run.poll()
-        stop_all(run)
-        if status == 0:
+        wait_for_all(run, folder)
+        if run.returncode == 0:
             return kills
     raise RuntimeError(f"the training did not end, see {folder}/output.txt")
 
