@@ -38,9 +38,11 @@ def set_up_logs(output_dir: str, rank: int, debug: bool = False) -> None:
     ]
     for logger in loggers:
         consoles = [h for h in logger.handlers if getattr(h, "stream", None) is sys.stdout]
-        for handler in consoles[:-1]:  # the command line has made one before OUTPUT_DIR was known
+        shown = consoles[-1:] if rank == 0 else []
+        # The command line has made one before OUTPUT_DIR and the rank were known.
+        for handler in set(consoles) - set(shown):
             logger.removeHandler(handler)
-        for handler in consoles[-1:]:
+        for handler in shown:
             handler.removeFilter(_is_unexpected)
             if not debug:
                 handler.addFilter(_is_unexpected)

@@ -109,6 +109,18 @@ def test_logs_of_a_training(tmp_path, capsys, debug):
     assert "ValueError: mistake" in written
 
 
+def test_other_processes_log_to_files_alone(tmp_path, capsys):
+    logger = logging.getLogger("d2_deformable")
+    logger.addHandler(console := logging.StreamHandler(sys.stdout))  # as `command.run` does
+    try:
+        logs.set_up_logs(str(tmp_path), 1)
+        logger.warning("said once")
+    finally:
+        logger.removeHandler(console)
+    assert "said once" not in capsys.readouterr().out
+    assert "said once" in (tmp_path / "log.txt.rank1").read_text()
+
+
 def test_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "d2_deformable", "--version"], capture_output=True, text=True
