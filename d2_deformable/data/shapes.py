@@ -7,6 +7,7 @@ Scalars from the math library are rounded to six digits.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,14 +29,39 @@ SHAPES = {
 }
 NAMES = tuple(SHAPES)
 MAX_OBJECTS = 4
-SIZES = (0.2, 0.7)  # longest side of the unwarped shape over that of the image
-ASPECTS = (0.55, 1.0)  # shortest over longest side, along an axis of any direction
-WARPS = (0.3, 1.1)  # largest displacement of the warp's control points over the shape's radius
 OVERLAP = 0.15  # largest share of a new shape that lies on others, and of each that it hides
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+@dataclass(frozen=True)
+class Variation:
+    """Ranges in which the shapes of a picture differ.
+
+    sizes: longest side of the unwarped shape over that of the image, on a logarithmic scale.
+    aspects: shortest over longest side, along an axis of any direction.
+    warps: largest displacement of the warp's control points over the shape's radius.
+    turned: whether shapes are rotated.
+    """
+
+    sizes: tuple[float, float] = (0.2, 0.7)
+    aspects: tuple[float, float] = (0.55, 1.0)
+    warps: tuple[float, float] = (0.3, 1.1)
+    turned: bool = True
+
+
+# The size of rigid shapes is the geometric mean of the wide range.
+VARIATIONS = {
+    "warped": Variation(),
+    "wide": Variation(sizes=(0.07, 0.7)),
+    "rigid": Variation(sizes=(0.22, 0.22), aspects=(1.0, 1.0), warps=(0.0, 0.0), turned=False),
+}
+
+
+def draw(
+    rng: np.random.Generator, size: int, variation: Variation = VARIATIONS["warped"]
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw one picture; return it with the visible part of each of its 1 to 4 shapes.
+
+    With the same `rng`, the background is the same in every variation.
 
     Returns:
         image (size, size, 3) uint8 RGB; [(index into NAMES, mask (size, size) bool), ...].
@@ -44,13 +70,12 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
     owner = np.zeros((size, size), np.int8)  # which shape a pixel shows: 1, 2, ...; 0 is none
     labels = []
     count = int(rng.integers(1, MAX_OBJECTS + 1))
-    low, high = SIZES
-    # Large shapes are placed first, since small ones fit into the remaining room. Sizes are uniform
-    # on a logarithmic scale.
+    low, high = variation.sizes
+    # Large shapes are placed first, since small ones fit into the remaining room.
     scales = [low * _rounded((high / low) ** rng.random()) for _ in range(count)]
     for scale in sorted(scales, reverse=True):
         label = int(rng.integers(len(NAMES)))
-        patch = _shape(rng, label, scale * size)
+        patch = _shape(rng, label, scale * size, variation)
         place = _place(rng, patch[0] > 0, owner)
         if place is not None:
             labels.append(label)
@@ -61,14 +86,15 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
     return image, [(label, owner == k) for k, label in enumerate(labels, 1)]
 
 
-def _shape(rng, label: int, side: float):
+def _shape(rng, label: int, side: float, variation: Variation):
     """Make (f, u, v), each (h, w), cropped to the shape: its function and warped coordinates."""
     side = max(side, 8.0)
     half = math.ceil(0.85 * side)
     offset = np.arange(-half, half + 1, dtype=np.float32)
-    x, y = _turn(rng, offset[None, :], offset[:, None])
-    u, v = _turn(rng, x / (side / 2), y / (side / 2 * _between(rng, *ASPECTS)))
-    warp = _noise(rng, len(offset), 3, channels=2) * _between(rng, *WARPS)
+    x, y = _turn(rng, offset[None, :], offset[:, None], variation.turned)
+    aspect = _between(rng, *variation.aspects)
+    u, v = _turn(rng, x / (side / 2), y / (side / 2 * aspect), variation.turned)
+    warp = _noise(rng, len(offset), 3, channels=2) * _between(rng, *variation.warps)
     u, v = u + warp[0], v + warp[1]
     f = SHAPES[NAMES[label]](u, v)
     rows, columns = np.flatnonzero((f > 0).any(1)), np.flatnonzero((f > 0).any(0))
@@ -161,9 +187,9 @@ def _noise(rng, size: int, cells: int, channels: int) -> np.ndarray:
     return rows[0] + rows[1] + rows[2] + rows[3]
 
 
-def _turn(rng, x, y):
-    """Rotate (x, y) by a uniformly random angle."""
-    angle = 2 * math.pi * rng.random()
+def _turn(rng, x, y, turned: bool = True):
+    """Rotate (x, y) by a uniformly random angle or, if not `turned`, not at all."""
+    angle = 2 * math.pi * rng.random() * turned
     cos, sin = _rounded(math.cos(angle)), _rounded(math.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 

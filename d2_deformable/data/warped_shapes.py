@@ -41,6 +41,8 @@ class WarpedShapesFormat:
         seed: seed of the pictures, not negative.
         task: detection, or segmentation: an image of class indices for each picture, 0 being the
             background and k + 1 the shape of index k.
+        variation: warped; wide, with sizes over a factor of 10 instead of 3.5; or rigid, with one
+            size and no rotation, aspect or warp.
 
     Raises:
         ValueError: a value is out of range.
@@ -52,12 +54,15 @@ class WarpedShapesFormat:
     image_size: int = 160
     seed: int = 0
     task: str = "detection"
+    variation: str = "warped"
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"SPLIT must be one of {', '.join(SPLITS)}; got {self.split!r}")
-        if self.task not in TASKS:
-            raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {self.task!r}")
+        choices = {"split": SPLITS, "task": TASKS, "variation": shapes.VARIATIONS}
+        for field, known in choices.items():
+            if (value := getattr(self, field)) not in known:
+                raise ValueError(
+                    f"{field.upper()} must be one of {', '.join(known)}; got {value!r}"
+                )
         for field, least in (("num_images", 1), ("image_size", 32), ("seed", 0)):
             if getattr(self, field) < least:
                 raise ValueError(
@@ -67,9 +72,9 @@ class WarpedShapesFormat:
     @property
     def folder(self) -> Path:
         """Folder of this set; its name states everything that the content depends on."""
-        return self.root / (
-            f"v{VERSION}-{self.split}-{self.num_images}-{self.image_size}px-seed{self.seed}"
-        )
+        parts = [f"v{VERSION}", self.split, self.num_images, f"{self.image_size}px"]
+        parts += [f"seed{self.seed}", *([self.variation] * (self.variation != "warped"))]
+        return self.root / "-".join(map(str, parts))
 
     @property
     def source(self) -> str:
@@ -103,7 +108,7 @@ class WarpedShapesFormat:
     def draw(self, index: int):
         """Draw picture `index` of this seed and split, see `shapes.draw`."""
         rng = np.random.Generator(np.random.PCG64([self.seed, SPLITS[self.split], index]))
-        return shapes.draw(rng, self.image_size)
+        return shapes.draw(rng, self.image_size, shapes.VARIATIONS[self.variation])
 
     def _generate(self) -> None:
         logger.info("Generating %d images of warped_shapes in %s", self.num_images, self.folder)

@@ -53,6 +53,41 @@ def test_objects_are_as_promised():
     assert max(sides) > 0.65 * 96
 
 
+def sides(variation):
+    form = WarpedShapesFormat(image_size=128, variation=variation)
+    masks = [mask for index in range(60) for _, mask in form.draw(index)[1]]
+    return [max(np.ptp(axis) + 1 for axis in np.nonzero(mask)) for mask in masks]
+
+
+def test_variations():
+    wide, warped, rigid = sides("wide"), sides("warped"), sides("rigid")
+    assert min(wide) < 0.12 * 128 < min(warped) and max(wide) > 0.65 * 128
+    assert max(rigid) < 1.4 * np.median(rigid)  # some are partly hidden
+    assert 0.8 < np.median(rigid) / np.median(wide) < 1.25
+
+
+def test_rigid_shapes_of_a_class_are_equal():
+    form = WarpedShapesFormat(image_size=128, variation="rigid")
+    outlines = {}
+    for index in range(60):
+        for label, mask in form.draw(index)[1]:
+            ys, xs = np.nonzero(mask)
+            outlines.setdefault(label, []).append((np.ptp(ys), np.ptp(xs), len(ys)))
+    assert len(outlines) == len(shapes.NAMES)
+    for sizes in outlines.values():  # the others are partly hidden
+        assert sizes.count(max(sizes)) > len(sizes) / 2
+
+
+def test_variations_have_the_same_backgrounds(root):
+    forms = [WarpedShapesFormat(root, image_size=64, variation=v) for v in shapes.VARIATIONS]
+    assert len({form.folder for form in forms}) == 3
+    images, objects = zip(*(form.draw(0) for form in forms), strict=True)
+    free = ~np.logical_or.reduce([mask for some in objects for _, mask in some])
+    grain = 25
+    for image in images[1:]:
+        assert abs(image[free].astype(int) - images[0][free]).max() <= grain
+
+
 def test_shapes_fill_about_their_unit_square():
     v, u = np.mgrid[-1.5:1.5:301j, -1.5:1.5:301j]
     for name, shape in shapes.SHAPES.items():
