@@ -15,10 +15,11 @@ __all__ = ["Predictor", "add_deformable_config", "predict"]
 # While Python looks for the module of `python -m d2_deformable`, argv[0] is "-m".
 _program = os.path.basename("".join(sys.argv[:1]))
 if _program in ("d2-deformable", "-m", "train_net.py"):
-    from .utils import process
+    from .utils.process import end_with_torchrun as _end_with_torchrun
+    from .utils.process import let_threads_sleep as _let_threads_sleep
 
-    process.let_threads_sleep()
-    process.end_with_torchrun()
+    _let_threads_sleep()
+    _end_with_torchrun()
 
 try:
     import detectron2

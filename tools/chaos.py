@@ -123,6 +123,8 @@ def wait_for_all(run: subprocess.Popen, folder: Path) -> None:
     end = time.monotonic() + LONGEST_END
     while left := processes_of(folder):
         if time.monotonic() > end:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
             raise RuntimeError(f"the processes {left} have not ended, see {folder}/output.txt")
         time.sleep(0.1)
 

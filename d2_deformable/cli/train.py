@@ -19,10 +19,9 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
-from ..engine.earlier_run import begun_by_this_job, put_aside
+from ..engine.earlier_run import begun_by, put_aside
 from ..engine.launch import (
     leaving_process_group,
-    restarted,
     started_by_torchrun,
     torchrun_processes,
 )
@@ -48,8 +47,6 @@ def checked_config(args):
     if not args.dry_run:
         make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         set_up_logs(cfg.OUTPUT_DIR, comm.get_rank(), args.debug)
-        if restarted() and not args.eval_only:
-            args.resume |= comm.all_gather(begun_by_this_job(cfg.OUTPUT_DIR))[0]
     fall_back_to_cpu(cfg)
     cfg.freeze()
     register_custom_datasets(cfg)
@@ -57,31 +54,40 @@ def checked_config(args):
     return cfg
 
 
-def train_or_evaluate(args):
+def train_or_evaluate(args, job: str = ""):
     """Run one process of a training, or of an evaluation with --eval-only.
+
+    Args:
+        job: name of its torchrun job. A training that the job has begun is resumed.
 
     Returns:
         the results of the last evaluation.
     """
+    output = read_config(args.config_file, args.opts).OUTPUT_DIR
+    if not args.eval_only and comm.all_gather(begun_by(job, output))[0]:
+        args.resume = True
     cfg = checked_config(args)
     with naming_full_disk(cfg.OUTPUT_DIR), ExitStack() as stack:
         if not args.eval_only:
-            stack.enter_context(_own_folder(cfg, args.resume))
+            stack.enter_context(_own_folder(cfg, args.resume, job))
         default_setup(cfg, args)
         return _train_or_evaluate(args, cfg)
 
 
 @contextmanager
-def _own_folder(cfg, resume: bool) -> Iterator[None]:
-    """Reserve OUTPUT_DIR for the block; all processes raise the error of the first."""
+def _own_folder(cfg, resume: bool, job: str) -> Iterator[None]:
+    """Reserve OUTPUT_DIR for the block; all processes raise the error of the first.
+
+    A training that starts anew puts an earlier one aside.
+    """
     with ExitStack() as stack:
         error = None
         if comm.is_main_process():
             try:
                 stack.enter_context(reserved(cfg.OUTPUT_DIR, "training"))
                 if not resume:
-                    put_aside(cfg)
-            except (OSError, ValueError) as caught:
+                    put_aside(cfg, job)
+            except Exception as caught:  # others wait for it
                 error = caught
         if error := comm.all_gather(error)[0]:
             raise error
@@ -178,8 +184,8 @@ def main(args):
             )
         cfg = read_config(args.config_file, args.opts)
         fall_back_to_cpu(cfg)
-        with torchrun_processes(cfg.MODEL.DEVICE):
-            return train_or_evaluate(args)
+        with torchrun_processes(cfg.MODEL.DEVICE) as job:
+            return train_or_evaluate(args, job)
     if args.num_gpus > 1:  # checked here, since an error of a process it starts has a traceback
         if args.num_gpus > (count := torch.cuda.device_count()):
             raise ValueError(f"--num-gpus is {args.num_gpus}, but {count} GPUs are visible")

@@ -2,7 +2,9 @@
 
 import gc
 import os
+import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,13 +18,9 @@ require_private(comm, "_LOCAL_PROCESS_GROUP", "_get_global_gloo_group")
 
 
 def started_by_torchrun() -> bool:
-    """Return True if the environment gives this process a rank among several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
-def restarted() -> bool:
-    """Return True if torchrun has started this process again, after one of them had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Return True if torchrun, or another launcher of several processes, started this process."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    return "RANK" in os.environ and (not alone or "TORCHELASTIC_RUN_ID" in os.environ)
 
 
 def highest_of_processes(number: int, model) -> int:
@@ -39,8 +37,11 @@ def highest_of_processes(number: int, model) -> int:
 
 
 @contextmanager
-def torchrun_processes(device: str) -> Iterator[None]:
+def torchrun_processes(device: str) -> Iterator[str]:
     """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.
+
+    Yields the name of the job, which stays when torchrun starts its processes again. Under other
+    launchers each start has a name of its own.
 
     How the block may end: see `leaving_process_group`.
 
@@ -63,15 +64,48 @@ def torchrun_processes(device: str) -> Iterator[None]:
             )
         torch.cuda.set_device(local_rank)
     store, rank, world_size = next(dist.rendezvous("env://"))
-    # torchrun's store outlives its processes: those that are started again must not find the
-    # addresses of those before.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # torchrun's store outlives its processes.
+    store = dist.PrefixStore("d2_deformable", store)
+    job = store.compare_set("job", "", uuid.uuid4().hex).decode()
+    if world_size == 1:
+        yield job
+        return
+    # Processes that are started again must not find the addresses of those before.
+    store = dist.PrefixStore(_name_of_start(store, rank, world_size), store)
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     with leaving_process_group():
         _find_machine(first=rank - local_rank)
         comm.synchronize()
-        yield
+        yield job
+
+
+def _name_of_start(store, rank: int, world_size: int) -> str:
+    """Agree on a name with the processes that were started together with this one.
+
+    TORCHELASTIC_RESTART_COUNT is none: each machine counts its own failures. So every process asks
+    the first one, which answers until all have got its name.
+
+    Raises:
+        torch.distributed.DistStoreError: the others have not come before the time-out.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"question of {rank}", own)
+        name = store.get(f"answer to {own}").decode()
+        store.set(f"{name} knows {rank}", "")
+        return name
+    others = set(range(1, world_size))
+    end = time.monotonic() + store.timeout.total_seconds()
+    while others:
+        for other in sorted(others):
+            question = store.get(f"question of {other}").decode()  # that of an earlier start first
+            store.set(f"answer to {question}", own)
+        others = {other for other in others if not store.check([f"{own} knows {other}"])}
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f"processes {sorted(others)} have not started")
+        time.sleep(0.02)
+    return own
 
 
 def _find_machine(first: int) -> None:

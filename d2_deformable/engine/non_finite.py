@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 ADVICE = (
-    "Lower SOLVER.BASE_LR, warm up longer (SOLVER.WARMUP_ITERS) or, if they are "
-    "not, clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
+    "Lower SOLVER.BASE_LR, warm up longer (SOLVER.WARMUP_ITERS) or set "
+    "SOLVER.CLIP_GRADIENTS.ENABLED True if it is False"
 )
 
 

@@ -128,7 +128,7 @@ class Trainer(DefaultTrainer):
         if not resume and (name := named_checkpoint(Path(self.cfg.OUTPUT_DIR))):
             logger.warning(
                 "%s has the checkpoint %s of an earlier training. This one starts anew and "
-                "overwrites such files; to continue the earlier one, stop and add --resume",
+                "overwrites such files; to continue the earlier one, call resume_or_load(True)",
                 self.cfg.OUTPUT_DIR,
                 name,
             )

@@ -21,7 +21,8 @@ def let_threads_sleep() -> None:
 def end_with_torchrun() -> None:
     """On Linux, end this process when the torchrun that has started it is killed.
 
-    It would train on where nobody sees it, and keep OUTPUT_DIR from the next training.
+    Otherwise it would keep training, and keep OUTPUT_DIR locked. The kernel takes the thread that
+    started a process for its parent.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

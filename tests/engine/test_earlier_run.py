@@ -1,18 +1,20 @@
-"""A new training keeps what an earlier one left in its folder; a restart continues only its own."""
+"""A new training keeps what an earlier one left in its folder; a job continues only its own."""
 
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
 
 from d2_deformable.cli import train
-from d2_deformable.engine.earlier_run import begun_by_this_job, put_aside
+from d2_deformable.engine.earlier_run import begun_by, put_aside
+from d2_deformable.utils.files import reserved
 from yamls import CONFIGS
 
 NETWORK = str(CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
-
 FILES = ["model_0000001.pth", "model_0000001.pth.sha256", "model_final.pth", "model_ema.pth"]
 FILES += ["last_checkpoint", "metrics.json", "events.out.tfevents.1.host", "config.yaml"]
+OTHERS = ["log.txt", "model_pretrained.pth", "pretrained.pth.sha256"]
 
 
 @pytest.fixture
@@ -22,28 +24,55 @@ def cfg(tmp_path):
     return cfg
 
 
+def leave(folder, text=""):
+    """A training in the folder: its files, all of the same content."""
+    for name in (*FILES, *OTHERS):
+        (folder / name).write_text(text)
+    (folder / "inference").mkdir()
+    (folder / "inference/results.json").write_text(text)
+
+
 def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
+def check_aside(folder, text=""):
+    assert names(folder) == sorted([*FILES, "inference"])
+    assert {file.read_text() for file in folder.rglob("*.*") if file.is_file()} == {text}
+
+
 def test_files_of_each_training_stay_together(cfg, tmp_path):
-    (tmp_path / "log.txt").touch()
-    for number in (1, 2):
-        for name in FILES:
-            (tmp_path / name).write_text(str(number))
+    for number in "12":
+        leave(tmp_path, number)
         put_aside(cfg)
-    assert names(tmp_path) == [".job", "earlier_1", "earlier_2", "log.txt"]
-    for number in (1, 2):
-        aside = tmp_path / f"earlier_{number}"
-        assert names(aside) == sorted(FILES)
-        assert (aside / "metrics.json").read_text() == str(number)
+    assert names(tmp_path) == sorted([".job", "earlier_1", "earlier_2", *OTHERS])
+    for number in "12":
+        check_aside(tmp_path / f"earlier_{number}", number)
 
 
-@pytest.mark.parametrize("name", ["log.txt", "config.yaml", "inference"])
+@pytest.mark.parametrize("name", ["config.yaml", *OTHERS])
 def test_a_folder_without_a_training_stays_as_it_is(cfg, tmp_path, name):
     (tmp_path / name).touch()
     put_aside(cfg)
     assert names(tmp_path) == [".job", name]
+
+
+@pytest.mark.parametrize("moved", range(len(FILES) + 2))
+def test_a_start_that_is_killed_separates_nothing(cfg, tmp_path, monkeypatch, moved):
+    def rename(self, target):
+        if renamed.count(True) == moved:
+            raise KeyboardInterrupt
+        renamed.append(True)
+        return original(self, target)
+
+    leave(tmp_path)
+    original, renamed = Path.rename, []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        put_aside(cfg)
+    put_aside(cfg)
+    check_aside(tmp_path / "earlier_1")
+    assert names(tmp_path) == sorted([".job", "earlier_1", *OTHERS])
 
 
 def test_the_weights_to_start_from_are_not_moved(cfg, tmp_path):
@@ -55,44 +84,54 @@ def test_the_weights_to_start_from_are_not_moved(cfg, tmp_path):
     assert names(tmp_path) == ["link.pth", "model_final.pth"]
 
 
-def test_other_weights_may_be_anywhere(cfg, tmp_path):
-    (tmp_path / "metrics.json").touch()
-    cfg.MODEL.WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+@pytest.mark.parametrize("weights", ["d2://R-50.pkl", "{}/model_pretrained.pth"])
+def test_other_weights_may_be_anywhere(cfg, tmp_path, weights):
+    leave(tmp_path)
+    (tmp_path / "model_best.pth").symlink_to("nowhere")
+    cfg.MODEL.WEIGHTS = weights.format(tmp_path)
     put_aside(cfg)
-    assert (tmp_path / "earlier_1/metrics.json").is_file()
+    assert (tmp_path / "earlier_1/model_best.pth").is_symlink()
 
 
-def test_a_job_knows_its_training(cfg, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
-    assert not begun_by_this_job(tmp_path)
+def test_a_job_knows_its_training(cfg, tmp_path):
+    assert not begun_by("a", tmp_path)
+    put_aside(cfg, "a")
+    assert begun_by("a", tmp_path) and not begun_by("b", tmp_path)
     put_aside(cfg)
-    assert begun_by_this_job(tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
-    assert not begun_by_this_job(tmp_path)
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert not begun_by_this_job(tmp_path)
+    assert not begun_by("a", tmp_path) and not begun_by("", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("job", "count", "flags", "resumes"),
+    ("job", "flags", "resumes"),
     [
-        ("a", "0", [], False),
-        ("a", "1", [], True),
-        ("b", "1", [], False),  # which had failed before it began
-        ("a", "1", ["--eval-only"], False),
-        ("b", "0", ["--resume"], True),
+        ("", [], False),
+        ("a", [], True),
+        ("b", [], False),  # its first start had failed before it began
+        ("b", ["--resume"], True),
+        ("a", ["--eval-only"], False),
+        ("b", ["--eval-only"], False),
     ],
 )
-def test_a_restart_continues_what_its_job_began(
-    cfg, tmp_path, monkeypatch, job, count, flags, resumes
-):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
-    put_aside(cfg)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+def test_a_job_continues_what_it_began(cfg, tmp_path, monkeypatch, job, flags, resumes):
+    put_aside(cfg, "a")
+    leave(tmp_path)
+    before = names(tmp_path)
     options = ["--config-file", NETWORK, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
     args = train.parser().parse_args([*flags, *options])
-    monkeypatch.setattr(train, "preflight", lambda cfg, eval_only, resume: seen.append(resume))
-    seen = []
-    train.checked_config(args)
-    assert seen == [resumes] and args.resume is resumes
+    monkeypatch.setattr(train, "preflight", lambda *_, **__: None)
+    monkeypatch.setattr(train, "default_setup", lambda *_: None)
+    monkeypatch.setattr(train, "_train_or_evaluate", lambda args, cfg: args.resume)
+    assert train.train_or_evaluate(args, job) is resumes
+    begins = not resumes and "--eval-only" not in flags
+    assert begun_by(job, tmp_path) is (job == "a" or (begins and bool(job)))
+    kept = set(before) <= set(names(tmp_path))
+    assert kept is not begins
+    assert (tmp_path / "earlier_1").exists() is begins
+
+
+def test_the_lock_comes_first(cfg, tmp_path, monkeypatch):
+    leave(tmp_path)
+    monkeypatch.setattr(train, "reserved", lambda *_: reserved(tmp_path / "nowhere", "training"))
+    with pytest.raises(FileNotFoundError), train._own_folder(cfg, False, ""):
+        pass
+    assert not (tmp_path / "earlier_1").exists()

@@ -6,10 +6,12 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import detectron2.utils.comm as comm
@@ -47,11 +49,11 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
-def command(config, folder, processes, *options, flags=(), machines=("--standalone",)):
+def command(config, folder, processes, *options, flags=(), machines=("--standalone",), restarts=5):
     """The command line of `processes` on this machine."""
     torchrun = ["-m", "torch.distributed.run", *machines, "--nproc-per-node", str(processes)]
-    alone = processes == 1 and machines == ("--standalone",)
-    launcher = [] if alone else [*torchrun, "--max-restarts", "5"]
+    alone = processes == 1 and machines == ("--standalone",)  # not by torchrun
+    launcher = [] if alone else [*torchrun, "--max-restarts", str(restarts)]
     words = [sys.executable, *launcher, str(ROOT / "train_net.py"), *flags, "--config-file"]
     return [*words, str(CONFIGS / config), *SMALL, "OUTPUT_DIR", str(folder), *options]
 
@@ -132,22 +134,40 @@ def test_a_process_without_objects(data, tmp_path):
     assert np.isfinite(losses(tmp_path / "o")["total_loss"])
 
 
+def several_agents(tmp_path, data, make_command, count):
+    """Start a torchrun for each of `count` machines, all of them on this one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+    where = ["--nnodes", str(count), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    agents = []
+    for i in range(count):
+        with open(tmp_path / f"{i}.txt", "w") as log:
+            words = make_command(machines=where if count > 1 else ["--standalone"])
+            agents.append(subprocess.Popen(words, env=environment(data), stdout=log, stderr=log))
+    return agents
+
+
 @pytest.mark.slow
-def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path):
+@pytest.mark.parametrize(("machines", "processes"), [(1, 1), (1, 2), (2, 1)])
+def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path, machines, processes):
+    """Each machine counts the restarts that it caused itself, so the counts of two differ."""
     config = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml"
     options = ["SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "5"]
-    run(data, config, tmp_path / "whole", 2, *options)
+    run(data, config, tmp_path / "whole", machines * processes, *options)
     folder = tmp_path / "killed"
-    with open(tmp_path / "log.txt", "w") as log:
-        torchrun = subprocess.Popen(
-            command(config, folder, 2, *options), env=environment(data), stdout=log, stderr=log
-        )
-        while not (folder / "model_0000003.pth").is_file() and torchrun.poll() is None:
-            time.sleep(0.02)
-        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        assert torchrun.wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    folder.mkdir()
+    shutil.copy(tmp_path / "whole/model_final.pth", folder)  # of an earlier training
+    make = partial(command, config, folder, processes, *options, flags=["--debug"])
+    agents = several_agents(tmp_path, data, make, machines)
+    while not (folder / "model_0000003.pth").is_file() and agents[-1].poll() is None:
+        time.sleep(0.02)
+    pid = agents[-1].pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    for i, agent in enumerate(agents):
+        assert agent.wait(300) == 0, (tmp_path / f"{i}.txt").read_text()[-3000:]
     assert "Resuming from" in (folder / "log.txt").read_text()
+    assert (folder / "earlier_1/model_final.pth").is_file()
     killed, whole = lines(folder), lines(tmp_path / "whole")
     assert [line["iteration"] for line in killed] == [line["iteration"] for line in whole]
     for one, other in zip(killed, whole, strict=True):
@@ -217,18 +237,37 @@ def test_a_used_folder(data, tmp_path):
     """A second training puts the first one aside, and no process of a third gets past the lock."""
     config, folder = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", tmp_path / "o"
     run(data, config, folder, 2)
-    first = lines(folder)
+    first = (folder / "metrics.json").read_bytes()
     run(data, config, folder, 2, "SEED", "4")
-    assert lines(folder / "earlier_1") == first != lines(folder)
-    assert [line["iteration"] for line in lines(folder)] == [line["iteration"] for line in first]
+    assert (folder / "earlier_1/metrics.json").read_bytes() == first
+    assert (folder / "metrics.json").read_bytes() not in (first, b"")
     with reserved(folder, "training"):
-        words = command(config, folder, 2)
-        words[words.index("--max-restarts") + 1] = "0"
+        words = command(config, folder, 2, restarts=0)
         done = subprocess.run(words, env=environment(data), capture_output=True, text=True)
     assert done.returncode == 1
-    message = f"{folder}: another training writes here (process {os.getpid()} on "
-    assert done.stderr.count(message) == 2, done.stderr
+    assert f"{folder}: another training writes here (process {os.getpid()} on " in done.stderr
     assert not (folder / "earlier_2").exists()
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_torchrun(data, tmp_path):
+    config, folder = "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml", tmp_path / "o"
+    options = ["SOLVER.MAX_ITER", "1000", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    with open(tmp_path / "log.txt", "w") as log:
+        words = command(config, folder, 2, *options)
+        torchrun = subprocess.Popen(words, env=environment(data), stdout=log, stderr=log)
+        while not (folder / "last_checkpoint").is_file() and torchrun.poll() is None:
+            time.sleep(0.02)
+        torchrun.kill()
+        torchrun.wait()
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        try:
+            with reserved(folder, "training"):
+                return
+        except BlockingIOError:
+            time.sleep(0.1)
+    raise AssertionError("a process still trains")
 
 
 def gloo_threads():

@@ -29,7 +29,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def lives(pid):
     try:
         return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
