@@ -72,7 +72,10 @@ def test_a_base_that_cannot_be_read_names_both(read):
 def test_a_wrong_override_is_one_message(read):
     with pytest.raises(ValueError, match="^config override: there is no key SEEED; .* SEED"):
         read("VERSION: 2", "SEEED", "5")
-    with pytest.raises(ValueError, match="^config override: Override list has odd length"):
+    with pytest.raises(
+        ValueError,
+        match="^config override: .* has no value, or a key before it .* --resume come before",
+    ):
         read("VERSION: 2", "SEED")
     with pytest.raises(ValueError, match="^config override: a value is nested too deeply"):
         read("VERSION: 2", "SEED", "-" * 100_000 + "1")

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import detectron2.utils.comm as comm
 import torch
@@ -19,13 +20,13 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
-from ..engine.earlier_run import begun_by, put_aside
+from ..engine.earlier_run import begun_by, check_weights_stay, put_aside
 from ..engine.launch import (
     leaving_process_group,
     started_by_torchrun,
     torchrun_processes,
 )
-from ..utils.files import make_folder, naming_full_disk, reserved
+from ..utils.files import LOCK, make_folder, naming_full_disk, replacing, reserved
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,19 @@ def train_or_evaluate(args, job: str = ""):
     with naming_full_disk(cfg.OUTPUT_DIR), ExitStack() as stack:
         if not args.eval_only:
             stack.enter_context(_own_folder(cfg, args.resume, job))
-        default_setup(cfg, args)
+        with _kept(Path(cfg.OUTPUT_DIR) / "config.yaml", args.eval_only):
+            default_setup(cfg, args)
         return _train_or_evaluate(args, cfg)
+
+
+@contextmanager
+def _kept(file: Path, kept: bool) -> Iterator[None]:
+    """If `kept`, put a file back after the block: an evaluation is not what the folder holds."""
+    content = file.read_bytes() if kept and comm.is_main_process() and file.is_file() else None
+    yield
+    if content is not None:
+        with replacing(file) as part:
+            part.write_bytes(content)
 
 
 @contextmanager
@@ -137,6 +149,10 @@ def dry_run(args):
     # Without a handler, only warnings are shown. At a higher level the trainer would add one.
     logging.getLogger("detectron2").setLevel(logging.INFO)
     cfg = checked_config(args)
+    check_weights_stay(cfg)
+    if (Path(cfg.OUTPUT_DIR) / LOCK).is_file():
+        with reserved(cfg.OUTPUT_DIR, "training"):
+            pass
     found = inspect_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], cfg)
     anchors = read_anchors(cfg)
     for data in found:

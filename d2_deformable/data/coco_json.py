@@ -82,7 +82,7 @@ def _check_image(image: dict) -> None:
             raise ValueError(f"image {image['id']} needs a positive width and height")
         image[side] = _whole(value)
     try:
-        check_pixels(image["width"], image["height"])
+        check_pixels(image["width"] * image["height"])
     except ValueError as error:
         raise ValueError(f"image {image['id']}: {error}") from None
 

@@ -95,8 +95,8 @@ def checkpoint_to_resume(cfg) -> Path | None:
 def find_checkpoint(folder: Path) -> Path | None:
     """Find the newest undamaged checkpoint that a training can resume from.
 
-    It is the one that "last_checkpoint" names; if that is damaged or missing, the newest of the
-    others, with a warning.
+    It is the one that "last_checkpoint" names; if that is damaged or missing, the one with the
+    highest iteration among the others, with a warning.
 
     Returns:
         None if the folder holds no checkpoint.
@@ -107,7 +107,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     """
     name = named_checkpoint(folder)
     files = [f for f in folder.glob("model_*.pth") if RESUMABLE.fullmatch(f.name) and f.exists()]
-    files.sort(key=lambda f: f.stat().st_mtime, reverse=True)
+    files = _newest_first(files)
     if name and os.path.isfile(folder / name):  # False, too, for names that cannot be
         files = list(dict.fromkeys([folder / name, *files]))
     elif files:
@@ -132,6 +132,19 @@ def find_checkpoint(folder: Path) -> Path | None:
             "anew without --resume"
         )
     return None
+
+
+def _newest_first(files: list[Path]) -> list[Path]:
+    """Sort by iteration. Only a checkpoint with a name instead of one is placed by its time, which
+    copying may change."""
+    times = {file: file.stat().st_mtime for file in files}
+    iterations = {file: int(m[1]) for file in files if (m := PERIODIC.fullmatch(file.name))}
+
+    def iteration(file):
+        earlier = (n for other, n in iterations.items() if times[other] <= times[file])
+        return iterations.get(file, max(earlier, default=-1) + 0.5)
+
+    return sorted(files, key=iteration, reverse=True)
 
 
 def damage(file: Path) -> str:

@@ -12,8 +12,7 @@ FILES = re.compile(
     r"model_(\d+|final|best|ema)\.pth(\.sha256)?|last_checkpoint|metrics\.json"
     r"|events\.out\.tfevents\..*|config\.yaml|inference(_EMA|_TTA)?"
 )
-# Every start writes these, also one that fails before it trains.
-WITHOUT_TRAINING = ("config.yaml",)
+CHECKPOINTS = re.compile(r"model_.*\.pth|last_checkpoint")
 JOB = ".job"  # holds the name of the torchrun job that began the training
 
 
@@ -32,12 +31,8 @@ def put_aside(cfg, job: str = "") -> None:
     folder = Path(cfg.OUTPUT_DIR)
     found = [file for file in folder.iterdir() if FILES.fullmatch(file.name)]
     part = folder / "earlier.part"  # left by a process that was killed
-    if part.exists() or any(file.name not in WITHOUT_TRAINING for file in found):
-        if Path(cfg.MODEL.WEIGHTS).resolve() in [file.resolve() for file in found]:
-            raise ValueError(
-                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is a checkpoint of the earlier training in "
-                f"OUTPUT_DIR {folder}: name another OUTPUT_DIR, or add --resume to continue it"
-            )
+    if part.exists() or any(map(_shows_training, found)):
+        check_weights_stay(cfg)
         part.mkdir(exist_ok=True)
         for file in found:
             file.rename(part / file.name)
@@ -50,7 +45,31 @@ def put_aside(cfg, job: str = "") -> None:
             aside,
             aside,
         )
-    (folder / JOB).write_text(job, encoding="utf-8")
+    (folder / JOB).unlink(missing_ok=True)
+    if job:
+        (folder / JOB).write_text(job, encoding="utf-8")
+
+
+def check_weights_stay(cfg) -> None:
+    """Check that MODEL.WEIGHTS is no file that `put_aside` moves.
+
+    Raises:
+        ValueError: it is.
+    """
+    weights, folder = Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
+    inside = folder.resolve() == weights.resolve().parent
+    if inside and FILES.fullmatch(weights.resolve().name):
+        raise ValueError(
+            f"MODEL.WEIGHTS {weights} is a checkpoint of the earlier training in OUTPUT_DIR "
+            f"{folder}: name another OUTPUT_DIR, or add --resume to continue it"
+        )
+
+
+def _shows_training(file: Path) -> bool:
+    """A start that fails before it trains leaves the other files, metrics.json empty."""
+    return bool(CHECKPOINTS.fullmatch(file.name)) or (
+        file.name == "metrics.json" and file.stat().st_size > 0
+    )
 
 
 def begun_by(job: str, folder) -> bool:
@@ -59,4 +78,4 @@ def begun_by(job: str, folder) -> bool:
     A job whose processes were started again then continues its own training, and no other.
     """
     file = Path(folder) / JOB
-    return bool(job) and file.is_file() and file.read_text("utf-8", "replace") == job
+    return file.is_file() and file.read_text("utf-8", "replace") == job

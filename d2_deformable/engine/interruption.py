@@ -21,8 +21,8 @@ class Interruption(HookBase):
 
     Raises KeyboardInterrupt for SIGINT, and SystemExit with status 0 for SIGTERM and SIGUSR1, since
     nothing is lost. A second signal has its usual effect. List it on every process, after the hooks
-    that change the state of the training and before evaluation. Outside the main thread it does
-    nothing.
+    that change the state of the training and before evaluation. Call `restore` after the training.
+    Outside the main thread it does nothing.
 
     Args:
         checkpointer: saves model_<iteration>.pth.
@@ -52,7 +52,8 @@ class Interruption(HookBase):
             self._stop()
 
     def after_train(self):
-        self._restore()
+        if self.trainer.iter + 1 < self.trainer.max_iter:  # otherwise, the last evaluation follows
+            self.restore()
         if self.stopped and comm.is_main_process():
             logger.warning(
                 "Interrupted after iteration %d, saved in %s. To go on, run the same command with "
@@ -65,12 +66,16 @@ class Interruption(HookBase):
         if os.getpid() != self._process:  # a process of the data loader has inherited this
             return
         self._signal = number
-        self._restore()
+        self.restore()
         evaluating = not all(model.training for model in (self.trainer.model, *self._evaluated))
-        if evaluating and comm.get_world_size() == 1:  # other processes would wait for this one
-            self._stop()
+        alone = comm.get_world_size() == 1
         # A signal may come while a log line is being written, so not by the logger.
-        os.write(2, b"Stopping after this step; the same signal again stops at once\n")
+        if evaluating and alone:
+            os.write(2, b"Stopping this evaluation; --resume makes it again\n")
+            self._stop()
+        part = "evaluation" if evaluating else "step"  # others would wait for this process
+        text = f"Stopping after this {part}; the same signal again stops at once\n"
+        os.write(2, text.encode())
 
     def _stop(self):
         self.stopped = True
@@ -78,7 +83,8 @@ class Interruption(HookBase):
             raise KeyboardInterrupt
         raise SystemExit(0)
 
-    def _restore(self):
+    def restore(self):
+        """Give the signals back their former handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -191,9 +191,9 @@ class Trainer(DefaultTrainer):
         self._scalars = state.get("scalars", {})
 
     def train(self):
-        if self.start_iter >= self.max_iter:
-            return self._finish()
         try:
+            if self.start_iter >= self.max_iter:
+                return self._finish()
             return super().train()
         except EarlyStop:
             if comm.is_main_process():
@@ -205,6 +205,10 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.EARLY_STOP_PATIENCE,
             )
             return self._verified_results()
+        finally:
+            for hook in self._hooks:
+                if isinstance(hook, Interruption):
+                    hook.restore()
 
     def _verified_results(self):
         """Results of the last evaluation, checked as Detectron2's `train` does."""

@@ -72,8 +72,15 @@ def merge_from_list(cfg: CfgNode, overrides) -> None:
     Raises:
         ValueError: an unknown key, or a value of the wrong type.
     """
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        last = one_line(overrides[-1])
+        raise ValueError(
+            f"config override: {last} has no value, or a key before it has none; expected pairs "
+            "of KEY VALUE. Options such as --resume come before them"
+        )
     try:
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list(overrides)
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"config override: {_explain(error, cfg)}") from error
     except (MemoryError, RecursionError):

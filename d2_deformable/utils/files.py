@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .text import one_line
 
+LOCK = ".lock"  # in a folder that is `reserved`
+
 
 class FileFormatError(ValueError):
     """A file that is damaged, has another format, or holds code that must not be run."""
@@ -109,7 +111,7 @@ def reserved(folder, what: str) -> Iterator[None]:
     Raises:
         BlockingIOError: another process has reserved it.
     """
-    with open(Path(folder) / ".lock", "a+") as file:
+    with open(Path(folder) / LOCK, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -1,5 +1,7 @@
 """Pixels of image files of any common kind, with 8 bits."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -71,7 +73,7 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
-def check_pixels(width: int, height: int) -> None:
+def check_pixels(pixels: int) -> None:
     """Check that an image has at most PIL.Image.MAX_IMAGE_PIXELS pixels, 89 million by default.
 
     Decoded, a file of some kilobytes can fill the memory. Pillow itself only warns, up to twice as
@@ -81,10 +83,10 @@ def check_pixels(width: int, height: int) -> None:
         ValueError: it has more.
     """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
+    if limit is not None and pixels > limit:
         raise ValueError(
-            f"it has {width} x {height} pixels; expected at most {limit:,} in all. Reduce it, or "
-            "raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"it has {pixels:,} pixels; expected at most {limit:,}. Reduce it, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS"
         )
 
 
@@ -96,8 +98,16 @@ def open_image(file) -> Iterator[Image.Image]:
         OSError, ValueError: it has too many pixels, or Pillow cannot read it; Pillow raises many
             types.
     """
-    with Image.open(file, formats=readable_formats()) as image:
-        check_pixels(*image.size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is an error
+            opened = Image.open(file, formats=readable_formats())
+    except Image.DecompressionBombError as error:  # Pillow's own limit is twice ours
+        for pixels in re.findall(r"\d+", str(error))[:1]:
+            check_pixels(int(pixels))
+        raise
+    with opened as image:
+        check_pixels(image.width * image.height)
         yield image
 
 

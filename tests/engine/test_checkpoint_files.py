@@ -1,6 +1,7 @@
 """Checkpoints survive crashes, and a damaged one is not resumed from."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,24 @@ def test_a_damaged_last_checkpoint_does_not_start_anew(folder, caplog, content):
 def test_last_checkpoint_chooses(folder, name):
     (folder / "last_checkpoint").write_text(name)
     assert find_checkpoint(folder) == folder / "model_0000199.pth"
+
+
+def test_copies_are_tried_in_the_order_of_their_iterations(folder):
+    """Copying a folder may give its files any times."""
+    for age, iteration in enumerate(ITERATIONS):
+        os.utime(folder / f"model_{iteration:07d}.pth", (1e9 - age, 1e9 - age))
+    flip(folder / "model_0000299.pth")
+    assert find_checkpoint(folder) == folder / "model_0000199.pth"
+
+
+@pytest.mark.parametrize(("age", "first"), [(-1, "final"), (0.5, "0000299"), (1.5, "0000199")])
+def test_a_checkpoint_without_iteration_is_placed_by_its_time(folder, age, first):
+    shutil.copy(folder / "model_0000299.pth", folder / "model_final.pth")
+    os.utime(folder / "model_final.pth", (1e9 - age, 1e9 - age))
+    (folder / "last_checkpoint").unlink()
+    if age > 1:
+        flip(folder / "model_0000299.pth")
+    assert find_checkpoint(folder) == folder / f"model_{first}.pth"
 
 
 def test_a_link_to_nowhere_is_passed_over(folder):

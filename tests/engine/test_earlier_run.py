@@ -1,6 +1,8 @@
 """A new training keeps what an earlier one left in its folder; a job continues only its own."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,15 @@ from yamls import CONFIGS
 NETWORK = str(CONFIGS / "quick/warped_shapes_rfcn_R_18_dconv3_dpool.yaml")
 FILES = ["model_0000001.pth", "model_0000001.pth.sha256", "model_final.pth", "model_ema.pth"]
 FILES += ["last_checkpoint", "metrics.json", "events.out.tfevents.1.host", "config.yaml"]
-OTHERS = ["log.txt", "model_pretrained.pth", "pretrained.pth.sha256"]
+OTHERS = ["log.txt", "pretrained.pth", "pretrained.pth.sha256"]
+
+HOLDER = """
+import sys
+from d2_deformable.utils.files import reserved
+with reserved(sys.argv[1], "training"):
+    print(flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -45,16 +55,16 @@ def test_files_of_each_training_stay_together(cfg, tmp_path):
     for number in "12":
         leave(tmp_path, number)
         put_aside(cfg)
-    assert names(tmp_path) == sorted([".job", "earlier_1", "earlier_2", *OTHERS])
+    assert names(tmp_path) == sorted(["earlier_1", "earlier_2", *OTHERS])
     for number in "12":
         check_aside(tmp_path / f"earlier_{number}", number)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", *OTHERS])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "events.out.tfevents.1", *OTHERS])
 def test_a_folder_without_a_training_stays_as_it_is(cfg, tmp_path, name):
     (tmp_path / name).touch()
     put_aside(cfg)
-    assert names(tmp_path) == [".job", name]
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("moved", range(len(FILES) + 2))
@@ -72,7 +82,7 @@ def test_a_start_that_is_killed_separates_nothing(cfg, tmp_path, monkeypatch, mo
         put_aside(cfg)
     put_aside(cfg)
     check_aside(tmp_path / "earlier_1")
-    assert names(tmp_path) == sorted([".job", "earlier_1", *OTHERS])
+    assert names(tmp_path) == sorted(["earlier_1", *OTHERS])
 
 
 def test_the_weights_to_start_from_are_not_moved(cfg, tmp_path):
@@ -84,7 +94,7 @@ def test_the_weights_to_start_from_are_not_moved(cfg, tmp_path):
     assert names(tmp_path) == ["link.pth", "model_final.pth"]
 
 
-@pytest.mark.parametrize("weights", ["d2://R-50.pkl", "{}/model_pretrained.pth"])
+@pytest.mark.parametrize("weights", ["d2://R-50.pkl", "{}/pretrained.pth"])
 def test_other_weights_may_be_anywhere(cfg, tmp_path, weights):
     leave(tmp_path)
     (tmp_path / "model_best.pth").symlink_to("nowhere")
@@ -135,3 +145,32 @@ def test_the_lock_comes_first(cfg, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError), train._own_folder(cfg, False, ""):
         pass
     assert not (tmp_path / "earlier_1").exists()
+
+
+def test_an_evaluation_keeps_the_config_of_the_training(tmp_path, monkeypatch):
+    def set_up(cfg, args):
+        (tmp_path / "config.yaml").write_text("of the evaluation")
+
+    monkeypatch.setattr(train, "preflight", lambda *_, **__: None)
+    monkeypatch.setattr(train, "default_setup", set_up)
+    monkeypatch.setattr(train, "_train_or_evaluate", lambda args, cfg: None)
+    options = ["--config-file", NETWORK, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
+    assert (tmp_path / "config.yaml").read_text() == "of the evaluation"
+    (tmp_path / "config.yaml").write_text("of the training")
+    train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
+    assert (tmp_path / "config.yaml").read_text() == "of the training"
+
+
+def test_a_dry_run_finds_what_would_stop_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "preflight", lambda *_, **__: None)
+    options = ["--config-file", NETWORK, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    weights = ["MODEL.WEIGHTS", f"{tmp_path}/model_final.pth"]
+    with pytest.raises(ValueError, match="^MODEL.WEIGHTS .* is a checkpoint of the earlier"):
+        train.main(train.parser().parse_args(["--dry-run", *options, *weights]))
+    run = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(BlockingIOError, match="another training writes here"):
+            train.main(train.parser().parse_args(["--dry-run", *options]))
+        holder.stdin.close()

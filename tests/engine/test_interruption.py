@@ -1,12 +1,15 @@
 """Signals stop a training with a checkpoint."""
 
 import signal
+from contextlib import nullcontext
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import TrainerBase
+from detectron2.engine import HookBase, TrainerBase
 
+from d2_deformable.engine import interruption
 from d2_deformable.engine.interruption import SIGNALS, Interruption
 
 
@@ -94,6 +97,33 @@ def test_an_evaluation_stops_at_once(tmp_path, network):
     assert torch.load(tmp_path / "model_0000002.pth", weights_only=True)["iteration"] == 2
 
 
+class LastEvaluation(HookBase):
+    """Evaluates in `after_train`, as Detectron2 does after the last step, and gets a signal."""
+
+    def after_train(self):
+        self.trainer.model.eval()
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_last_evaluation_loses_nothing(tmp_path, capfd, monkeypatch, world_size):
+    """With several processes it goes on, since the others would wait."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(interruption, "highest_of_processes", lambda number, model: number)
+    before = [signal.getsignal(s) for s in SIGNALS]
+    loop = Loop(tmp_path)
+    loop.register_hooks([LastEvaluation()])
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(SystemExit) if world_size == 1 else nullcontext() as stopped:
+        loop.train(0, 3)
+    assert world_size > 1 or stopped.value.code == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["last_checkpoint"]
+    expected = "Stopping this evaluation" if world_size == 1 else "Stopping after this evaluation"
+    assert capfd.readouterr().err.startswith(expected)
+    loop.interruption.restore()
+    assert before == [signal.getsignal(s) for s in SIGNALS]
+
+
 @pytest.mark.parametrize("name", ["model_0000002.pth", "model_final.pth"])
 def test_a_checkpoint_of_the_same_step_is_kept(tmp_path, name):
     (tmp_path / "last_checkpoint").write_text(name)
@@ -108,11 +138,12 @@ def test_a_process_of_the_data_loader_goes_on(tmp_path):
     loop.interruption.before_train()
     loop.interruption._process += 1
     loop.interruption._handle(signal.SIGINT, None)
-    loop.interruption.after_train()
+    loop.interruption.restore()
     assert not loop.interruption.stopped and not list(tmp_path.iterdir())
 
 
 def test_a_run_without_signals_is_not_disturbed(tmp_path):
     loop = Loop(tmp_path)
     loop.train(0, 3)
+    loop.interruption.restore()
     assert loop.model.weight == 3 and not list(tmp_path.iterdir())
