@@ -17,6 +17,7 @@ DRAWS = 2000  # bootstrap draws
 class Contrast:
     """The gain of arm `a` over arm `b` of a task, in points of `metric`.
 
+    twin: a task on a twin of the test images, "" if there is none. Its gain is subtracted.
     differences: one for each repetition.
     interval: Student's t interval over repetitions; None with a single repetition.
     bootstrap: percentile interval over draws of repetitions and test images.
@@ -31,6 +32,7 @@ class Contrast:
     interval: tuple[float, float] | None
     bootstrap: tuple[float, float]
     p: float | None
+    twin: str = ""
 
     @property
     def mean(self) -> float:
@@ -48,47 +50,54 @@ class Contrast:
         return "undecided"
 
 
-def contrast(records, task: str, metric: str, a: str, b: str) -> Contrast | None:
-    """Compare two arms over all repetitions that have both from the same start; None if none do."""
+def contrast(records, task: str, metric: str, a: str, b: str, twin: str = "") -> Contrast | None:
+    """Compare two arms over all repetitions that have both from the same start; None if none do.
+
+    Args:
+        twin: see `Contrast`.
+    """
+    signs = {(task, a): 1, (task, b): -1}
+    signs |= {(twin, a): -1, (twin, b): 1} if twin else {}
     by_repetition = {}
     for record in records:
-        if record["task"] == task and record["arm"] in (a, b):
-            key = record["start_sha256"], record["branch"]
-            by_repetition.setdefault(key, {})[record["arm"]] = unpack(record["counts"])
-    pairs = [(found[a], found[b]) for found in by_repetition.values() if len(found) == 2]
-    if not pairs:
+        arm = record["task"], record["arm"]
+        if arm in signs:
+            repetition = by_repetition.setdefault((record["start_sha256"], record["branch"]), {})
+            repetition[arm] = signs[arm], unpack(record["counts"])
+    terms = [list(some.values()) for some in by_repetition.values() if len(some) == len(signs)]
+    if not terms:
         return None
-    differences = [_difference(metric, *pair) for pair in pairs]
+    differences = [_difference(metric, some) for some in terms]
     interval = p = None
-    if len(pairs) > 1:
+    if len(terms) > 1:
         test = stats.ttest_1samp(differences, 0.0)
         interval = tuple(map(float, test.confidence_interval(CONFIDENCE)))
         p = float(np.nan_to_num(test.pvalue, nan=1.0))  # NaN: all differences are 0
-    bootstrap = bootstrapped(metric, pairs)
-    return Contrast(task, metric, a, b, tuple(differences), interval, bootstrap, p)
+    bootstrap = bootstrapped(metric, terms)
+    return Contrast(task, metric, a, b, tuple(differences), interval, bootstrap, p, twin)
 
 
-def _difference(metric, a, b, weights=None) -> float:
-    return value(metric, a, weights) - value(metric, b, weights)
+def _difference(metric, terms, weights=None) -> float:
+    return sum(sign * value(metric, counts, weights) for sign, counts in terms)
 
 
-def bootstrapped(metric: str, pairs, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def bootstrapped(metric: str, terms, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """Bootstrap the percentile interval of the mean difference.
 
-    Repetitions and images are drawn with replacement, independently; both arms of every repetition
+    Repetitions and images are drawn with replacement, independently; all arms of every repetition
     see the same images.
 
     Args:
-        pairs: for each repetition, the counts of both arms, see `endpoints.value`.
+        terms: for each repetition, [(sign, counts of an arm), ...], see `endpoints.value`.
     """
     rng = np.random.default_rng(seed)
-    images = len(next(iter(pairs[0][0].values())))
+    images = len(next(iter(terms[0][0][1].values())))
     means = []
     for _ in range(draws):
         weights = rng.multinomial(images, np.full(images, 1 / images))
-        drawn = rng.integers(len(pairs), size=len(pairs))
-        of_pair = {k: _difference(metric, *pairs[k], weights) for k in set(drawn.tolist())}
-        means.append(np.mean([of_pair[k] for k in drawn.tolist()]))
+        drawn = rng.integers(len(terms), size=len(terms)).tolist()
+        differences = {k: _difference(metric, terms[k], weights) for k in set(drawn)}
+        means.append(np.mean([differences[k] for k in drawn]))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("docs/RESULTS.md")
 FOREST = Path("docs/images/contrasts.png")
 SIZES = ("small", "medium", "large", "background", "all")
-# For each task, the pairs of arms named in docs/results/protocol.md.
+# For each task, the pairs of arms named in docs/results/protocol.md, and the twin task if any.
 CONTRASTS = {
     "clothing_deeplab": [
         ("dconv3", "plain"),
@@ -39,6 +39,8 @@ CONTRASTS = {
         ("dilation4", "plain"),
     ],
 }
+# Tasks whose contrasts are corrected together: those of one network and kind of data.
+FAMILIES = [["clothing_deeplab"], ["clothing_deeplab_straight"]]
 TITLES = {
     "clothing_deeplab": "DeepLab, clothing, from a trunk",
     "clothing_deeplab_straight": "DeepLab, clothing, from the backbone",
@@ -83,9 +85,12 @@ def read_records(root) -> list[dict]:
 
 def all_contrasts(records) -> list[Contrast]:
     found = []
-    for task, pairs in CONTRASTS.items():
+    for family in FAMILIES:
         contrasts = [
-            contrast(records, task, m, *pair) for m in TASKS[task].metrics for pair in pairs
+            contrast(records, task, metric, *arms)
+            for task in family
+            for metric in TASKS[task].metrics
+            for arms in CONTRASTS[task]
         ]
         found += holm([c for c in contrasts if c])
     return found
@@ -94,7 +99,7 @@ def all_contrasts(records) -> list[Contrast]:
 def contrast_table(contrasts) -> str:
     lines = [
         [
-            TITLES[c.task],
+            _data_of(c),
             f"{ARMS[c.a]} over {ARMS[c.b]}",
             f"{c.mean:+.1f} {c.metric}",
             _interval(c.interval),
@@ -107,6 +112,10 @@ def contrast_table(contrasts) -> str:
     ]
     headers = ["network, data", "contrast", "difference", "95 % (t)", "95 % (bootstrap)"]
     return _table(lines, [*headers, "p (Holm)", "repetitions", "reading"])
+
+
+def _data_of(c: Contrast) -> str:
+    return f"{TITLES[c.task]}, minus the gain on {TITLES[c.twin]}" if c.twin else TITLES[c.task]
 
 
 def _interval(interval) -> str:
@@ -176,7 +185,7 @@ def forest_plot(contrasts) -> Figure:
         axes.plot(c.differences, [y] * len(c.differences), "o", color=color, alpha=0.35, ms=5)
         axes.plot(c.interval, [y, y], color=color, linewidth=2)
         axes.plot(c.mean, y, "D", color=color, ms=7)
-    names = [f"{TITLES[c.task]}, {c.metric}:\n{ARMS[c.a]} over {ARMS[c.b]}" for c in contrasts]
+    names = [f"{_data_of(c)}, {c.metric}:\n{ARMS[c.a]} over {ARMS[c.b]}" for c in contrasts]
     axes.set_yticks(range(len(contrasts)), names, fontsize=9)
     axes.set_ylim(len(contrasts) - 0.5, -0.5)
     axes.axvline(0, color=INK, linewidth=1)

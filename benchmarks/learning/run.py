@@ -2,9 +2,8 @@
 
     python -m benchmarks.learning.run clothing_deeplab_trunk1_branch1_dconv3
 
-An interrupted trunk continues from its last checkpoint. An interrupted arm starts again, since the
-arms of a repetition must see the same images in the same order. The queue adds the CPU time of the
-processes and moves the result to docs/results/.
+An interrupted run continues from its last checkpoint, with the images that it would have seen. The
+queue adds the CPU time of the processes and moves the result to docs/results/.
 """
 
 import argparse
@@ -28,8 +27,7 @@ def train_and_measure(name: str) -> dict:
     run, task = parse(name), TASKS[parse(name).task]
     started_from = commit()  # the checkout may change in the meantime
     start = {"start_sha256": sha256(run.start)}
-    resume = [] if run.arm else ["--resume"]
-    train_net.main(train_net.parse_args([*run.arguments[:2], *resume, *run.arguments[2:]]))
+    train_net.main(train_net.parse_args(["--resume", *run.arguments]))
     trained = read_run(run.output)
     result = {
         "task": run.task,

@@ -64,6 +64,22 @@ def test_a_contrast_pairs_arms_of_the_same_start_and_branch():
     assert reverse.verdict == "loss" and reverse.mean == pytest.approx(-found.mean)
 
 
+def test_the_gain_on_a_twin_is_subtracted():
+    shares = {"plain": 0.6, "dconv3": 0.8}
+    records = [record(arm, k, share) for arm, share in shares.items() for k in (1, 2, 3)]
+    twins = [one | {"task": "twin"} for one in records]
+    twins[3:] = [record("dconv3", k, 0.7) | {"task": "twin"} for k in (1, 2, 3)]
+    gain = contrast(records, TASK, "mIoU", "dconv3", "plain")
+    of_twin = contrast(twins, "twin", "mIoU", "dconv3", "plain")
+    found = contrast(records + twins, TASK, "mIoU", "dconv3", "plain", "twin")
+    expected = np.subtract(gain.differences, of_twin.differences)
+    assert found.differences == pytest.approx(expected.tolist())
+    assert found.bootstrap[0] < found.mean < found.bootstrap[1] < gain.mean
+    assert contrast(records + twins[1:], TASK, "mIoU", "dconv3", "plain", "twin").differences == (
+        pytest.approx(expected[1:].tolist())
+    )
+
+
 def test_one_repetition_proves_nothing():
     found = contrast(
         [record("plain", 1, 0.6), record("dconv3", 1, 0.9)], TASK, "mIoU", "dconv3", "plain"
@@ -74,7 +90,8 @@ def test_one_repetition_proves_nothing():
 
 def test_the_bootstrap_of_equal_arms_is_zero():
     some = [counts(0.7, seed=k) for k in range(3)]
-    assert bootstrapped("mIoU", [(one, one) for one in some], draws=20) == (0, 0)
+    terms = [[(1, one), (-1, one)] for one in some]
+    assert bootstrapped("mIoU", terms, draws=20) == (0, 0)
 
 
 @pytest.mark.parametrize(

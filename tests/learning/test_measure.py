@@ -209,7 +209,7 @@ def test_a_trunk_loads_into_an_arm(thin, tmp_path):
     model, _ = thin
     file = tmp_path / "trunk.pth"
     torch.save({"model": model.state_dict()}, file)
-    run = next(run for run in PLAN[-1].branches if run.arm == "dconv3")
+    run = next(run for r in PLAN if r.trunk for run in r.branches if run.arm == "dconv3")
     cfg = read_config(str(ROOT / run.arguments[1]), run.arguments[2:])
     cfg.MODEL.DEVICE = "cpu"
     arm = build_model(cfg)
