@@ -124,7 +124,8 @@ def wait_for_all(run: subprocess.Popen, folder: Path) -> None:
     while left := processes_of(folder):
         if time.monotonic() > end:
             for pid in left:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             raise RuntimeError(f"the processes {left} have not ended, see {folder}/output.txt")
         time.sleep(0.1)
 

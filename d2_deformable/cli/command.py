@@ -81,6 +81,7 @@ def run(main, parser, argv=None) -> None:
     # On a full disk, a log file would print a traceback for every line.
     logging.raiseExceptions = args.debug
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's anchors
+    warnings.filterwarnings("ignore", "Image size", Warning)  # of Pillow; our limit is an error
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is deprecated
     try:
         main(args)

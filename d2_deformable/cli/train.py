@@ -20,13 +20,13 @@ from ..data.statistics import read_anchors
 from ..data.summary import summarize
 from ..engine import Trainer, fall_back_to_cpu, preflight, read_config, tests_with_TTA
 from ..engine.checkpoint_files import checkpoint_to_resume
-from ..engine.earlier_run import begun_by, check_weights_stay, put_aside
+from ..engine.earlier_run import begun_by, check_weights_stay, put_aside, put_back
 from ..engine.launch import (
     leaving_process_group,
     started_by_torchrun,
     torchrun_processes,
 )
-from ..utils.files import LOCK, make_folder, naming_full_disk, replacing, reserved
+from ..utils.files import LOCK, make_folder, naming_full_disk, reserved
 from .logs import set_up_logs
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,17 @@ def train_or_evaluate(args, job: str = ""):
 @contextmanager
 def _kept(file: Path, kept: bool) -> Iterator[None]:
     """If `kept`, put a file back after the block: an evaluation is not what the folder holds."""
-    content = file.read_bytes() if kept and comm.is_main_process() and file.is_file() else None
-    yield
-    if content is not None:
-        with replacing(file) as part:
-            part.write_bytes(content)
+    hidden = file.with_name(f".{file.name}.kept")
+    if comm.is_main_process() and hidden.exists():  # the last evaluation was killed
+        hidden.replace(file)
+    if not (kept and comm.is_main_process() and file.exists()):
+        yield
+        return
+    file.rename(hidden)
+    try:
+        yield
+    finally:
+        hidden.replace(file)
 
 
 @contextmanager
@@ -97,6 +103,7 @@ def _own_folder(cfg, resume: bool, job: str) -> Iterator[None]:
         if comm.is_main_process():
             try:
                 stack.enter_context(reserved(cfg.OUTPUT_DIR, "training"))
+                put_back(cfg.OUTPUT_DIR)
                 if not resume:
                     put_aside(cfg, job)
             except Exception as caught:  # others wait for it

@@ -135,14 +135,16 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_first(files: list[Path]) -> list[Path]:
-    """Sort by iteration. Only a checkpoint with a name instead of one is placed by its time, which
-    copying may change."""
+    """Sort by iteration. The times, which copying may change, only place model_final.pth; that of
+    model_best.pth is last."""
     times = {file: file.stat().st_mtime for file in files}
     iterations = {file: int(m[1]) for file in files if (m := PERIODIC.fullmatch(file.name))}
 
     def iteration(file):
+        if file.name == "model_best.pth":
+            return -1
         earlier = (n for other, n in iterations.items() if times[other] <= times[file])
-        return iterations.get(file, max(earlier, default=-1) + 0.5)
+        return iterations.get(file, max(earlier, default=0) + 0.5)
 
     return sorted(files, key=iteration, reverse=True)
 

@@ -2,17 +2,23 @@
 
 import itertools
 import logging
+import os
 import re
+import shutil
 from pathlib import Path
+
+from ..utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
 # What a new training would overwrite or add to. log.txt is open already, and holds all trainings.
 FILES = re.compile(
     r"model_(\d+|final|best|ema)\.pth(\.sha256)?|last_checkpoint|metrics\.json"
-    r"|events\.out\.tfevents\..*|config\.yaml|inference(_EMA|_TTA)?"
+    r"|events\.out\.tfevents\..*|inference(_EMA|_TTA)?"
 )
+CONFIG = "config.yaml"  # is copied: --config-file may name it
 CHECKPOINTS = re.compile(r"model_.*\.pth|last_checkpoint")
+PART = "earlier.part"  # becomes earlier_N when it is complete
 JOB = ".job"  # holds the name of the torchrun job that began the training
 
 
@@ -30,14 +36,14 @@ def put_aside(cfg, job: str = "") -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     found = [file for file in folder.iterdir() if FILES.fullmatch(file.name)]
-    part = folder / "earlier.part"  # left by a process that was killed
-    if part.exists() or any(map(_shows_training, found)):
+    if any(map(_shows_training, found)):
         check_weights_stay(cfg)
-        part.mkdir(exist_ok=True)
+        (part := folder / PART).mkdir()
         for file in found:
             file.rename(part / file.name)
-        names = (folder / f"earlier_{number}" for number in itertools.count(1))
-        aside = part.rename(next(name for name in names if not name.exists()))
+        if (folder / CONFIG).is_file():
+            shutil.copy2(folder / CONFIG, part)
+        aside = part.rename(_free_name(folder))
         logger.warning(
             "%s holds an earlier training, which is now in %s; to continue that one, add --resume "
             "and OUTPUT_DIR %s",
@@ -47,7 +53,28 @@ def put_aside(cfg, job: str = "") -> None:
         )
     (folder / JOB).unlink(missing_ok=True)
     if job:
-        (folder / JOB).write_text(job, encoding="utf-8")
+        with replacing(folder / JOB) as file:
+            file.write_text(job, encoding="utf-8")
+
+
+def put_back(folder) -> None:
+    """Move files back that a start was putting aside when it was killed."""
+    folder = Path(folder)
+    if not (part := folder / PART).is_dir():
+        return
+    (part / CONFIG).unlink(missing_ok=True)
+    for file in list(part.iterdir()):
+        if not os.path.lexists(folder / file.name):
+            file.rename(folder / file.name)
+    if any(part.iterdir()):  # something has run in the meantime
+        part.rename(_free_name(folder))
+    else:
+        part.rmdir()
+
+
+def _free_name(folder: Path) -> Path:
+    names = (folder / f"earlier_{number}" for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def check_weights_stay(cfg) -> None:
@@ -57,8 +84,8 @@ def check_weights_stay(cfg) -> None:
         ValueError: it is.
     """
     weights, folder = Path(cfg.MODEL.WEIGHTS), Path(cfg.OUTPUT_DIR)
-    inside = folder.resolve() == weights.resolve().parent
-    if inside and FILES.fullmatch(weights.resolve().name):
+    paths = weights.absolute(), weights.resolve()
+    if any(p.parent.resolve() == folder.resolve() and FILES.fullmatch(p.name) for p in paths):
         raise ValueError(
             f"MODEL.WEIGHTS {weights} is a checkpoint of the earlier training in OUTPUT_DIR "
             f"{folder}: name another OUTPUT_DIR, or add --resume to continue it"
@@ -67,9 +94,8 @@ def check_weights_stay(cfg) -> None:
 
 def _shows_training(file: Path) -> bool:
     """A start that fails before it trains leaves the other files, metrics.json empty."""
-    return bool(CHECKPOINTS.fullmatch(file.name)) or (
-        file.name == "metrics.json" and file.stat().st_size > 0
-    )
+    is_checkpoint = CHECKPOINTS.fullmatch(file.name)
+    return bool(is_checkpoint) or (file.name == "metrics.json" and file.read_bytes() != b"")
 
 
 def begun_by(job: str, folder) -> bool:
@@ -78,4 +104,4 @@ def begun_by(job: str, folder) -> bool:
     A job whose processes were started again then continues its own training, and no other.
     """
     file = Path(folder) / JOB
-    return file.is_file() and file.read_text("utf-8", "replace") == job
+    return bool(job) and file.is_file() and file.read_text("utf-8", "replace") == job

@@ -41,12 +41,13 @@ def torchrun_processes(device: str) -> Iterator[str]:
     """Be one of torchrun's processes inside the block, as after Detectron2's `launch`.
 
     Yields the name of the job, which stays when torchrun starts its processes again. Under other
-    launchers each start has a name of its own.
+    launchers, or if torchrun has other rendezvous back ends than its own stores, each start has a
+    name of its own.
 
     How the block may end: see `leaving_process_group`.
 
     Args:
-        device: MODEL.DEVICE. The processes talk by gloo on "cpu", by NCCL on GPUs.
+        device: MODEL.DEVICE. The processes talk by NCCL on GPUs, elsewhere by gloo.
 
     Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK, the place among the
     processes of this machine, whose ranks follow one another; without it there are no others here.
@@ -55,8 +56,8 @@ def torchrun_processes(device: str) -> Iterator[str]:
         ValueError: this machine has fewer GPUs than processes, or a variable is missing.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    on_cpu = torch.device(device).type == "cpu"
-    if not on_cpu:
+    on_gpus = torch.device(device).type == "cuda"
+    if on_gpus:
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"LOCAL_RANK is {local_rank}, but {torch.cuda.device_count()} GPUs are visible; "
@@ -72,7 +73,7 @@ def torchrun_processes(device: str) -> Iterator[str]:
         return
     # Processes that are started again must not find the addresses of those before.
     store = dist.PrefixStore(_name_of_start(store, rank, world_size), store)
-    backend = "gloo" if on_cpu else "nccl"
+    backend = "nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     with leaving_process_group():
         _find_machine(first=rank - local_rank)

@@ -1,7 +1,6 @@
 """Pixels of image files of any common kind, with 8 bits."""
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -99,9 +98,7 @@ def open_image(file) -> Iterator[Image.Image]:
             types.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is an error
-            opened = Image.open(file, formats=readable_formats())
+        opened = Image.open(file, formats=readable_formats())
     except Image.DecompressionBombError as error:  # Pillow's own limit is twice ours
         for pixels in re.findall(r"\d+", str(error))[:1]:
             check_pixels(int(pixels))

@@ -95,6 +95,7 @@ def test_a_checkpoint_without_iteration_is_placed_by_its_time(folder, age, first
     shutil.copy(folder / "model_0000299.pth", folder / "model_final.pth")
     os.utime(folder / "model_final.pth", (1e9 - age, 1e9 - age))
     (folder / "last_checkpoint").unlink()
+    shutil.copy(folder / "model_0000099.pth", folder / "model_best.pth")  # of any iteration
     if age > 1:
         flip(folder / "model_0000299.pth")
     assert find_checkpoint(folder) == folder / f"model_{first}.pth"

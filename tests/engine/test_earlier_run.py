@@ -9,7 +9,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from d2_deformable.cli import train
-from d2_deformable.engine.earlier_run import begun_by, put_aside
+from d2_deformable.engine.earlier_run import begun_by, put_aside, put_back
 from d2_deformable.utils.files import reserved
 from yamls import CONFIGS
 
@@ -43,11 +43,11 @@ def leave(folder, text=""):
 
 
 def names(folder):
-    return sorted(file.name for file in folder.iterdir())
+    return sorted(file.name for file in folder.iterdir() if file.name != "config.yaml")
 
 
 def check_aside(folder, text=""):
-    assert names(folder) == sorted([*FILES, "inference"])
+    assert sorted(file.name for file in folder.iterdir()) == sorted([*FILES, "inference"])
     assert {file.read_text() for file in folder.rglob("*.*") if file.is_file()} == {text}
 
 
@@ -60,15 +60,23 @@ def test_files_of_each_training_stay_together(cfg, tmp_path):
         check_aside(tmp_path / f"earlier_{number}", number)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "events.out.tfevents.1", *OTHERS])
+@pytest.mark.parametrize("name", ["metrics.json", "events.out.tfevents.1", *OTHERS])
 def test_a_folder_without_a_training_stays_as_it_is(cfg, tmp_path, name):
+    (tmp_path / "config.yaml").touch()
     (tmp_path / name).touch()
     put_aside(cfg)
     assert names(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("moved", range(len(FILES) + 2))
-def test_a_start_that_is_killed_separates_nothing(cfg, tmp_path, monkeypatch, moved):
+def test_the_config_may_be_read_afterwards(cfg, tmp_path):
+    leave(tmp_path)
+    put_aside(cfg)
+    assert (tmp_path / "config.yaml").is_file()  # --config-file may name it
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("moved", range(len(FILES) + 1))
+def test_a_start_that_is_killed_separates_nothing(cfg, tmp_path, monkeypatch, moved, resume):
     def rename(self, target):
         if renamed.count(True) == moved:
             raise KeyboardInterrupt
@@ -80,18 +88,38 @@ def test_a_start_that_is_killed_separates_nothing(cfg, tmp_path, monkeypatch, mo
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", rename)
         put_aside(cfg)
+    assert (tmp_path / "earlier.part").is_dir()
+    put_back(tmp_path)
+    everything = {*FILES, *OTHERS, "inference"} - {"config.yaml"}
+    assert names(tmp_path) == sorted(everything)
     put_aside(cfg)
     check_aside(tmp_path / "earlier_1")
-    assert names(tmp_path) == sorted(["earlier_1", *OTHERS])
+
+
+def test_what_was_written_in_the_meantime_stays(cfg, tmp_path):
+    """An evaluation, which needs no lock, has run before the interrupted start was made up for."""
+    for folder, text in ((tmp_path / "earlier.part", "old"), (tmp_path, "new")):
+        (folder / "inference").mkdir(parents=True)
+        (folder / "inference/results.json").write_text(text)
+    (tmp_path / "earlier.part/metrics.json").write_text("{}")
+    put_back(tmp_path)
+    assert names(tmp_path) == ["earlier_1", "inference", "metrics.json"]
+    assert (tmp_path / "inference/results.json").read_text() == "new"
+    assert (tmp_path / "earlier_1/inference/results.json").read_text() == "old"
 
 
 def test_the_weights_to_start_from_are_not_moved(cfg, tmp_path):
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "backbone.pth").touch()
     (tmp_path / "model_final.pth").touch()
     (tmp_path / "link.pth").symlink_to("model_final.pth")
-    cfg.MODEL.WEIGHTS = str(tmp_path / "link.pth")
-    with pytest.raises(ValueError, match=f"^MODEL.WEIGHTS {re.escape(cfg.MODEL.WEIGHTS)} is a"):
-        put_aside(cfg)
-    assert names(tmp_path) == ["link.pth", "model_final.pth"]
+    (tmp_path / "model_best.pth").symlink_to(elsewhere / "backbone.pth")
+    before = names(tmp_path)
+    for name in ("link.pth", "model_best.pth", "model_final.pth"):
+        cfg.MODEL.WEIGHTS = str(tmp_path / name)
+        with pytest.raises(ValueError, match=f"^MODEL.WEIGHTS {re.escape(cfg.MODEL.WEIGHTS)} is a"):
+            put_aside(cfg)
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize("weights", ["d2://R-50.pkl", "{}/pretrained.pth"])
@@ -108,7 +136,9 @@ def test_a_job_knows_its_training(cfg, tmp_path):
     put_aside(cfg, "a")
     assert begun_by("a", tmp_path) and not begun_by("b", tmp_path)
     put_aside(cfg)
-    assert not begun_by("a", tmp_path) and not begun_by("", tmp_path)
+    assert not begun_by("a", tmp_path)
+    (tmp_path / ".job").touch()
+    assert not begun_by("", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +180,8 @@ def test_the_lock_comes_first(cfg, tmp_path, monkeypatch):
 def test_an_evaluation_keeps_the_config_of_the_training(tmp_path, monkeypatch):
     def set_up(cfg, args):
         (tmp_path / "config.yaml").write_text("of the evaluation")
+        if (tmp_path / ".config.yaml.kept").exists():
+            raise OSError("full")
 
     monkeypatch.setattr(train, "preflight", lambda *_, **__: None)
     monkeypatch.setattr(train, "default_setup", set_up)
@@ -158,7 +190,12 @@ def test_an_evaluation_keeps_the_config_of_the_training(tmp_path, monkeypatch):
     train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
     assert (tmp_path / "config.yaml").read_text() == "of the evaluation"
     (tmp_path / "config.yaml").write_text("of the training")
-    train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
+    with pytest.raises(OSError, match="full"):
+        train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
+    assert (tmp_path / "config.yaml").read_text() == "of the training"
+    (tmp_path / "config.yaml").rename(tmp_path / ".config.yaml.kept")  # as a kill leaves it
+    with pytest.raises(OSError, match="full"):
+        train.train_or_evaluate(train.parser().parse_args(["--eval-only", *options]))
     assert (tmp_path / "config.yaml").read_text() == "of the training"
 
 

@@ -110,6 +110,8 @@ def test_the_last_evaluation_loses_nothing(tmp_path, capfd, monkeypatch, world_s
     """With several processes it goes on, since the others would wait."""
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
     monkeypatch.setattr(interruption, "highest_of_processes", lambda number, model: number)
+    unhandled = []
+    former = signal.signal(signal.SIGTERM, lambda *_: unhandled.append(True))
     before = [signal.getsignal(s) for s in SIGNALS]
     loop = Loop(tmp_path)
     loop.register_hooks([LastEvaluation()])
@@ -121,7 +123,8 @@ def test_the_last_evaluation_loses_nothing(tmp_path, capfd, monkeypatch, world_s
     expected = "Stopping this evaluation" if world_size == 1 else "Stopping after this evaluation"
     assert capfd.readouterr().err.startswith(expected)
     loop.interruption.restore()
-    assert before == [signal.getsignal(s) for s in SIGNALS]
+    assert before == [signal.getsignal(s) for s in SIGNALS] and not unhandled
+    signal.signal(signal.SIGTERM, former)
 
 
 @pytest.mark.parametrize("name", ["model_0000002.pth", "model_final.pth"])

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_deformable.engine.launch import (
+    _name_of_start,
     leaving_process_group,
     started_by_torchrun,
     torchrun_processes,
@@ -134,17 +136,23 @@ def test_a_process_without_objects(data, tmp_path):
     assert np.isfinite(losses(tmp_path / "o")["total_loss"])
 
 
+@contextmanager
 def several_agents(tmp_path, data, make_command, count):
     """Start a torchrun for each of `count` machines, all of them on this one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
     where = ["--nnodes", str(count), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
     agents = []
-    for i in range(count):
-        with open(tmp_path / f"{i}.txt", "w") as log:
-            words = make_command(machines=where if count > 1 else ["--standalone"])
-            agents.append(subprocess.Popen(words, env=environment(data), stdout=log, stderr=log))
-    return agents
+    try:
+        for i in range(count):
+            with open(tmp_path / f"{i}.txt", "w") as log:
+                words = make_command(machines=where if count > 1 else ["--standalone"])
+                agent = subprocess.Popen(words, env=environment(data), stdout=log, stderr=log)
+                agents.append(agent)
+        yield agents
+    finally:
+        for agent in agents:
+            agent.kill()
 
 
 @pytest.mark.slow
@@ -158,14 +166,14 @@ def test_torchrun_restarts_from_the_last_checkpoint(data, tmp_path, machines, pr
     folder.mkdir()
     shutil.copy(tmp_path / "whole/model_final.pth", folder)  # of an earlier training
     make = partial(command, config, folder, processes, *options, flags=["--debug"])
-    agents = several_agents(tmp_path, data, make, machines)
-    while not (folder / "model_0000003.pth").is_file() and agents[-1].poll() is None:
-        time.sleep(0.02)
-    pid = agents[-1].pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    for i, agent in enumerate(agents):
-        assert agent.wait(300) == 0, (tmp_path / f"{i}.txt").read_text()[-3000:]
+    with several_agents(tmp_path, data, make, machines) as agents:
+        while not (folder / "model_0000003.pth").is_file() and agents[-1].poll() is None:
+            time.sleep(0.02)
+        pid = agents[-1].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        for i, agent in enumerate(agents):
+            assert agent.wait(300) == 0, (tmp_path / f"{i}.txt").read_text()[-3000:]
     assert "Resuming from" in (folder / "log.txt").read_text()
     assert (folder / "earlier_1/model_final.pth").is_file()
     killed, whole = lines(folder), lines(tmp_path / "whole")
@@ -258,6 +266,7 @@ def test_processes_end_with_their_torchrun(data, tmp_path):
         torchrun = subprocess.Popen(words, env=environment(data), stdout=log, stderr=log)
         while not (folder / "last_checkpoint").is_file() and torchrun.poll() is None:
             time.sleep(0.02)
+        assert torchrun.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
         torchrun.kill()
         torchrun.wait()
     end = time.monotonic() + 15
@@ -268,6 +277,26 @@ def test_processes_end_with_their_torchrun(data, tmp_path):
         except BlockingIOError:
             time.sleep(0.1)
     raise AssertionError("a process still trains")
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_processes_of_a_start_agree_on_its_name(dies):
+    """The store keeps what those of earlier starts, whose number may differ, have written."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def one(rank, count):
+        store = dist.TCPStore("127.0.0.1", server.port, wait_for_workers=False)
+        return _name_of_start(dist.PrefixStore("x", store), rank, count)
+
+    names = []
+    with ThreadPoolExecutor(4) as pool:
+        for count in (3, 2, 4, 4, 2):
+            if dies:  # a process that has asked is killed
+                server.set("x/question of 1", "nobody waits for the answer")
+            found = set(pool.map(one, reversed(range(count)), [count] * count))
+            assert len(found) == 1
+            names += found
+    assert len(set(names)) == 5
 
 
 def gloo_threads():
