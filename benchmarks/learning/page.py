@@ -38,12 +38,24 @@ CONTRASTS = {
         ("dconv3", "dilation4"),
         ("dilation4", "plain"),
     ],
+    "shapes_deeplab_wide": [
+        ("dconv3", "plain", "shapes_deeplab_rigid"),
+        ("dconv3", "plain"),
+        ("dconv3", "dilation4"),
+    ],
+    "shapes_deeplab_rigid": [("dconv3", "plain")],
 }
 # Tasks whose contrasts are corrected together: those of one network and kind of data.
-FAMILIES = [["clothing_deeplab"], ["clothing_deeplab_straight"]]
+FAMILIES = [
+    ["clothing_deeplab"],
+    ["clothing_deeplab_straight"],
+    ["shapes_deeplab_wide", "shapes_deeplab_rigid"],
+]
 TITLES = {
     "clothing_deeplab": "DeepLab, clothing, from a trunk",
     "clothing_deeplab_straight": "DeepLab, clothing, from the backbone",
+    "shapes_deeplab_wide": "DeepLab, shapes of many sizes",
+    "shapes_deeplab_rigid": "DeepLab, rigid shapes",
 }
 ARMS = {
     "plain": "plain (dilation 2)",

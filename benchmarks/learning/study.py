@@ -82,7 +82,26 @@ STRAIGHT = replace(
     arms={arm: CLOTHING.arms[arm] for arm in ("plain", "dilation4", "dconv3")},
     settings=("SOLVER.AMP.ENABLED", "True", "TEST.EVAL_PERIOD", "500"),
 )
-TASKS = {task.name: task for task in (CLOTHING, STRAIGHT)}
+SHAPES = replace(
+    STRAIGHT,
+    name="shapes_deeplab_wide",
+    config="shapes_deeplab",
+    valid="shapes_val",
+    test="shapes_test",
+)
+RIGID = replace(
+    SHAPES,
+    name="shapes_deeplab_rigid",
+    settings=(
+        *SHAPES.settings,
+        *(
+            word
+            for split in ("train", "val", "test")
+            for word in (f"DATASETS.CUSTOM.shapes_{split}.VARIATION", "rigid")
+        ),
+    ),
+)
+TASKS = {task.name: task for task in (CLOTHING, STRAIGHT, SHAPES, RIGID)}
 
 
 @dataclass(frozen=True)
@@ -178,11 +197,18 @@ class Repetition:
         return [self.trunk, *self.branches] if self.trunk else self.branches
 
 
-# The order in which the queue trains. Of CLOTHING, repetition 1 has the arms among which settings
+# The order in which the queue trains. RIGID is trained beside each repetition of SHAPES, whose
+# third arm comes last. Of CLOTHING, repetition 1 has the arms among which settings
 # are chosen on `valid`; repetitions 2 to 5, each on a trunk of its own, follow when the choice is
 # made, see docs/results/protocol.md.
 PLAN = [
     *(Repetition(STRAIGHT.name, 0, seed, ("plain", "dconv3", "dilation4")) for seed in range(1, 6)),
+    *(
+        Repetition(task.name, 0, seed, ("plain", "dconv3"))
+        for seed in range(1, 6)
+        for task in (SHAPES, RIGID)
+    ),
+    *(Repetition(SHAPES.name, 0, seed, ("plain", "dconv3", "dilation4")) for seed in range(1, 6)),
     Repetition(
         "clothing_deeplab",
         seed=1,
