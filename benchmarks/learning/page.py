@@ -23,33 +23,34 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path("docs/RESULTS.md")
 FOREST = Path("docs/images/contrasts.png")
 SIZES = ("small", "medium", "large", "background", "all")
-# For each task, the pairs of arms named in docs/results/protocol.md, and the twin task if any.
-CONTRASTS = {
-    "clothing_deeplab": [
-        ("dconv3", "plain"),
-        ("dconv3_rate01", "plain"),
-        ("dilation4", "plain"),
-        ("dilation6", "plain"),
-        ("dconv3", "dilation4"),
-        ("dconv3", "dilation6"),
-    ],
-    "clothing_deeplab_straight": [
-        ("dconv3", "plain"),
-        ("dconv3", "dilation4"),
-        ("dilation4", "plain"),
-    ],
-    "shapes_deeplab_wide": [
-        ("dconv3", "plain", "shapes_deeplab_rigid"),
-        ("dconv3", "plain"),
-        ("dconv3", "dilation4"),
-    ],
-    "shapes_deeplab_rigid": [("dconv3", "plain")],
-}
-# Tasks whose contrasts are corrected together: those of one network and kind of data.
-FAMILIES = [
-    ["clothing_deeplab"],
-    ["clothing_deeplab_straight"],
-    ["shapes_deeplab_wide", "shapes_deeplab_rigid"],
+# The pairs of arms named in docs/results/protocol.md, by task, and the twin task if there is one.
+# Contrasts of a dictionary are corrected together: those of one network and kind of data.
+CONTRASTS = [
+    {
+        "clothing_deeplab": [
+            ("dconv3", "plain"),
+            ("dconv3_rate01", "plain"),
+            ("dilation4", "plain"),
+            ("dilation6", "plain"),
+            ("dconv3", "dilation4"),
+            ("dconv3", "dilation6"),
+        ]
+    },
+    {
+        "clothing_deeplab_straight": [
+            ("dconv3", "plain"),
+            ("dconv3", "dilation4"),
+            ("dilation4", "plain"),
+        ]
+    },
+    {
+        "shapes_deeplab_wide": [
+            ("dconv3", "plain", "shapes_deeplab_rigid"),
+            ("dconv3", "plain"),
+            ("dconv3", "dilation4"),
+        ],
+        "shapes_deeplab_rigid": [("dconv3", "plain")],
+    },
 ]
 TITLES = {
     "clothing_deeplab": "DeepLab, clothing, from a trunk",
@@ -97,12 +98,12 @@ def read_records(root) -> list[dict]:
 
 def all_contrasts(records) -> list[Contrast]:
     found = []
-    for family in FAMILIES:
+    for family in CONTRASTS:
         contrasts = [
             contrast(records, task, metric, *arms)
-            for task in family
+            for task, pairs in family.items()
             for metric in TASKS[task].metrics
-            for arms in CONTRASTS[task]
+            for arms in pairs
         ]
         found += holm([c for c in contrasts if c])
     return found

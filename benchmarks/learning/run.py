@@ -2,8 +2,9 @@
 
     python -m benchmarks.learning.run clothing_deeplab_trunk1_branch1_dconv3
 
-An interrupted run continues from its last checkpoint, with the images that it would have seen. The
-queue adds the CPU time of the processes and moves the result to docs/results/.
+An interrupted trunk continues from its last checkpoint. An arm always starts anew, since its folder
+may hold a training from another trunk. The queue adds the CPU time of the processes and moves the
+result to docs/results/.
 """
 
 import argparse
@@ -27,7 +28,8 @@ def train_and_measure(name: str) -> dict:
     run, task = parse(name), TASKS[parse(name).task]
     started_from = commit()  # the checkout may change in the meantime
     start = {"start_sha256": sha256(run.start)}
-    train_net.main(train_net.parse_args(["--resume", *run.arguments]))
+    resume = [] if run.arm else ["--resume"]
+    train_net.main(train_net.parse_args([*resume, *run.arguments]))
     trained = read_run(run.output)
     result = {
         "task": run.task,

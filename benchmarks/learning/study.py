@@ -198,9 +198,9 @@ class Repetition:
 
 
 # The order in which the queue trains. RIGID is trained beside each repetition of SHAPES, whose
-# third arm comes last. Of CLOTHING, repetition 1 has the arms among which settings
-# are chosen on `valid`; repetitions 2 to 5, each on a trunk of its own, follow when the choice is
-# made, see docs/results/protocol.md.
+# third arm comes last. Of CLOTHING, repetition 1 has the arms among which settings are chosen on
+# `valid`; repetitions 2 to 5, each on a trunk of its own, follow when the choice is made, see
+# docs/results/protocol.md.
 PLAN = [
     *(Repetition(STRAIGHT.name, 0, seed, ("plain", "dconv3", "dilation4")) for seed in range(1, 6)),
     *(

@@ -32,10 +32,11 @@ def started(tmp_path, monkeypatch):
     return started
 
 
-def test_an_interrupted_run_continues(started):
+def test_a_trunk_continues_and_an_arm_starts_anew(started):
+    """The folder of an arm may hold a training from another trunk."""
     for run in (TRUNK, ARM):
         learning.train_and_measure(run.name)
-    assert [args.resume for args in started] == [True, True]
+    assert [args.resume for args in started] == [True, False]
 
 
 def test_an_arm_names_the_weights_that_it_started_from(started):
